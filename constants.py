@@ -1,0 +1,95 @@
+"""What a user edits: paths, models, stimulus grids, probe grid.
+
+Standard library only, so that it also imports inside Blender. A relative path means
+relative to this repository; `PEZ_CHECKPOINT_DIR` and `PEZ_ARTIFACTS_DIR` win over what
+is written here.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent
+
+
+def _directory(variable: str, default: str) -> Path:
+    path = Path(os.environ.get(variable) or default).expanduser()
+    return path if path.is_absolute() else REPOSITORY / path
+
+
+# ---------------------------------------------------------------- paths
+
+CHECKPOINT_DIR = _directory("PEZ_CHECKPOINT_DIR", "artifacts/checkpoints")  # vitl.pt, vith.pt, vitg.pt, ...
+ARTIFACTS_DIR = _directory("PEZ_ARTIFACTS_DIR", "artifacts")
+
+DATA_DIR = ARTIFACTS_DIR / "data"  # rendered clip sets
+FEATURES_DIR = ARTIFACTS_DIR / "features"  # feature stores
+RESULTS_DIR = ARTIFACTS_DIR / "results"  # tables and figures
+INTPHYS_ROOT = ARTIFACTS_DIR / "intphys" / "dev"  # the IntPhys 2019 dev split
+REFERENCE_DIR = REPOSITORY / "reference"  # published numbers, for overlays only
+
+# ---------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Sizes of a V-JEPA 2 encoder and the checkpoint file in CHECKPOINT_DIR that holds it."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int  # hidden units of the MLP
+    file: str | None
+    resolution: int = 256  # pixels a side
+    patch_size: int = 16
+    tubelet_size: int = 2
+
+
+MODELS = {
+    "large": ModelSpec(width=1024, depth=24, heads=16, mlp_width=4096, file="vitl.pt"),
+    "huge": ModelSpec(width=1280, depth=32, heads=16, mlp_width=5120, file="vith.pt"),
+    "giant": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg.pt"),
+    "giant_384": ModelSpec(
+        width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384
+    ),
+    "tiny": ModelSpec(width=192, depth=12, heads=3, mlp_width=768, file=None),
+}
+DEFAULT_MODEL = "large"
+
+# ---------------------------------------------------------------- stimuli
+
+
+@dataclass(frozen=True)
+class StimulusGrid:
+    """Conditions of the ball sets: every direction x magnitude, `n_starts` clips each."""
+
+    directions_deg: tuple[float, ...]  # counter-clockwise from +x, seen from above
+    speeds: tuple[float, ...]  # m/s, velocity set
+    accelerations: tuple[float, ...]  # m/s^2, acceleration set
+    n_starts: int
+
+
+_EIGHT_DIRECTIONS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
+
+STIMULUS_GRIDS = {
+    # 392 velocity and 280 acceleration clips (paper, appendix A)
+    "paper": StimulusGrid(
+        _EIGHT_DIRECTIONS, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (2.0, 4.0, 6.0, 8.0, 10.0), 7
+    ),
+    # 128 velocity and 96 acceleration clips: the same structure in minutes on two cores
+    "quick": StimulusGrid(_EIGHT_DIRECTIONS, (1.0, 3.0, 5.0, 7.0), (2.0, 6.0, 10.0), 4),
+}
+START_RANGE_M = 2.0  # starts are uniform in [-2, 2]^2
+N_FRAMES = 16
+FRAME_RATE = 24  # Hz
+RESOLUTION = 256  # pixels a side
+STIMULUS_SEED = 0
+
+# ---------------------------------------------------------------- probes
+
+PROBE_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)  # paper, appendix B
+PROBE_WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
+PROBE_EPOCHS = 400
+PROBE_PATIENCE = 40
+N_FOLDS = 5
+EMERGENCE_DEPTH = 1 / 3  # where the paper puts the Physics Emergence Zone, as a fraction of depth

@@ -1,0 +1,70 @@
+"""What every script's command line shares: one-line errors, `--debug`, arguments after a bare `--`."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+
+from pez.errors import UserError, check_choice
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that shows defaults and answers a bad argument with one line and exit code 2."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(**kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def _check_value(self, action, value):
+        if action.choices is not None:
+            check_choice(
+                "/".join(action.option_strings) or str(action.metavar or action.dest), value, action.choices
+            )
+
+
+def script_arguments(argv: Sequence[str] | None = None) -> list[str]:
+    """Arguments of this script: what follows a bare `--` if there is one (as under Blender), else all."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return argv[argv.index("--") + 1 :] if "--" in argv else argv
+
+
+def run_script(
+    parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None], argv=None
+) -> int:
+    """Parse, run `main(args)` and turn what a user can mend into one line and exit code 2.
+
+    A UserError, a full disk and a refused file are one line each; anything else is a defect and keeps
+    its traceback. With `--debug` every error shows its traceback.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = script_arguments(argv)
+    debug = "--debug" in arguments
+    try:
+        return main(parser.parse_args(arguments)) or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        line = _os_error_line(error)
+        if debug or line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what is complete is kept; the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _os_error_line(error: OSError) -> str | None:
+    name = error.filename or "the output folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission for {name}: choose a folder you may write, or change its permissions"
+    return None

@@ -1,0 +1,1 @@
+"""The frozen video encoder: loading, preprocessing, capture, pooling, extraction."""

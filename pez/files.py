@@ -1,0 +1,106 @@
+"""Files appear whole or not at all, and two runs never write to one place."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pez.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, moved onto it when the block ends without an error.
+
+    The temporary name keeps the suffix of `path`, so writers that look at it work. Folders are
+    written the same way: create the yielded path as a folder. A folder that is already there is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent)) / path.name
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            path.rename(temporary.parent / "replaced")
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def remove_partial(directory: str | os.PathLike) -> None:
+    """Remove what a killed run left half-written directly inside `directory`."""
+    for leftover in Path(directory).glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_text(path, text: str) -> Path:
+    """Write `text` atomically and return the path."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path, value) -> Path:
+    """Write `value` as indented JSON, atomically."""
+    return write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def read_json(path) -> dict:
+    """Read a JSON file; a missing or damaged one is a UserError that names it."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not readable JSON ({error}): remove it and rerun the step that wrote it"
+        ) from None
+
+
+def write_parquet(path, frame) -> Path:
+    """Write a pandas data frame atomically as parquet, without its index."""
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+    return Path(path)
+
+
+def write_csv(path, frame) -> Path:
+    """Write a pandas data frame atomically as CSV, without its index."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False)
+    return Path(path)
+
+
+def fingerprint(value) -> str:
+    """Sixteen hex digits of the SHA-256 of `value` as canonical JSON: equal settings, equal fingerprint."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def exclusive(directory: str | os.PathLike) -> Iterator[None]:
+    """Hold `directory` for this process; a second run that wants it gets a UserError.
+
+    The lock is the operating system's (`flock` on `.lock`), so it dies with its process.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise UserError(
+                f"{directory} is being written by {holder}: wait for it, or choose another output folder"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield

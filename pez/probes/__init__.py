@@ -1,0 +1,1 @@
+"""From features to layer curves: targets, folds, solvers, scores."""

@@ -1,0 +1,1 @@
+"""Rendered clips and their ground truth. Nothing here imports torch."""

@@ -1,0 +1,100 @@
+"""A clip set on disk: lossless PNG frames a clip, and two parquet manifests.
+
+    <root>/<set>/clipset.json            settings that made the set, their fingerprint, provenance
+    <root>/<set>/clips.parquet           one row a clip
+    <root>/<set>/frames.parquet          one row a frame: ground truth
+    <root>/<set>/clips/<clip_id>/frame_00.png ... frame_15.png
+
+Columns of clips.parquet: `clip_id`, `set`, `direction_deg` (counter-clockwise from world +x), `magnitude`
+(m/s in the velocity set, m/s^2 in the acceleration set), `start_x_m`, `start_y_m`, `direction_index`,
+`magnitude_index`, `start_index`, `seed`, `visible_fraction` (of frames with the ball fully in view), `n_frames`.
+
+Columns of frames.parquet: `clip_id`, `frame`, `x_m y_m z_m` (m), `vx_m_s vy_m_s` (m/s), `ax_m_s2 ay_m_s2`
+(m/s^2), `x_px y_px` (ball centre in pixels), `vx_px vy_px` (pixels per frame), `ax_px ay_px` (pixels per
+frame^2), `radius_px`, `fully_visible`.
+
+World axes: x right, y up on the screen, z towards the camera. Image axes: x right, y DOWN, origin at the
+outer corner of the top-left pixel, so the centre of that pixel is (0.5, 0.5).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pez.errors import UserError
+from pez.files import fingerprint, read_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """A clip set that has been read: `clips` has one row a clip, `frames` one row a frame."""
+
+    directory: Path
+    settings: dict
+    clips: pd.DataFrame
+    frames: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """Name of the set: velocity, acceleration, ..."""
+        return self.directory.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any setting or clip of the set."""
+        return fingerprint({"settings": self.settings, "clips": self.clips["clip_id"].tolist()})
+
+    def frame_paths(self, clip_id: str) -> list[Path]:
+        """The PNG files of one clip in time order."""
+        count = int(self.clips.loc[self.clips["clip_id"] == clip_id, "n_frames"].iloc[0])
+        return frame_paths(self.directory, clip_id, count)
+
+
+def clip_directory(set_directory: Path, clip_id: str) -> Path:
+    """Folder of one clip's frames."""
+    return set_directory / "clips" / clip_id
+
+
+def frame_paths(set_directory: Path, clip_id: str, n_frames: int) -> list[Path]:
+    """The PNG files of one clip in time order."""
+    return [clip_directory(set_directory, clip_id) / f"frame_{frame:02d}.png" for frame in range(n_frames)]
+
+
+def read_clip_set(directory: str | Path) -> ClipSet:
+    """Read a set's manifests and check that every clip is there.
+
+    Raises UserError if the folder or a manifest is missing or a clip has no frames on disk.
+    """
+    directory = Path(directory)
+    if not (directory / "clipset.json").is_file():
+        raise UserError(
+            f"no clip set at {directory}: make it with `python step1_generate.py --dataset {directory.name}`"
+        )
+    described = read_json(directory / "clipset.json")
+    clip_set = ClipSet(
+        directory=directory,
+        settings=described["settings"],
+        clips=_read_parquet(directory / "clips.parquet"),
+        frames=_read_parquet(directory / "frames.parquet"),
+    )
+    missing = [clip for clip in clip_set.clips["clip_id"] if not clip_directory(directory, clip).is_dir()]
+    if missing:
+        raise UserError(
+            f"{directory}: {len(missing)} of {len(clip_set.clips)} clips are missing, first {missing[0]}: "
+            "rerun the step1_generate.py command that made the set; it renders only what is missing"
+        )
+    return clip_set
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: rerun step1_generate.py for this set") from None
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it and rerun step1_generate.py for this set"
+        ) from None
