@@ -49,9 +49,7 @@ MODELS = {
     "large": ModelSpec(width=1024, depth=24, heads=16, mlp_width=4096, file="vitl.pt"),
     "huge": ModelSpec(width=1280, depth=32, heads=16, mlp_width=5120, file="vith.pt"),
     "giant": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg.pt"),
-    "giant_384": ModelSpec(
-        width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384
-    ),
+    "giant_384": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384),
     "tiny": ModelSpec(width=192, depth=12, heads=3, mlp_width=768, file=None),
 }
 DEFAULT_MODEL = "large"
@@ -73,9 +71,7 @@ _EIGHT_DIRECTIONS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 
 STIMULUS_GRIDS = {
     # 392 velocity and 280 acceleration clips (paper, appendix A)
-    "paper": StimulusGrid(
-        _EIGHT_DIRECTIONS, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (2.0, 4.0, 6.0, 8.0, 10.0), 7
-    ),
+    "paper": StimulusGrid(_EIGHT_DIRECTIONS, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (2.0, 4.0, 6.0, 8.0, 10.0), 7),
     # 128 velocity and 96 acceleration clips: the same structure in minutes on two cores
     "quick": StimulusGrid(_EIGHT_DIRECTIONS, (1.0, 3.0, 5.0, 7.0), (2.0, 6.0, 10.0), 4),
 }

@@ -21,9 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action, value):
         if action.choices is not None:
-            check_choice(
-                "/".join(action.option_strings) or str(action.metavar or action.dest), value, action.choices
-            )
+            check_choice("/".join(action.option_strings) or str(action.metavar or action.dest), value, action.choices)
 
 
 def script_arguments(argv: Sequence[str] | None = None) -> list[str]:
@@ -32,9 +30,7 @@ def script_arguments(argv: Sequence[str] | None = None) -> list[str]:
     return argv[argv.index("--") + 1 :] if "--" in argv else argv
 
 
-def run_script(
-    parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None], argv=None
-) -> int:
+def run_script(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None], argv=None) -> int:
     """Parse, run `main(args)` and turn what a user can mend into one line and exit code 2.
 
     A UserError, a full disk and a refused file are one line each; anything else is a defect and keeps

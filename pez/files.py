@@ -25,9 +25,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent)) / path.name
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
+        if temporary.is_dir() and path.is_dir():  # a folder cannot be moved onto another
             path.rename(temporary.parent / "replaced")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
@@ -58,9 +58,7 @@ def read_json(path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except ValueError as error:
-        raise UserError(
-            f"{path} is not readable JSON ({error}): remove it and rerun the step that wrote it"
-        ) from None
+        raise UserError(f"{path} is not readable JSON ({error}): remove it and rerun the step that wrote it") from None
 
 
 def write_parquet(path, frame) -> Path:
@@ -91,7 +89,7 @@ def exclusive(directory: str | os.PathLike) -> Iterator[None]:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a+", encoding="utf-8") as lock:
+    with (directory / ".lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -44,9 +44,7 @@ def provenance() -> dict:
     }
 
 
-def progress(
-    iterable=None, *, total: int | None = None, description: str = "", unit: str = "it", initial: int = 0
-):
+def progress(iterable=None, *, total: int | None = None, description: str = "", unit: str = "it", initial: int = 0):
     """A tqdm bar on standard error; in a log file it prints a line every ten seconds instead of redrawing."""
     interactive = sys.stderr.isatty()
     return tqdm(

@@ -60,9 +60,7 @@ class FeatureStore:
         self.clips = clips
 
     @classmethod
-    def plan(
-        cls, directory, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame | None
-    ) -> "FeatureStore":
+    def plan(cls, directory, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame | None) -> "FeatureStore":
         """Start or go on with a store of these settings and clips.
 
         Raises UserError, naming the first setting that differs, if the folder holds other features.
@@ -96,7 +94,7 @@ class FeatureStore:
         missing = store.missing_shards()
         if missing:
             raise UserError(
-                f"{directory} is incomplete: {len(missing)} of {store.n_shards} shards are missing, first {missing[0]}: "
+                f"{directory}: {len(missing)} of {store.n_shards} shards are missing (first {missing[0]}): "
                 "rerun the step2_extract.py command that made it; it extracts only what is missing"
             )
         return store
@@ -170,16 +168,12 @@ class FeatureStore:
             )
         there = self.settings["poolings"]
         if pooling is None and len(there) > 1:
-            raise UserError(
-                f"{self.directory} holds several poolings: choose one with --pooling ({', '.join(there)})"
-            )
+            raise UserError(f"{self.directory} holds several poolings: choose one with --pooling ({', '.join(there)})")
         if pooling is not None and pooling not in there:
             raise UserError(f"{self.directory} holds pooling {', '.join(there)}, not {pooling}")
         return pooling or there[0]
 
-    def layer(
-        self, capture: str, pooling: str, layer: int, clip_ids: Iterable[str] | None = None
-    ) -> torch.Tensor:
+    def layer(self, capture: str, pooling: str, layer: int, clip_ids: Iterable[str] | None = None) -> torch.Tensor:
         """Features of one layer, [clips, width] or [clips, patches, width], in the stored precision.
 
         Rows follow `clip_ids` (default: the order of `clips`). Raises UserError for a layer, clip or
@@ -202,9 +196,7 @@ class FeatureStore:
         rows = pd.Series(range(len(self.clips)), index=self.clips["clip_id"])
         unknown = [clip for clip in clip_ids if clip not in rows.index]
         if unknown:
-            raise UserError(
-                f"{self.directory} has no features of clip {unknown[0]} ({len(unknown)} unknown in all)"
-            )
+            raise UserError(f"{self.directory} has no features of clip {unknown[0]} ({len(unknown)} unknown in all)")
         return features[torch.as_tensor(rows[list(clip_ids)].to_numpy())]
 
     def read_shard(self, shard: int, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
@@ -213,9 +205,7 @@ class FeatureStore:
         try:
             with safe_open(path, framework="pt") as reader:
                 if (reader.metadata() or {}).get("fingerprint") != fingerprint(self.settings):
-                    raise UserError(
-                        f"{path} was made with other settings than its store: remove it and rerun step 2"
-                    )
+                    raise UserError(f"{path} was made with other settings than its store: remove it and rerun step 2")
                 return {name: reader.get_tensor(name) for name in (names or reader.keys())}
         except (SafetensorError, struct.error, FileNotFoundError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
@@ -224,13 +214,9 @@ class FeatureStore:
 def open_stores(feature_root) -> dict[str, FeatureStore]:
     """Every clip set's store under a feature root, by set name; UserError if there is none."""
     root = Path(feature_root)
-    found = {
-        path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/features.json"))
-    }
+    found = {path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/features.json"))}
     if not found:
-        raise UserError(
-            f"no features under {root}: make them with `python step2_extract.py --output-root {root} ...`"
-        )
+        raise UserError(f"no features under {root}: make them with `python step2_extract.py --output-root {root} ...`")
     return found
 
 
@@ -249,6 +235,4 @@ def _read_table(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: rerun step2_extract.py for this feature root") from None
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): remove its folder and rerun step2_extract.py"
-        ) from None
+        raise UserError(f"{path} is damaged ({error}): remove its folder and rerun step2_extract.py") from None

@@ -95,6 +95,4 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: rerun step1_generate.py for this set") from None
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): remove it and rerun step1_generate.py for this set"
-        ) from None
+        raise UserError(f"{path} is damaged ({error}): remove it and rerun step1_generate.py for this set") from None
