@@ -1,0 +1,69 @@
+"""Command-line options of every script that runs an encoder, and what they mean."""
+
+import argparse
+
+from constants import DEFAULT_MODEL, MODELS
+from pez.encoder.checkpoints import CHECKPOINT_KEYS
+from pez.encoder.extract import DTYPES
+from pez.encoder.loading import CUSTOM, Encoder, load_encoder
+from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS
+from pez.errors import UserError
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose an encoder and say how to run it."""
+    chosen = parser.add_argument_group("encoder")
+    chosen.add_argument(
+        "--model", default=DEFAULT_MODEL, choices=[*MODELS, CUSTOM], help="an entry of constants.MODELS"
+    )
+    chosen.add_argument(
+        "--weights", help="a Meta .pt file, a Hugging Face folder or hub id, or `random` (default: the model's file)"
+    )
+    chosen.add_argument(
+        "--checkpoint-key", default="target_encoder", choices=CHECKPOINT_KEYS, help="part of a Meta file"
+    )
+    chosen.add_argument("--num-heads", type=int, help="attention heads, for --model custom")
+    chosen.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")
+    chosen.add_argument("--weights-seed", type=int, default=0, help="seed of random weights")
+    passed = parser.add_argument_group("encoder pass")
+    passed.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
+    passed.add_argument(
+        "--dtype", default="auto", choices=["auto", *DTYPES], help="auto: float32 on a CPU, bfloat16 on a GPU"
+    )
+    passed.add_argument(
+        "--store-dtype",
+        default="auto",
+        choices=["auto", *DTYPES],
+        help="on disk; auto: float16 for patches, else float32",
+    )
+    passed.add_argument(
+        "--transform", default="resize", choices=list(TRANSFORMS), help="from a frame to the input square"
+    )
+    passed.add_argument(
+        "--frame-order", default="original", choices=list(FRAME_ORDERS), help="a control made at load time"
+    )
+    passed.add_argument("--batch-size", type=int, help="clips a pass (default: 2 on a CPU, 16 on a GPU)")
+    passed.add_argument("--workers", type=int, help="decoding processes (default: 1 on a CPU, up to 16 on a GPU)")
+
+
+def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
+    """Load the encoder that the options name; UserError if it cannot be had."""
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1; got {args.batch_size}")
+    if args.workers is not None and args.workers < 0:
+        raise UserError(f"--workers must be at least 0; got {args.workers}")
+    return load_encoder(
+        args.model,
+        args.weights,
+        checkpoint_key=args.checkpoint_key,
+        num_heads=args.num_heads,
+        resolution=args.model_resolution,
+        seed=args.weights_seed,
+        device=args.device,
+    )
+
+
+def pass_options(args: argparse.Namespace) -> dict:
+    """Keyword arguments of pez.encoder.extract.extract_features that the options decide."""
+    names = ("transform", "frame_order", "dtype", "store_dtype", "batch_size", "workers")
+    return {name: getattr(args, name) for name in names}

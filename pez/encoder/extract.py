@@ -1,0 +1,226 @@
+"""Clips to per-layer features: one encoder pass serves every capture and every pooling."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from pez.encoder.capture import captured_states
+from pez.encoder.loading import Encoder
+from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
+from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, normalise
+from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
+from pez.errors import UserError, check_choice
+from pez.files import exclusive, read_json
+from pez.runs import progress
+from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
+
+
+def extract_features(
+    encoder: Encoder,
+    source: ClipSource,
+    directory: str | Path,
+    *,
+    captures: Sequence[str],
+    poolings: Sequence[str],
+    transform: str = "resize",
+    frame_order: str = "original",
+    dtype: str = "auto",
+    store_dtype: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    reuse_existing: bool = False,
+) -> FeatureStore:
+    """Encode every clip of `source` and store its pooled residual states under `directory`.
+
+    Goes on where a killed run of the same settings stopped; what it then holds is identical to an
+    undisturbed run, because batches never cross shards.
+
+    Args:
+        captures: resid_pre, resid_post or both.
+        poolings: names in pez.encoder.pooling.POOLINGS.
+        transform: resize or eval_preproc (pez.encoder.preprocessing.TRANSFORMS).
+        frame_order: original, or a control made at load time (FRAME_ORDERS).
+        dtype: precision of the pass; auto is float32 on a CPU, bfloat16 autocast on a GPU.
+        store_dtype: precision on disk; auto is float32 for vectors, float16 for patches.
+        batch_size: clips a pass (default 2 on a CPU, 16 on a GPU); halves itself if a GPU's memory runs out.
+        workers: decoding processes (default 1 on a CPU, up to 16 on a GPU; 0: decode in this process).
+        overwrite: replace what the folder holds.
+        reuse_existing: be content with a complete store that holds these captures and poolings among others.
+
+    Raises:
+        UserError: the folder holds other features or another run writes to it; a clip cannot be read.
+    """
+    directory = Path(directory)
+    settings = store_settings(encoder, source, captures, poolings, transform, frame_order, dtype, store_dtype)
+    with exclusive(directory):
+        if overwrite:
+            _clear(directory)
+        elif reuse_existing and _holds(directory, settings):
+            return FeatureStore.open(directory)
+        store = FeatureStore.plan(directory, settings, source.clips, source.frames)
+        _fill(store, encoder, source, batch_size, workers)
+    return FeatureStore.open(directory)
+
+
+def store_settings(
+    encoder, source, captures, poolings, transform="resize", frame_order="original", dtype="auto", store_dtype="auto"
+) -> dict:
+    """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
+    for name in poolings:
+        check_choice("--pooling", name, POOLINGS)
+    tubelet = encoder.spec.tubelet_size
+    if source.n_frames % tubelet:
+        raise UserError(
+            f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
+        )
+    if dtype == "auto":
+        dtype = "bfloat16" if encoder.device.type == "cuda" else "float32"
+    check_choice("--store-dtype", store_dtype, ["auto", *DTYPES])
+    captures = sorted(set(captures))
+    states_of(captures, encoder.spec.depth)  # refuses an unknown capture
+    patches = any(is_per_patch(name) for name in poolings)
+    shard_clips = (2 if "all" in poolings else SHARD_CLIPS) if patches else VECTOR_SHARD_CLIPS
+    return {
+        **encoder.description(),
+        "n_tubelets": source.n_frames // tubelet,
+        "captures": captures,
+        "poolings": sorted(set(poolings)),
+        "transform": check_choice("--transform", transform, TRANSFORMS),
+        "frame_order": check_choice("--frame-order", frame_order, FRAME_ORDERS),
+        "dtype": check_choice("--dtype", dtype, DTYPES),
+        "store_dtype": store_dtype,
+        "shard_clips": shard_clips,
+        "clip_set": source.settings,
+    }
+
+
+def _clear(directory: Path) -> None:
+    for name in ("features.json", "clips.parquet", "frames.parquet"):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / "shards", ignore_errors=True)
+
+
+def _holds(directory: Path, wanted: dict) -> bool:
+    """Whether a complete store there was made the same way and has the wanted captures and poolings among its own."""
+    if not (directory / "features.json").is_file():
+        return False
+    there = read_json(directory / "features.json")["settings"]
+    several = ("captures", "poolings")
+    same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
+    return same and all(set(wanted[key]) <= set(there[key]) for key in several)
+
+
+def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size, workers) -> None:
+    missing = store.missing_shards()
+    on_gpu = encoder.device.type == "cuda"
+    batch_size = batch_size or (16 if on_gpu else 2)
+    shards = [store.clips_of(shard)["clip_id"].tolist() for shard in missing]
+    with progress(
+        total=len(store.clips),
+        initial=len(store.clips) - sum(map(len, shards)),
+        description=f"{store.name}: {encoder.model}, {encoder.weights_label}",
+        unit="clip",
+    ) as bar:
+        batches = iter(_batches(store, encoder, source, shards, batch_size, workers))
+        for shard, clips in zip(missing, shards):
+            tensors = _empty_shard(store, encoder, len(clips))
+            row = 0
+            while row < len(clips):
+                frames = next(batches)
+                pooled = encode_pooled(encoder, frames, store.settings)
+                for name, tensor in pooled.items():
+                    tensors[name][row : row + len(frames)] = tensor
+                row += len(frames)
+                bar.update(len(frames))
+            store.write_shard(shard, tensors)
+
+
+def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[torch.Tensor]:
+    """Decoded clips in batches that never cross shards, made by worker processes while the encoder runs."""
+    clip_ids = [clip for clips in shards for clip in clips]
+    batches, start = [], 0
+    for clips in shards:
+        end = start + len(clips)
+        batches += [list(range(first, min(first + batch_size, end))) for first in range(start, end, batch_size)]
+        start = end
+    on_gpu = encoder.device.type == "cuda"
+    if workers is None:
+        workers = min(16, os.cpu_count() or 1) if on_gpu else 1
+    dataset = ClipDataset(
+        source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.spec.resolution
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=stack_clips,
+        num_workers=min(workers, len(batches)),
+        pin_memory=on_gpu,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[str, torch.Tensor]:
+    settings, tensors = store.settings, {}
+    for pooling in settings["poolings"]:
+        tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"])
+        shape = (n_clips, encoder.spec.width) if tokens is None else (n_clips, tokens, encoder.spec.width)
+        dtype = _stored_dtype(settings["store_dtype"], pooling)
+        for state in states_of(settings["captures"], encoder.spec.depth):
+            tensors[tensor_name(pooling, state)] = torch.empty(shape, dtype=dtype)
+    return tensors
+
+
+def _stored_dtype(store_dtype: str, pooling: str) -> torch.dtype:
+    if store_dtype == "auto":
+        return torch.float16 if is_per_patch(pooling) else torch.float32
+    return DTYPES[store_dtype]
+
+
+@torch.inference_mode()
+def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+    """One pass: uint8 [B, T, 3, R, R] to every wanted pooled state, by tensor name, float32 on the encoder's device.
+
+    When a GPU's memory runs out the batch is halved, down to one clip; then a UserError.
+    """
+    try:
+        return _encode_pooled(encoder, frames, settings)
+    except torch.OutOfMemoryError:
+        if len(frames) == 1:
+            raise UserError(
+                f"{encoder.device} has not enough memory for one clip of --model {encoder.model}: "
+                "free it, or use --dtype bfloat16 or --device cpu"
+            ) from None
+    torch.cuda.empty_cache()
+    halves = [encode_pooled(encoder, half, settings) for half in frames.split((len(frames) + 1) // 2)]
+    return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+
+
+def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+    pooled: dict[str, torch.Tensor] = {}
+
+    def pool(state: int, hidden: torch.Tensor) -> None:
+        # [B, tubelets * patches, width], time-major; averages are taken in float32 whatever the pass ran in
+        grid = hidden.unflatten(1, (settings["n_tubelets"], settings["n_patches"])).float()
+        for pooling in settings["poolings"]:
+            # a copy, so that keeping the last tubelet does not keep every token alive
+            pooled[tensor_name(pooling, state)] = POOLINGS[pooling](grid).clone()
+
+    states = states_of(settings["captures"], encoder.spec.depth)
+    lower = settings["dtype"] != "float32"
+    with (
+        captured_states(encoder.module, states, pool),
+        torch.autocast(encoder.device.type, dtype=DTYPES[settings["dtype"]], enabled=lower),
+    ):
+        encoder.module(normalise(frames.to(encoder.device, non_blocking=True)))
+    return pooled

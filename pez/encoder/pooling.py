@@ -1,0 +1,33 @@
+"""Poolings: reductions of one residual state, [B, tubelets, patches, width], that a probe reads.
+
+`mean` averages every token. `temporal_last` and `temporal_first` average the patches of the last and the first
+tubelet, `temporal_diff` is last minus first. `_patch` poolings keep the patches apart; `all` keeps every token.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+Pooling = Callable[[torch.Tensor], torch.Tensor]
+
+POOLINGS: dict[str, Pooling] = {
+    "mean": lambda state: state.mean(dim=(1, 2)),
+    "temporal_last": lambda state: state[:, -1].mean(dim=1),
+    "temporal_first": lambda state: state[:, 0].mean(dim=1),
+    "temporal_diff": lambda state: state[:, -1].mean(dim=1) - state[:, 0].mean(dim=1),
+    "temporal_last_patch": lambda state: state[:, -1],
+    "temporal_diff_patch": lambda state: state[:, -1] - state[:, 0],
+    "all": lambda state: state.flatten(1, 2),
+}
+
+
+def is_per_patch(pooling: str) -> bool:
+    """Whether a pooling keeps tokens apart, [B, tokens, width], instead of one vector a clip, [B, width]."""
+    return pooling.endswith("_patch") or pooling == "all"
+
+
+def pooled_tokens(pooling: str, n_tubelets: int, n_patches: int) -> int | None:
+    """Tokens a clip that a pooling keeps; None for one vector a clip."""
+    if not is_per_patch(pooling):
+        return None
+    return n_tubelets * n_patches if pooling == "all" else n_patches

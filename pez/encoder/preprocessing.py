@@ -1,0 +1,105 @@
+"""From frames on disk to the encoder's input: decode, order, resize, normalise."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision.transforms.v2 import functional as vision
+
+from pez.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def even_indices(n_available: int, n_wanted: int) -> list[int]:
+    """`n_wanted` frame indices spread evenly over `n_available`, first and last included."""
+    return np.linspace(0, n_available - 1, n_wanted).round().astype(int).tolist()
+
+
+def read_frames(paths: list[Path], n_frames: int) -> torch.Tensor:
+    """Decode a clip into uint8 [T, 3, H, W]: image files in time order, or one video sampled evenly.
+
+    Raises UserError naming the file that is missing, empty, truncated or of another size than the rest.
+    """
+    if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
+        frames = _read_video(paths[0], n_frames)
+    else:
+        frames = [_read_image(path) for path in paths]
+    for path, frame in zip(paths, frames):
+        if frame.shape != frames[0].shape:
+            raise UserError(f"{path} is {frame.shape[1]} x {frame.shape[0]} pixels, unlike its clip's first frame")
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: remove its clip's folder and rerun the step that made it") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = "empty file" if path.stat().st_size == 0 else str(error)
+        raise UserError(
+            f"{path} is damaged ({reason}): remove its clip's folder and rerun the step that made it"
+        ) from None
+
+
+def _read_video(path: Path, n_frames: int) -> list[np.ndarray]:
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.error.FFmpegError, IndexError) as error:
+        raise UserError(f"{path} is not a video that can be decoded ({error}): replace or remove it") from None
+    if len(frames) < n_frames:
+        raise UserError(f"{path} has {len(frames)} frames, {n_frames} are wanted: remove it or lower --num-frames")
+    return [frames[index] for index in even_indices(len(frames), n_frames)]
+
+
+# ---------------------------------------------------------------- order of frames: controls made at load time
+
+
+def _shuffled(frames: torch.Tensor, clip_id: str) -> torch.Tensor:
+    seed = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "little")
+    return frames[np.random.default_rng(seed).permutation(len(frames))]
+
+
+FRAME_ORDERS: dict[str, Callable[[torch.Tensor, str], torch.Tensor]] = {
+    "original": lambda frames, clip_id: frames,
+    "static_last": lambda frames, clip_id: frames[-1:].expand_as(frames),
+    "static_first": lambda frames, clip_id: frames[:1].expand_as(frames),
+    "shuffled_frames": _shuffled,
+    "reversed": lambda frames, clip_id: frames.flip(0),
+}
+
+# ---------------------------------------------------------------- spatial transforms
+
+
+def _resize(frames: torch.Tensor, resolution: int) -> torch.Tensor:
+    if tuple(frames.shape[-2:]) == (resolution, resolution):
+        return frames
+    return vision.resize(frames, [resolution, resolution], antialias=True)
+
+
+def _eval_preprocessing(frames: torch.Tensor, resolution: int) -> torch.Tensor:
+    short_side = int(resolution * 256 / 224)
+    return vision.center_crop(vision.resize(frames, [short_side], antialias=True), [resolution, resolution])
+
+
+TRANSFORMS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "resize": _resize,  # the whole frame, squeezed to a square
+    "eval_preproc": _eval_preprocessing,  # official evaluation: short side to 256/224 of the crop, centre crop
+}
+
+
+def normalise(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., 3, H, W] to float32 with ImageNet's mean and standard deviation, on the frames' device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=frames.device)[:, None, None]
+    return (frames.float() / 255 - mean) / std

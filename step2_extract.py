@@ -1,0 +1,78 @@
+"""Step 2: clips to per-layer features of a frozen encoder, every capture and pooling in one pass.
+
+    python step2_extract.py --capture resid_post --transform resize --pooling temporal_last \
+      --output-root ./artifacts/features/resid_post_resize_temporal_last --device cuda:0
+
+Reads artifacts/data/{velocity,acceleration} (or --clips DIR) and writes one feature store a set under
+--output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
+A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny --weights random.
+"""
+
+import sys
+from pathlib import Path
+
+from constants import DATA_DIR, N_FRAMES
+from pez.cli import Parser, run_script
+from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
+from pez.encoder.extract import extract_features
+from pez.encoder.pooling import POOLINGS
+from pez.encoder.sources import ClipSource, ball_source, folder_source
+from pez.errors import UserError
+from pez.store import CAPTURES
+
+BALL_SETS = ("velocity", "acceleration")
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--output-root", type=Path, required=True, help="feature root; a folder a clip set is made in it"
+    )
+    parser.add_argument("--capture", nargs="+", default=["resid_post"], choices=CAPTURES, help="one or more")
+    parser.add_argument("--pooling", nargs="+", default=["temporal_last"], choices=list(POOLINGS), help="one or more")
+    parser.add_argument("--dataset", default="all", choices=["all", *BALL_SETS], help="ball sets to encode")
+    parser.add_argument("--data-root", type=Path, default=DATA_DIR, help="where step 1 wrote the ball sets")
+    parser.add_argument("--clips", type=Path, help="instead: a folder of clip folders with images, or of video files")
+    parser.add_argument("--num-frames", type=int, default=N_FRAMES, help="frames sampled evenly from a clip of --clips")
+    parser.add_argument("--overwrite", action="store_true", help="replace features made with other settings")
+    parser.add_argument(
+        "--reuse-existing", action="store_true", help="keep a complete store that holds what is asked for, and more"
+    )
+    add_encoder_arguments(parser)
+    return parser
+
+
+def find_sources(args) -> list[ClipSource]:
+    """The clips that the options name, all checked before the encoder is loaded."""
+    if args.clips is not None:
+        return [folder_source(args.clips, args.num_frames)]
+    if args.dataset != "all":
+        return [ball_source(args.data_root / args.dataset)]
+    present = [name for name in BALL_SETS if (args.data_root / name).is_dir()]
+    if not present:
+        raise UserError(f"no clip sets under {args.data_root}: make them with `python step1_generate.py`")
+    for name in sorted(set(BALL_SETS) - set(present)):
+        print(f"no {name} set under {args.data_root}: left out")
+    return [ball_source(args.data_root / name) for name in present]
+
+
+def main(args) -> None:
+    sources = find_sources(args)
+    encoder = encoder_from_arguments(args)
+    print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
+    for source in sources:
+        store = extract_features(
+            encoder,
+            source,
+            args.output_root / source.name,
+            captures=args.capture,
+            poolings=args.pooling,
+            overwrite=args.overwrite,
+            reuse_existing=args.reuse_existing,
+            **pass_options(args),
+        )
+        print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(make_parser(), main))
