@@ -1,0 +1,39 @@
+"""PyBullet, imported without its greeting and used through connections that close themselves."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def _import_quietly():
+    """Import pybullet with standard error shut: it prints its build time there from C, past `sys.stderr`."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            import pybullet as module
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    return module
+
+
+pybullet = _import_quietly()
+
+
+def connect() -> int:
+    """A new empty world without a window; its id. Close it with `pybullet.disconnect(id)`."""
+    return pybullet.connect(pybullet.DIRECT)
+
+
+@contextlib.contextmanager
+def world() -> Iterator[int]:
+    """A new empty world without a window, closed at the end of the block."""
+    client = connect()
+    try:
+        yield client
+    finally:
+        pybullet.disconnect(client)

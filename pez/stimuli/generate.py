@@ -1,0 +1,159 @@
+"""Make a clip set on disk: conditions, physics, manifests, then the clips that are not there yet."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from constants import N_FRAMES
+from pez.errors import UserError, check_choice
+from pez.files import exclusive, fingerprint, read_json, remove_partial, write_json, write_parquet
+from pez.runs import progress, provenance
+from pez.stimuli.backends import check_resolution, render_settings, resolve
+from pez.stimuli.clipset import FORMAT, clip_directory, frame_paths
+from pez.stimuli.conditions import START_POSITIONS, condition_table, grid_settings
+from pez.stimuli.manifests import manifests
+from pez.stimuli.physics import DEFAULT_PHYSICS
+from pez.stimuli.workers import render_clips
+
+PNG_END = b"IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `write_clip_set` did."""
+
+    directory: Path
+    clips: pd.DataFrame
+    rendered: int
+
+
+def set_settings(set_name: str, preset: str, backend: str, seed: int, start_positions: str, resolution: int) -> dict:
+    """Everything that decides the bytes of a clip set, as plain JSON values. Raises UserError."""
+    backend = resolve(backend)
+    settings = {
+        "set": set_name,
+        "preset": preset,
+        "seed": seed,
+        "start_positions": check_choice("--start-positions", start_positions, START_POSITIONS),
+        "n_frames": N_FRAMES,
+        "frame_rate": DEFAULT_PHYSICS.frame_rate,
+        **grid_settings(set_name, preset),
+        "physics": asdict(DEFAULT_PHYSICS),
+        **render_settings(backend, check_resolution(resolution)),
+    }
+    return json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
+
+
+def write_clip_set(
+    root: Path, settings: dict, limit: int | None = None, workers: int = 1, overwrite: bool = False
+) -> Outcome:
+    """Write (or finish) the clip set of `settings` under `root`; clips that are complete are kept.
+
+    `limit` makes the first clips only; a later call without it goes on from there. Raises UserError if
+    the folder holds a set made with other settings, or another run is writing to it.
+    """
+    _check_counts(limit, workers)
+    directory = Path(root) / settings["set"]
+    conditions = condition_table(settings)
+    with exclusive(directory):
+        if overwrite:
+            _clear(directory)
+        there = _clips_there(directory, settings)
+        conditions = conditions.head(len(conditions) if limit is None else max(limit, there))
+        clips, frames = manifests(conditions, settings)
+        _describe(directory, settings, clips, frames)
+        remove_partial(directory / "clips")
+        jobs = _missing(directory, clips, frames)
+        _render(directory, settings, jobs, len(clips), workers)
+    return Outcome(directory, clips, len(jobs))
+
+
+def clip_is_complete(set_directory: Path, clip_id: str, n_frames: int) -> bool:
+    """Whether every frame of a clip is there and ends as a PNG does."""
+    return all(_ends_as_png(path) for path in frame_paths(set_directory, clip_id, n_frames))
+
+
+def _ends_as_png(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size < len(PNG_END):
+        return False
+    with path.open("rb") as stream:
+        stream.seek(-len(PNG_END), 2)
+        return stream.read() == PNG_END
+
+
+def _check_counts(limit: int | None, workers: int) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1 clip; got {limit}")
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1; got {workers}")
+
+
+def _clear(directory: Path) -> None:
+    for name in ("clipset.json", "clips.parquet", "frames.parquet", "contact_sheet.png", "sample.gif"):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / "clips", ignore_errors=True)
+
+
+def _clips_there(directory: Path, settings: dict) -> int:
+    """Number of clips in the set that is there, 0 if none; UserError if its settings differ."""
+    if not (directory / "clipset.json").is_file():
+        if (directory / "clips").is_dir():
+            raise UserError(f"{directory} holds clips but no clipset.json: choose another folder, or use --overwrite")
+        return 0
+    refuse_difference(directory, read_json(directory / "clipset.json")["settings"], settings)
+    path = directory / "clips.parquet"
+    return len(pd.read_parquet(path, columns=["clip_id"])) if path.is_file() else 0
+
+
+def refuse_difference(directory: Path, there: dict, wanted: dict) -> None:
+    """Raise a UserError that names the first setting in which two clip sets differ."""
+    there, wanted = _flat(there), _flat(wanted)
+    for name in [*wanted, *there]:
+        if there.get(name) != wanted.get(name):
+            raise UserError(
+                f"{directory} holds clips made with {name} = {there.get(name)}, now asked for {wanted.get(name)}: "
+                "choose another --output-root, or replace them with --overwrite"
+            )
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _describe(directory: Path, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame) -> None:
+    path = directory / "clipset.json"
+    if not path.is_file():
+        described = {"format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings)}
+        write_json(path, {**described, "provenance": provenance()})
+    write_parquet(directory / "clips.parquet", clips)
+    write_parquet(directory / "frames.parquet", frames)
+
+
+def _missing(directory: Path, clips: pd.DataFrame, frames: pd.DataFrame) -> list[dict]:
+    """Jobs (worker.py) for the clips that are not complete; a damaged clip counts as missing."""
+    places = {clip: rows[["x_m", "y_m", "z_m"]].to_numpy() for clip, rows in frames.groupby("clip_id")}
+    rows = zip(clips["clip_id"], clips["n_frames"], strict=True)
+    missing = [clip for clip, n_frames in rows if not clip_is_complete(directory, clip, n_frames)]
+    for clip in missing:
+        shutil.rmtree(clip_directory(directory, clip), ignore_errors=True)
+    return [{"clip_id": clip, "positions": np.asarray(places[clip]).tolist()} for clip in missing]
+
+
+def _render(directory: Path, settings: dict, jobs: list[dict], total: int, workers: int) -> None:
+    names = ("backend", "resolution", "camera", "look", "sampling")
+    work = {
+        "set_directory": str(directory.resolve()),
+        "ball_radius": settings["physics"]["ball_radius_m"],
+        "render": {name: settings[name] for name in names},
+    }
+    bar = progress(total=total, initial=total - len(jobs), description=f"{settings['set']}: rendering", unit="clip")
+    with bar:
+        for _ in render_clips(work, jobs, workers):
+            bar.update()

@@ -1,0 +1,83 @@
+"""What is in a scene: bodies as triangle meshes, for any renderer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pez.stimuli.camera import FLOOR_SIDE_M
+from pez.stimuli.look import DEFAULT_LOOK, Look
+
+FLOOR_THICKNESS_M = 0.2
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles with a normal a vertex: `vertices` and `normals` [n, 3] (m), `triangles` [m, 3], outward."""
+
+    vertices: np.ndarray
+    normals: np.ndarray
+    triangles: np.ndarray
+
+    @property
+    def bounding_radius(self) -> float:
+        """Radius of the sphere round the origin that holds the mesh, in m."""
+        return float(np.linalg.norm(self.vertices, axis=1).max())
+
+
+@dataclass(frozen=True)
+class Body:
+    """One thing in the scene. A body that moves takes its place anew in every frame."""
+
+    mesh: Mesh
+    colour: tuple[float, float, float]  # display RGB, 0 ... 1
+    position: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    moves: bool = False
+    shadow_radius: float | None = None  # casts the shadow of a sphere of this radius (m) on the floor
+    receives_shadow: bool = False
+
+
+def floor(look: Look = DEFAULT_LOOK) -> Body:
+    """The static 8 x 8 m floor; its top is z = 0."""
+    half = FLOOR_SIDE_M / 2
+    return Body(
+        mesh=box_mesh((half, half, FLOOR_THICKNESS_M / 2)),
+        colour=look.floor_colour,
+        position=(0.0, 0.0, -FLOOR_THICKNESS_M / 2),
+        receives_shadow=True,
+    )
+
+
+def ball(radius: float, look: Look = DEFAULT_LOOK) -> Body:
+    """A moving ball of `radius` m that casts its shadow."""
+    return Body(mesh=sphere_mesh(radius), colour=look.ball_colour, moves=True, shadow_radius=radius)
+
+
+def sphere_mesh(radius: float, rings: int = 32, segments: int = 64) -> Mesh:
+    """A sphere with its poles on z. With 32 rings the outline is true to 0.5 % of the radius."""
+    polar = np.linspace(0, np.pi, rings + 1)[:, None]
+    around = np.linspace(0, 2 * np.pi, segments, endpoint=False)[None]
+    flat = np.sin(polar)
+    normals = np.stack([flat * np.cos(around), flat * np.sin(around), np.cos(polar) + 0 * around], -1).reshape(-1, 3)
+    corner = np.arange((rings + 1) * segments).reshape(rings + 1, segments)
+    here, right = corner[:-1], np.roll(corner, -1, axis=1)[:-1]
+    below, below_right = corner[1:], np.roll(corner, -1, axis=1)[1:]
+    upper = np.stack([here, below, below_right], -1)[:-1]  # flat at the lower pole
+    lower = np.stack([here, below_right, right], -1)[1:]  # flat at the upper pole
+    return Mesh(radius * normals, normals, np.concatenate([upper.reshape(-1, 3), lower.reshape(-1, 3)]))
+
+
+def box_mesh(half_extents) -> Mesh:
+    """A box with flat faces; `half_extents` [3] in m."""
+    vertices, normals, triangles = [], [], []
+    for axis in range(3):
+        for side in (-1.0, 1.0):
+            first, second = np.roll(np.eye(3), -axis, axis=0)[1:]
+            normal = side * np.eye(3)[axis]
+            corners = [normal + a * first + b * second for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+            if np.dot(np.cross(first, second), normal) < 0:
+                corners.reverse()
+            start = len(vertices)
+            vertices += corners
+            normals += [normal] * 4
+            triangles += [(start, start + 1, start + 2), (start, start + 2, start + 3)]
+    return Mesh(np.array(vertices) * np.asarray(half_extents), np.array(normals), np.array(triangles))

@@ -1,0 +1,183 @@
+"""PyBullet's TinyRenderer, headless and anti-aliased: only the box round what moves is rendered in a frame.
+
+The empty scene is rendered once. For each frame an off-axis frustum covers just the pixels that the moving
+bodies and their shadows touch; the box is rendered with several samples a pixel along each axis, averaged
+down and pasted on the empty scene. The picture is the one a full supersampled frame would give.
+TinyRenderer's own shadow map throws false shadows over a wide floor and stays off: the shadow is drawn from
+its closed form (shadow.py). Colours are averaged as displayed (no gamma).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pez.stimuli.bullet import connect, pybullet
+from pez.stimuli.camera import OVERHEAD, Camera
+from pez.stimuli.look import DEFAULT_LOOK, Look
+from pez.stimuli.scene import Body, ball, floor
+from pez.stimuli.shadow import shadow_circle, sun_hidden
+
+NAME = "pybullet"
+SAMPLES = 4  # samples a pixel along each axis
+NEAR_M, FAR_M = 1.0, 50.0
+MARGIN_PX = 1.0  # round a box, for the rounding of the rasteriser
+
+
+class TinyRenderer:
+    """Renders scenes of static and moving bodies from one camera. Close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        bodies: Sequence[Body],
+        resolution: int,
+        camera: Camera = OVERHEAD,
+        look: Look = DEFAULT_LOOK,
+        samples: int = SAMPLES,
+    ):
+        self.resolution, self.camera, self.look, self.samples = resolution, camera, look, samples
+        self.moving = [body for body in bodies if body.moves]
+        self._client = connect()
+        self._receivers: list[int] = []
+        self._view = pybullet.computeViewMatrix(camera.position, camera.target, camera.up)
+        for body in bodies:
+            if not body.moves:
+                self._add(body)
+        self._whole = (0, 0, resolution, resolution)
+        self.background = self._average(self._samples_of(self._whole)[0])  # uint8 [resolution, resolution, 3]
+        self._handles = [self._add(body) for body in self.moving]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Free the scene."""
+        pybullet.disconnect(self._client)
+
+    def frame(self, positions, orientations=None, whole: bool = False) -> np.ndarray:
+        """One frame, uint8 [resolution, resolution, 3], with the moving bodies at `positions` [bodies, 3] (m).
+
+        `orientations` [bodies, 4] are quaternions x, y, z, w. `whole` renders the full frame instead of the
+        box: the same picture, slowly (for tests and benchmarks).
+        """
+        positions = np.asarray(positions, dtype=np.float64).reshape(len(self.moving), 3)
+        self._place(positions, orientations)
+        box = self._whole if whole else self._box(positions)
+        picture = self.background.copy()
+        left, top, right, bottom = box
+        if left < right and top < bottom:
+            picture[top:bottom, left:right] = self._average(self._shaded(box, positions))
+        return picture
+
+    def _add(self, body: Body) -> int:
+        shape = pybullet.createVisualShape(
+            pybullet.GEOM_MESH,
+            vertices=body.mesh.vertices.tolist(),
+            normals=body.mesh.normals.tolist(),
+            indices=body.mesh.triangles.ravel().tolist(),
+            uvs=np.zeros((len(body.mesh.vertices), 2)).tolist(),
+            rgbaColor=[*body.colour, 1.0],
+            physicsClientId=self._client,
+        )
+        handle = pybullet.createMultiBody(0, -1, shape, body.position, physicsClientId=self._client)
+        if body.receives_shadow:
+            self._receivers.append(handle)
+        return handle
+
+    def _place(self, positions: np.ndarray, orientations) -> None:
+        if orientations is None:
+            orientations = [(0.0, 0.0, 0.0, 1.0)] * len(positions)
+        for handle, position, orientation in zip(self._handles, positions, orientations, strict=True):
+            pybullet.resetBasePositionAndOrientation(
+                handle, position.tolist(), list(orientation), physicsClientId=self._client
+            )
+
+    def _box(self, positions: np.ndarray) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom (pixels, clipped to the frame) of all moving bodies and their shadows."""
+        bounds = []
+        for body, position in zip(self.moving, positions, strict=True):
+            bounds.append(self.camera.sphere_bounds(position, body.mesh.bounding_radius, self.resolution))
+            if body.shadow_radius:
+                circle = shadow_circle(position, body.shadow_radius, self.look)
+                bounds.append(self.camera.sphere_bounds(*circle, self.resolution))
+        if not bounds:
+            return (0, 0, 0, 0)
+        low = np.floor(np.min(bounds, axis=0)[:2] - MARGIN_PX)
+        high = np.ceil(np.max(bounds, axis=0)[2:] + MARGIN_PX)
+        return tuple(int(edge) for edge in np.clip([*low, *high], 0, self.resolution))
+
+    def _shaded(self, box, positions: np.ndarray) -> np.ndarray:
+        colours, handles = self._samples_of(box)
+        on_floor = np.isin(handles, self._receivers)
+        ground = self.camera.ground_points(self._sample_pixels(box)[on_floor], self.resolution)
+        hidden = np.zeros(len(ground))
+        for body, position in zip(self.moving, positions, strict=True):
+            if body.shadow_radius:
+                hidden = np.maximum(hidden, sun_hidden(ground, position, body.shadow_radius, self.look))
+        colours[on_floor] *= self.look.floor_shade(hidden)[:, None]
+        return colours
+
+    def _sample_pixels(self, box) -> np.ndarray:
+        """Pixel coordinates of the samples in a box, [rows, columns, 2]."""
+        left, top, right, bottom = box
+        x = left + (np.arange((right - left) * self.samples) + 0.5) / self.samples
+        y = top + (np.arange((bottom - top) * self.samples) + 0.5) / self.samples
+        return np.stack(np.meshgrid(x, y), axis=-1)
+
+    def _samples_of(self, box) -> tuple[np.ndarray, np.ndarray]:
+        """Every sample of a box: colours float32 [rows, columns, 3] (0 ... 255) and body handles [rows, columns]."""
+        left, top, right, bottom = box
+        width, height = (right - left) * self.samples, (bottom - top) * self.samples
+        light = self.look.to_light
+        # TinyRenderer takes a lightDirection as the way towards the light; its colours come back as RGBA.
+        _, _, colours, _, handles = pybullet.getCameraImage(
+            width,
+            height,
+            self._view,
+            self._frustum(box),
+            lightDirection=light,
+            lightColor=(1.0, 1.0, 1.0),
+            lightAmbientCoeff=self.look.ambient,
+            lightDiffuseCoeff=self.look.sun,
+            lightSpecularCoeff=0.0,
+            shadow=0,
+            renderer=pybullet.ER_TINY_RENDERER,
+            physicsClientId=self._client,
+        )
+        handles = np.reshape(handles, (height, width))
+        colours = np.reshape(colours, (height, width, 4))[..., :3].astype(np.float32)
+        colours[handles < 0] = 255 * np.asarray(self.look.background_colour)
+        return colours, handles
+
+    def _frustum(self, box) -> tuple[float, ...]:
+        """Projection matrix whose samples are the centres of the box's samples.
+
+        TinyRenderer samples the left and lower edge of its pixels, so the window is shifted by half a sample.
+        """
+        focal, middle, half = self.camera.focal_px(self.resolution), self.resolution / 2, 0.5 / self.samples
+        left, right = (box[0] - middle + half) / focal, (box[2] - middle + half) / focal
+        top, bottom = (middle - box[1] + half) / focal, (middle - box[3] + half) / focal
+        window = [edge * NEAR_M for edge in (left, right, bottom, top)]
+        return pybullet.computeProjectionMatrix(*window, NEAR_M, FAR_M)
+
+    def _average(self, colours: np.ndarray) -> np.ndarray:
+        rows, columns = (size // self.samples for size in colours.shape[:2])
+        blocks = colours.reshape(rows, self.samples, columns, self.samples, 3)
+        return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+class BallRenderer:
+    """Renders the clips of the ball sets; what a render worker owns."""
+
+    def __init__(self, resolution: int, ball_radius: float, camera: Camera = OVERHEAD, look: Look = DEFAULT_LOOK):
+        self._renderer = TinyRenderer([floor(look), ball(ball_radius, look)], resolution, camera, look)
+
+    def clip(self, positions) -> np.ndarray:
+        """Frames of one clip, uint8 [frames, resolution, resolution, 3], for ball centres [frames, 3] (m)."""
+        return np.stack([self._renderer.frame([position]) for position in positions])
+
+    def close(self) -> None:
+        """Free the scene."""
+        self._renderer.close()

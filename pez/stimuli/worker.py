@@ -1,0 +1,55 @@
+"""A render worker: one renderer, many clips. Started by workers.py as `python -m pez.stimuli.worker`.
+
+It reads one JSON line that describes the work, then one line a clip, and answers each on what was its
+standard output (renderers print there, so theirs is sent to standard error):
+
+    {"set_directory": ..., "ball_radius": ..., "render": {...}}      -> {"ready": true}
+    {"clip_id": ..., "positions": [[x, y, z], ...]}                  -> {"done": clip_id}
+
+An operating system error is answered with its number, so that a full disk is told as one.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from pez.files import atomic_path
+from pez.stimuli.backends import ball_renderer
+from pez.stimuli.clipset import clip_directory, frame_paths
+
+
+def write_clip(renderer, set_directory: Path, job: dict) -> str:
+    """Render one clip and move its folder into place whole; returns the clip's id."""
+    frames = renderer.clip(job["positions"])
+    with atomic_path(clip_directory(set_directory, job["clip_id"])) as folder:
+        folder.mkdir()
+        for path, frame in zip(frame_paths(set_directory, job["clip_id"], len(frames)), frames, strict=True):
+            Image.fromarray(frame).save(folder / path.name)
+    return job["clip_id"]
+
+
+def main() -> None:
+    """Serve clips until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C and closes our input
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(**values) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    work = json.loads(sys.stdin.readline())
+    renderer = ball_renderer(work["render"], work["ball_radius"])
+    answer(ready=True)
+    for line in sys.stdin:
+        try:
+            answer(done=write_clip(renderer, Path(work["set_directory"]), json.loads(line)))
+        except OSError as error:
+            answer(errno=error.errno, message=error.strerror, filename=error.filename)
+
+
+if __name__ == "__main__":
+    main()

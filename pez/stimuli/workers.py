@@ -1,0 +1,159 @@
+"""Render clips in worker processes that each own one renderer; a worker that dies is replaced.
+
+Workers are separate programs that speak JSON lines (worker.py), not forks: a renderer may need another
+interpreter, and starting one may take long, so it renders many clips.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pez
+from pez.errors import UserError
+from pez.stimuli.backends import ball_renderer
+from pez.stimuli.worker import write_clip
+
+MAX_DEATHS = 3  # of the workers of one run, before it gives up
+
+
+def render_clips(work: dict, jobs: Sequence[dict], workers: int) -> Iterator[str]:
+    """Render every job and yield its clip id when its folder is complete, in no fixed order.
+
+    `work` and the jobs are the messages of worker.py. One worker means this very process. Raises UserError
+    if workers keep dying, and OSError as a worker met it.
+    """
+    if workers == 1 or len(jobs) < 2:
+        yield from _render_here(work, jobs)
+    else:
+        with _Pool(work, jobs, min(workers, len(jobs))) as pool:
+            yield from pool.finished()
+
+
+def _render_here(work: dict, jobs: Sequence[dict]) -> Iterator[str]:
+    if not jobs:
+        return
+    with contextlib.closing(ball_renderer(work["render"], work["ball_radius"])) as renderer:
+        for job in jobs:
+            yield write_clip(renderer, Path(work["set_directory"]), job)
+
+
+class _Worker:
+    """One worker process; `ask` returns its answer, or None once it is dead."""
+
+    def __init__(self, work: dict):
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the worker
+        root = str(Path(pez.__file__).resolve().parent.parent)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pez.stimuli.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+        )
+        self.ready = self.ask(work) is not None
+
+    def ask(self, message: dict) -> dict | None:
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line.endswith("\n") else None
+
+    def last_words(self) -> str:
+        """How the process ended and the last line it wrote to standard error."""
+        code = self.process.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        ending = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{ending}: {lines[-1]}" if lines else ending
+
+    def close(self) -> None:
+        self.process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
+        self._log.close()
+
+
+class _Pool:
+    """Threads that each feed one worker process from a shared queue of jobs."""
+
+    def __init__(self, work: dict, jobs: Sequence[dict], workers: int):
+        self._work, self._count = work, len(jobs)
+        self._jobs, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+        for job in jobs:
+            self._jobs.put(job)
+        self._stop = threading.Event()
+        self._workers: set[_Worker] = set()
+        self._threads = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for worker in list(self._workers):
+            worker.process.kill()
+        for thread in self._threads:
+            thread.join()
+
+    def finished(self) -> Iterator[str]:
+        done, deaths = 0, 0
+        while done < self._count:
+            result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            if "done" in result:
+                done += 1
+                yield result["done"]
+                continue
+            deaths += 1
+            if deaths >= MAX_DEATHS:
+                raise UserError(
+                    f"render workers died {deaths} times (last: {result['died']}): the {done} finished clips are "
+                    "kept; rerun the same command, with fewer --workers if memory is short"
+                )
+
+    def _feed(self) -> None:
+        """Give one worker job after job; when it dies, its job goes back and another takes its place."""
+        worker = None
+        try:
+            while not self._stop.is_set() and (job := self._jobs.get()) is not None:
+                if worker is None:
+                    worker = _Worker(self._work)
+                    self._workers.add(worker)
+                reply = worker.ask(job) if worker.ready else None
+                if reply is None:
+                    self._bury(worker, job)
+                    worker = None
+                elif "done" in reply:
+                    self._results.put(reply)
+                else:
+                    raise OSError(reply["errno"], reply["message"], reply["filename"])
+        except Exception as error:  # noqa: BLE001 - a thread's error is raised where its results are read
+            self._results.put(error)
+        finally:
+            if worker is not None:
+                self._workers.discard(worker)
+                worker.close()
+
+    def _bury(self, worker: _Worker, job: dict) -> None:
+        self._workers.discard(worker)
+        self._jobs.put(job)
+        if not self._stop.is_set():
+            self._results.put({"died": worker.last_words()})
+        worker.close()
