@@ -3,6 +3,7 @@
 import argparse
 import errno
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from pez.errors import UserError, check_choice
@@ -41,15 +42,12 @@ def run_script(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespa
     debug = "--debug" in arguments
     try:
         return main(parser.parse_args(arguments)) or 0
-    except UserError as error:
+    except (UserError, OSError) as error:
+        line = _line(error)
+        if line is None:
+            raise
         if debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        line = _os_error_line(error)
-        if debug or line is None:
-            raise
+            traceback.print_exc()
         print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -57,7 +55,10 @@ def run_script(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespa
         return 130
 
 
-def _os_error_line(error: OSError) -> str | None:
+def _line(error: Exception) -> str | None:
+    """The one line for an error that a user can mend; None for any other."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
     name = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"

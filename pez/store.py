@@ -131,6 +131,9 @@ class FeatureStore:
         """Rows of `clips` in one shard, in row order."""
         return self.clips[self.clips["shard"] == shard].sort_values("row")
 
+    def _fingerprint(self, shard: int) -> str:
+        return fingerprint({"settings": self.settings, "clips": self.clips_of(shard)["clip_id"].tolist()})
+
     def write_shard(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write one shard's tensors (see `tensor_name`), atomically.
 
@@ -149,11 +152,7 @@ class FeatureStore:
             save_file(
                 {name: tensor.contiguous() for name, tensor in tensors.items()},
                 temporary,
-                metadata={
-                    "fingerprint": fingerprint(self.settings),
-                    "first_clip": clips[0],
-                    "shard": str(shard),
-                },
+                metadata={"fingerprint": self._fingerprint(shard)},  # one entry: several have no fixed order on disk
             )
 
     def check(self, capture: str, pooling: str | None = None) -> str:
@@ -197,15 +196,15 @@ class FeatureStore:
         unknown = [clip for clip in clip_ids if clip not in rows.index]
         if unknown:
             raise UserError(f"{self.directory} has no features of clip {unknown[0]} ({len(unknown)} unknown in all)")
-        return features[torch.as_tensor(rows[list(clip_ids)].to_numpy())]
+        return features[torch.tensor(rows[list(clip_ids)].tolist())]
 
     def read_shard(self, shard: int, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Tensors of one shard (all, or `names`); UserError if the file is damaged or of other settings."""
         path = self.shard_path(shard)
         try:
             with safe_open(path, framework="pt") as reader:
-                if (reader.metadata() or {}).get("fingerprint") != fingerprint(self.settings):
-                    raise UserError(f"{path} was made with other settings than its store: remove it and rerun step 2")
+                if (reader.metadata() or {}).get("fingerprint") != self._fingerprint(shard):
+                    raise UserError(f"{path} is of other settings or clips than its store: remove it and rerun step 2")
                 return {name: reader.get_tensor(name) for name in (names or reader.keys())}
         except (SafetensorError, struct.error, FileNotFoundError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
