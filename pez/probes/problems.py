@@ -1,0 +1,272 @@
+"""Probe problems: one layer's features and targets, split into rows to train on, to judge by and to predict.
+
+A problem is stored the way the sweep (pez/probes/sweep.py) eats it: features normalised with the training
+rows' statistics, a column of ones for the bias, targets standardised, and either the training rows
+themselves or, where that is cheaper an epoch, their Gram matrix X'X and X'Y.
+"""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from constants import PROBE_LEARNING_RATES, PROBE_WEIGHT_DECAYS
+from pez.errors import UserError, check_choice
+
+NORM_MODES = ("zscore", "center", "none")
+LOSSES = ("mse", "logistic")
+_GRAM_GAIN = 1.25  # a Gram epoch must be this much cheaper than two passes over the rows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One AdamW setting."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+def paper_settings() -> tuple[Setting, ...]:
+    """The paper's 20 settings (appendix B), learning rate slowest."""
+    return tuple(itertools.starmap(Setting, itertools.product(PROBE_LEARNING_RATES, PROBE_WEIGHT_DECAYS)))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over rows that decide a least-squares problem; float64, so that they add and subtract exactly enough.
+
+    `count`; `x` [d], `xx` [d, d], `xy` [d, k], `y` [k], `yy` [k]: sums of x, xx', xy', y, y*y.
+    """
+
+    count: int
+    x: torch.Tensor
+    xx: torch.Tensor
+    xy: torch.Tensor
+    y: torch.Tensor
+    yy: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor, targets: torch.Tensor) -> "Moments":
+        """Moments of `features` [n, d] and `targets` [n, k]."""
+        x, y = features.double(), targets.double()
+        return cls(len(x), x.sum(0), x.T @ x, x.T @ y, y.sum(0), y.square().sum(0))
+
+    @classmethod
+    def of_patches(cls, patches: torch.Tensor, targets: torch.Tensor, chunk: int = 32) -> "Moments":
+        """Moments of `patches` [n, P, d], every patch with its clip's target [n, k]; `chunk` clips at a time.
+
+        Products are taken in float32 after removing the mean, then summed and shifted back in float64:
+        that keeps seven digits of the centred matrix at a third of the time.
+        """
+        n, per_clip, d = patches.shape
+        means = patches.float().mean(1).double()
+        shift = means.mean(0)
+        centred = torch.zeros(d, d, dtype=torch.float64, device=patches.device)
+        for part in patches.split(chunk):
+            rows = part.flatten(0, 1).float() - shift.float()
+            centred += (rows.T @ rows).double()
+        shift = shift.float().double()  # what was in fact subtracted
+        total, count = per_clip * means.sum(0), n * per_clip
+        rest = total - count * shift
+        xx = centred + torch.outer(rest, shift) + torch.outer(shift, rest) + count * torch.outer(shift, shift)
+        y = targets.double()
+        return cls(count, total, xx, per_clip * means.T @ y, per_clip * y.sum(0), per_clip * y.square().sum(0))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(*(a + b for a, b in zip(_fields(self), _fields(other))))
+
+    def __sub__(self, other: "Moments") -> "Moments":
+        return Moments(*(a - b for a, b in zip(_fields(self), _fields(other))))
+
+
+def _fields(moments: Moments) -> list:
+    return [getattr(moments, field.name) for field in dataclasses.fields(Moments)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What `pez.probes.sweep.solve` solves; build it with `row_problem` or `moment_problem`.
+
+    With d features, k outputs in V variables, n training, m validation, p prediction rows, and D = d + 1:
+    `rows` [n, D] and `y` [k, n], or `gram` [D, D] and `xy` [k, D] instead; `count` training rows;
+    `evaluation` [m + p, D]; `y_validation` [k, m]; `outputs` sizes of the variables, summing to k; `settings`;
+    `target_mean`, `target_scale` [k], which undo the standardisation; `stop_epochs` [S, V] or None: with it the
+    sweep ignores validation and stops each setting and variable after that many epochs (a refit).
+    """
+
+    count: int
+    evaluation: torch.Tensor
+    y_validation: torch.Tensor
+    outputs: tuple[int, ...]
+    settings: tuple[Setting, ...]
+    loss: str
+    target_mean: torch.Tensor
+    target_scale: torch.Tensor
+    feature_mean: torch.Tensor
+    feature_scale: torch.Tensor
+    rows: torch.Tensor | None = None
+    y: torch.Tensor | None = None
+    gram: torch.Tensor | None = None
+    xy: torch.Tensor | None = None
+    stop_epochs: torch.Tensor | None = None
+
+    @property
+    def n_validation(self) -> int:
+        """Validation rows; the rest of `evaluation` are prediction rows."""
+        return self.y_validation.shape[1]
+
+
+def row_problem(
+    features,
+    targets,
+    train,
+    validation,
+    predict=None,
+    *,
+    settings: tuple[Setting, ...] | None = None,
+    loss: str = "mse",
+    normalise: str = "zscore",
+    outputs: tuple[int, ...] | None = None,
+    gram: bool | None = None,
+    stop_epochs=None,
+    dtype: torch.dtype = torch.float32,
+) -> Problem:
+    """A problem from `features` [n, d] and `targets` [n, k] and integer row indices (or None for no rows).
+
+    Normalisation of features ("zscore" | "center" | "none") and, for "mse", standardisation of targets use
+    training rows only; a constant column is centred and left at that. "logistic" takes targets of 0 and 1 and
+    leaves them. `outputs` are the sizes of the variables that share the features (default: one of size k); each
+    has its own loss, early stopping and best setting. `gram` None chooses the cheaper form of an epoch.
+    float32 follows torch.optim.AdamW in float32; where learning rates are high both wander from float64.
+
+    Raises UserError for features or targets that are not finite.
+    """
+    features, targets = torch.as_tensor(features), torch.as_tensor(targets)
+    targets = (targets[:, None] if targets.ndim == 1 else targets).to(features.device)
+    x, y = features[_index(train)], targets[_index(train)]
+    _check(x, y, loss)
+    if loss == "mse" and (gram if gram is not None else 2 * len(x) > _GRAM_GAIN * x.shape[1]):
+        moments = Moments.of(x, y)
+        form = _gram_form(moments, normalise, dtype)
+    else:
+        form = _row_form(x, y, loss, normalise, dtype)
+    evaluation = features[torch.cat([_index(validation), _index(predict)])]
+    return _finish(form, evaluation, targets[_index(validation)], loss, settings, outputs, stop_epochs, dtype)
+
+
+def moment_problem(
+    moments: Moments,
+    validation_features,
+    validation_targets,
+    predict_features=None,
+    *,
+    settings: tuple[Setting, ...] | None = None,
+    normalise: str = "zscore",
+    outputs: tuple[int, ...] | None = None,
+    stop_epochs=None,
+    dtype: torch.dtype = torch.float32,
+) -> Problem:
+    """A least-squares problem from the training rows' `moments`.
+
+    For patch features: train on patches, judge and predict clips by the mean over their patches. A linear
+    probe's mean prediction is its prediction for the mean patch, so [m, d] and [p, d] are patch means here.
+    """
+    parts = [validation_features] + ([] if predict_features is None else [predict_features])
+    form = _gram_form(moments, normalise, dtype)
+    return _finish(form, torch.cat(parts), validation_targets, "mse", settings, outputs, stop_epochs, dtype)
+
+
+def _index(rows) -> torch.Tensor:
+    rows = np.zeros(0, dtype=np.int64) if rows is None else np.asarray(rows)
+    return torch.as_tensor(rows, dtype=torch.int64)
+
+
+def _check(x: torch.Tensor, y: torch.Tensor, loss: str) -> None:
+    check_choice("loss", loss, LOSSES)
+    if not len(x):
+        raise UserError("a probe has no clip to train on: use fewer --folds or another --grouping")
+    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise UserError("features or targets of a probe are not finite: rerun step2_extract.py with --overwrite")
+
+
+def _row_form(x, y, loss: str, normalise: str, dtype: torch.dtype) -> dict:
+    x, y = x.double(), y.double()
+    mean, scale = _feature_scaling(x.mean(0), x.var(0, correction=0), normalise)
+    y_mean, y_scale = _target_scaling(y.mean(0), y.var(0, correction=0), loss)
+    return {
+        "rows": _augmented(x, mean, scale, dtype),
+        "y": ((y - y_mean) / y_scale).T.to(dtype).contiguous(),
+        "count": len(x),
+        **_scalings(mean, scale, y_mean, y_scale),
+    }
+
+
+def _gram_form(sums: Moments, normalise: str, dtype: torch.dtype) -> dict:
+    n = sums.count
+    x_mean, y_mean = sums.x / n, sums.y / n
+    mean, scale = _feature_scaling(x_mean, sums.xx.diagonal() / n - x_mean.square(), normalise)
+    y_mean, y_scale = _target_scaling(y_mean, sums.yy / n - y_mean.square(), "mse")
+    shifted = sums.x - n * mean  # sum of centred rows
+    gram = sums.xx - torch.outer(mean, sums.x) - torch.outer(shifted, mean)
+    xy = (sums.xy - torch.outer(mean, sums.y) - torch.outer(shifted, y_mean)) / y_scale
+    ones = torch.cat([shifted / scale, torch.tensor([float(n)], dtype=torch.float64, device=mean.device)])
+    gram = torch.cat([gram / torch.outer(scale, scale), ones[None, :-1]])
+    return {
+        "gram": torch.cat([gram, ones[:, None]], dim=1).to(dtype),
+        "xy": torch.cat([xy / scale[:, None], ((sums.y - n * y_mean) / y_scale)[None]]).T.to(dtype).contiguous(),
+        "count": n,
+        **_scalings(mean, scale, y_mean, y_scale),
+    }
+
+
+def _scalings(mean, scale, y_mean, y_scale) -> dict:
+    return {"feature_mean": mean, "feature_scale": scale, "target_mean": y_mean, "target_scale": y_scale}
+
+
+def _feature_scaling(mean: torch.Tensor, variance: torch.Tensor, normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
+    check_choice("norm mode", normalise, NORM_MODES)
+    if normalise == "none":
+        return torch.zeros_like(mean), torch.ones_like(mean)
+    if normalise == "center":
+        return mean, torch.ones_like(mean)
+    return mean, _positive_scale(mean, variance)
+
+
+def _target_scaling(mean: torch.Tensor, variance: torch.Tensor, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if loss == "logistic":
+        return torch.zeros_like(mean), torch.ones_like(mean)
+    return mean, _positive_scale(mean, variance)
+
+
+def _positive_scale(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """Standard deviations, with 1 for columns that are constant up to rounding."""
+    constant = variance <= 1e-13 * mean.square().clamp_min(1e-30)
+    return torch.where(constant, 1.0, variance.clamp_min(0)).sqrt()
+
+
+def _augmented(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, dtype) -> torch.Tensor:
+    """Normalised rows with a column of ones for the bias."""
+    normalised = ((x.double() - mean) / scale).to(dtype)
+    return torch.cat([normalised, normalised.new_ones(len(x), 1)], dim=1)
+
+
+def _finish(form: dict, evaluation, y_validation, loss: str, settings, outputs, stop_epochs, dtype) -> Problem:
+    y_mean, y_scale = form["target_mean"], form["target_scale"]
+    y_validation = torch.as_tensor(y_validation, device=y_mean.device)
+    y_validation = y_validation.reshape(len(y_validation), -1).double()
+    outputs = tuple(outputs) if outputs else (len(y_mean),)
+    if sum(outputs) != len(y_mean):
+        raise ValueError(f"variables of sizes {outputs} do not make {len(y_mean)} outputs")
+    if not len(y_validation) and stop_epochs is None:
+        raise UserError("a probe has no clip to validate on: use fewer --folds or another --grouping")
+    return Problem(
+        **form,
+        evaluation=_augmented(torch.as_tensor(evaluation), form["feature_mean"], form["feature_scale"], dtype),
+        y_validation=((y_validation - y_mean) / y_scale).T.to(dtype).contiguous(),
+        outputs=outputs,
+        settings=tuple(settings) if settings else paper_settings(),
+        loss=loss,
+        stop_epochs=None if stop_epochs is None else torch.as_tensor(stop_epochs, dtype=torch.int64),
+    )

@@ -1,0 +1,199 @@
+"""The linear sweep: many probes and AdamW settings trained together, each as `torch.optim.AdamW` would alone.
+
+    problems = (row_problem(features, targets, train, validation) for train, validation in splits)
+    for result in solve(problems): result.best_prediction(); result.best_setting()
+
+Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random. AdamW has
+torch's defaults (betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the
+mean over rows and over a variable's outputs of the squared error of standardised targets, or of the binary
+cross-entropy. After every epoch, from the first, the validation loss is read; a setting stops when it has not
+fallen for `patience` epochs and is judged at its best epoch. Paper-silent choices: optimiser, epochs, patience.
+
+Weights are kept as [problems, settings x outputs, features], so an epoch is two matrix products whatever the
+number of settings. A CPU solves a cache-sized batch a thread (one BLAS thread each; torch frees the interpreter
+lock inside its operators); a GPU solves as many problems at once as its memory takes.
+"""
+
+import collections
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from constants import PROBE_EPOCHS, PROBE_PATIENCE
+from pez.probes.problems import (  # noqa: F401  (the sweep's public face)
+    LOSSES,
+    NORM_MODES,
+    Moments,
+    Problem,
+    Setting,
+    moment_problem,
+    paper_settings,
+    row_problem,
+)
+from pez.probes.training import train_together
+
+_CACHE_BYTES = 2_000_000  # working set of a CPU batch: about what one core keeps near itself
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Every setting at its own best epoch. S settings, V variables, k outputs, m validation, p prediction rows.
+
+    `settings` (S of them); `outputs` variable sizes; `best_epoch` [S, V], from 1; `validation_loss` [S, V], on
+    standardised targets, NaN after a refit; `validation_prediction` [S, m, k] and `prediction` [S, p, k] in the
+    targets' units (logits for "logistic"), float64; `weights` [S, k, d] and `bias` [S, k] for raw features and
+    targets, or None unless asked for.
+    """
+
+    settings: tuple[Setting, ...]
+    outputs: tuple[int, ...]
+    best_epoch: torch.Tensor
+    validation_loss: torch.Tensor
+    validation_prediction: torch.Tensor
+    prediction: torch.Tensor
+    weights: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def best(self) -> list[int]:
+        """Index of each variable's setting of lowest validation loss; of equals the first."""
+        loss = self.validation_loss.nan_to_num(nan=float("inf"))
+        return loss.argmin(0).tolist()
+
+    def best_setting(self) -> list[Setting]:
+        """The settings at `best()`."""
+        return [self.settings[index] for index in self.best()]
+
+    def chosen(self, predictions: torch.Tensor, best: list[int] | None = None) -> torch.Tensor:
+        """`predictions` [S, rows, k] with each variable at setting `best[v]` (default: `best()`), [rows, k]."""
+        best = self.best() if best is None else best
+        parts = predictions.split(list(self.outputs), dim=2)
+        return torch.cat([part[index] for part, index in zip(parts, best)], dim=1)
+
+
+def solve(
+    problems: Iterable[Problem],
+    *,
+    epochs: int = PROBE_EPOCHS,
+    patience: int = PROBE_PATIENCE,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    memory_gib: float | None = None,
+    keep_weights: bool = False,
+) -> Iterator[SweepResult]:
+    """Solve problems and yield a SweepResult each, in their order and on the CPU.
+
+    `problems` is read lazily, a few batches ahead, so a generator that loads a layer at a time never has all
+    layers in memory. `threads` (CPU): default one a core. `memory_gib` (GPU): bound of a batch, default half of
+    what is free. Problems that follow each other with the same d, outputs and settings count share a batch.
+    """
+    device = torch.device(device)
+    options = {"epochs": epochs, "patience": patience, "keep_weights": keep_weights, "device": device}
+    if device.type == "cpu":
+        yield from _solve_on_cpu(problems, threads or available_cores(), options)
+        return
+    for batch in _batches(problems, _device_bytes(device, memory_gib)):
+        yield from _solve_batch(batch, **options)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _solve_on_cpu(problems, threads: int, options: dict) -> Iterator[SweepResult]:
+    ahead = collections.deque()
+    with _one_blas_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for batch in _batches(problems, _CACHE_BYTES):
+                ahead.append(pool.submit(_solve_batch, batch, **options))
+                if len(ahead) > threads:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _device_bytes(device: torch.device, memory_gib: float | None) -> float:
+    return memory_gib * 2**30 if memory_gib else torch.cuda.mem_get_info(device)[0] / 2
+
+
+def _batches(problems: Iterable[Problem], limit: float) -> Iterator[list[Problem]]:
+    """Runs of like problems whose working set stays under `limit` bytes (at least one problem each)."""
+    batch, size = [], 0
+    for problem in problems:
+        needed = _bytes(problem)
+        if batch and (size + needed > limit or _likeness(problem) != _likeness(batch[0])):
+            yield batch
+            batch, size = [], 0
+        batch.append(problem)
+        size += needed
+    if batch:
+        yield batch
+
+
+def _likeness(problem: Problem) -> tuple:
+    return (
+        problem.loss,
+        problem.outputs,
+        len(problem.settings),
+        problem.evaluation.shape[1],
+        problem.gram is None,
+        problem.stop_epochs is None,
+        problem.evaluation.dtype,
+    )
+
+
+def _bytes(problem: Problem) -> int:
+    inputs = problem.rows if problem.gram is None else problem.gram
+    columns = len(problem.settings) * sum(problem.outputs)
+    state = 5 * columns * problem.evaluation.shape[1]
+    residuals = 3 * columns * (len(problem.evaluation) + (0 if problem.rows is None else len(problem.rows)))
+    return problem.evaluation.element_size() * (inputs.numel() + problem.evaluation.numel() + state + residuals)
+
+
+def _solve_batch(batch: list[Problem], *, epochs, patience, keep_weights, device) -> list[SweepResult]:
+    found = train_together(batch, epochs=epochs, patience=patience, keep_weights=keep_weights, device=device)
+    return [_result(problem, found, index) for index, problem in enumerate(batch)]
+
+
+def _result(problem: Problem, found, index: int) -> SweepResult:
+    settings, variables, k = len(problem.settings), len(problem.outputs), sum(problem.outputs)
+    mean, scale = problem.target_mean.cpu(), problem.target_scale.cpu()
+    rows = found.prediction[index].cpu().double().unflatten(0, (settings, k)).mT * scale + mean
+    m, last = problem.n_validation, len(problem.evaluation) - problem.n_validation
+    weights, bias = (None, None) if found.weights is None else _raw_weights(problem, found.weights[index].cpu())
+    return SweepResult(
+        settings=problem.settings,
+        outputs=problem.outputs,
+        best_epoch=found.best_epoch[index].cpu().view(settings, variables),
+        validation_loss=found.loss[index].cpu().view(settings, variables),
+        validation_prediction=rows[:, :m],
+        prediction=rows[:, found.first_prediction_row : found.first_prediction_row + last],
+        weights=weights,
+        bias=bias,
+    )
+
+
+def _raw_weights(problem: Problem, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and bias for raw features and targets, from rows [S * k, d + 1] for normalised ones."""
+    mean, scale = problem.feature_mean.cpu(), problem.feature_scale.cpu()
+    y_mean, y_scale = problem.target_mean.cpu(), problem.target_scale.cpu()
+    rows = rows.double().unflatten(0, (len(problem.settings), -1)) * y_scale[:, None]
+    weights = rows[..., :-1] / scale
+    return weights, rows[..., -1] - weights @ mean + y_mean

@@ -1,0 +1,227 @@
+"""AdamW on a batch of like probe problems at once: the inner loop of pez/probes/sweep.py.
+
+Names of sizes: B problems; C rows, one for each setting and output; D features and the column of ones; n training,
+m validation, p prediction rows; U = settings x variables units, each with its own early stopping.
+Shorter problems are padded with rows of zeros (the column of ones too), which predict 0 and pull at nothing.
+Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import softplus
+
+from pez.probes.problems import Problem
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
+_KEEP_BELOW = 0.8  # drop stopped rows once fewer than this share of the rows still train
+_GPU_LOOK = 20  # epochs between looks at whether all have stopped: a look waits for the GPU
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`best_epoch` and `loss` [B, U]; `prediction` [B, C, m + p], the p rows from `first_prediction_row`;
+    `weights` [B, C, D] or None."""
+
+    best_epoch: torch.Tensor
+    loss: torch.Tensor
+    prediction: torch.Tensor
+    first_prediction_row: int
+    weights: torch.Tensor | None
+
+
+@torch.no_grad()
+def train_together(batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, device) -> Trained:
+    """Train every setting of every problem; see pez/probes/sweep.py for what is trained."""
+    data, state = _Data(batch, device), _State(batch, keep_weights, device)
+    data.select(state.output)
+    look = 1 if state.device.type == "cpu" else _GPU_LOOK
+    for epoch in range(1, _last_epoch(batch, epochs) + 1):
+        state.step(data.gradient(state), epoch)
+        predicted = data.predict(state)
+        if data.stop_epochs is None:
+            improved = state.judge(data.losses(predicted, state), epoch, patience)
+        else:
+            improved = state.follow(data.stop_epochs, epoch)
+        state.keep(improved, predicted)
+        if epoch % look == 0:
+            if not state.active.any():
+                break
+            if state.drop_stopped():
+                data.select(state.output)
+    return state.finish(data.n_validation)
+
+
+def _last_epoch(batch: list[Problem], epochs: int) -> int:
+    if batch[0].stop_epochs is None:
+        return epochs
+    return max(int(problem.stop_epochs.max()) for problem in batch)
+
+
+def _stack(parts: list[torch.Tensor], dim: int, device) -> torch.Tensor:
+    """Stack tensors that differ in length along `dim`, filling with zeros."""
+    shape = [len(parts), *parts[0].shape]
+    shape[dim + 1] = max(part.shape[dim] for part in parts)
+    stacked = torch.zeros(shape, dtype=parts[0].dtype, device=device)
+    for row, part in zip(stacked, parts):
+        row.narrow(dim, 0, part.shape[dim]).copy_(part)
+    return stacked
+
+
+class _Data:
+    """Inputs and targets of a batch, and what is computed from them: gradient, predictions, losses."""
+
+    def __init__(self, batch: list[Problem], device):
+        first = batch[0]
+        self.loss, self.by_gram = first.loss, first.gram is not None
+        counts = [float(problem.count) for problem in batch]
+        self.count = torch.tensor(counts, dtype=first.evaluation.dtype, device=device)[:, None, None]
+        self.stop_epochs = None
+        if first.stop_epochs is not None:
+            self.stop_epochs = torch.stack([problem.stop_epochs.flatten() for problem in batch]).to(device)
+        self._set_evaluation(batch, device)
+        if self.by_gram:
+            self.inputs = _stack([problem.gram for problem in batch], 0, device)
+            self.targets = _stack([problem.xy for problem in batch], 0, device)
+        else:
+            self._set_rows(batch, device)
+
+    def _set_evaluation(self, batch, device) -> None:
+        validation = _stack([problem.evaluation[: problem.n_validation] for problem in batch], 0, device)
+        rest = _stack([problem.evaluation[problem.n_validation :] for problem in batch], 0, device)
+        self.n_validation = validation.shape[1]
+        self.evaluation = torch.cat([validation, rest], dim=1)
+        self.y_validation = _stack([problem.y_validation for problem in batch], 1, device)
+        counts = torch.tensor([problem.n_validation for problem in batch], device=device)
+        inside = torch.arange(self.n_validation, device=device) < counts[:, None]
+        share = inside.to(self.evaluation.dtype) / counts.clamp_min(1)[:, None]
+        self.share = share[:, None]  # weight of a validation row, [B, 1, m]
+
+    def _set_rows(self, batch, device) -> None:
+        rows = _stack([problem.rows for problem in batch], 0, device)
+        self.n_train = rows.shape[1]
+        self.inputs = torch.cat([rows, self.evaluation], dim=1)  # one product predicts all rows
+        self.targets = _stack([problem.y for problem in batch], 1, device)
+        if self.loss == "logistic":  # a padded row predicts sigmoid(0)
+            for target, problem in zip(self.targets, batch):
+                target[:, problem.count :] = 0.5
+
+    def select(self, output: torch.Tensor) -> None:
+        """Lay out the targets for rows of these outputs, [C]; to be called whenever the rows change."""
+        self.row_targets, self.row_validation = self.targets[:, output], self.y_validation[:, output]
+        self.predicted = None
+
+    def gradient(self, state: "_State") -> torch.Tensor:
+        """Gradient of every row's loss, [B, C, D]."""
+        scale = state.loss_scale / self.count * (1 if self.loss == "logistic" else 2)
+        if self.by_gram:
+            return torch.bmm(state.weights, self.inputs).sub_(self.row_targets).mul_(scale)
+        if self.predicted is None:
+            self.predicted = torch.bmm(state.weights, self.inputs.mT)
+        residual = self.predicted[:, :, : self.n_train]
+        residual = residual.sigmoid() if self.loss == "logistic" else residual
+        return torch.bmm(torch.sub(residual, self.row_targets).mul_(scale), self.inputs[:, : self.n_train])
+
+    def predict(self, state: "_State") -> torch.Tensor:
+        """Predictions of the validation and prediction rows, [B, C, m + p]."""
+        if self.by_gram:
+            return torch.bmm(state.weights, self.evaluation.mT)
+        self.predicted = torch.bmm(state.weights, self.inputs.mT)
+        return self.predicted[:, :, self.n_train :]
+
+    def losses(self, predicted: torch.Tensor, state: "_State") -> torch.Tensor:
+        """Validation loss of every unit, [B, U]."""
+        predicted, y = predicted[:, :, : self.n_validation], self.row_validation
+        if self.loss == "logistic":
+            loss = softplus(predicted).sub_(y * predicted)
+        else:
+            loss = torch.sub(y, predicted).square_()
+        rows = loss.mul_(self.share).sum(2).mul_(state.loss_scale[:, 0])
+        return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
+
+
+class _State:
+    """Weights, moments of the gradient and best-so-far of the rows that still train."""
+
+    def __init__(self, batch: list[Problem], keep_weights: bool, device):
+        first, self.device = batch[0], torch.device(device)
+        settings, self.k = len(first.settings), sum(first.outputs)
+        shape = (len(batch), settings * self.k, first.evaluation.shape[1])
+        self.weights, self.m, self.v = first.evaluation.new_zeros(3, *shape, device=device)
+        self.kept = torch.zeros_like(self.weights) if keep_weights else None
+        self._set_rows(batch, settings, self.weights.dtype)
+        units = (len(batch), settings * len(first.outputs))
+        self.best_loss = first.evaluation.new_full(units, float("inf"), device=device)
+        self.best_epoch = torch.zeros(units, dtype=torch.int64, device=device)
+        self.active = torch.ones(units, dtype=torch.bool, device=device)
+        length = max(p.n_validation for p in batch) + max(len(p.evaluation) - p.n_validation for p in batch)
+        self.saved = first.evaluation.new_zeros(*shape[:2], length, device=device)
+        self.done_saved = torch.zeros_like(self.saved)
+        self.done_kept = torch.zeros_like(self.kept) if keep_weights else None
+
+    def _set_rows(self, batch, settings: int, dtype) -> None:
+        outputs = torch.tensor(batch[0].outputs)
+        variable = torch.arange(len(outputs)).repeat_interleave(outputs)  # of each output
+        self.row = torch.arange(settings * self.k, device=self.device)
+        self.output = self.row % self.k
+        self.unit = (self.row // self.k) * len(outputs) + variable.to(self.device)[self.output]
+        self.loss_scale = (1.0 / outputs[variable].to(dtype)).to(self.device)[self.output][None, :, None]
+        rates = torch.tensor(
+            [[(s.learning_rate, s.weight_decay) for s in p.settings] for p in batch], dtype=torch.float64
+        )
+        rates = rates.repeat_interleave(self.k, dim=1)[..., None]
+        self.rate = rates[:, :, 0].to(dtype).to(self.device)
+        self.decay = (1 - rates[:, :, 0] * rates[:, :, 1]).to(dtype).to(self.device)
+
+    def step(self, gradient: torch.Tensor, epoch: int) -> None:
+        """One AdamW step; `gradient` is used up."""
+        first, second = 1 - _BETA1**epoch, (1 - _BETA2**epoch) ** 0.5
+        self.m.lerp_(gradient, 1 - _BETA1)
+        self.v.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+        torch.sqrt(self.v, out=gradient).add_(_EPSILON * second)
+        torch.div(self.m, gradient, out=gradient)
+        self.weights.mul_(self.decay).addcmul_(gradient, self.rate, value=-second / first)
+
+    def judge(self, loss: torch.Tensor, epoch: int, patience: int) -> torch.Tensor:
+        """Which units, [B, U], have their best validation loss so far; stops those out of patience."""
+        improved = (loss < self.best_loss) & self.active
+        torch.where(improved, loss, self.best_loss, out=self.best_loss)
+        self.best_epoch.masked_fill_(improved, epoch)
+        self.active &= epoch - self.best_epoch < patience
+        return improved
+
+    def follow(self, stop_epochs: torch.Tensor, epoch: int) -> torch.Tensor:
+        """The same where the epochs are given: every epoch up to the last is the best so far."""
+        improved = stop_epochs >= epoch
+        self.best_epoch.masked_fill_(improved, epoch)
+        self.best_loss.fill_(float("nan"))
+        self.active = stop_epochs > epoch
+        return improved
+
+    def keep(self, improved: torch.Tensor, predicted: torch.Tensor) -> None:
+        """Remember predictions (and weights) of rows whose unit improved."""
+        rows = improved[:, self.unit, None]
+        torch.where(rows, predicted, self.saved, out=self.saved)
+        if self.kept is not None:
+            torch.where(rows, self.weights, self.kept, out=self.kept)
+
+    def drop_stopped(self) -> bool:
+        """Leave out rows that have stopped in every problem, if that is worth the copying; True if it was."""
+        rows = self.active.any(0)[self.unit].nonzero()[:, 0]
+        if len(rows) >= _KEEP_BELOW * len(self.row):
+            return False
+        self._store()
+        self.row, self.output, self.unit = self.row[rows], self.output[rows], self.unit[rows]
+        for name in ("weights", "m", "v", "saved", "kept", "loss_scale", "rate", "decay"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name)[:, rows])
+        return True
+
+    def _store(self) -> None:
+        self.done_saved[:, self.row] = self.saved
+        if self.kept is not None:
+            self.done_kept[:, self.row] = self.kept
+
+    def finish(self, n_validation: int) -> Trained:
+        self._store()
+        return Trained(self.best_epoch, self.best_loss, self.done_saved, n_validation, self.done_kept)
