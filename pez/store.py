@@ -224,7 +224,7 @@ def _refuse_difference(directory: Path, there: dict, wanted: dict) -> None:
         if there.get(key) != wanted.get(key):
             raise UserError(
                 f"{directory} holds features made with {key} = {there.get(key)!r}, now asked for {wanted.get(key)!r}: "
-                "choose another --output-root, or replace them with --overwrite"
+                "choose another folder for the features, or replace these with --overwrite"
             )
 
 

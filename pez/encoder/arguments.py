@@ -10,8 +10,11 @@ from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS
 from pez.errors import UserError
 
 
-def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose an encoder and say how to run it."""
+def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
+    """Add the options that choose an encoder and say how to run it.
+
+    `heads_option` renames the encoder's number of heads where a script's own --num-heads means something else.
+    """
     chosen = parser.add_argument_group("encoder")
     chosen.add_argument(
         "--model", default=DEFAULT_MODEL, choices=[*MODELS, CUSTOM], help="an entry of constants.MODELS"
@@ -22,7 +25,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument(
         "--checkpoint-key", default="target_encoder", choices=CHECKPOINT_KEYS, help="part of a Meta file"
     )
-    chosen.add_argument("--num-heads", type=int, help="attention heads, for --model custom")
+    chosen.add_argument(heads_option, dest="num_heads", type=int, help="attention heads, for --model custom")
     chosen.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")
     chosen.add_argument("--weights-seed", type=int, default=0, help="seed of random weights")
     passed = parser.add_argument_group("encoder pass")

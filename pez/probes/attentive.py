@@ -1,0 +1,165 @@
+"""The attentive probe: V-JEPA 2's AttentiveClassifier.
+
+`depth - 1` self-attention blocks over a clip's tokens, one cross-attention block in which a single
+learned query reads them, and a linear layer. Names of modules follow the original, so that its state
+dicts load as they are. Source: Bardes et al. 2024 (V-JEPA) and Assran et al. 2025 (V-JEPA 2), attentive
+pooling; held to the original's output by tests/data/attentive_small.pt.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pez.errors import UserError
+
+INIT_STD = 0.02
+
+
+class AttentiveClassifier(nn.Module):
+    """Tokens of a clip -> logits.
+
+    Args:
+        embed_dim: channels of a token; a multiple of `num_heads`, else UserError.
+        num_heads: attention heads of every block.
+        depth: blocks in all, the cross-attention block included.
+        num_classes: outputs; 1 is a logit for a two-way question.
+        mlp_ratio: hidden channels of an MLP as a multiple of `embed_dim`.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int = 16, depth: int = 4, num_classes: int = 1, mlp_ratio=4.0):
+        super().__init__()
+        _check_sizes(embed_dim, num_heads, depth)
+        self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
+        self.linear = nn.Linear(embed_dim, num_classes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[clips, tokens, embed_dim] -> [clips, num_classes]."""
+        return self.linear(self.pooler(tokens).squeeze(1))
+
+
+class AttentivePooler(nn.Module):
+    """Tokens of a clip -> one pooled token."""
+
+    def __init__(self, embed_dim: int, num_heads: int, depth: int, mlp_ratio: float):
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.cross_attention_block = CrossAttentionBlock(embed_dim, num_heads, mlp_ratio)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth - 1))
+        self._initialise()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[clips, tokens, embed_dim] -> [clips, 1, embed_dim]."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        query = self.query_tokens.expand(len(tokens), -1, -1)
+        return self.cross_attention_block(query, tokens)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        # Truncated normal, and every block's two output matrices divided by sqrt(2 * its number). The
+        # cross-attention block shares the number of the last self-attention block, as in the original.
+        nn.init.trunc_normal_(self.query_tokens, std=INIT_STD)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+                nn.init.zeros_(module.bias)
+        for number, block in enumerate(self.blocks, start=1):
+            block.attn.proj.weight.div_(math.sqrt(2 * number))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * number))
+        self.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, len(self.blocks))))
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and MLP."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[clips, tokens, dim] -> the same shape."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossAttentionBlock(nn.Module):
+    """A query reads the tokens (only they are normalised before), then an MLP."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.xattn = CrossAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Query [clips, 1, dim] and tokens [clips, tokens, dim] -> [clips, 1, dim]."""
+        query = query + self.xattn(query, self.norm1(x))
+        return query + self.mlp(self.norm2(query))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a fused qkv matrix."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[clips, tokens, dim] -> the same shape."""
+        query, key, value = (_split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.proj(_join_heads(F.scaled_dot_product_attention(query, key, value)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of a query over tokens, without an output projection."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+
+    def forward(self, query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Query [clips, 1, dim] and tokens [clips, tokens, dim] -> [clips, 1, dim]."""
+        query = _split_heads(self.q(query), self.num_heads)
+        key, value = (_split_heads(part, self.num_heads) for part in self.kv(x).chunk(2, dim=-1))
+        return _join_heads(F.scaled_dot_product_attention(query, key, value))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., dim] -> the same shape."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def _split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return x.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+
+
+def _join_heads(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def _check_sizes(embed_dim: int, num_heads: int, depth: int) -> None:
+    if depth < 1:
+        raise UserError(f"an attentive probe needs at least one block; got --num-probe-blocks {depth}")
+    if num_heads < 1 or embed_dim % num_heads:
+        raise UserError(
+            f"--num-heads {num_heads} does not divide the encoder's width {embed_dim}: choose a divisor, "
+            "such as the encoder's own number of heads"
+        )

@@ -1,0 +1,159 @@
+"""Training attentive probes: layers x folds x settings are independent problems, trained stacked.
+
+What the paper leaves open follows V-JEPA 2's public frozen evaluation (evals/video_classification_frozen):
+AdamW with one parameter group and PyTorch's other defaults, batches of 16, 20 epochs, cosine decay of the
+learning rate to 0 over all steps, no warm-up, constant weight decay, no dropout, no augmentation. Ours
+alone: a single logit with binary cross-entropy (they have a softmax over many classes); each token layer-normalised
+without parameters (`token_norm`), because the official probe reads tokens behind the encoder's final norm
+and residual states are on no fixed scale; with a single setting nothing is chosen, so a fold's probe is trained
+on all other folds and its last epoch is reported; with several, see pez/probes/intphys_attentive.py.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from pez.errors import UserError
+from pez.probes.attentive_stack import initial_parameters, stacked_forward
+
+TOKEN_NORMS = ("layer", "none")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every probe is trained; the part of a run's settings that can change a score."""
+
+    num_probe_blocks: int = 4
+    num_heads: int = 16
+    num_epochs: int = 20
+    batch_size: int = 16
+    warmup_epochs: float = 0.0
+    token_norm: str = "layer"
+    dtype: str = "float32"  # of the products; parameters and optimiser are float32
+    seed: int = 0
+
+    def __post_init__(self):
+        for flag, value in (("--num-epochs", self.num_epochs), ("--probe-batch-size", self.batch_size)):
+            if value < 1:
+                raise UserError(f"{flag} must be at least 1; got {value}")
+        if not 0 <= self.warmup_epochs < self.num_epochs:
+            raise UserError(f"--warmup-epochs must be from 0 to less than --num-epochs; got {self.warmup_epochs}")
+
+    def sizes(self, width: int) -> dict:
+        """Arguments of AttentiveClassifier for tokens of `width` channels."""
+        return {"embed_dim": width, "num_heads": self.num_heads, "depth": self.num_probe_blocks}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One probe: a layer's tokens, a setting, the clips (rows) that it learns from and those that it scores."""
+
+    layer: int
+    fold: int
+    lr: float
+    weight_decay: float
+    train_rows: np.ndarray
+    predict_rows: np.ndarray
+
+    def seed(self, seed: int) -> int:
+        """Start and batch order depend on run, layer and fold; settings of one fold share them."""
+        return int(np.random.SeedSequence([seed, self.layer, self.fold]).generate_state(1)[0])
+
+
+def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
+    """Problems in groups of at most `size` that take the same steps: same setting, as many training clips."""
+    alike = defaultdict(list)
+    for problem in problems:
+        alike[problem.lr, problem.weight_decay, len(problem.train_rows)].append(problem)
+    return [group[start : start + size] for group in alike.values() for start in range(0, len(group), size)]
+
+
+def train_stack(
+    problems: list[Problem],
+    tokens: Callable[[int], torch.Tensor],
+    labels: torch.Tensor,
+    recipe: Recipe,
+    device="cpu",
+) -> list[np.ndarray]:
+    """Train the problems of one stack (see `stacks`) together and score their clips.
+
+    Args:
+        tokens: layer -> features of all clips, [clips, tokens, width], of any floating type and device.
+        labels: 1.0 for possible, 0.0 for impossible, [clips].
+
+    Returns:
+        For each problem the logits of its `predict_rows`, float64 [rows].
+    """
+    first = problems[0]
+    sizes = recipe.sizes(tokens(first.layer).shape[-1])
+    parameters = initial_parameters([problem.seed(recipe.seed) for problem in problems], sizes, device)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=first.lr, weight_decay=first.weight_decay, fused=True)
+    orders = [_batch_order(problem, recipe) for problem in problems]
+    for step, batch in enumerate(zip(*orders)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(orders[0]), first.lr, recipe)
+        logits = _logits(parameters, problems, batch, tokens, recipe, device)
+        wanted = torch.stack([labels[rows] for rows in batch]).to(device)
+        # Summed over problems: each keeps the gradient of its own mean.
+        F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return _predict(parameters, problems, tokens, recipe, device)
+
+
+def learning_rate(step: int, n_steps: int, peak: float, recipe: Recipe) -> float:
+    """Learning rate of one step: linear warm-up from 0, then cosine to 0 at the last step.
+
+    Steps count from 1 as in the official schedule, so the very last update has learning rate 0.
+    """
+    warmup = int(recipe.warmup_epochs * n_steps / recipe.num_epochs)
+    number = step + 1
+    if number < warmup:
+        return peak * number / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (number - warmup) / max(1, n_steps - warmup)))
+
+
+def _batch_order(problem: Problem, recipe: Recipe) -> list[torch.Tensor]:
+    """Rows of every step: each epoch a fresh permutation, the last batch of an epoch may be smaller."""
+    generator = torch.Generator().manual_seed(problem.seed(recipe.seed))
+    rows = torch.as_tensor(problem.train_rows)
+    batches = []
+    for _ in range(recipe.num_epochs):
+        batches.extend(rows[torch.randperm(len(rows), generator=generator)].split(recipe.batch_size))
+    return batches
+
+
+def _logits(parameters, problems, batch, tokens, recipe, device) -> torch.Tensor:
+    """Logits [problems, clips] of each problem's own layer at its own rows."""
+    inputs = torch.stack([_gather(tokens(problem.layer), rows, device) for problem, rows in zip(problems, batch)])
+    if recipe.token_norm == "layer":
+        inputs = F.layer_norm(inputs, inputs.shape[-1:])
+    kind = torch.device(device).type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
+        return stacked_forward(parameters, inputs, recipe.num_heads).squeeze(-1).float()
+
+
+def _gather(features: torch.Tensor, rows: torch.Tensor, device) -> torch.Tensor:
+    return features[rows.to(features.device)].to(device, torch.float32)
+
+
+@torch.no_grad()
+def _predict(parameters, problems, tokens, recipe, device) -> list[np.ndarray]:
+    # Folds may differ by a few clips: the short ones are filled up with their first row, and cut again.
+    longest = max(len(problem.predict_rows) for problem in problems)
+    rows = torch.stack([_filled(problem.predict_rows, longest) for problem in problems])
+    parts = [
+        _logits(parameters, problems, part, tokens, recipe, device) for part in rows.split(recipe.batch_size, dim=1)
+    ]
+    logits = torch.cat(parts, dim=1).double().cpu().numpy()
+    return [logits[index, : len(problem.predict_rows)] for index, problem in enumerate(problems)]
+
+
+def _filled(rows: np.ndarray, length: int) -> torch.Tensor:
+    rows = torch.as_tensor(rows)
+    return torch.cat([rows, rows[:1].expand(length - len(rows))])

@@ -1,0 +1,105 @@
+"""IntPhys movies to features: the clip source, the store and the options that both IntPhys scripts share."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from constants import FEATURES_DIR, INTPHYS_ROOT, N_FRAMES
+from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
+from pez.encoder.extract import extract_features, store_settings
+from pez.encoder.sources import ClipSource
+from pez.files import fingerprint
+from pez.probes.intphys_scores import METRICS
+from pez.runs import progress
+from pez.stimuli.intphys import frame_paths, read_intphys, sample_frames
+from pez.store import CAPTURES, FeatureStore
+
+SET_NAME = "intphys"
+SELECTION_METRICS = ("accuracy", "relative_accuracy")
+METRIC_OF = {"accuracy": METRICS[0], "relative_accuracy": METRICS[2]}
+
+
+def add_intphys_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
+    """Add the options that choose movies, frames and features; `heads_option` names the encoder's heads."""
+    movies = parser.add_argument_group("movies")
+    movies.add_argument("--intphys-root", type=Path, default=INTPHYS_ROOT, help="the dev split: O1, O2, O3 are in it")
+    movies.add_argument("--n-frames-sample", type=int, default=N_FRAMES, help="frames taken evenly from a movie")
+    movies.add_argument("--max-scenes-per-block", type=int, help="the first scenes of each block (default: all)")
+    movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
+    features = parser.add_argument_group("features")
+    features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
+    features.add_argument(
+        "--feature-root", type=Path, help="folder of the features (default: one named after model and settings)"
+    )
+    features.add_argument(
+        "--reuse-features",
+        action="store_true",
+        help="use features that are there and made with the same settings; without it they are made again "
+        "(what a killed run left is finished either way)",
+    )
+    features.add_argument("--overwrite", action="store_true", help="replace features made with other settings")
+    add_encoder_arguments(parser, heads_option)
+
+
+def intphys_source(movies: pd.DataFrame, n_frames_sample: int) -> ClipSource:
+    """Sampled frames of every movie as clips to encode.
+
+    What the store records of them changes with the movies, labels, frames taken and sizes of their files.
+    """
+    paths = {
+        row.clip_id: frame_paths(row.directory, sample_frames(row.n_frames, n_frames_sample))
+        for row in movies.itertuples()
+    }
+    clips = movies.drop(columns="directory")
+    content = [
+        [row.clip_id, row.possible, [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
+        for row in progress(movies.itertuples(), total=len(movies), description="movies", unit="movie")
+    ]
+    chosen = {"n_frames_sample": n_frames_sample, "n_movies": len(movies), "n_frames": int(movies["n_frames"].max())}
+    settings = {"name": SET_NAME, "fingerprint": fingerprint(content), "settings": chosen}
+    return ClipSource(SET_NAME, clips, None, paths, settings, n_frames_sample)
+
+
+def intphys_store(args: argparse.Namespace, pooling: str) -> FeatureStore:
+    """Features of the movies that the options name, extracted or reused.
+
+    Raises UserError for a damaged tree, an encoder that cannot be had, or a folder with other features,
+    naming the first setting (model, weights, frames, transform, capture, ...) that differs.
+    """
+    movies = read_intphys(
+        args.intphys_root, skip_damaged=args.skip_damaged, max_scenes_per_block=args.max_scenes_per_block
+    )
+    source = intphys_source(movies, args.n_frames_sample)
+    encoder = encoder_from_arguments(args)
+    print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
+    print(f"{len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
+    directory = (args.feature_root or default_root(args, encoder, pooling)) / SET_NAME
+    overwrite = args.overwrite or (not args.reuse_features and _is_complete(directory, args, encoder, source, pooling))
+    return extract_features(
+        encoder,
+        source,
+        directory,
+        captures=[args.capture],
+        poolings=[pooling],
+        overwrite=overwrite,
+        reuse_existing=args.reuse_features,
+        **pass_options(args),
+    )
+
+
+def default_root(args: argparse.Namespace, encoder, pooling: str) -> Path:
+    """A feature root of its own for every model, capture, transform, pooling and set of weights."""
+    weights = encoder.weights_sha256[:8]
+    return FEATURES_DIR / f"intphys_{encoder.model}_{weights}_{args.capture}_{args.transform}_{pooling}"
+
+
+def _is_complete(directory: Path, args, encoder, source: ClipSource, pooling: str) -> bool:
+    """Whether the folder already holds all of exactly these features."""
+    if not (directory / "features.json").is_file():
+        return False
+    options = pass_options(args)
+    options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
+    settings = store_settings(encoder, source, [args.capture], [pooling], **options)
+    # plan() refuses other settings by name, which is what should happen to them
+    return not FeatureStore.plan(directory, settings, source.clips, None).missing_shards()

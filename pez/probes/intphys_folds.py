@@ -1,0 +1,33 @@
+"""Cross-validation of IntPhys movies: a scene's four movies share their frames, so they share their fold."""
+
+import numpy as np
+import pandas as pd
+
+from pez.errors import UserError
+
+
+def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.ndarray:
+    """Fold of every movie, [movies]: each block's scenes are shuffled and dealt out in turn.
+
+    So folds hold equally many scenes of every sub-task, to within one, and equally many in all. With fewer
+    scenes than `n_folds` there are as many folds as scenes. Raises UserError if there are fewer than 3.
+    """
+    scenes = movies[["block", "scene"]].drop_duplicates().sort_values(["block", "scene"])
+    if len(scenes) < 3:
+        raise UserError(
+            f"{len(scenes)} IntPhys scenes are too few for separate training, validation and test folds: "
+            "at least 3 are needed (see --max-scenes-per-block)"
+        )
+    rng = np.random.default_rng(seed)
+    dealt = pd.concat([block.sample(frac=1, random_state=rng) for _, block in scenes.groupby("block")])
+    fold_of = {key: number % n_folds for number, key in enumerate(dealt.itertuples(index=False, name=None))}
+    return np.array([fold_of[key] for key in movies[["block", "scene"]].itertuples(index=False, name=None)])
+
+
+def inner_split(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to validate on inside the training folds of `fold`: the next fold validates.
+
+    The reported fold is in neither, so a setting or an epoch chosen on the validation rows has not seen it.
+    """
+    validation = (fold + 1) % (folds.max() + 1)
+    return np.flatnonzero((folds != fold) & (folds != validation)), np.flatnonzero(folds == validation)

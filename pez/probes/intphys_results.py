@@ -1,0 +1,91 @@
+"""From out-of-fold scores to the files of an IntPhys run.
+
+    results_RUN.csv          one row a sub-task (the first overall) and layer
+    summary_RUN.json         settings, provenance, and first, onset, peak and last layer of every metric
+    predictions_RUN.parquet  out-of-fold scores, one row a movie and layer
+    figure_RUN.png           the curves
+
+Columns of results_RUN.csv: `run_name probe_set variable subtask layer layer_fraction`; METRIC_mean and METRIC_std
+over folds, and counts of scenes and ties (pez.probes.intphys_scores); `best_lr_mode best_wd_mode`; then the
+run's settings, the same in every row.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pez.figures.intphys import draw_run
+from pez.figures.intphys_verdict import curve_facts
+from pez.files import write_csv, write_json, write_parquet
+from pez.probes.intphys_scores import METRICS, score_folds
+from pez.runs import provenance
+
+VARIABLE = "possible"
+
+
+def layer_rows(predictions: pd.DataFrame, depth: int) -> pd.DataFrame:
+    """Scores of every layer and sub-task, [layers x sub-tasks] rows, from the scores that a probe gave the movies.
+
+    `layer_fraction` is layer / (depth - 1): 0 for the first layer and 1 for the last.
+    """
+    parts = []
+    for layer, table in predictions.groupby("layer"):
+        rows = score_folds(table)
+        rows.insert(1, "layer", layer)
+        rows.insert(2, "layer_fraction", layer / max(1, depth - 1))
+        rows["best_lr_mode"] = table["lr"].mode().iloc[0]
+        rows["best_wd_mode"] = table["weight_decay"].mode().iloc[0]
+        parts.append(rows)
+    return pd.concat(parts, ignore_index=True)
+
+
+def run_settings(store_settings: dict) -> dict:
+    """What a results table says of the features it was made from."""
+    chosen = store_settings["clip_set"]["settings"]
+    return {
+        "model": store_settings["model"],
+        "weights": store_settings["weights_label"],
+        "transform": store_settings["transform"],
+        "frame_order": store_settings["frame_order"],
+        **{key: chosen[key] for key in ("n_frames_sample", "n_frames", "n_movies") if key in chosen},
+    }
+
+
+def write_run(
+    directory, run_name: str, probe_set: str, predictions: pd.DataFrame, store_settings: dict, settings: dict
+) -> list[Path]:
+    """Score the predictions, write the files of a run into `directory` and return their paths.
+
+    `settings` are the probe's; those of the features come from `store_settings`.
+    """
+    directory = Path(directory)
+    rows = layer_rows(predictions, store_settings["depth"])
+    rows.insert(0, "run_name", run_name)
+    rows.insert(1, "probe_set", probe_set)
+    rows.insert(2, "variable", VARIABLE)
+    rows = rows.assign(**run_settings(store_settings), **settings)
+    facts = {
+        subtask: {metric: curve_facts(part["layer"], part[f"{metric}_mean"]) for metric in METRICS}
+        for subtask, part in rows.groupby("subtask", sort=False)
+    }
+    described = {"run_name": run_name, "probe_set": probe_set, "settings": settings}
+    summary = {**described, "features": store_settings, "curves": facts, "provenance": provenance()}
+    return [
+        write_csv(directory / f"results_{run_name}.csv", rows),
+        write_json(directory / f"summary_{run_name}.json", summary),
+        write_parquet(directory / f"predictions_{run_name}.parquet", predictions),
+        draw_run(rows, directory / f"figure_{run_name}.png"),
+    ]
+
+
+def print_summary(rows_path: Path) -> None:
+    """Print where the overall curve starts, peaks and ends."""
+    rows = pd.read_csv(rows_path)
+    overall = rows[rows["subtask"] == "overall"]
+    for metric in METRICS:
+        facts = curve_facts(overall["layer"], overall[f"{metric}_mean"])
+        print(
+            f"{metric:18s} layer {facts['first_layer']}: {facts['first']:.3f}   "
+            f"peak {facts['peak']:.3f} at layer {facts['peak_layer']}   last: {facts['last']:.3f}"
+        )
+    print(f"ties: {overall['n_ties'].sum()} of {overall['n_scenes'].sum()} scene comparisons over all layers")

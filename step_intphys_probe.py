@@ -1,0 +1,70 @@
+"""IntPhys with a linear probe: possible or impossible, layer by layer (Figures 1 and 6).
+
+    python step_intphys_probe.py --model large --device cuda:0 --capture resid_pre --transform resize --batch-size 8 \
+      --run-name intphys_possible_impossible_full_select_relative --n-frames-sample 16 \
+      --selection-metric relative_accuracy
+
+Reads artifacts/intphys/dev (--intphys-root), which it checks first. Writes features under --feature-root and, under
+artifacts/results, results_RUN.csv, summary_RUN.json, predictions_RUN.parquet and figure_RUN.png.
+No checkpoint at hand: --model tiny --weights random.
+"""
+
+import sys
+from pathlib import Path
+
+from constants import N_FOLDS, RESULTS_DIR
+from pez.cli import Parser, run_script
+from pez.probes.intphys_features import METRIC_OF, SELECTION_METRICS, add_intphys_arguments, intphys_store
+from pez.probes.intphys_linear import PROTOCOLS, probe_linear
+from pez.probes.intphys_results import print_summary, write_run
+
+PROBE_SET = "intphys_linear"
+POOLING = "mean"
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run-name", default="intphys_linear", help="names what is written")
+    parser.add_argument(
+        "--selection-metric", default="accuracy", choices=SELECTION_METRICS, help="chooses among the 20 settings"
+    )
+    parser.add_argument(
+        "--protocol",
+        default="nested",
+        choices=PROTOCOLS,
+        help="where that choice is made: pez/probes/intphys_linear.py",
+    )
+    parser.add_argument("--folds", type=int, default=N_FOLDS, help="cross-validation folds, by scene")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds")
+    parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
+    add_intphys_arguments(parser)
+    return parser
+
+
+def main(args) -> None:
+    store = intphys_store(args, POOLING)
+    predictions = probe_linear(
+        store,
+        capture=args.capture,
+        layers=range(store.depth),
+        metric=METRIC_OF[args.selection_metric],
+        protocol=args.protocol,
+        n_folds=args.folds,
+        seed=args.seed,
+        device=args.device,
+    )
+    settings = {
+        "capture": args.capture,
+        "pooling": POOLING,
+        "selection_metric": args.selection_metric,
+        "protocol": args.protocol,
+        "seed": args.seed,
+    }
+    written = write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, settings)
+    print_summary(written[0])
+    for path in written:
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(make_parser(), main))
