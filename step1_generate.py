@@ -30,7 +30,7 @@ def parser() -> Parser:
     parser.add_argument("--preset", default="paper", choices=sorted(STIMULUS_GRIDS), help="grid of conditions")
     parser.add_argument("--dataset", default="all", choices=[*SETS, "all"], help="which ball set")
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="renderer; auto is pybullet")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="render processes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="render processes")
     parser.add_argument("--output-root", type=Path, default=DATA_DIR, help="folder of the clip sets")
     parser.add_argument(
         "--start-positions",

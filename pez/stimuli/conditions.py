@@ -18,7 +18,7 @@ from pez.stimuli.physics import DEFAULT_PHYSICS
 SETS = ("velocity", "acceleration")
 START_POSITIONS = ("paper", "in_view")
 MAX_DRAWS = 10_000  # of a start before a condition counts as impossible
-UNITS = {"velocity": "m/s", "acceleration": "m/s²"}
+UNITS = {"velocity": "m/s", "acceleration": "m/s^2"}
 
 
 def grid_settings(set_name: str, preset: str) -> dict:

@@ -105,8 +105,10 @@ def _clips_there(directory: Path, settings: dict) -> int:
             raise UserError(f"{directory} holds clips but no clipset.json: choose another folder, or use --overwrite")
         return 0
     refuse_difference(directory, read_json(directory / "clipset.json")["settings"], settings)
-    path = directory / "clips.parquet"
-    return len(pd.read_parquet(path, columns=["clip_id"])) if path.is_file() else 0
+    try:
+        return len(pd.read_parquet(directory / "clips.parquet", columns=["clip_id"]))
+    except (FileNotFoundError, ValueError, OSError):  # missing or damaged: it is about to be written anew
+        return 0
 
 
 def refuse_difference(directory: Path, there: dict, wanted: dict) -> None:

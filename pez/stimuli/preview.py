@@ -9,12 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pez.files import atomic_path
 from pez.stimuli.clipset import ClipSet
+from pez.stimuli.conditions import UNITS
 
 TILE, GAP, HEADER, MARGIN = 128, 6, 26, 58  # pixels
+SHEET_MIN_WIDTH = 340  # room for the title
 GIF_TILE, GIF_FRAME_MS, GIF_HOLD_MS = 160, 80, 640  # half speed, then a rest on the last frame
 INK, PAPER = (40, 40, 44), (255, 255, 255)
+EMPTY_CLIPS = 15  # whose median is the empty scene
 STROBE_FRAMES = 5  # ball positions shown in a tile, first (pale) to last (full)
-UNITS = {"velocity": "m/s", "acceleration": "m/s²"}
 
 
 def write_previews(clip_set: ClipSet) -> tuple[Path, Path]:
@@ -28,7 +30,7 @@ def write_contact_sheet(clip_set: ClipSet) -> Path:
     directions = sorted(clips["direction_deg"].unique())
     magnitudes = sorted(clips["magnitude"].unique())
     step = TILE + GAP
-    size = (MARGIN + step * len(magnitudes) + GAP, 2 * HEADER + step * len(directions) + GAP)
+    size = (max(SHEET_MIN_WIDTH, MARGIN + step * len(magnitudes) + GAP), 2 * HEADER + step * len(directions) + GAP)
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, GAP), _title(clip_set), fill=INK, font=ImageFont.load_default(12))
@@ -38,9 +40,10 @@ def write_contact_sheet(clip_set: ClipSet) -> Path:
     for row, direction in enumerate(directions):
         middle = 2 * HEADER + row * step + TILE // 2
         pen.text((MARGIN - GAP, middle), f"{direction:g}°", INK, ImageFont.load_default(13), anchor="rm")
+    empty = empty_scene(clip_set)
     for _, clip in clips.iterrows():
         column, row = magnitudes.index(clip["magnitude"]), directions.index(clip["direction_deg"])
-        tile = Image.fromarray(strobe(_frames(clip_set, clip["clip_id"]))).resize(
+        tile = Image.fromarray(strobe(_frames(clip_set, clip["clip_id"]), empty)).resize(
             (TILE, TILE), Image.Resampling.LANCZOS
         )
         sheet.paste(tile, (MARGIN + column * step, 2 * HEADER + row * step))
@@ -66,9 +69,16 @@ def write_gif(clip_set: ClipSet) -> Path:
     return path
 
 
-def strobe(frames: np.ndarray) -> np.ndarray:
+def empty_scene(clip_set: ClipSet) -> np.ndarray:
+    """The scene without a ball, float [h, w, 3]: the median over clips, or the floor's colour if they are few."""
+    chosen = clip_set.clips["clip_id"].iloc[np.unique(np.linspace(0, len(clip_set.clips) - 1, EMPTY_CLIPS).astype(int))]
+    pictures = np.stack([_frames(clip_set, clip)[0] for clip in chosen])
+    empty = np.median(pictures, axis=0)
+    return empty if len(pictures) >= EMPTY_CLIPS else np.zeros_like(empty) + np.median(empty, axis=(0, 1))
+
+
+def strobe(frames: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """A clip's frames uint8 [frames, h, w, 3] in one picture: the ball at several times, paler the earlier."""
-    empty = np.median(frames, axis=0)
     picture = empty.copy()
     for share, index in zip(np.linspace(0.3, 1.0, STROBE_FRAMES), _spread(len(frames)), strict=True):
         changed = np.abs(frames[index] - empty).max(axis=-1, keepdims=True) > 2

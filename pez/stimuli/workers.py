@@ -47,7 +47,7 @@ def _render_here(work: dict, jobs: Sequence[dict]) -> Iterator[str]:
 class _Worker:
     """One worker process; `ask` returns its answer, or None once it is dead."""
 
-    def __init__(self, work: dict):
+    def __init__(self):
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the worker
         root = str(Path(pez.__file__).resolve().parent.parent)
         self.process = subprocess.Popen(
@@ -59,7 +59,6 @@ class _Worker:
             encoding="utf-8",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
         )
-        self.ready = self.ask(work) is not None
 
     def ask(self, message: dict) -> dict | None:
         try:
@@ -134,9 +133,10 @@ class _Pool:
         try:
             while not self._stop.is_set() and (job := self._jobs.get()) is not None:
                 if worker is None:
-                    worker = _Worker(self._work)
+                    worker = _Worker()
                     self._workers.add(worker)
-                reply = worker.ask(job) if worker.ready else None
+                    worker.ask(self._work)  # a dead worker answers the next question with None too
+                reply = worker.ask(job)
                 if reply is None:
                     self._bury(worker, job)
                     worker = None
