@@ -255,7 +255,7 @@ def _augmented(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, dtype) 
 def _finish(form: dict, evaluation, y_validation, loss: str, settings, outputs, stop_epochs, dtype) -> Problem:
     y_mean, y_scale = form["target_mean"], form["target_scale"]
     y_validation = torch.as_tensor(y_validation, device=y_mean.device)
-    y_validation = y_validation.reshape(len(y_validation), -1).double()
+    y_validation = y_validation.reshape(len(y_validation), len(y_mean)).double()
     outputs = tuple(outputs) if outputs else (len(y_mean),)
     if sum(outputs) != len(y_mean):
         raise ValueError(f"variables of sizes {outputs} do not make {len(y_mean)} outputs")

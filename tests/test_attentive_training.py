@@ -1,0 +1,195 @@
+"""Stacked training: equal to PyTorch's own loop one probe at a time, resumable, and right on planted data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from intphys_trees import planted_store
+from torch.nn import functional as F
+
+from pez.errors import UserError
+from pez.probes import intphys_attentive
+from pez.probes.attentive import AttentiveClassifier
+from pez.probes.attentive_training import Problem, Recipe, learning_rate, stacks, train_stack
+from pez.probes.intphys_attentive import probe_layers
+from pez.probes.intphys_scores import score_movies
+
+RECIPE = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=3, batch_size=8)
+N, TOKENS, WIDTH = 30, 6, 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    # these problems are small: on busy cores a second thread only waits
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def toy(n_layers=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.arange(N) % 2).float()
+    tokens = torch.randn(n_layers, N, TOKENS, WIDTH, generator=generator)
+    tokens[..., 0] += 2 * labels[:, None]
+    return tokens, labels
+
+
+def problems(settings=((1e-3, 0.1),), n_train=(22,)):
+    rows = np.arange(N)
+    return [
+        Problem(layer, fold, lr, wd, np.roll(rows, fold)[:n], np.roll(rows, fold)[n:])
+        for layer in range(2)
+        for fold in range(2)
+        for lr, wd in settings
+        for n in n_train
+    ]
+
+
+def train_alone(problem, tokens, labels, recipe):
+    """The same probe by the book: module, torch.optim.AdamW, torch's own schedulers, one batch after another."""
+    with torch.random.fork_rng():
+        torch.manual_seed(problem.seed(recipe.seed))
+        probe = AttentiveClassifier(WIDTH, recipe.num_heads, recipe.num_probe_blocks)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=problem.lr, weight_decay=problem.weight_decay)
+    rows = torch.as_tensor(problem.train_rows)
+    n_steps = recipe.num_epochs * -(-len(rows) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    schedule.step()  # the official schedule steps before the first update
+    inputs = F.layer_norm(tokens[problem.layer], (WIDTH,))
+    order = torch.Generator().manual_seed(problem.seed(recipe.seed))
+    for _ in range(recipe.num_epochs):
+        for batch in rows[torch.randperm(len(rows), generator=order)].split(recipe.batch_size):
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(probe(inputs[batch])[:, 0], labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return probe(inputs[problem.predict_rows])[:, 0].numpy()
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_each_stacked_probe_is_the_probe_trained_alone():
+    tokens, labels = toy()
+    every = problems(settings=((1e-3, 0.1), (3e-3, 0.8)), n_train=(22, 20))
+    groups = stacks(every, size=10)
+    assert sorted(len(group) for group in groups) == [4, 4, 4, 4]
+    for group in groups:
+        for problem, scores in zip(group, train_stack(group, tokens.__getitem__, labels, RECIPE)):
+            assert len(scores) == N - len(problem.train_rows)
+            np.testing.assert_allclose(scores, train_alone(problem, tokens, labels, RECIPE), rtol=2e-4, atol=2e-5)
+
+
+def test_a_stack_holds_only_problems_that_take_the_same_steps():
+    groups = stacks(problems(settings=((1e-3, 0.1), (3e-3, 0.1)), n_train=(22, 20)), size=3)
+    for group in groups:
+        assert len(group) <= 3
+        assert len({(p.lr, p.weight_decay, len(p.train_rows)) for p in group}) == 1
+    assert sum(map(len, groups)) == 16
+
+
+def test_the_schedule_warms_up_and_ends_at_zero():
+    recipe = Recipe(num_epochs=10, warmup_epochs=2)
+    rates = [learning_rate(step, 100, 0.5, recipe) for step in range(100)]
+    assert rates[:3] == pytest.approx([0.025, 0.05, 0.075])
+    assert max(rates) == rates[19] == 0.5
+    assert rates[59] == pytest.approx(0.25)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+    assert learning_rate(0, 100, 0.5, Recipe(num_epochs=10)) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_unusable_recipes_are_one_line():
+    with pytest.raises(UserError, match="--num-epochs must be at least 1"):
+        Recipe(num_epochs=0)
+    with pytest.raises(UserError, match="--warmup-epochs"):
+        Recipe(num_epochs=3, warmup_epochs=3)
+
+
+# ---------------------------------------------------------------- on a store
+
+OPTIONS = {
+    "capture": "resid_pre",
+    "pooling": "temporal_last_patch",
+    "recipe": Recipe(num_probe_blocks=2, num_heads=2, num_epochs=8, batch_size=8),
+    "n_folds": 3,
+}
+
+
+def probe(store, directory, layers=(0, 1, 2), settings=((3e-3, 0.01),), **options):
+    return probe_layers(store, directory, layers=layers, settings=settings, **{**OPTIONS, **options})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("features") / "intphys"
+    return planted_store(directory, n_scenes=4, depth=3, width=8, tokens=4, planted={1: 4.0})
+
+
+def by_layer(table, metric):
+    return [score_movies(part)[metric] for _, part in table.groupby("layer")]
+
+
+def test_the_planted_layer_is_found_and_scores_are_out_of_fold(store, tmp_path):
+    table = probe(store, tmp_path / "run")
+    assert table.groupby("layer").size().tolist() == [48, 48, 48]
+    assert not table["score"].isna().any()
+    auc = by_layer(table, "auc")
+    assert auc[1] > 0.95
+    assert max(auc[0], auc[2]) < 0.75
+    assert by_layer(table, "relative_accuracy")[1] == 1.0
+    folds = table.groupby(["layer", "block", "scene"])["fold"].nunique()
+    assert (folds == 1).all()
+
+
+def test_constant_features_tie_in_every_scene(tmp_path):
+    constant = planted_store(tmp_path / "intphys", n_scenes=2, depth=1, width=8, tokens=4, constant=True)
+    table = probe(constant, tmp_path / "run", layers=[0])
+    for _, fold in table.groupby("fold"):
+        scores = score_movies(fold)
+        assert scores["relative_accuracy"] == scores["pairwise_accuracy"] == 0.5
+        assert scores["n_ties"] == scores["n_scenes"]
+
+
+def test_a_setting_is_chosen_on_validation_scenes(store, tmp_path):
+    settings = ((1e-8, 0.01), (3e-3, 0.01))  # the first cannot learn
+    table = probe(store, tmp_path / "run", layers=[1], settings=settings)
+    assert set(table["lr"]) == {3e-3}
+    assert by_layer(table, "auc")[0] > 0.95
+
+
+def test_a_killed_run_goes_on_with_the_layers_it_lacks(store, tmp_path, monkeypatch):
+    undisturbed = probe(store, tmp_path / "undisturbed")
+    trained = []
+
+    def dies_at_layer_2(problems, *args):
+        trained.append({problem.layer for problem in problems})
+        if any(problem.layer == 2 for problem in problems):
+            raise KeyboardInterrupt
+        return train_stack(problems, *args)
+
+    # Room for one layer at a time, so that layers finish one by one.
+    small = {"memory_bytes": 1}
+    monkeypatch.setattr(intphys_attentive, "train_stack", dies_at_layer_2)
+    with pytest.raises(KeyboardInterrupt):
+        probe(store, tmp_path / "killed", **small)
+    kept = {path.name for path in (tmp_path / "killed").glob("layer_*.parquet")}
+    assert kept == {"layer_00.parquet", "layer_01.parquet"}
+    trained.clear()
+    monkeypatch.setattr(
+        intphys_attentive, "train_stack", lambda p, *a: trained.append(p[0].layer) or train_stack(p, *a)
+    )
+    finished = probe(store, tmp_path / "killed", **small)
+    assert set(trained) == {2}
+    pd.testing.assert_frame_equal(finished, undisturbed, rtol=1e-3, atol=1e-4)
+
+
+def test_results_of_other_settings_are_refused_by_name(store, tmp_path):
+    probe(store, tmp_path / "run", layers=[0])
+    other = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=4, batch_size=8)
+    with pytest.raises(UserError, match="num_epochs = 8, now asked for 4"):
+        probe(store, tmp_path / "run", layers=[0], recipe=other)
+
+
+def test_layers_that_are_not_there_are_refused_first(store, tmp_path):
+    with pytest.raises(UserError, match="--layers 3 not in 0 ... 2"):
+        probe(store, tmp_path / "run", layers=[0, 3])

@@ -1,0 +1,73 @@
+"""The linear IntPhys probe on planted features, and that nothing leaks from the reported fold."""
+
+import numpy as np
+import pytest
+from intphys_trees import planted_store
+
+from pez.probes.intphys_linear import PROTOCOLS, probe_linear
+from pez.probes.intphys_results import layer_rows
+from pez.probes.intphys_scores import METRICS
+from pez.probes.sweep import Setting
+
+FEW = (Setting(1e-3, 0.01), Setting(5e-3, 0.01))
+
+
+def probe(store, **options):
+    return probe_linear(store, capture="resid_pre", layers=range(store.depth), **{"settings": FEW, **options})
+
+
+def overall(table, store):
+    rows = layer_rows(table, store.depth)
+    return rows[rows["subtask"] == "overall"].set_index("layer")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_peak_is_where_the_classes_were_planted(tmp_path, protocol):
+    store = planted_store(tmp_path / "intphys", n_scenes=10, depth=4, width=6, planted={2: 3.0})
+    table = probe(store, protocol=protocol)
+    assert not table["score"].isna().any()
+    assert table.groupby("layer")["clip_id"].nunique().tolist() == [120] * 4
+    rows = overall(table, store)
+    for metric in METRICS:
+        assert rows[f"{metric}_mean"].idxmax() == 2
+    assert rows.loc[2, "auc_mean"] > 0.95
+    assert rows.loc[2, "relative_accuracy_mean"] > 0.95
+    assert rows.loc[[0, 1, 3], "auc_mean"].max() < 0.7
+    assert rows["layer_fraction"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_constant_features_are_chance_in_every_metric(tmp_path, protocol):
+    store = planted_store(tmp_path / "intphys", n_scenes=5, depth=1, width=4, constant=True)
+    rows = overall(probe(store, protocol=protocol), store)
+    for metric in METRICS:
+        assert rows.loc[0, f"{metric}_mean"] == 0.5
+    assert rows.loc[0, "n_ties"] == rows.loc[0, "n_scenes"] == 15
+
+
+def test_nested_choice_is_not_optimistic_on_noise_and_the_paper_protocol_is(tmp_path):
+    store = planted_store(tmp_path / "intphys", n_scenes=10, depth=6, width=20)
+    settings = tuple(Setting(lr, wd) for lr in (1e-4, 1e-3, 5e-3) for wd in (0.01, 0.8))
+    found = {name: overall(probe(store, protocol=name, settings=settings), store) for name in PROTOCOLS}
+    chance = {name: rows["relative_accuracy_mean"].mean() for name, rows in found.items()}
+    assert abs(chance["nested"] - 0.5) < 0.1  # three standard errors of 180 scenes
+    assert chance["paper"] > chance["nested"] + 0.03
+
+
+def test_the_selection_metric_chooses_the_setting(tmp_path):
+    store = planted_store(tmp_path / "intphys", n_scenes=5, depth=1, width=4, planted={0: 3.0})
+    hopeless = Setting(1e-12, 0.0)  # leaves the probe at zero: every scene ties
+    table = probe(store, settings=(hopeless, Setting(5e-3, 0.01)), metric="relative_accuracy")
+    assert set(table["lr"]) == {5e-3}
+
+
+def test_a_folds_scores_do_not_depend_on_its_labels(tmp_path):
+    store = planted_store(tmp_path / "intphys", n_scenes=5, depth=1, width=6, planted={0: 1.0})
+    before = probe(store).set_index("clip_id")
+    fold = before.index[before["fold"] == 0]
+    flipped = store.clips["clip_id"].isin(fold)
+    store.clips.loc[flipped, "possible"] = ~store.clips.loc[flipped, "possible"]
+    after = probe(store).set_index("clip_id")
+    np.testing.assert_allclose(after.loc[fold, "score"], before.loc[fold, "score"])
+    others = before.index.difference(fold)
+    assert not np.allclose(after.loc[others, "score"], before.loc[others, "score"])

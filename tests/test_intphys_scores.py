@@ -1,0 +1,123 @@
+"""IntPhys scores against scikit-learn, hand-made scenes, and what a constant must give."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from intphys_trees import movie_table
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from pez.errors import UserError
+from pez.probes.intphys_folds import inner_split, scene_folds
+from pez.probes.intphys_scores import METRICS, scene_margins, score_folds, score_movies, score_rows
+
+
+def noisy(n_scenes=10, seed=0):
+    movies = movie_table(n_scenes, seed)
+    return movies.assign(score=np.random.default_rng(seed).normal(size=len(movies)) + movies["possible"])
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.7, -0.1])
+def test_constant_scores_are_chance_in_every_metric(constant):
+    scores = score_movies(movie_table(5).assign(score=constant))
+    assert {scores[metric] for metric in METRICS} == {0.5}
+    assert scores["n_ties"] == scores["n_near_ties"] == scores["n_scenes"] == 15
+    assert scores["n_pair_ties"] == 60
+
+
+def test_perfect_and_inverted_scores():
+    movies = movie_table(4)
+    sign = np.where(movies["possible"], 1.0, -1.0)
+    assert {score_movies(movies.assign(score=sign))[metric] for metric in METRICS} == {1.0}
+    assert {score_movies(movies.assign(score=-sign))[metric] for metric in METRICS} == {0.0}
+
+
+def test_against_scikit_learn_and_a_written_out_loop():
+    table = noisy()
+    scores = score_movies(table)
+    assert scores["auc"] == pytest.approx(roc_auc_score(table["possible"], table["score"]))
+    assert scores["clip_accuracy"] == pytest.approx(accuracy_score(table["possible"], table["score"] > 0))
+    right, pairs = [], []
+    for _, scene in table.groupby(["block", "scene"]):
+        possible = scene.loc[scene["possible"], "score"].tolist()
+        impossible = scene.loc[~scene["possible"], "score"].tolist()
+        right.append(sum(possible) > sum(impossible))
+        pairs += [a > b for a, b in itertools.product(possible, impossible)]
+    assert scores["relative_accuracy"] == pytest.approx(np.mean(right))
+    assert scores["pairwise_accuracy"] == pytest.approx(np.mean(pairs))
+    assert len(pairs) == 4 * 30
+
+
+def test_a_tie_is_half_and_counted():
+    movies = movie_table(1)  # three scenes, one a block
+    score = pd.Series(0.0, index=movies.index)
+    first = movies["block"] == "O1"  # right; the others tie: 2 + 0 = 1 + 1 up to float32 rounding, and 0 = 0
+    score[first & movies["possible"]] = 1.0
+    second = movies["block"] == "O2"
+    score[second & ~movies["possible"]] = 1.0 + 1e-9
+    score.loc[movies.index[second & movies["possible"]][0]] = 2.0
+    scores = score_movies(movies.assign(score=score))
+    assert scores["relative_accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert scores["n_ties"] == 2
+    assert scores["pairwise_accuracy"] == pytest.approx((4 + 2 + 2) / 12)
+
+
+def test_near_ties_are_counted_but_not_halved():
+    table = movie_table(2).assign(score=lambda t: np.where(t["scene"] == "01", 10.0 * t["possible"], 0.0))
+    close = (table["scene"] == "02") & table["possible"]
+    table.loc[close, "score"] = 0.001
+    scores = score_movies(table)
+    assert (scores["relative_accuracy"], scores["n_ties"], scores["n_near_ties"]) == (1.0, 0, 3)
+
+
+def test_margins_name_their_scene():
+    margins = scene_margins(noisy())
+    assert len(margins) == 30
+    assert not margins.duplicated(["block", "scene"]).any()
+
+
+def test_rows_by_sub_task_and_spread_over_folds():
+    table = noisy(10).assign(fold=lambda t: scene_folds(t))
+    rows = score_rows(table)
+    assert list(rows["subtask"]) == [
+        "overall",
+        "object_permanence",
+        "shape_constancy",
+        "spatiotemporal_continuity",
+    ]
+    assert rows["n_scenes"].tolist() == [30, 10, 10, 10]
+    summary = score_folds(table).set_index("subtask")
+    by_fold = [score_movies(part)["auc"] for _, part in table.groupby("fold")]
+    assert summary.loc["overall", "auc_mean"] == pytest.approx(np.mean(by_fold))
+    assert summary.loc["overall", "auc_std"] == pytest.approx(np.std(by_fold))
+    assert summary["n_scenes"].tolist() == [30, 10, 10, 10]
+
+
+def test_folds_keep_scenes_whole_and_sub_tasks_balanced():
+    movies = movie_table(30)
+    folds = scene_folds(movies, 5, seed=3)
+    table = movies.assign(fold=folds)
+    assert len(table.drop_duplicates(["block", "scene", "fold"])) == 90
+    assert (table.groupby(["block", "fold"])["scene"].nunique() == 6).all()
+    assert (folds != scene_folds(movies, 5, seed=4)).any()
+    for fold in range(5):
+        train, validation = inner_split(folds, fold)
+        assert not (folds[np.r_[train, validation]] == fold).any()
+        assert set(np.r_[train, validation]) == set(np.flatnonzero(folds != fold))
+        assert not set(table["scene"].iloc[train] + table["block"].iloc[train]) & set(
+            table["scene"].iloc[validation] + table["block"].iloc[validation]
+        )
+
+
+def test_folds_do_not_depend_on_the_order_of_movies():
+    movies = movie_table(6)
+    shuffled = movies.sample(frac=1, random_state=0)
+    there = dict(zip(shuffled["clip_id"], scene_folds(shuffled)))
+    assert [there[clip] for clip in movies["clip_id"]] == scene_folds(movies).tolist()
+
+
+def test_few_scenes_make_few_folds_and_too_few_an_error():
+    assert scene_folds(movie_table(1), 5).max() == 2
+    with pytest.raises(UserError, match="2 IntPhys scenes are too few"):
+        scene_folds(movie_table(1).query("block != 'O3'"))
