@@ -112,12 +112,19 @@ class TinyRenderer:
         colours, handles = self._samples_of(box)
         on_floor = np.isin(handles, self._receivers)
         ground = self.camera.ground_points(self._sample_pixels(box)[on_floor], self.resolution)
+        colours[on_floor] *= self.look.floor_shade(self._hidden(ground, positions))[:, None]
+        return colours
+
+    def _hidden(self, ground: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Part of the sun hidden from floor points [n, 2], [n]: the most that any one body hides."""
         hidden = np.zeros(len(ground))
         for body, position in zip(self.moving, positions, strict=True):
             if body.shadow_radius:
-                hidden = np.maximum(hidden, sun_hidden(ground, position, body.shadow_radius, self.look))
-        colours[on_floor] *= self.look.floor_shade(hidden)[:, None]
-        return colours
+                middle, reach = shadow_circle(position, body.shadow_radius, self.look)
+                near = ((ground - middle[:2]) ** 2).sum(axis=1) <= reach**2
+                shade = sun_hidden(ground[near], position, body.shadow_radius, self.look)
+                hidden[near] = np.maximum(hidden[near], shade)
+        return hidden
 
     def _sample_pixels(self, box) -> np.ndarray:
         """Pixel coordinates of the samples in a box, [rows, columns, 2]."""

@@ -49,7 +49,6 @@ class _Worker:
 
     def __init__(self):
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the worker
-        root = str(Path(pez.__file__).resolve().parent.parent)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pez.stimuli.worker"],
             stdin=subprocess.PIPE,
@@ -57,7 +56,7 @@ class _Worker:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+            env=_environment(),
         )
 
     def ask(self, message: dict) -> dict | None:
@@ -82,6 +81,13 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
         self._log.close()
+
+
+def _environment() -> dict[str, str]:
+    """For a worker: the repository on the path, and one thread each, since there is a worker for every core."""
+    path = [str(Path(pez.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 class _Pool:

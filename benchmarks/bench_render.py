@@ -1,0 +1,84 @@
+"""Clips a second: rendering the ball's box in each frame against full supersampled frames of the same clips.
+
+    python benchmarks/bench_render.py --clips 6 --workers 2
+
+Prints both rates, their ratio, the largest difference between the pictures, and the time that the 672 clips
+of the paper preset would take. Writes nothing that stays.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from constants import RESOLUTION
+from pez.cli import Parser, run_script
+from pez.stimuli.conditions import SETS, condition_table
+from pez.stimuli.generate import set_settings, write_clip_set
+from pez.stimuli.manifests import manifests
+from pez.stimuli.scene import ball, floor
+from pez.stimuli.tinyrender import TinyRenderer
+
+PAPER_CLIPS = 672
+
+
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(prog="bench_render.py", description="Box rendering against full-frame rendering.")
+    parser.add_argument("--clips", type=int, default=6, help="clips rendered both ways, in one process")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the real pipeline")
+    parser.add_argument("--pipeline-clips", type=int, default=60, help="clips through the real pipeline")
+    return parser
+
+
+def some_clips(count: int) -> list[np.ndarray]:
+    """Ball centres [frames, 3] of `count` clips spread over the paper's velocity grid."""
+    settings = set_settings("velocity", "paper", "auto", 0, "paper", RESOLUTION)
+    table = condition_table(settings)
+    chosen = table.iloc[np.linspace(0, len(table) - 1, count).astype(int)]
+    _, frames = manifests(chosen, settings)
+    return [rows[["x_m", "y_m", "z_m"]].to_numpy() for _, rows in frames.groupby("clip_id")]
+
+
+def render(clips: list[np.ndarray], whole: bool) -> tuple[np.ndarray, float]:
+    """All frames and the seconds it took."""
+    with TinyRenderer([floor(), ball(0.3)], RESOLUTION) as renderer:
+        start = time.perf_counter()
+        pictures = [renderer.frame([place], whole=whole) for places in clips for place in places]
+        return np.stack(pictures), time.perf_counter() - start
+
+
+def pipeline(count: int, workers: int) -> float:
+    """Seconds of simulating, rendering and writing `count` clips of each set with the real pipeline."""
+    with tempfile.TemporaryDirectory() as root:
+        start = time.perf_counter()
+        for name in SETS:
+            settings = set_settings(name, "paper", "auto", 0, "paper", RESOLUTION)
+            write_clip_set(Path(root), settings, limit=count // len(SETS), workers=workers)
+        return time.perf_counter() - start
+
+
+def main(args) -> None:
+    """Measure and print."""
+    clips = some_clips(args.clips)
+    boxes, box_seconds = render(clips, whole=False)
+    full, full_seconds = render(clips, whole=True)
+    difference = np.abs(boxes.astype(int) - full)
+    print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {args.clips} clips both ways")
+    print(f"box       {args.clips / box_seconds:8.2f} clips/s")
+    print(f"full      {args.clips / full_seconds:8.2f} clips/s")
+    print(f"ratio     {full_seconds / box_seconds:8.1f} x")
+    print(f"largest difference {difference.max()} of 255, in {(difference > 0).mean():.1e} of the values")
+    count = args.pipeline_clips // len(SETS) * len(SETS)
+    seconds = pipeline(count, args.workers)
+    print(f"pipeline  {count / seconds:8.2f} clips/s with {args.workers} workers, simulation and PNGs included")
+    print(f"the paper preset ({PAPER_CLIPS} clips) would take {PAPER_CLIPS * seconds / count:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(parser(), main))
