@@ -184,6 +184,12 @@ def test_bad_arguments_are_one_line(tmp_path, capsys, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_root_that_is_a_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert step1("--output-root", tmp_path / "file", "--limit", 1) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
 def test_torch_is_never_imported():
     code = "import sys, step1_generate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

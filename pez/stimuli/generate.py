@@ -59,6 +59,7 @@ def write_clip_set(
     _check_counts(limit, workers)
     directory = Path(root) / settings["set"]
     conditions = condition_table(settings)
+    _make(directory)
     with exclusive(directory):
         if overwrite:
             _clear(directory)
@@ -90,6 +91,15 @@ def _check_counts(limit: int | None, workers: int) -> None:
         raise UserError(f"--limit must be at least 1 clip; got {limit}")
     if workers < 1:
         raise UserError(f"--workers must be at least 1; got {workers}")
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise UserError(
+            f"the folder {directory} cannot be made ({error.strerror}): choose another --output-root"
+        ) from None
 
 
 def _clear(directory: Path) -> None:
