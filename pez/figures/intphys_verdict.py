@@ -95,10 +95,10 @@ def _model_lines(run: pd.DataFrame, published: pd.DataFrame) -> list[str]:
 def _emergence_line(facts: dict, overall: pd.DataFrame) -> str:
     if facts["onset_layer"] is None:
         return f"- Overall relative accuracy never rises above chance (peak {facts['peak']:.3f}): no onset."
-    depth = max(1, facts["last_layer"])
+    depth = facts["last_layer"] + 1
     onset, peak = facts["onset_layer"] / depth, facts["peak_layer"] / depth
     side = "by" if onset <= EMERGENCE_DEPTH else "after"
-    where = "at the last layer" if peak == 1 else f"at {peak:.2f} of the depth"
+    where = "at the last layer" if facts["peak_layer"] == facts["last_layer"] else f"at {peak:.2f} of the depth"
     return (
         f"- Overall relative accuracy: onset at {onset:.2f} of the depth, {side} one third; peak {where}; "
         f"{_decline(overall, KEY_METRIC)}."
@@ -120,8 +120,10 @@ def _difference_line(overall: pd.DataFrame, published: pd.DataFrame, metric: str
     theirs = published[published["metric"] == metric]
     there = curve_facts(theirs["layer"], theirs["mean"])
     here = curve_facts(overall["layer"], overall[f"{metric}_mean"])
+    blind = " (0 is what ties counted as wrong give)" if there["first"] == 0 else ""
+    name = TITLES[metric][0].upper() + TITLES[metric][1:]
     return (
-        f"- {TITLES[metric].capitalize()} minus published: first layer {here['first'] - there['first']:+.3f}, peak "
+        f"- {name} minus published: first layer {here['first'] - there['first']:+.3f}{blind}, peak "
         f"{here['peak'] - there['peak']:+.3f} (layer {here['peak_layer']}, published {there['peak_layer']}), last "
         f"{here['last'] - there['last']:+.3f}; onset at layer {_layer(here['onset_layer'], here)}, published "
         f"{_layer(there['onset_layer'], there)}; late decline {here['late_decline']:.3f}, "
@@ -150,7 +152,7 @@ def _agrees(run: pd.DataFrame, published: pd.DataFrame, model: str) -> bool:
     there = curve_facts(theirs["layer"], theirs["mean"])
     if here["onset_layer"] is None:
         return False
-    shift = abs(here["onset_layer"] - there["onset_layer"]) / max(1, there["last_layer"])
+    shift = abs(here["onset_layer"] - there["onset_layer"]) / (there["last_layer"] + 1)
     return abs(here["peak"] - there["peak"]) <= PEAK_TOLERANCE and shift <= ONSET_TOLERANCE
 
 

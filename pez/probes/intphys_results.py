@@ -26,13 +26,13 @@ VARIABLE = "possible"
 def layer_rows(predictions: pd.DataFrame, depth: int) -> pd.DataFrame:
     """Scores of every layer and sub-task, [layers x sub-tasks] rows, from the scores that a probe gave the movies.
 
-    `layer_fraction` is layer / (depth - 1): 0 for the first layer and 1 for the last.
+    `layer_fraction` is layer / depth, as in the ball probes' tables.
     """
     parts = []
     for layer, table in predictions.groupby("layer"):
         rows = score_folds(table)
         rows.insert(1, "layer", layer)
-        rows.insert(2, "layer_fraction", layer / max(1, depth - 1))
+        rows.insert(2, "layer_fraction", round(layer / depth, 6))
         rows["best_lr_mode"] = table["lr"].mode().iloc[0]
         rows["best_wd_mode"] = table["weight_decay"].mode().iloc[0]
         parts.append(rows)

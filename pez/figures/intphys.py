@@ -1,0 +1,170 @@
+"""IntPhys figures: a run's curves, Figure 1, and Figures 6 and 8 with models side by side and rows by sub-task.
+
+Tables are computed first (`compare_table`) and drawn from, so that every figure's CSV holds what it shows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from pez.figures.intphys_verdict import CHANCE, spoken
+from pez.figures.style import (
+    X_LABEL,
+    LineStyle,
+    draw_band,
+    draw_curve,
+    drawing_style,
+    label_ends,
+    line_style,
+    save_figure,
+    titled,
+)
+from pez.probes.intphys_scores import COUNTS, METRICS, OVERALL, SUBTASK_ROWS
+
+NAMES = {
+    "relative_accuracy": "relative accuracy",
+    "auc": "ROC AUC",
+    "clip_accuracy": "clip accuracy",
+    "pairwise_accuracy": "pairwise accuracy",
+}
+SHOWN = ("relative_accuracy", "auc", "clip_accuracy")
+STYLES: dict[str, LineStyle] = {metric: line_style(index) for index, metric in enumerate(NAMES)}
+PUBLISHED_NOTE = "Thin lines: published reproduction, overall."
+
+
+def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """What Figures 6 and 8 show: a row a model, sub-task and layer; `published_METRIC` in the overall rows."""
+    values = [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std")]
+    columns = ["model", "weights", "run_name", "subtask", "layer", "layer_fraction", *values, *COUNTS, "n_folds"]
+    theirs = published.pivot_table(index=["model", "layer"], columns="metric", values="mean")
+    theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL)
+    return rows[columns].merge(theirs, on=["model", "subtask", "layer"], how="left")
+
+
+def draw_run(rows: pd.DataFrame, path) -> Path:
+    """Draw one run, a panel a sub-task; `rows` as pez.probes.intphys_results writes them."""
+    subtasks = [name for name in SUBTASK_ROWS if (rows["subtask"] == name).any()]
+    with drawing_style():
+        figure, axes = plt.subplots(2, 2, figsize=(7.6, 6.0), sharex=True, sharey=True, layout="constrained")
+        for ax, subtask in zip(axes.flat, subtasks):
+            _draw_panel(ax, rows[rows["subtask"] == subtask], SHOWN)
+            ax.set_title(spoken(subtask), fontsize=9)
+        for ax in list(axes.flat)[len(subtasks) :]:
+            ax.set_visible(False)
+        _finish_grid(figure, axes, rows, f"IntPhys, possible or impossible: {_run_title(rows)}", SHOWN)
+        return save_figure(figure, path)[0]
+
+
+def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
+    """Figure 1: every metric of one run, overall."""
+    overall = rows[rows["subtask"] == OVERALL]
+    theirs = published[published["model"].isin(overall["model"])]
+    with drawing_style():
+        figure, ax = plt.subplots(figsize=(6.8, 4.3), layout="constrained")
+        _draw_panel(ax, overall, METRICS, theirs)
+        ax.set_ylim(*_limits(overall, METRICS, theirs))
+        ax.set_xlabel(X_LABEL)
+        ax.set_ylabel("Held-out folds (mean ± s.d.)")
+        ax.set_title(titled(f"IntPhys, possible or impossible: {_run_title(overall)}", overall["weights"].unique()))
+        figure.supxlabel(_note(overall, theirs), fontsize=7, color="#555555", x=0.01, ha="left")
+        last = overall.loc[overall["layer"].idxmax()]
+        label_ends(
+            ax, [(last["layer_fraction"], last[f"{m}_mean"], NAMES[m], STYLES[m].color) for m in NAMES if m in METRICS]
+        )
+        return save_figure(figure, path)[0]
+
+
+def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], path) -> Path:
+    """Figures 6 and 8: a row a sub-task, a column a model; `table` from `compare_table`."""
+    models = list(table["model"].drop_duplicates())
+    with drawing_style():
+        figure, axes = plt.subplots(
+            len(SUBTASK_ROWS),
+            len(models),
+            figsize=(max(5.2, 2.9 * len(models) + 0.9), 9.4),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for column, model in zip(axes.T, models):
+            run = table[table["model"] == model]
+            for ax, subtask in zip(column, SUBTASK_ROWS):
+                part = run[run["subtask"] == subtask]
+                _draw_panel(ax, part, SHOWN, _published_of(part))
+            column[0].set_title(_short(f"{model}, {run['weights'].iloc[0]}", 2.9 if len(models) > 1 else 5.2))
+        for row, subtask in zip(axes, SUBTASK_ROWS):
+            row[0].set_ylabel(spoken(subtask).capitalize())
+        absent = f" Without a run: {', '.join(missing)}." if missing else ""
+        _finish_grid(figure, axes, table, title, SHOWN, _published_of(table), absent)
+        return save_figure(figure, path)[0]
+
+
+def _draw_panel(ax, part: pd.DataFrame, metrics: Sequence[str], published: pd.DataFrame | None = None) -> None:
+    draw_band(ax)
+    ax.axhline(CHANCE, color="#999999", lw=0.8, zorder=0.5)
+    part = part.sort_values("layer")
+    for metric in metrics:
+        if published is not None:
+            theirs = published[published["metric"] == metric].sort_values("layer")
+            depth = theirs["layer"].max() + 1
+            ax.plot(theirs["layer"] / depth, theirs["mean"], color=STYLES[metric].color, lw=0.8, alpha=0.75, zorder=1)
+        draw_curve(ax, part["layer_fraction"], part[f"{metric}_mean"], part[f"{metric}_std"], STYLES[metric])
+    ax.set_xlim(-0.02, 1.0)
+
+
+def _published_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The published values of a comparison table, `model layer metric mean`."""
+    columns = {f"published_{metric}": metric for metric in METRICS if f"published_{metric}" in table}
+    long = table.rename(columns=columns).melt(["model", "layer"], list(columns.values()), "metric", "mean")
+    return long.dropna(subset="mean")
+
+
+def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], published=None, absent: str = "") -> None:
+    for ax in axes[-1]:
+        ax.set_xlabel(X_LABEL)
+    axes[0, 0].set_ylim(*_limits(rows, metrics, published))
+    figure.suptitle(titled(title, rows["weights"].unique()), fontsize=10.5, x=0.01, ha="left")
+    handles = [
+        Line2D([], [], color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=NAMES[metric])
+        for metric, style in STYLES.items()
+        if metric in metrics
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=len(handles),
+        frameon=False,
+        handlelength=3,
+        title=_note(rows, published) + absent,
+        title_fontproperties={"size": 7},
+        alignment="left",
+    )
+
+
+def _limits(rows: pd.DataFrame, metrics: Sequence[str], published: pd.DataFrame | None) -> tuple[float, float]:
+    lows = [(rows[f"{metric}_mean"] - rows[f"{metric}_std"]).min() for metric in metrics]
+    if published is not None and len(published):
+        lows.append(published["mean"].min())
+    return max(-0.03, min(0.42, *lows) - 0.03), 1.03
+
+
+def _note(rows: pd.DataFrame, published: pd.DataFrame | None) -> str:
+    """Chance, ties and the meaning of thin lines, for the foot of a figure."""
+    overall = rows[rows["subtask"] == OVERALL]
+    ties, scenes = int(overall["n_ties"].sum()), int(overall["n_scenes"].sum())
+    thin = f" {PUBLISHED_NOTE}" if published is not None and len(published) else ""
+    return f"Mean ± s.d. over folds; chance 0.5. Tied scenes, worth a half: {ties} of {scenes} over all layers.{thin}"
+
+
+def _run_title(rows: pd.DataFrame) -> str:
+    probe = rows["probe_set"].iloc[0].removeprefix("intphys_")
+    return f"{rows['model'].iloc[0]}, {probe} probe"
+
+
+def _short(text: str, inches: float) -> str:
+    """`text`, broken before its last part where it would run into the next column."""
+    return text if len(text) < 13 * inches else "\n".join(text.rsplit(", ", 1))

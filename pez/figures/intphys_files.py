@@ -1,0 +1,106 @@
+"""The IntPhys figures, tables and verdicts that plot_figures.py makes from a results folder.
+
+    figure_intphys_possible_impossible_full_metrics16.png    one linear run, every metric (Figure 1)
+    figure6_intphys_overall_compare.csv, .png                linear probes, models side by side
+    figure6_verdict.md                                       what they say, computed
+    figure8_intphys_overall_compare.csv, .png, figure8_verdict.md    the same for attentive probes
+
+Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
+returns none. Of several runs of a model the newest counts, unless `runs` names others.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from constants import REFERENCE_DIR
+from pez.errors import UserError
+from pez.figures.intphys import compare_table, draw_comparison, draw_metrics
+from pez.figures.intphys_verdict import verdict
+from pez.files import write_csv, write_text
+
+PUBLISHED_FILE = REFERENCE_DIR / "published_pez_reproduction_curves.csv"
+MODELS_SHOWN = ("large", "huge", "giant")
+FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Figure 1
+
+
+def read_runs(results_dir, probe_set: str, runs: Sequence[str] | None = None) -> pd.DataFrame:
+    """Results tables of one kind of probe, every run, with the time each was written as `written`.
+
+    `probe_set`: intphys_linear or intphys_attentive. Empty if there are none. UserError for a damaged table.
+    """
+    tables = []
+    for path in sorted(Path(results_dir).glob("results_*.csv")):
+        try:
+            table = pd.read_csv(path)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a readable table ({error}): remove it, or rerun its step") from None
+        wanted = not runs or bool(len(table)) and table.get("run_name", pd.Series([None])).iloc[0] in runs
+        if "probe_set" in table and wanted and (table["probe_set"] == probe_set).any():
+            tables.append(table.assign(written=path.stat().st_mtime))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def newest_by_model(rows: pd.DataFrame) -> pd.DataFrame:
+    """The newest run of each model, models in the paper's order and others behind."""
+    rows = rows.reset_index(drop=True)
+    newest = rows.loc[rows.groupby("model")["written"].idxmax(), "run_name"]
+    kept = rows[rows["run_name"].isin(newest)]
+    order = [*MODELS_SHOWN, *sorted(set(kept["model"]) - set(MODELS_SHOWN))]
+    return pd.concat([kept[kept["model"] == model] for model in order], ignore_index=True)
+
+
+def published_curves(figures: Sequence[str]) -> pd.DataFrame:
+    """Published values of these figures: `model metric layer mean std`."""
+    table = pd.read_csv(PUBLISHED_FILE, dtype={"figure": str})
+    return table.loc[table["figure"].isin(figures), ["model", "metric", "layer", "mean", "std"]]
+
+
+def build_figure1(results_dir, runs: Sequence[str] | None = None) -> list[Path]:
+    """Figure 1 of one linear run: one named intphys_possible_impossible... if any, then Large, then the newest."""
+    rows = read_runs(results_dir, "intphys_linear", runs)
+    if rows.empty:
+        return _say_absent("Figure 1 (IntPhys)", "step_intphys_probe.py")
+    preferred = rows[rows["run_name"].str.startswith(FIGURE_1_RUNS)]
+    preferred = rows[rows["model"] == MODELS_SHOWN[0]] if preferred.empty else preferred
+    chosen = rows if preferred.empty else preferred
+    run = chosen[chosen["run_name"] == chosen.loc[chosen["written"].idxmax(), "run_name"]]
+    frames = run["n_frames_sample"].iloc[0] if "n_frames_sample" in run else 16
+    path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
+    return [draw_metrics(run, published_curves(["1", "6"]), path)]
+
+
+def build_figure6(results_dir, runs: Sequence[str] | None = None) -> list[Path]:
+    """Linear probes, models side by side."""
+    rows = read_runs(results_dir, "intphys_linear", runs)
+    title = "Figure 6: IntPhys, linear probe"
+    return _build_comparison(results_dir, 6, title, rows, published_curves(["1", "6"]), "step_intphys_probe.py")
+
+
+def build_figure8(results_dir, runs: Sequence[str] | None = None) -> list[Path]:
+    """Attentive probes, models side by side."""
+    rows = read_runs(results_dir, "intphys_attentive", runs)
+    title = "Figure 8: IntPhys, attentive probe"
+    return _build_comparison(results_dir, 8, title, rows, published_curves(["8"]), "step_intphys_attentive.py")
+
+
+def _build_comparison(results_dir, number: int, title: str, rows, published, script: str) -> list[Path]:
+    if rows.empty:
+        return _say_absent(f"Figure {number}", script)
+    rows = newest_by_model(rows)
+    missing = [model for model in MODELS_SHOWN if model not in set(rows["model"])]
+    if missing:
+        print(f"Figure {number}: no run of {', '.join(missing)}; left out (make one with {script} --model ...)")
+    table = compare_table(rows, published)
+    stem = Path(results_dir) / f"figure{number}_intphys_overall_compare"
+    return [
+        write_csv(stem.with_suffix(".csv"), table),
+        draw_comparison(table, title, missing, stem.with_suffix(".png")),
+        write_text(stem.with_name(f"figure{number}_verdict.md"), verdict(title, rows, published, missing)),
+    ]
+
+
+def _say_absent(figure: str, script: str) -> list[Path]:
+    print(f"{figure}: no run in the results folder; left out (make one with {script})")
+    return []

@@ -1,0 +1,159 @@
+"""IntPhys figures and verdicts: what is computed for curves whose onset, peak and decline are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pez.errors import UserError
+from pez.figures.intphys import compare_table, draw_run
+from pez.figures.intphys_files import (
+    build_figure1,
+    build_figure6,
+    build_figure8,
+    newest_by_model,
+    published_curves,
+    read_runs,
+)
+from pez.figures.intphys_verdict import curve_facts, verdict
+from pez.probes.intphys_scores import COUNTS, METRICS, SUBTASK_ROWS
+
+
+def results(model="large", probe_set="intphys_linear", curve=None, subtask_curves=None, depth=24, weights="vitl.pt"):
+    """A results table in which every metric of every sub-task follows `curve`, unless told otherwise."""
+    curve = np.full(depth, 0.5) if curve is None else np.asarray(curve)
+    rows = []
+    for subtask in SUBTASK_ROWS:
+        values = (subtask_curves or {}).get(subtask, curve)
+        for layer in range(depth):
+            row = {"run_name": f"run_{model}", "probe_set": probe_set, "model": model, "weights": weights}
+            row |= {"subtask": subtask, "layer": layer, "layer_fraction": layer / depth, "n_folds": 5}
+            row |= {f"{metric}_mean": values[layer] for metric in METRICS}
+            row |= {f"{metric}_std": 0.02 for metric in METRICS} | dict.fromkeys(COUNTS, 0)
+            row |= {"n_scenes": 90, "n_ties": 90 if layer == 0 else 0, "n_near_ties": 90 if layer == 0 else 1}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def published_relative(model="large", figures=("1", "6")):
+    curves = published_curves(figures)
+    chosen = curves[(curves["model"] == model) & (curves["metric"] == "relative_accuracy")]
+    return chosen.sort_values("layer")["mean"].to_numpy()
+
+
+def write(directory, table, name=None):
+    name = name or table["run_name"].iloc[0]
+    table.assign(run_name=name).to_csv(directory / f"results_{name}.csv", index=False)
+
+
+def test_facts_of_a_curve():
+    facts = curve_facts([0, 1, 2, 3, 4], [0.5, 0.6, 0.8, 0.9, 0.7])
+    assert (facts["first"], facts["onset_layer"], facts["peak_layer"], facts["peak"]) == (0.5, 2, 3, 0.9)
+    assert facts["late_decline"] == pytest.approx(0.2)
+    assert curve_facts([0, 1], [0.5, 0.45])["onset_layer"] is None
+    assert curve_facts([1, 0], [0.9, 0.5])["peak_layer"] == 1  # rows in any order
+
+
+def test_the_published_curves_facts_are_the_known_ones():
+    facts = curve_facts(range(24), published_relative(figures=["8"]))
+    assert (facts["first"], facts["peak_layer"]) == (0.0, 10)
+    assert facts["peak"] == pytest.approx(0.889, abs=1e-3)
+    assert facts["last"] == pytest.approx(0.789, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("curve", "subtasks", "status"),
+    [
+        ("published", {}, "qualified"),
+        ("published", {"shape_constancy": np.full(24, 0.5)}, "overall-only"),
+        ("chance", {}, "failed"),
+    ],
+)
+def test_status_of_a_figure(curve, subtasks, status):
+    values = published_relative() if curve == "published" else None
+    text = verdict("Figure 6", results(curve=values, subtask_curves=subtasks), published_curves(["1", "6"]), ["giant"])
+    assert f"Status: **{status}**" in text
+    assert "Missing, left out: giant." in text
+
+
+def test_some_models_agreeing_is_partial_and_unpublished_ones_are_not_compared():
+    good, bad = results(curve=published_relative()), results("huge", depth=32)
+    published = published_curves(["1", "6"])
+    assert "Status: **partial**" in verdict("Figure 6", pd.concat([good, bad]), published, [])
+    tiny = results("tiny", depth=12, weights="random weights (seed 0)")
+    text = verdict("Figure 6", tiny, published, ["large", "huge", "giant"])
+    assert "Status: **not comparable**" in text
+    assert "tiny: random weights (seed 0)" in text
+    assert "Nothing is published for this model" in text
+
+
+def test_a_verdict_states_onset_decline_ties_and_differences():
+    curve = np.r_[np.full(8, 0.5), np.linspace(0.6, 0.9, 8), np.linspace(0.85, 0.6, 8)]
+    text = verdict("Figure 8", results(curve=curve), published_curves(["8"]), [])
+    assert "onset at 0.46 of the depth, after one third; peak at 0.62 of the depth; declines by 0.300" in text
+    assert "At layer 0: 90 ties and 90 such near-ties in 90 scenes." in text
+    assert "Ties: 90 of 2160 scene comparisons" in text
+    line = next(line for line in text.splitlines() if line.startswith("- Relative accuracy minus published"))
+    assert "first layer +0.500 (0 is what ties counted as wrong give), peak +0.011 (layer 15, published 10)" in line
+
+
+def test_the_newest_run_of_each_model_in_the_papers_order():
+    runs = [
+        results("tiny", depth=12).assign(run_name="a", written=5),
+        results("giant", depth=40).assign(run_name="b", written=1),
+        results("large").assign(run_name="old", written=2),
+        results("large").assign(run_name="new", written=3),
+    ]
+    kept = newest_by_model(pd.concat(runs))
+    assert list(kept["run_name"].drop_duplicates()) == ["new", "b", "a"]
+
+
+def test_the_comparison_holds_ours_and_the_published_values():
+    table = compare_table(results(curve=published_relative()), published_curves(["1", "6"]))
+    overall = table[table["subtask"] == "overall"]
+    np.testing.assert_allclose(overall["relative_accuracy_mean"], overall["published_relative_accuracy"])
+    assert table.loc[table["subtask"] != "overall", "published_auc"].isna().all()
+
+
+def test_every_file_is_written_and_missing_models_are_named(tmp_path, capsys):
+    write(tmp_path, results(curve=published_relative()), "intphys_possible_impossible_full_select_relative")
+    write(tmp_path, results("huge", depth=32))
+    write(tmp_path, results("tiny", "intphys_attentive", depth=12, weights="random weights (seed 0)"), "att")
+    (tmp_path / "results_ball.csv").write_text("run_name,variable,r2_mean\nx,speed,0.9\n")
+    written = [*build_figure1(tmp_path), *build_figure6(tmp_path), *build_figure8(tmp_path)]
+    assert [path.name for path in written] == [
+        "figure_intphys_possible_impossible_full_metrics16.png",
+        "figure6_intphys_overall_compare.csv",
+        "figure6_intphys_overall_compare.png",
+        "figure6_verdict.md",
+        "figure8_intphys_overall_compare.csv",
+        "figure8_intphys_overall_compare.png",
+        "figure8_verdict.md",
+    ]
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert np.asarray(image.convert("L")).std() > 10
+    assert set(pd.read_csv(written[1])["model"]) == {"large", "huge"}
+    printed = capsys.readouterr().out
+    assert "Figure 6: no run of giant; left out" in printed
+    assert "Figure 8: no run of large, huge, giant; left out" in printed
+
+
+def test_no_runs_is_said_and_damaged_ones_are_an_error(tmp_path, capsys):
+    assert build_figure6(tmp_path) == []
+    assert "Figure 6: no run in the results folder" in capsys.readouterr().out
+    (tmp_path / "results_x.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="results_x.csv is not a readable table"):
+        read_runs(tmp_path, "intphys_linear")
+
+
+def test_named_runs_win_over_newer_ones(tmp_path):
+    write(tmp_path, results(), "first")
+    write(tmp_path, results(), "second")
+    assert set(read_runs(tmp_path, "intphys_linear", ["first"])["run_name"]) == {"first"}
+
+
+def test_a_run_of_one_sub_task_is_drawn(tmp_path):
+    rows = results(depth=3)
+    assert draw_run(rows[rows["subtask"].isin(["overall", "shape_constancy"])], tmp_path / "figure_x.png").is_file()
