@@ -1,0 +1,168 @@
+"""The drawing style that all figures share.
+
+Curves differ in colour, line style and marker at once. The colours are Okabe and Ito's (2008), told apart with
+colour blindness, in an order whose neighbours also differ in lightness, for greyscale print.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend first: there may be no display)
+import numpy as np  # noqa: E402
+
+from constants import EMERGENCE_DEPTH  # noqa: E402
+from pez.files import atomic_path  # noqa: E402
+
+BAND = (EMERGENCE_DEPTH - 0.05, EMERGENCE_DEPTH + 0.05)  # drawn around one third of the depth
+BAND_LABEL = "one third of depth"
+X_LABEL = "Layer / depth"
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How one curve is drawn."""
+
+    color: str
+    marker: str
+    line: str | tuple
+
+
+LINE_STYLES = (
+    LineStyle("#0072B2", "o", "-"),
+    LineStyle("#D55E00", "s", (0, (5, 1.5))),
+    LineStyle("#000000", "^", (0, (1.2, 1.2))),
+    LineStyle("#009E73", "D", (0, (5, 1.5, 1.2, 1.5))),
+    LineStyle("#CC79A7", "v", (0, (8, 2))),
+    LineStyle("#E69F00", "P", (0, (2.5, 1))),
+)
+
+_PARAMETERS = {
+    "figure.dpi": 150,
+    "savefig.dpi": 200,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.8,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+@contextlib.contextmanager
+def drawing_style() -> Iterator[None]:
+    """Draw inside this block to get the shared style."""
+    with mpl.rc_context(_PARAMETERS):
+        yield
+
+
+def line_style(index: int) -> LineStyle:
+    """Style of the `index`-th curve of a figure."""
+    return LINE_STYLES[index % len(LINE_STYLES)]
+
+
+def titled(title: str, weights: Sequence[str] = ()) -> str:
+    """`title`, followed by any label among `weights` that says the weights are random."""
+    random = sorted({label for label in weights if "random" in str(label)})
+    return f"{title} — {', '.join(random)}" if random else title
+
+
+def draw_band(ax) -> None:
+    """Shade one third of the depth, where the paper puts the Physics Emergence Zone."""
+    ax.axvspan(*BAND, color="#f0e6c8", lw=0, zorder=0)
+    ax.annotate(
+        BAND_LABEL,
+        (EMERGENCE_DEPTH, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=7,
+        color="#77673a",
+    )
+
+
+def draw_curve(ax, x, mean, spread, style: LineStyle, label: str | None = None) -> None:
+    """A curve with its spread (None: none) as a band, drawn in the shared way."""
+    x, mean = np.asarray(x, dtype=float), np.asarray(mean, dtype=float)
+    if spread is not None:
+        spread = np.asarray(spread, dtype=float)
+        ax.fill_between(x, mean - spread, mean + spread, color=style.color, alpha=0.14, lw=0)
+    ax.plot(x, mean, color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=label)
+
+
+def label_ends(ax, ends: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:
+    """Write each (x, y, text, color) to the right of a line's end, moved apart so that none overlap.
+
+    Call it last: positions are worked out with the axes' final limits.
+    """
+    if not ends:
+        return
+    ax.figure.canvas.draw()
+    height = size * 1.25 * ax.figure.dpi / 72  # of a line of text in display pixels
+    wanted = np.array([ax.transData.transform((x, y))[1] for x, y, *_ in ends])
+    low, high = ax.transAxes.transform([(0, 0), (1, 1)])[:, 1]
+    placed = spread_out(wanted, height, low + height / 2, high - height / 2)
+    right = max(ax.transData.transform((x, y))[0] for x, y, *_ in ends) + 10
+    for (x, y, text, color), position in zip(ends, placed):
+        ax.annotate(
+            text,
+            (x, y),
+            xytext=ax.transData.inverted().transform((right, position)),
+            textcoords="data",
+            color=color,
+            fontsize=size,
+            va="center",
+            ha="left",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "shrinkA": 1, "shrinkB": 2},
+        )
+
+
+def spread_out(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Positions nearest to `wanted` (in its order) at least `gap` apart and within [low, high] if they fit.
+
+    Pools overlapping neighbours around their mean, as isotonic regression does.
+    """
+    order = np.argsort(wanted, kind="stable")
+    blocks = []  # (mean of wanted minus offset, members)
+    for rank, index in enumerate(order):
+        blocks.append([wanted[index] - rank * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, count = blocks.pop()
+            blocks[-1] = [
+                (blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count),
+                blocks[-1][1] + count,
+            ]
+    bases = np.concatenate([np.full(count, mean) for mean, count in blocks])
+    top = max(low, high - (len(wanted) - 1) * gap)
+    placed = np.empty(len(wanted))
+    placed[order] = bases.clip(low, top) + gap * np.arange(len(wanted))
+    return placed
+
+
+def save_figure(figure, path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Write the figure beside `path` in each format, atomically, close it, and return the paths."""
+    written = []
+    for suffix in formats:
+        target = Path(path).with_suffix(f".{suffix}")
+        metadata = {"CreationDate": None} if suffix == "pdf" else None
+        with atomic_path(target) as temporary:
+            figure.savefig(temporary, metadata=metadata)
+        written.append(target)
+    plt.close(figure)
+    return written

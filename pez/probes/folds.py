@@ -1,0 +1,154 @@
+"""Which clips belong together, and folds that never tear them apart.
+
+Groupings (a group is in one fold only):
+    position                  start index of the grid; starts are drawn afresh for every condition, so a group
+                              shares an index and a rank, not a place
+    condition                 direction x magnitude
+    video                     every clip its own group: plain cross-validation
+    direction, magnitude      one condition factor; tests the probe on values it never saw
+    pixel_region              cell of a 4 x 4 grid on the image that holds the ball's mean position
+    spatial_sector            one of 8 sectors of 45 degrees, about the image centre, that holds the start
+    spatial_cluster           k-means of the starts, 10 clusters, seeded
+    direction_spatial_sector, magnitude_spatial_sector   products of two of the above
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.cluster import KMeans
+from sklearn.model_selection import GroupKFold
+
+from constants import RESOLUTION
+from pez.errors import UserError, check_choice
+from pez.probes.targets import clip_means
+from pez.store import FeatureStore
+
+GROUPINGS = (
+    "position",
+    "condition",
+    "video",
+    "direction",
+    "magnitude",
+    "pixel_region",
+    "spatial_sector",
+    "spatial_cluster",
+    "direction_spatial_sector",
+    "magnitude_spatial_sector",
+)
+_GRID, _SECTORS, _CLUSTERS = 4, 8, 10
+
+
+@dataclass(frozen=True)
+class Folds:
+    """`group` [n] names and `fold` [n] numbers of the clips, in the order of the store's clips."""
+
+    group: np.ndarray
+    fold: np.ndarray
+
+    @property
+    def n_groups(self) -> int:
+        """Number of different groups."""
+        return len(set(self.group))
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds: as many as asked for, or as there are groups if that is fewer."""
+        return int(self.fold.max()) + 1
+
+    def splits(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(training rows, held-out rows) of each fold in turn."""
+        for fold in range(self.n_folds):
+            yield np.flatnonzero(self.fold != fold), np.flatnonzero(self.fold == fold)
+
+
+def make_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int = 0) -> Folds:
+    """Folds of a store's clips; UserError if the grouping leaves a single group or needs what is not there."""
+    group = groups(store, grouping, seed)
+    return Folds(group, grouped_folds(group, n_folds, seed, f"--grouping {grouping} of the {store.name} set"))
+
+
+def grouped_folds(group: np.ndarray, n_folds: int, seed: int = 0, what: str = "the grouping") -> np.ndarray:
+    """Fold number of every clip, [n]: groups whole, folds of even size, groups of equal size dealt by `seed`.
+
+    With fewer groups than `n_folds` there are as many folds as groups. UserError for a single group.
+    """
+    names = np.unique(group)
+    if n_folds < 2:
+        raise UserError(f"--folds must be at least 2; got {n_folds}")
+    if len(names) < 2:
+        raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another --grouping")
+    order = np.random.default_rng(seed).permutation(len(names))
+    labels = order[np.searchsorted(names, group)]  # GroupKFold breaks ties of size by label
+    fold = np.empty(len(group), dtype=np.int64)
+    splitter = GroupKFold(n_splits=min(n_folds, len(names)))
+    for index, (_, held_out) in enumerate(splitter.split(labels, groups=labels)):
+        fold[held_out] = index
+    return fold
+
+
+def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
+    """Group name of every clip of a store, [n] of str; UserError if the clips lack what the grouping needs."""
+    check_choice("--grouping", grouping, GROUPINGS)
+    if grouping == "pixel_region":
+        return _pixel_region(store)
+    if grouping == "spatial_cluster":
+        return _spatial_cluster(store.clips, seed)
+    factors = {
+        "position": [_index],
+        "condition": [_direction, _magnitude],
+        "video": [_clip],
+        "direction": [_direction],
+        "magnitude": [_magnitude],
+        "spatial_sector": [_sector],
+        "direction_spatial_sector": [_direction, _sector],
+        "magnitude_spatial_sector": [_magnitude, _sector],
+    }[grouping]
+    parts = [factor(store.clips) for factor in factors]
+    return np.array([" ".join(names) for names in zip(*parts)])
+
+
+def _need(clips: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    missing = [column for column in columns if column not in clips.columns]
+    if missing:
+        raise UserError(
+            f"the clips carry no {missing[0]}, which this --grouping needs: use --grouping video, or a ball set"
+        )
+    return clips[list(columns)]
+
+
+def _clip(clips: pd.DataFrame) -> list[str]:
+    return clips["clip_id"].tolist()
+
+
+def _index(clips: pd.DataFrame) -> list[str]:
+    return [f"start {index}" for index in _need(clips, "start_index")["start_index"]]
+
+
+def _direction(clips: pd.DataFrame) -> list[str]:
+    return [f"direction {value:g}" for value in _need(clips, "direction_deg")["direction_deg"]]
+
+
+def _magnitude(clips: pd.DataFrame) -> list[str]:
+    return [f"magnitude {value:g}" for value in _need(clips, "magnitude")["magnitude"]]
+
+
+def _sector(clips: pd.DataFrame) -> list[str]:
+    """Sector 0 is 0 to 45 degrees, counter-clockwise from +x; the camera looks at the world's origin."""
+    starts = _need(clips, "start_x_m", "start_y_m").to_numpy(dtype=np.float64)
+    turns = np.mod(np.arctan2(starts[:, 1], starts[:, 0]) / (2 * np.pi), 1.0)
+    return [f"sector {sector}" for sector in np.minimum((turns * _SECTORS).astype(int), _SECTORS - 1)]
+
+
+def _spatial_cluster(clips: pd.DataFrame, seed: int) -> np.ndarray:
+    starts = _need(clips, "start_x_m", "start_y_m").to_numpy(dtype=np.float64)
+    clusters = min(_CLUSTERS, len(np.unique(starts, axis=0)))
+    found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(starts)
+    return np.array([f"cluster {cluster}" for cluster in found])
+
+
+def _pixel_region(store: FeatureStore) -> np.ndarray:
+    size = store.settings.get("clip_set", {}).get("settings", {}).get("resolution", RESOLUTION)
+    cell = np.floor(clip_means(store, ["x_px", "y_px"]) / size * _GRID).clip(0, _GRID - 1).astype(int)
+    return np.array([f"row {row} column {column}" for column, row in cell])

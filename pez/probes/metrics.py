@@ -1,0 +1,23 @@
+"""Scores of probe predictions. Accuracy and AUC are scikit-learn's; R^2 adds what folds of a grouped split need."""
+
+import numpy as np
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+accuracy = accuracy_score
+auc = roc_auc_score
+
+
+def r2(target, prediction, least_variance=0.0) -> float:
+    """Coefficient of determination of `prediction` [n, k] for `target` [n, k], averaged over outputs.
+
+    The reference is the mean of these targets, as in scikit-learn's `r2_score` (uniform average). An output
+    whose variance here is at most `least_variance` (a number or [k]) has no R^2 and is left out of the average:
+    a fold that holds one direction only has nothing to explain in the other axis. NaN if no output is left.
+    """
+    target, prediction = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (target, prediction))
+    variance = target.var(0)
+    varies = variance > np.broadcast_to(least_variance, variance.shape)
+    if not varies.any():
+        return float("nan")
+    error = np.square(target - prediction).mean(0)
+    return float((1 - error[varies] / variance[varies]).mean())

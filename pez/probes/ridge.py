@@ -1,0 +1,76 @@
+"""Ridge regression in closed form, every strength from one eigendecomposition.
+
+Minimises ||y - b - Xw||^2 + strength * ||w||^2 with the bias free, as scikit-learn's `Ridge` does; X and y are
+the problem's normalised features and standardised targets (Hoerl & Kennard 1970).
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from pez.probes.problems import Problem, Setting
+from pez.probes.sweep import SweepResult
+
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 13))  # 0.01 ... 1e6, two a decade
+
+
+def ridge_settings(strengths: Iterable[float] = STRENGTHS) -> tuple[Setting, ...]:
+    """Settings of a ridge problem: the strength stands where AdamW has its weight decay; there is no learning rate."""
+    return tuple(Setting(float("nan"), float(strength)) for strength in strengths)
+
+
+def solve_ridge(problems: Iterable[Problem]) -> Iterator[SweepResult]:
+    """Solve least-squares problems made with `settings=ridge_settings(...)` (and best with dtype=torch.float64)."""
+    for problem in problems:
+        weights, bias = ridge_weights(problem)
+        yield _result(problem, weights, bias)
+
+
+def ridge_weights(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [S, k, d] and bias [S, k] for the problem's normalised features and standardised targets.
+
+    With fewer rows than features the small n x n matrix is decomposed, else the d x d one.
+    """
+    strengths = torch.tensor([s.weight_decay for s in problem.settings], dtype=torch.float64)[:, None, None]
+    if problem.gram is None:
+        x, y = problem.rows[:, :-1].double(), problem.y.double()
+        x_mean, y_mean = x.mean(0), y.mean(1)
+        weights = _from_rows(x - x_mean, y - y_mean[:, None], strengths.to(x.device))
+    else:
+        gram, xy, n = problem.gram.double(), problem.xy.double(), problem.count
+        x_mean, y_mean = gram[-1, :-1] / n, xy[:, -1] / n
+        centred = gram[:-1, :-1] - n * torch.outer(x_mean, x_mean)
+        weights = _from_gram(centred, xy[:, :-1] - n * torch.outer(y_mean, x_mean), strengths.to(gram.device))
+    return weights, y_mean - weights @ x_mean
+
+
+def _from_rows(x: torch.Tensor, y: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+    if len(x) > x.shape[1]:
+        return _from_gram(x.T @ x, y @ x, strengths)
+    values, vectors = torch.linalg.eigh(x @ x.T)
+    return ((y @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T @ x
+
+
+def _from_gram(gram: torch.Tensor, xy: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(gram)
+    return ((xy @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T
+
+
+def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> SweepResult:
+    rows = problem.evaluation[:, :-1].double() @ weights.mT + bias[:, None]  # [S, m + p, k]
+    m = problem.n_validation
+    error = (rows[:, :m] - problem.y_validation.double().T).square().mean(1)  # [S, k]
+    loss = torch.stack([part.mean(1) for part in error.split(list(problem.outputs), dim=1)], dim=1)
+    rows = (rows * problem.target_scale + problem.target_mean).cpu()
+    raw = weights * problem.target_scale[:, None] / problem.feature_scale
+    raw_bias = bias * problem.target_scale + problem.target_mean - raw @ problem.feature_mean
+    return SweepResult(
+        settings=problem.settings,
+        outputs=problem.outputs,
+        best_epoch=torch.zeros(loss.shape, dtype=torch.int64),
+        validation_loss=loss.cpu(),
+        validation_prediction=rows[:, :m],
+        prediction=rows[:, m:],
+        weights=raw.cpu(),
+        bias=raw_bias.cpu(),
+    )

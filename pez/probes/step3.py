@@ -1,0 +1,85 @@
+"""What step3_probe.py does: run probes and write their files, or sum up all runs."""
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+
+from pez.errors import UserError
+from pez.files import exclusive, write_csv, write_json, write_parquet
+from pez.probes.curves import SOLVERS, Curves, ProbeOptions, ProbeSet, plan, probe_curves  # noqa: F401
+from pez.probes.summary import read_runs, summarize_runs
+from pez.runs import provenance
+
+
+def run_probe(args) -> None:
+    """Probe as the command line says and write the run's files; UserError before any work for bad options."""
+    options = options_from(args)
+    for probe_set in plan(options):
+        for line in notes(options, probe_set):
+            print(line)
+    with exclusive(args.results_dir / ".locks" / options.run_name):
+        curves = probe_curves(options)
+        for path in write_run(curves, options.run_name, args.results_dir):
+            print(path)
+    print(short_table(summarize_runs(curves.results)))
+
+
+def options_from(args) -> ProbeOptions:
+    """ProbeOptions from parsed arguments; UserError for names, counts or a device that cannot be used."""
+    if not args.run_name or Path(args.run_name).name != args.run_name or args.run_name.startswith("."):
+        raise UserError(f"--run-name names files, so no slashes or leading dots; got {args.run_name!r}")
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads must be at least 1; got {args.threads}")
+    if args.device != "cpu":
+        from pez.encoder.loading import find_device  # imports transformers, which a CPU run can do without
+
+        find_device(args.device)
+    names = [field.name for field in dataclasses.fields(ProbeOptions)]
+    values = {name: getattr(args, name) for name in names}
+    if args.layers is not None:
+        values["layers"] = tuple(sorted(set(args.layers)))
+    return ProbeOptions(**values)
+
+
+def notes(options: ProbeOptions, probe_set: ProbeSet) -> list[str]:
+    """What a user should know of a clip set's folds before the curves."""
+    folds, name = probe_set.folds, probe_set.store.name
+    lines = [
+        f"{name}: {len(folds.fold)} clips, {folds.n_groups} groups ({options.grouping}), {folds.n_folds} folds, "
+        f"{probe_set.pooling}, {probe_set.store.settings['model']}, {probe_set.store.settings['weights_label']}"
+    ]
+    if folds.n_folds < options.folds:
+        lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
+    return lines
+
+
+def write_run(curves: Curves, run_name: str, results_dir: Path) -> list[Path]:
+    """Write a run's table, predictions, config and figure, each atomically; returns their paths."""
+    from pez.figures.curves import curve_figure
+    from pez.figures.style import save_figure
+
+    unscored = curves.results.loc[curves.results["r2_mean"].isna(), "variable"].unique()
+    for name in unscored:
+        print(f"note: every fold holds {name} constant, so a fold has no R²: read r2_pooled, or regroup")
+    figure = curve_figure(curves.results, run_name)
+    return [
+        write_parquet(results_dir / f"predictions_{run_name}.parquet", curves.predictions),
+        write_json(results_dir / f"config_{run_name}.json", {**curves.record, "provenance": provenance()}),
+        *save_figure(figure, results_dir / f"figure_{run_name}.png"),
+        write_csv(results_dir / f"results_{run_name}.csv", curves.results),
+    ]
+
+
+def summarize(results_dir: Path) -> Path:
+    """Print one table over all runs in a folder and write it as summary_runs.csv."""
+    table = summarize_runs(read_runs(results_dir))
+    print(short_table(table))
+    path = write_csv(Path(results_dir) / "summary_runs.csv", table)
+    print(path)
+    return path
+
+
+def short_table(table: pd.DataFrame) -> str:
+    """The summary as text."""
+    return table.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-")

@@ -1,0 +1,92 @@
+"""One table over many runs: where a curve starts, rises, peaks and ends.
+
+Onset here is the first layer at which the score has covered half of the way from chance (0 for R^2) to its peak.
+Curves that never rise above chance have none. It is a description of a curve, not a test of it.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from constants import EMERGENCE_DEPTH
+from pez.errors import UserError
+
+RUN_COLUMNS = ("run_name", "variable", "layer", "r2_mean", "r2_std", "weights")
+_ONSET_SHARE = 0.5
+
+
+def read_runs(results_dir) -> pd.DataFrame:
+    """All ball-probe results of a folder, with the time each file was written as `written`.
+
+    Other tables of the folder are left out. UserError if there are none, or one is damaged.
+    """
+    tables = []
+    for path in sorted(Path(results_dir).glob("results_*.csv")):
+        table = _read(path)
+        if set(RUN_COLUMNS) <= set(table.columns):
+            tables.append(table.assign(written=path.stat().st_mtime))
+    if not tables:
+        raise UserError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not a readable table ({error}): remove it, or rerun the step that wrote it"
+        ) from None
+
+
+def summarize_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a run, protocol and variable from the rows of `read_runs`."""
+    runs = runs.assign(protocol=runs.get("protocol", "paper"))
+    keys = ["run_name", "protocol", "variable"]
+    table = pd.DataFrame([summarize_curve(curve) for _, curve in runs.groupby(keys, sort=False)])
+    return table.astype({"onset_layer": "Int64", "peak_layer": "Int64"})
+
+
+def summarize_curve(curve: pd.DataFrame) -> dict:
+    """First, onset and peak layer of one curve, and its values at layer 0, one third, the peak and the end.
+
+    A value is NaN where its layer was not probed.
+    """
+    curve = curve.sort_values("layer").reset_index(drop=True)
+    score = curve.set_index("layer")["r2_mean"]
+    depth = depth_of(curve)
+    peak = score.idxmax() if score.notna().any() else None
+    return {
+        "run_name": curve["run_name"].iloc[0],
+        "variable": curve["variable"].iloc[0],
+        "protocol": curve["protocol"].iloc[0],
+        "weights": curve["weights"].iloc[0],
+        "first_layer": int(score.index[0]),
+        "onset_layer": onset_layer(score),
+        "peak_layer": peak,
+        "r2_layer_0": score.get(0),
+        "r2_one_third": score.get(one_third(depth)),
+        "r2_peak": score.get(peak),
+        "r2_last": score.get(depth - 1),
+    }
+
+
+def onset_layer(score: pd.Series) -> int | None:
+    """First layer (the index) with half of the peak `score`; None if the peak is not above 0."""
+    peak = score.max()
+    if not peak > 0:
+        return None
+    return int(score.index[(score >= _ONSET_SHARE * peak).to_numpy()][0])
+
+
+def depth_of(curve: pd.DataFrame) -> int:
+    """Number of layers of the encoder, from layer and layer_fraction = layer / depth."""
+    known = curve[curve["layer_fraction"] > 0]
+    if not len(known):
+        return 1
+    return round(float((known["layer"] / known["layer_fraction"]).median()))
+
+
+def one_third(depth: int) -> int:
+    """The layer at one third of the depth: 8 of 24."""
+    return round(depth * EMERGENCE_DEPTH)
