@@ -3,6 +3,7 @@
 Tables are computed first (`compare_table`) and drawn from, so that every figure's CSV holds what it shows.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
         ax.set_xlabel(X_LABEL)
         ax.set_ylabel("Held-out folds (mean ± s.d.)")
         ax.set_title(titled(f"IntPhys, possible or impossible: {_run_title(overall)}", overall["weights"].unique()))
-        figure.supxlabel(_note(overall, theirs), fontsize=7, color="#555555", x=0.01, ha="left")
+        figure.supxlabel(_wrapped(_note(overall, theirs), figure), fontsize=7, color="#555555", x=0.01, ha="left")
         last = overall.loc[overall["layer"].idxmax()]
         label_ends(
             ax, [(last["layer_fraction"], last[f"{m}_mean"], NAMES[m], STYLES[m].color) for m in NAMES if m in METRICS]
@@ -139,10 +140,14 @@ def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], publish
         ncols=len(handles),
         frameon=False,
         handlelength=3,
-        title=_note(rows, published) + absent,
+        title=_wrapped(_note(rows, published) + absent, figure),
         title_fontproperties={"size": 7},
         alignment="left",
     )
+
+
+def _wrapped(text: str, figure) -> str:
+    return textwrap.fill(text, int(19 * figure.get_figwidth()))  # characters of 7 points an inch
 
 
 def _limits(rows: pd.DataFrame, metrics: Sequence[str], published: pd.DataFrame | None) -> tuple[float, float]:

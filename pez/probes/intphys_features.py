@@ -11,7 +11,6 @@ from pez.encoder.extract import extract_features, store_settings
 from pez.encoder.sources import ClipSource
 from pez.files import fingerprint
 from pez.probes.intphys_scores import METRICS
-from pez.runs import progress
 from pez.stimuli.intphys import frame_paths, read_intphys, sample_frames
 from pez.store import CAPTURES, FeatureStore
 
@@ -54,7 +53,7 @@ def intphys_source(movies: pd.DataFrame, n_frames_sample: int) -> ClipSource:
     clips = movies.drop(columns="directory")
     content = [
         [row.clip_id, row.possible, [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
-        for row in progress(movies.itertuples(), total=len(movies), description="movies", unit="movie")
+        for row in movies.itertuples()
     ]
     chosen = {"n_frames_sample": n_frames_sample, "n_movies": len(movies), "n_frames": int(movies["n_frames"].max())}
     settings = {"name": SET_NAME, "fingerprint": fingerprint(content), "settings": chosen}

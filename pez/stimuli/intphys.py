@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pez.errors import UserError
+from pez.runs import progress
 
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
 MOVIES = ("1", "2", "3", "4")
@@ -104,7 +105,7 @@ def scan(root) -> tuple[list[_Movie], list[Problem]]:
         scenes = _subfolders(Path(root) / block)
         if not scenes:
             problems.append(Problem((block, None), Path(root) / block, "no scenes in this block"))
-        for scene in scenes:
+        for scene in progress(scenes, description=f"checking {block}", unit="scene"):
             found, wrong = _scan_scene(block, scene)
             movies += found
             problems += wrong

@@ -1,0 +1,119 @@
+"""The IntPhys scripts from a tree to their files, on a small random encoder; what they reuse and what they refuse."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from intphys_trees import write_tree
+
+import step_intphys_attentive
+import step_intphys_probe
+from pez.cli import run_script
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("intphys")
+    write_tree(folder / "dev", n_scenes=1, n_frames=16)
+    return folder
+
+
+def run(script, folder, *options):
+    argv = ["--model", "tiny", "--weights", "random", "--model-resolution", "32", "--workers", "0"]
+    argv += ["--intphys-root", str(folder / "dev"), "--results-dir", str(folder / "results"), *options]
+    return run_script(script.make_parser(), script.main, argv)
+
+
+def run_linear(folder, *options):
+    root = ("--feature-root", str(folder / "features"), "--run-name", "lin")
+    return run(step_intphys_probe, folder, *root, "--selection-metric", "relative_accuracy", *options)
+
+
+def run_attentive(folder, *options):
+    few = ("--layers", "0", "7", "--num-epochs", "2", "--num-probe-blocks", "2", "--probe-batch-size", "4")
+    return run(step_intphys_attentive, folder, "--feature-root", str(folder / "tokens"), *few, *options)
+
+
+@pytest.fixture(scope="module")
+def probed(folder):
+    assert run_linear(folder) == 0
+    return folder
+
+
+def shards(folder, name="features"):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / name / "intphys/shards").iterdir()}
+
+
+def test_the_linear_script_writes_what_it_names(probed):
+    rows = pd.read_csv(probed / "results/results_lin.csv")
+    assert rows.groupby("subtask").size().to_dict() == dict.fromkeys(rows["subtask"].unique(), 12)
+    assert len(rows) == 4 * 12
+    assert set(rows["weights"]) == {"random weights (seed 0)"}
+    assert set(rows["probe_set"]) == {"intphys_linear"}
+    assert {"capture", "selection_metric", "protocol", "best_lr_mode", "best_wd_mode", "n_ties"} <= set(rows)
+    summary = json.loads((probed / "results/summary_lin.json").read_text())
+    assert summary["features"]["clip_set"]["settings"]["n_frames_sample"] == 16
+    assert set(summary["curves"]["overall"]) >= {"auc", "relative_accuracy"}
+    predictions = pd.read_parquet(probed / "results/predictions_lin.parquet")
+    assert len(predictions) == 12 * 12
+    assert (probed / "results/figure_lin.png").is_file()
+
+
+def test_reuse_takes_the_same_features_and_nothing_else_does(probed):
+    before = shards(probed)
+    assert run_linear(probed, "--reuse-features") == 0
+    assert shards(probed) == before
+    assert run_linear(probed) == 0
+    assert shards(probed).keys() == before.keys()
+    assert shards(probed) != before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--transform", "eval_preproc"], "transform = 'resize', now asked for 'eval_preproc'"),
+        (["--capture", "resid_post"], "captures = ['resid_pre'], now asked for ['resid_post']"),
+        (["--weights-seed", "1"], "weights_label = 'random weights (seed 0)', now asked for 'random weights (seed 1)'"),
+        (["--n-frames-sample", "8"], "'n_frames_sample': 16"),
+        (["--model", "custom"], "--model custom"),
+    ],
+)
+@pytest.mark.parametrize("reuse", [["--reuse-features"], []])
+def test_features_made_otherwise_are_refused_by_name(probed, capsys, options, named, reuse):
+    before = shards(probed)
+    assert run_linear(probed, *reuse, *options) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert named in errors[0]
+    assert shards(probed) == before
+
+
+def test_the_attentive_script_writes_and_goes_on(folder, capsys):
+    assert run_attentive(folder, "--run-name", "att") == 0
+    rows = pd.read_csv(folder / "results/results_att.csv")
+    assert sorted(rows["layer"].unique()) == [0, 7]
+    assert set(rows["probe_set"]) == {"intphys_attentive"}
+    layer = folder / "results/layers_att/layer_07.parquet"
+    written = layer.stat().st_mtime_ns
+    (folder / "results/layers_att/layer_00.parquet").unlink()
+    assert run_attentive(folder, "--run-name", "att", "--reuse-features") == 0
+    assert layer.stat().st_mtime_ns == written
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "results/results_att.csv"), rows, rtol=1e-3)
+    assert run_attentive(folder, "--run-name", "att", "--reuse-features", "--lr", "1e-3") == 2
+    assert "layers probed with settings" in capsys.readouterr().err
+
+
+def test_bad_options_are_one_line(folder, capsys):
+    assert run_attentive(folder, "--num-epochs", "0") == 2
+    assert run(step_intphys_probe, folder, "--n-frames-sample", "17") == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert [line.split(" ")[1] for line in errors] == ["--num-epochs", "--n-frames-sample"]
