@@ -78,8 +78,12 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
         return save_figure(figure, path)[0]
 
 
-def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], path) -> Path:
-    """Figures 6 and 8: a row a sub-task, a column a model; `table` from `compare_table`."""
+def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], reference: bool, path) -> Path:
+    """Figures 6 and 8: a row a sub-task, a column a model; `table` from `compare_table`.
+
+    With `reference` its published values are drawn thinly behind.
+    """
+    published = _published_of(table if reference else table.iloc[:0])
     models = list(table["model"].drop_duplicates())
     with drawing_style():
         figure, axes = plt.subplots(
@@ -95,12 +99,12 @@ def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], pat
             run = table[table["model"] == model]
             for ax, subtask in zip(column, SUBTASK_ROWS):
                 part = run[run["subtask"] == subtask]
-                _draw_panel(ax, part, SHOWN, _published_of(part))
+                _draw_panel(ax, part, SHOWN, published[(published["model"] == model) & (subtask == OVERALL)])
             column[0].set_title(_short(f"{model}, {run['weights'].iloc[0]}", 2.9 if len(models) > 1 else 5.2))
         for row, subtask in zip(axes, SUBTASK_ROWS):
             row[0].set_ylabel(spoken(subtask).capitalize())
         absent = f" Without a run: {', '.join(missing)}." if missing else ""
-        _finish_grid(figure, axes, table, title, SHOWN, _published_of(table), absent)
+        _finish_grid(figure, axes, table, title, SHOWN, published, absent)
         return save_figure(figure, path)[0]
 
 

@@ -6,7 +6,8 @@
     figure8_intphys_overall_compare.csv, .png, figure8_verdict.md    the same for attentive probes
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
-returns none. Of several runs of a model the newest counts, unless `runs` names others.
+returns none. Of several runs of a model the newest counts, unless `runs` names others. With `reference` published
+curves are drawn thinly behind ours; tables and verdicts always have them.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from constants import REFERENCE_DIR
 from pez.errors import UserError
 from pez.figures.intphys import compare_table, draw_comparison, draw_metrics
 from pez.figures.intphys_verdict import verdict
+from pez.figures.reference import PUBLISHED_FILE
 from pez.files import write_csv, write_text
 
-PUBLISHED_FILE = REFERENCE_DIR / "published_pez_reproduction_curves.csv"
 MODELS_SHOWN = ("large", "huge", "giant")
 FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Figure 1
 
@@ -57,7 +57,7 @@ def published_curves(figures: Sequence[str]) -> pd.DataFrame:
     return table.loc[table["figure"].isin(figures), ["model", "metric", "layer", "mean", "std"]]
 
 
-def build_figure1(results_dir, runs: Sequence[str] | None = None) -> list[Path]:
+def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Figure 1 of one linear run: one named intphys_possible_impossible... if any, then Large, then the newest."""
     rows = read_runs(results_dir, "intphys_linear", runs)
     if rows.empty:
@@ -68,24 +68,24 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None) -> list[Path]:
     run = chosen[chosen["run_name"] == chosen.loc[chosen["written"].idxmax(), "run_name"]]
     frames = run["n_frames_sample"].iloc[0] if "n_frames_sample" in run else 16
     path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
-    return [draw_metrics(run, published_curves(["1", "6"]), path)]
+    return [draw_metrics(run, published_curves(["1", "6"] if reference else []), path)]
 
 
-def build_figure6(results_dir, runs: Sequence[str] | None = None) -> list[Path]:
+def build_figure6(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Linear probes, models side by side."""
     rows = read_runs(results_dir, "intphys_linear", runs)
-    title = "Figure 6: IntPhys, linear probe"
-    return _build_comparison(results_dir, 6, title, rows, published_curves(["1", "6"]), "step_intphys_probe.py")
+    title, published = "Figure 6: IntPhys, linear probe", published_curves(["1", "6"])
+    return _build_comparison(results_dir, 6, title, rows, published, "step_intphys_probe.py", reference)
 
 
-def build_figure8(results_dir, runs: Sequence[str] | None = None) -> list[Path]:
+def build_figure8(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Attentive probes, models side by side."""
     rows = read_runs(results_dir, "intphys_attentive", runs)
-    title = "Figure 8: IntPhys, attentive probe"
-    return _build_comparison(results_dir, 8, title, rows, published_curves(["8"]), "step_intphys_attentive.py")
+    title, published = "Figure 8: IntPhys, attentive probe", published_curves(["8"])
+    return _build_comparison(results_dir, 8, title, rows, published, "step_intphys_attentive.py", reference)
 
 
-def _build_comparison(results_dir, number: int, title: str, rows, published, script: str) -> list[Path]:
+def _build_comparison(results_dir, number, title: str, rows, published, script: str, reference: bool) -> list[Path]:
     if rows.empty:
         return _say_absent(f"Figure {number}", script)
     rows = newest_by_model(rows)
@@ -96,7 +96,7 @@ def _build_comparison(results_dir, number: int, title: str, rows, published, scr
     stem = Path(results_dir) / f"figure{number}_intphys_overall_compare"
     return [
         write_csv(stem.with_suffix(".csv"), table),
-        draw_comparison(table, title, missing, stem.with_suffix(".png")),
+        draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
         write_text(stem.with_name(f"figure{number}_verdict.md"), verdict(title, rows, published, missing)),
     ]
 
