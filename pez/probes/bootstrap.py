@@ -1,0 +1,265 @@
+"""Intervals of out-of-fold scores by a bootstrap over groups: whole groups are drawn, never single clips.
+
+    resamples = group_resamples(group)                        # [n] group of every clip
+    main = bootstrap_r2(target, prediction, group, resamples)     # targets [n, k], predictions [layers, n, k]
+    control = bootstrap_r2(target, control_prediction, group, resamples)
+    main.interval()                                           # [layers, 2]
+    (main - control).interval()                               # paired: resample b is the same groups in both
+
+Clips of a group are alike and share a fold, so the group is the unit that could have been drawn otherwise (Davison &
+Hinkley 1997, Bootstrap Methods and their Application, section 3.8). A resample is a row of counts: how often each group
+was drawn. Every score here is a function of sums over groups, so 1,000 resamples of all layers are a few matrix
+products. Predictions stay what they were: the intervals hold for the probes that were trained, and do not contain
+what another training set would have changed; benchmarks/onset_calibration.py measures what that costs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from pez.errors import UserError, check_choice
+from pez.probes.circular import angular_error, circular_moments, correlation_from_moments
+
+N_RESAMPLES = 1000
+LEVEL = 0.95
+FEW_GROUPS = 20  # below this, intervals come out too short: say so beside them
+METHODS = ("percentile", "basic", "bca")
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """`names` [G] of the groups, sorted; `counts` [B, G]: how often each resample drew each group."""
+
+    names: np.ndarray
+    counts: np.ndarray
+
+    def index(self, group) -> np.ndarray:
+        """Position in `names` of every clip's group, [n]; UserError unless exactly these groups are there."""
+        names, index = np.unique(np.asarray(group), return_inverse=True)
+        if not np.array_equal(names, self.names):
+            other = sorted(set(map(str, names)) ^ set(map(str, self.names)))[0]
+            raise UserError(
+                f"group {other} is in one run only, so the runs cannot be compared group by group: "
+                "rerun both with the same clips and --grouping"
+            )
+        return index
+
+
+def group_resamples(group, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Resamples:
+    """Draw as many groups as there are, with replacement, `n_resamples` times; `group` [n] names every clip's.
+
+    The same groups, number and seed give the same resamples whatever the order of the clips, so curves of separate
+    runs pair up. UserError for a single group.
+    """
+    names = np.unique(np.asarray(group))
+    if len(names) < 2:
+        raise UserError(f"a bootstrap over groups needs at least two; there is one ({names[0]}): regroup the clips")
+    shares = np.full(len(names), 1 / len(names))
+    counts = np.random.default_rng(seed).multinomial(len(names), shares, size=n_resamples)
+    return Resamples(names, counts.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class BootstrapCurve:
+    """A score at every layer: `estimate` [layers]; `samples` [B, layers], a row a resample; `jackknife` [G, layers],
+    a row each group left out; `resamples` they were computed with."""
+
+    estimate: np.ndarray
+    samples: np.ndarray
+    jackknife: np.ndarray
+    resamples: Resamples
+
+    def interval(self, level: float = LEVEL, method: str = "percentile") -> np.ndarray:
+        """Lower and upper end at every layer, [layers, 2]."""
+        return intervals(self.estimate, self.samples, self.jackknife, level, method)
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "BootstrapCurve":
+        """`function` [rows, layers] -> [rows, any] of the estimate, every resample and every jackknife row."""
+        estimate = function(self.estimate[None])[0]
+        return BootstrapCurve(estimate, function(self.samples), function(self.jackknife), self.resamples)
+
+    def __sub__(self, other: "BootstrapCurve") -> "BootstrapCurve":
+        """The paired difference; ValueError if the two were not resampled alike."""
+        _check_paired([self, other])
+        return BootstrapCurve(
+            self.estimate - other.estimate,
+            self.samples - other.samples,
+            self.jackknife - other.jackknife,
+            self.resamples,
+        )
+
+
+def mean_curve(curves: Sequence[BootstrapCurve]) -> BootstrapCurve:
+    """The mean of curves that were resampled alike: repeats of a cross-validation, seeds of a control."""
+    _check_paired(curves)
+    estimate, samples, jackknife = (
+        np.mean([getattr(curve, name) for curve in curves], axis=0) for name in ("estimate", "samples", "jackknife")
+    )
+    return BootstrapCurve(estimate, samples, jackknife, curves[0].resamples)
+
+
+def _check_paired(curves: Sequence[BootstrapCurve]) -> None:
+    first = curves[0].resamples
+    for curve in curves[1:]:
+        same = curve.resamples is first or np.array_equal(curve.resamples.counts, first.counts)
+        if not same or curve.estimate.shape != curves[0].estimate.shape:
+            raise ValueError("curves can only be paired over the same layers and the same resamples")
+
+
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], resamples: Resamples) -> BootstrapCurve:
+    """A BootstrapCurve of `statistic`, which takes counts [rows, G] and gives scores [rows, layers]."""
+    n_groups = len(resamples.names)
+    ones = np.ones((1, n_groups))
+    return BootstrapCurve(statistic(ones)[0], statistic(resamples.counts), statistic(1.0 - np.eye(n_groups)), resamples)
+
+
+def bootstrap_r2(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+    """R^2 over all clips, averaged over outputs, as pez.probes.metrics.r2 has it.
+
+    `target` [n, k] or [n], `prediction` [layers, n, k] or [layers, n], `group` [n]. An output that does not vary in
+    a resample is left out of its average; NaN if none is left.
+    """
+    target, prediction = _columns(target, prediction)
+    index, n_groups = resamples.index(group), len(resamples.names)
+    centred = target - target.mean(0)  # keeps the difference of sums of squares exact enough
+    n = np.bincount(index, minlength=n_groups)[:, None]
+    y, yy = _group_sums(centred, index, n_groups), _group_sums(centred**2, index, n_groups)
+    errors = np.stack([_group_sums((target - layer) ** 2, index, n_groups) for layer in prediction])  # [layers, G, k]
+    constant = centred.var(0) * 1e-12
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        total = counts @ n
+        variance = counts @ yy / total - (counts @ y / total) ** 2
+        error = np.einsum("bg,lgk->blk", counts, errors, optimize=True) / total[:, :, None]
+        varies = (variance > constant)[:, None]
+        score = np.where(varies, 1 - error / np.where(varies, variance[:, None], 1.0), 0.0)
+        outputs = varies.sum(2)
+        return np.where(outputs > 0, score.sum(2) / np.maximum(outputs, 1), np.nan)
+
+    return bootstrap(statistic, resamples)
+
+
+def bootstrap_mean(values, group, resamples: Resamples) -> BootstrapCurve:
+    """The mean over clips of `values` [layers, n], for scores that are one: an accuracy, an absolute error."""
+    values = np.asarray(values, dtype=np.float64)
+    index, n_groups = resamples.index(group), len(resamples.names)
+    n, sums = np.bincount(index, minlength=n_groups), _group_sums(values.T, index, n_groups)
+    return bootstrap(lambda counts: (counts @ sums) / (counts @ n)[:, None], resamples)
+
+
+def bootstrap_accuracy(label, score, group, resamples: Resamples, threshold: float = 0.0) -> BootstrapCurve:
+    """Share of clips on the right side of `threshold`: `label` [n] bool, `score` [layers, n]; on it is a half."""
+    score = np.asarray(score, dtype=np.float64)
+    right = (score > threshold) == np.asarray(label, dtype=bool)
+    return bootstrap_mean(np.where(score == threshold, 0.5, right), group, resamples)
+
+
+def bootstrap_auc(label, score, group, resamples: Resamples) -> BootstrapCurve:
+    """ROC AUC of `score` [layers, n] for `label` [n] bool: positives over negatives, a tie is a half.
+
+    NaN for a resample with one class only.
+    """
+    label, score = np.asarray(label, dtype=bool), np.asarray(score, dtype=np.float64)
+    member = np.eye(len(resamples.names))[resamples.index(group)]  # [n, G]
+    positive, negative = member[label], member[~label]
+    wins = np.stack([positive.T @ _wins(layer[label], layer[~label]) @ negative for layer in score])  # [layers, G, G]
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        won = np.einsum("bg,lgh,bh->bl", counts, wins, counts, optimize=["einsum_path", (0, 1), (0, 1)])
+        pairs = (counts @ positive.sum(0)) * (counts @ negative.sum(0))
+        return np.where(pairs[:, None] > 0, won / np.maximum(pairs, 1)[:, None], np.nan)
+
+    return bootstrap(statistic, resamples)
+
+
+def _wins(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    return 0.5 * (np.sign(positive[:, None] - negative) + 1)
+
+
+def bootstrap_relative_accuracy(
+    possible, score, scene, resamples: Resamples, tie_tolerance: float = 1e-6
+) -> BootstrapCurve:
+    """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie a half.
+
+    `possible` [n] bool, `score` [layers, n], `scene` [n]: the scenes are the groups. Sums within `tie_tolerance` of
+    a layer's largest score are tied, as in pez.probes.intphys_scores.
+    """
+    score = np.asarray(score, dtype=np.float64)
+    signed = np.where(np.asarray(possible, dtype=bool), score, -score)
+    margin = _group_sums(signed.T, resamples.index(scene), len(resamples.names)).T  # [layers, scenes]
+    tied = np.abs(margin) <= tie_tolerance * np.abs(score).max(1, keepdims=True)
+    return bootstrap_mean(np.where(tied, 0.5, margin > 0), resamples.names, resamples)
+
+
+def bootstrap_angular_error(target_deg, prediction_deg, group, resamples: Resamples) -> BootstrapCurve:
+    """Mean absolute angular error in degrees, 0 to 180; `target_deg` [n], `prediction_deg` [layers, n]."""
+    return bootstrap_mean(angular_error(prediction_deg, target_deg), group, resamples)
+
+
+def bootstrap_circular_correlation(target_deg, prediction_deg, group, resamples: Resamples) -> BootstrapCurve:
+    """Circular correlation (pez.probes.circular); `target_deg` [n], `prediction_deg` [layers, n], degrees."""
+    index, n_groups = resamples.index(group), len(resamples.names)
+    moments = [
+        _group_sums(circular_moments(target_deg, layer), index, n_groups) for layer in np.asarray(prediction_deg)
+    ]
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        return np.stack([correlation_from_moments(counts @ sums) for sums in moments], axis=1)
+
+    return bootstrap(statistic, resamples)
+
+
+def intervals(
+    estimate: np.ndarray, samples: np.ndarray, jackknife: np.ndarray, level: float = LEVEL, method="percentile"
+) -> np.ndarray:
+    """Bootstrap intervals of scalars, [..., 2], from `estimate` [...], `samples` [B, ...], `jackknife` [G, ...].
+
+    percentile  quantiles of the samples
+    basic       those, reflected about the estimate
+    bca         quantiles moved for median bias and skewness (Efron 1987, Better bootstrap confidence intervals)
+
+    Quantiles are order statistics, so samples may hold infinities; samples that are NaN are left out.
+    """
+    check_choice("interval method", method, METHODS)
+    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    flat = samples.reshape(len(samples), -1)
+    shares = np.tile(tails, (flat.shape[1], 1))
+    if method == "bca":
+        shares = _bca_shares(estimate.ravel(), flat, jackknife.reshape(len(jackknife), -1), tails)
+    ends = np.array([_quantiles(column, share) for column, share in zip(flat.T, shares)])
+    if method == "basic":
+        ends = 2 * estimate.reshape(-1, 1) - ends[:, ::-1]
+    return ends.reshape(*estimate.shape, 2)
+
+
+def _quantiles(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    values = np.sort(values[~np.isnan(values)])
+    if not len(values):
+        return np.full(2, np.nan)
+    last = len(values) - 1
+    return np.array([values[int(np.floor(shares[0] * last))], values[int(np.ceil(shares[1] * last))]])
+
+
+def _bca_shares(estimate, samples, jackknife, tails) -> np.ndarray:
+    below = np.mean((samples < estimate) + 0.5 * (samples == estimate), axis=0)
+    bias = norm.ppf(below.clip(0.5 / len(samples), 1 - 0.5 / len(samples)))[:, None]
+    spread = jackknife.mean(0) - jackknife
+    cubes, squares = (spread**3).sum(0), (spread**2).sum(0)
+    acceleration = np.divide(cubes, 6 * squares**1.5, out=np.zeros_like(cubes), where=squares > 0)[:, None]
+    shifted = bias + norm.ppf(tails)
+    return norm.cdf(bias + shifted / (1 - acceleration * shifted))
+
+
+def _columns(target, prediction) -> tuple[np.ndarray, np.ndarray]:
+    target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+    target = target.reshape(len(target), -1)
+    return target, prediction.reshape(len(prediction), *target.shape)
+
+
+def _group_sums(values: np.ndarray, index: np.ndarray, n_groups: int) -> np.ndarray:
+    """Sums over the clips of each group: `values` [n, m] -> [G, m]."""
+    sums = np.zeros((n_groups, values.shape[1]), dtype=values.dtype)
+    np.add.at(sums, index, values)
+    return sums

@@ -1,0 +1,235 @@
+"""Bootstrap over groups, held to scikit-learn's scores of written-out resamples and to known sampling errors."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
+
+from pez.errors import UserError
+from pez.probes import bootstrap as bs
+from pez.probes.circular import circular_correlation, mean_absolute_angular_error
+from pez.probes.intphys_scores import score_movies
+from pez.probes.metrics import r2
+from pez.probes.outoffold import out_of_fold
+
+LAYERS = 4
+
+
+@pytest.fixture(autouse=True)
+def fresh_randomness():
+    """Every test draws the same numbers whatever ran before it."""
+    global RNG
+    RNG = np.random.default_rng(5)
+
+
+def clustered(n_groups=23, k=2):
+    """Groups of 1 to 6 clips, in scrambled order, with predictions of growing quality."""
+    group = np.repeat([f"g{i}" for i in range(n_groups)], RNG.integers(1, 7, n_groups))
+    group = RNG.permutation(group)
+    target = RNG.normal(50, 3, (len(group), k))
+    noise = RNG.normal(0, 1, (LAYERS, len(group), k)) * np.linspace(6, 1, LAYERS)[:, None, None]
+    return group, target, target + noise
+
+
+def drawn_rows(group, resamples, index):
+    """Clip rows of one resample, written out: every draw of a group brings all its clips."""
+    counts = resamples.counts[index].astype(int)
+    draws = [np.flatnonzero(group == name) for name, count in zip(resamples.names, counts) for _ in range(count)]
+    return np.concatenate(draws)
+
+
+def check_against(curve, group, resamples, score):
+    """`score(rows, layer)` of written-out resamples, of all clips, and of all but one group."""
+    everyone = np.arange(len(group))
+    for layer in range(LAYERS):
+        assert curve.estimate[layer] == pytest.approx(score(everyone, layer), abs=1e-9)
+        for index in (0, 3, 17):
+            assert curve.samples[index, layer] == pytest.approx(
+                score(drawn_rows(group, resamples, index), layer), abs=1e-9
+            )
+        left_out = np.flatnonzero(group != resamples.names[2])
+        assert curve.jackknife[2, layer] == pytest.approx(score(left_out, layer), abs=1e-9)
+
+
+def test_r2_of_every_resample_is_sklearns():
+    group, target, prediction = clustered()
+    resamples = bs.group_resamples(group, 20)
+    curve = bs.bootstrap_r2(target, prediction, group, resamples)
+    check_against(curve, group, resamples, lambda rows, layer: r2_score(target[rows], prediction[layer][rows]))
+    assert curve.estimate[1] == pytest.approx(r2(target, prediction[1]), abs=1e-12)
+
+
+def test_r2_leaves_out_an_output_that_a_resample_holds_constant():
+    group = np.array(["a", "a", "b", "b"])
+    target = np.array([[1.0, 5.0], [1.0, 7.0], [2.0, 6.0], [2.0, 9.0]])  # the first varies between groups only
+    prediction = target[None] + 0.5
+    resamples = bs.Resamples(np.array(["a", "b"]), np.array([[2.0, 0.0], [1.0, 1.0]]))
+    curve = bs.bootstrap_r2(target, prediction, group, resamples)
+    assert curve.samples[0, 0] == pytest.approx(r2_score(target[:2, 1], prediction[0, :2, 1]))
+    assert np.isnan(bs.bootstrap_r2(target[:, 0], prediction[..., 0], group, resamples).samples[0, 0])
+
+
+def test_accuracy_and_auc_of_every_resample_are_sklearns_with_ties():
+    group, target, prediction = clustered(k=1)
+    label = target[:, 0] > 50
+    score = np.round(prediction[..., 0] - 50, 0)  # rounding makes ties
+    assert len(np.unique(score[0])) < len(label) / 2
+    resamples = bs.group_resamples(group, 20)
+    auc = bs.bootstrap_auc(label, score, group, resamples)
+    check_against(auc, group, resamples, lambda rows, layer: roc_auc_score(label[rows], score[layer][rows]))
+    score += 0.25
+    accuracy = bs.bootstrap_accuracy(label, score, group, resamples)
+    check_against(accuracy, group, resamples, lambda rows, layer: accuracy_score(label[rows], score[layer][rows] > 0))
+
+
+def test_a_score_on_the_threshold_is_half_right():
+    resamples = bs.group_resamples(["a", "b"], 5)
+    curve = bs.bootstrap_accuracy([True, False], [[0.0, -1.0]], ["a", "b"], resamples)
+    assert curve.estimate[0] == 0.75
+
+
+def test_auc_is_unknown_in_a_resample_of_one_class():
+    resamples = bs.Resamples(np.array(["a", "b"]), np.array([[2.0, 0.0], [1.0, 1.0]]))
+    curve = bs.bootstrap_auc([True, False], [[2.0, 1.0]], ["a", "b"], resamples)
+    assert np.isnan(curve.samples[0, 0])
+    assert curve.samples[1, 0] == 1.0
+
+
+def test_relative_accuracy_is_the_intphys_scorers_with_ties():
+    scenes, possible = np.repeat(np.arange(12), 4), np.tile([True, False, True, False], 12)
+    score = RNG.normal(size=(LAYERS, 48)) + 0.7 * possible
+    score[:, :8] = 1.0  # two tied scenes
+    block = np.array(["O1"] * 48)
+    resamples = bs.group_resamples(scenes, 20)
+    curve = bs.bootstrap_relative_accuracy(possible, score, scenes, resamples)
+    for layer in range(LAYERS):
+        table = pd.DataFrame({"block": block, "scene": scenes, "possible": possible, "score": score[layer]})
+        assert curve.estimate[layer] == pytest.approx(score_movies(table)["relative_accuracy"])
+    rows = drawn_rows(scenes, resamples, 4)
+    margins = [np.sign((score[1][r] * np.where(possible[r], 1, -1)).sum()) for r in rows.reshape(-1, 4)]
+    assert curve.samples[4, 1] == pytest.approx((np.array(margins) / 2 + 0.5).mean())
+
+
+def test_angular_scores_of_every_resample():
+    group, _, _ = clustered()
+    target = RNG.choice(np.arange(0, 360, 45.0), len(group))
+    prediction = target + RNG.normal(0, 1, (LAYERS, len(group))) * np.array([300, 60, 30, 10])[:, None]
+    resamples = bs.group_resamples(group, 20)
+    error = bs.bootstrap_angular_error(target, prediction, group, resamples)
+    check_against(
+        error, group, resamples, lambda rows, layer: mean_absolute_angular_error(target[rows], prediction[layer][rows])
+    )
+    correlation = bs.bootstrap_circular_correlation(target, prediction, group, resamples)
+    check_against(
+        correlation, group, resamples, lambda rows, layer: circular_correlation(target[rows], prediction[layer][rows])
+    )
+
+
+def test_resamples_do_not_depend_on_the_order_of_clips_and_pair_up():
+    group, target, prediction = clustered()
+    order = RNG.permutation(len(group))
+    one = bs.group_resamples(group, 50, seed=3)
+    other = bs.group_resamples(group[order], 50, seed=3)
+    np.testing.assert_array_equal(one.counts, other.counts)
+    assert not np.array_equal(one.counts, bs.group_resamples(group, 50, seed=4).counts)
+    main = bs.bootstrap_r2(target, prediction, group, one)
+    shuffled = bs.bootstrap_r2(target[order], prediction[:, order], group[order], other)
+    np.testing.assert_allclose((main - shuffled).samples, 0, atol=1e-12)
+    np.testing.assert_allclose(bs.mean_curve([main, shuffled]).samples, main.samples, atol=1e-12)
+
+
+def test_curves_that_were_resampled_differently_do_not_pair():
+    group, target, prediction = clustered()
+    curves = [bs.bootstrap_r2(target, prediction, group, bs.group_resamples(group, 50, seed)) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="same resamples"):
+        curves[0] - curves[1]
+    with pytest.raises(UserError, match="one run only"):
+        bs.group_resamples(group, 5).index(np.array(["elsewhere"] * len(group)))
+    with pytest.raises(UserError, match="at least two"):
+        bs.group_resamples(["a", "a"])
+
+
+def test_width_over_groups_is_that_of_clustered_data_and_not_of_single_clips():
+    """Errors that a group's clips share: the mean's standard error is that of the groups, sqrt(1/G), not sqrt(1/n)."""
+    n_groups, size = 60, 10
+    shared = np.repeat(RNG.normal(size=n_groups), size)
+    group = np.repeat(np.arange(n_groups), size)
+    by_group = bs.bootstrap_mean(shared[None], group, bs.group_resamples(group, 2000))
+    clips = np.arange(len(group))
+    by_clip = bs.bootstrap_mean(shared[None], clips, bs.group_resamples(clips, 2000))
+    expected = shared.reshape(n_groups, size)[:, 0].std() / np.sqrt(n_groups)  # plug-in standard error, closed form
+    assert by_group.samples.std() == pytest.approx(expected, rel=0.06)
+    assert by_clip.samples.std() == pytest.approx(expected / np.sqrt(size), rel=0.06)
+
+
+@pytest.mark.parametrize("method", bs.METHODS)
+def test_intervals_of_a_mean_agree_with_the_normal_ones(method):
+    values = RNG.normal(2, 1, 400)
+    curve = bs.bootstrap_mean(values[None], np.arange(400), bs.group_resamples(np.arange(400), 4000))
+    half = 1.96 * values.std() / np.sqrt(400)
+    np.testing.assert_allclose(
+        curve.interval(method=method)[0], [values.mean() - half, values.mean() + half], atol=0.012
+    )
+
+
+def test_bca_moves_a_skewed_interval_as_efron_says():
+    """For a mean of n skewed values the acceleration is skewness / (6 sqrt(n)), so BCa shifts to the long tail."""
+    values = RNG.exponential(size=60)
+    curve = bs.bootstrap_mean(values[None], np.arange(60), bs.group_resamples(np.arange(60), 8000))
+    percentile, bca = curve.interval()[0], curve.interval(method="bca")[0]
+    assert (bca > percentile).all()
+    centred = values - values.mean()
+    skewness = (centred**3).mean() / (centred**2).mean() ** 1.5
+    a, z = skewness / 6 / np.sqrt(60), 1.96
+    z0 = a  # for a mean, median bias equals the acceleration to this order (Efron 1987, section 4)
+    share = norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z)))
+    assert bca[1] == pytest.approx(np.quantile(curve.samples, share), abs=0.02)
+
+
+def test_quantiles_keep_infinities_and_leave_out_nan():
+    samples = np.array([[1.0], [2.0], [np.inf], [np.nan], [3.0]])
+    low, high = bs.intervals(np.array([2.0]), samples, samples, level=0.5)[0]
+    assert (low, high) == (1.0, np.inf)
+
+
+def test_a_thousand_resamples_of_three_variables_and_a_control_take_seconds():
+    """The paper's set: 392 clips in 64 groups, 24 layers, three variables (one of two outputs), main and control."""
+    group = RNG.integers(0, 64, 392)
+    target = RNG.normal(size=(392, 2))
+    prediction = RNG.normal(size=(24, 392, 2))
+    start = time.perf_counter()
+    resamples = bs.group_resamples(group)
+    for _ in range(3 * 2):
+        bs.bootstrap_r2(target, prediction, group, resamples).interval()
+    assert time.perf_counter() - start < 10
+
+
+def test_predictions_table_to_arrays_whatever_the_order_of_rows():
+    group, target, prediction = clustered(n_groups=5)
+    n = len(group)
+    layer, clip, component = (part.ravel() for part in np.indices(prediction.shape))
+    table = pd.DataFrame(
+        {
+            "protocol": "nested",
+            "variable": "velocity_xy",
+            "layer": layer,
+            "clip_id": np.array([f"c{number:02d}" for number in range(n)])[clip],
+            "group": group[clip],
+            "component": np.array(["vx", "vy"])[component],
+            "target": target[clip, component],
+            "prediction": prediction.ravel(),
+        }
+    )
+    shuffled = pd.concat([table.iloc[:2], table.iloc[2:].sample(frac=1, random_state=0)])
+    found = out_of_fold(shuffled, "velocity_xy", "nested")
+    np.testing.assert_array_equal(found.prediction, prediction)
+    np.testing.assert_array_equal(found.target, target)
+    np.testing.assert_array_equal(found.group, group)
+    assert found.components == ("vx", "vy")
+    with pytest.raises(UserError, match="rerun"):
+        out_of_fold(table.iloc[1:], "velocity_xy", "nested")
+    with pytest.raises(UserError, match="protocol paper"):
+        out_of_fold(table, "velocity_xy", "paper")
