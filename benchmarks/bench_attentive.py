@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pez.probes.attentive import AttentiveClassifier
 from pez.probes.attentive_stack import stack_size
-from pez.probes.attentive_training import Problem, Recipe, _batch_order, learning_rate, stacks, train_stack
+from pez.probes.attentive_training import Problem, Recipe, _batch_order, learning_rate, train
 
 
 def make_problems(layers: int, folds: int, movies: int) -> list[Problem]:
@@ -51,7 +51,7 @@ def timed(function):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options = {"width": 32, "heads": 2, "depth": 4, "tokens": 16, "batch-size": 16, "movies": 120, "epochs": 2}
+    options = {"width": 32, "heads": 2, "depth": 4, "tokens": 16, "batch-size": 16, "movies": 120, "epochs": 5}
     for name, value in {**options, "layers": 12, "folds": 5, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
@@ -61,13 +61,12 @@ def main() -> None:
     tokens = torch.randn(args.layers, args.movies, args.tokens, args.width)
     problems = make_problems(args.layers, args.folds, args.movies)
     size = stack_size(recipe.sizes(args.width), args.batch_size, args.tokens, "cpu", 3 * 2**30)
-    groups = stacks(problems, size)
-    print(f"{len(problems)} probes of width {args.width}, {args.tokens} tokens; {len(groups)} stacks of up to {size}")
-    train_stack(problems[:2], tokens.__getitem__, labels, Recipe(args.depth, args.heads, 1, args.batch_size))  # warm up
+    print(f"{len(problems)} probes of width {args.width}, {args.tokens} tokens; up to {size} would fit a stack")
+    list(train(problems[:2], tokens.__getitem__, labels, recipe))  # warm up
     alone, alone_s = timed(lambda: [train_alone(problem, tokens, labels, recipe) for problem in problems])
-    stacked, stacked_s = timed(
-        lambda: [scores for group in groups for scores in train_stack(group, tokens.__getitem__, labels, recipe)]
-    )
+    found, stacked_s = timed(lambda: list(train(problems, tokens.__getitem__, labels, recipe, size=size)))
+    stacked = {id(problem): scores for problem, scores in found}
+    stacked = [stacked[id(problem)] for problem in problems]
     difference = max(float(np.abs(a - b).max()) for a, b in zip(alone, stacked))
     spread = float(np.std(np.concatenate(alone)))
     print(f"one at a time  {alone_s:7.2f} s   {1000 * alone_s / len(problems):7.1f} ms a probe")

@@ -8,9 +8,9 @@ from intphys_trees import planted_store
 from torch.nn import functional as F
 
 from pez.errors import UserError
-from pez.probes import intphys_attentive
+from pez.probes import attentive_training
 from pez.probes.attentive import AttentiveClassifier
-from pez.probes.attentive_training import Problem, Recipe, learning_rate, stacks, train_stack
+from pez.probes.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
 from pez.probes.intphys_attentive import probe_layers
 from pez.probes.intphys_scores import score_movies
 
@@ -78,6 +78,18 @@ def test_each_stacked_probe_is_the_probe_trained_alone():
         for problem, scores in zip(group, train_stack(group, tokens.__getitem__, labels, RECIPE)):
             assert len(scores) == N - len(problem.train_rows)
             np.testing.assert_allclose(scores, train_alone(problem, tokens, labels, RECIPE), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_scores_do_not_depend_on_the_size_of_stacks_and_threads(size, monkeypatch):
+    monkeypatch.setattr(attentive_training, "available_cores", lambda: 2)
+    tokens, labels = toy()
+    every = problems(settings=((1e-3, 0.1), (3e-3, 0.8)))
+    found = list(train(every, tokens.__getitem__, labels, RECIPE, size=size))
+    assert {id(problem) for problem, _ in found} == {id(problem) for problem in every}
+    for problem, scores in found:
+        (alone,) = train_stack([problem], tokens.__getitem__, labels, RECIPE)
+        np.testing.assert_allclose(scores, alone, rtol=2e-4, atol=2e-5)
 
 
 def test_a_stack_holds_only_problems_that_take_the_same_steps():
@@ -161,22 +173,22 @@ def test_a_killed_run_goes_on_with_the_layers_it_lacks(store, tmp_path, monkeypa
     undisturbed = probe(store, tmp_path / "undisturbed")
     trained = []
 
-    def dies_at_layer_2(problems, *args):
+    def dies_at_layer_2(problems, **options):
         trained.append({problem.layer for problem in problems})
         if any(problem.layer == 2 for problem in problems):
             raise KeyboardInterrupt
-        return train_stack(problems, *args)
+        return train_stack(problems, **options)
 
     # Room for one layer at a time, so that layers finish one by one.
     small = {"memory_bytes": 1}
-    monkeypatch.setattr(intphys_attentive, "train_stack", dies_at_layer_2)
+    monkeypatch.setattr(attentive_training, "train_stack", dies_at_layer_2)
     with pytest.raises(KeyboardInterrupt):
         probe(store, tmp_path / "killed", **small)
     kept = {path.name for path in (tmp_path / "killed").glob("layer_*.parquet")}
     assert kept == {"layer_00.parquet", "layer_01.parquet"}
     trained.clear()
     monkeypatch.setattr(
-        intphys_attentive, "train_stack", lambda p, *a: trained.append(p[0].layer) or train_stack(p, *a)
+        attentive_training, "train_stack", lambda p, **o: trained.append(p[0].layer) or train_stack(p, **o)
     )
     finished = probe(store, tmp_path / "killed", **small)
     assert set(trained) == {2}

@@ -5,6 +5,7 @@ attention and falls back to a loop (measured: 0.3 to 0.7 times the speed of one 
 the forward is written out with batched matrix products. tests/test_attentive_stack.py holds it to the module.
 """
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from pez.probes.attentive import AttentiveClassifier
 
+_SEEDING = threading.Lock()  # stacks start in several threads, and PyTorch's random state is one for all
 CPU_ACTIVATION_BYTES = 16 * 2**20  # the widest activation stays in cache and under malloc's mmap threshold
 
 
@@ -26,7 +28,7 @@ def initial_parameters(seeds: Sequence[int], sizes: dict, device="cpu") -> dict[
 
 
 def _seeded_state(seed: int, sizes: dict) -> dict[str, torch.Tensor]:
-    with torch.random.fork_rng(devices=[]):
+    with _SEEDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AttentiveClassifier(**sizes).state_dict()
 

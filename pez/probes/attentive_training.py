@@ -11,7 +11,8 @@ on all other folds and its last epoch is reported; with several, see pez/probes/
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from pez.errors import UserError
 from pez.probes.attentive_stack import initial_parameters, stacked_forward
+from pez.probes.sweep import available_cores, one_blas_thread
 
 TOKEN_NORMS = ("layer", "none")
 
@@ -71,6 +73,38 @@ def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
     for problem in problems:
         alike[problem.lr, problem.weight_decay, len(problem.train_rows)].append(problem)
     return [group[start : start + size] for group in alike.values() for start in range(0, len(group), size)]
+
+
+def train(
+    problems: list[Problem],
+    tokens: Callable[[int], torch.Tensor],
+    labels: torch.Tensor,
+    recipe: Recipe,
+    device="cpu",
+    size: int = 1,
+) -> Iterator[tuple[Problem, np.ndarray]]:
+    """Train the problems in stacks of at most `size` and yield each with its scores (see `train_stack`).
+
+    On a CPU small probes (those that are stacked at all) train one thread a stack, with stacks spread over the
+    cores: threads that share operators this short would spend their time waiting for each other. A probe that
+    fills a stack alone has every core to itself.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    threads = min(available_cores(), size) if on_cpu else 1
+    size = max(1, min(size // threads, -(-len(problems) // threads)))
+    groups = stacks(problems, size)
+    options = {"tokens": tokens, "labels": labels, "recipe": recipe, "device": device}
+    if threads == 1:
+        for group in groups:
+            yield from zip(group, train_stack(group, **options))
+        return
+    with one_blas_thread():
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for group, scores in zip(groups, pool.map(lambda group: train_stack(group, **options), groups)):
+                yield from zip(group, scores)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def train_stack(

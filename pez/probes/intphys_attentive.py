@@ -21,7 +21,7 @@ from sklearn.metrics import log_loss
 from pez.errors import UserError
 from pez.files import exclusive, read_json, remove_partial, write_json, write_parquet
 from pez.probes.attentive_stack import stack_size
-from pez.probes.attentive_training import Problem, Recipe, stacks, train_stack
+from pez.probes.attentive_training import Problem, Recipe, train
 from pez.probes.intphys_features import METRIC_OF
 from pez.probes.intphys_folds import inner_split, scene_folds
 from pez.probes.intphys_scores import score_movies
@@ -154,10 +154,10 @@ class _Run:
         return Problem(layer, fold, lr, weight_decay, train, test)
 
     def _train(self, problems: list[Problem], bar) -> Iterable[tuple[Problem, np.ndarray]]:
-        for stack in stacks(problems, self.stack):
-            scores = train_stack(stack, self.features.__getitem__, self.labels, self.recipe, self.device)
-            yield from zip(stack, scores)
-            bar.update(len(stack))
+        tokens = self.features.__getitem__
+        for found in train(problems, tokens, self.labels, self.recipe, self.device, self.stack):
+            yield found
+            bar.update()
 
 
 def _check_layers(layers: list[int], depth: int) -> None:

@@ -3,7 +3,8 @@
     problems = (row_problem(features, targets, train, validation) for train, validation in splits)
     for result in solve(problems): result.best_prediction(); result.best_setting()
 
-Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random. AdamW has
+Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random (on the bias
+see pez/probes/problems.py). AdamW has
 torch's defaults (betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the
 mean over rows and over a variable's outputs of the squared error of standardised targets, or of the binary
 cross-entropy. After every epoch, from the first, the validation loss is read; a setting stops when it has not
@@ -106,7 +107,7 @@ def available_cores() -> int:
 
 def _solve_on_cpu(problems, threads: int, options: dict) -> Iterator[SweepResult]:
     ahead = collections.deque()
-    with _one_blas_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for batch in _batches(problems, _CACHE_BYTES):
                 ahead.append(pool.submit(_solve_batch, batch, **options))
@@ -120,7 +121,8 @@ def _solve_on_cpu(problems, threads: int, options: dict) -> Iterator[SweepResult
 
 
 @contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
+    """Inside this block, and in the threads it starts, an operator keeps to one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -191,9 +193,9 @@ def _result(problem: Problem, found, index: int) -> SweepResult:
 
 
 def _raw_weights(problem: Problem, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and bias for raw features and targets, from rows [S * k, d + 1] for normalised ones."""
+    """Weights and bias for raw features and targets, from rows [S * k, D] for normalised ones."""
     mean, scale = problem.feature_mean.cpu(), problem.feature_scale.cpu()
     y_mean, y_scale = problem.target_mean.cpu(), problem.target_scale.cpu()
     rows = rows.double().unflatten(0, (len(problem.settings), -1)) * y_scale[:, None]
-    weights = rows[..., :-1] / scale
-    return weights, rows[..., -1] - weights @ mean + y_mean
+    weights = rows[..., : len(mean)] / scale
+    return weights, rows[..., len(mean) :].sum(-1) - weights @ mean + y_mean
