@@ -26,6 +26,7 @@ DATA_DIR = ARTIFACTS_DIR / "data"  # rendered clip sets
 FEATURES_DIR = ARTIFACTS_DIR / "features"  # feature stores
 RESULTS_DIR = ARTIFACTS_DIR / "results"  # tables and figures
 INTPHYS_ROOT = ARTIFACTS_DIR / "intphys" / "dev"  # the IntPhys 2019 dev split
+INTPHYS_MINI_ROOT = ARTIFACTS_DIR / "intphys_mini" / "dev"  # a stand-in for it that step 1 makes
 REFERENCE_DIR = REPOSITORY / "reference"  # published numbers, for overlays only
 
 # ---------------------------------------------------------------- models

@@ -1,12 +1,17 @@
-"""Render the ball clips: conditions -> physics -> frames and ground truth.
+"""Render the ball clips: conditions -> physics -> frames and ground truth; or a stand-in for IntPhys.
 
     python step1_generate.py                       # the paper's 392 + 280 clips
     python step1_generate.py --preset quick        # 128 + 96 clips of the same structure
     python step1_generate.py --limit 8 --output-root /tmp/look   # to try things out
+    python step1_generate.py --dataset intphys_mini   # 30 IntPhys-like scenes of 4 movies
 
 Under Blender the arguments come after a bare `--`. Writes OUTPUT_ROOT/{velocity,acceleration}/: 16 PNG frames a
 clip, clips.parquet, frames.parquet, clipset.json (pez/stimuli/clipset.py says what is in them), contact_sheet.png
 and sample.gif. The same seed gives the same bytes whatever --workers is; a rerun renders only what is missing.
+
+intphys_mini writes ARTIFACTS/intphys_mini/dev/{O1,O2,O3}/{01..}/{1..4}: movies in the layout of IntPhys' public dev
+split, with STAND_IN.json, a contact sheet and a GIF a block beside them. They are made by this project and are not
+IntPhys. The step_intphys scripts read them with --intphys-root ./artifacts/intphys_mini/dev.
 """
 
 import os
@@ -15,23 +20,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # Blender does not
 
-from constants import DATA_DIR, RESOLUTION, STIMULUS_GRIDS, STIMULUS_SEED
+from constants import DATA_DIR, INTPHYS_MINI_ROOT, RESOLUTION, STIMULUS_GRIDS, STIMULUS_SEED
 from pez.cli import Parser, run_script
 from pez.stimuli.backends import BACKENDS
 from pez.stimuli.clipset import read_clip_set
 from pez.stimuli.conditions import SETS, START_POSITIONS
 from pez.stimuli.generate import Outcome, set_settings, write_clip_set
+from pez.stimuli.intphys_mini import NOTICE, mini_settings, write_mini_set
+from pez.stimuli.intphys_mini_preview import write_previews as write_mini_previews
 from pez.stimuli.preview import write_previews
+
+MINI = "intphys_mini"
 
 
 def parser() -> Parser:
     """The command line."""
     parser = Parser(prog="step1_generate.py", description="Render the ball clips and their ground truth.")
     parser.add_argument("--preset", default="paper", choices=sorted(STIMULUS_GRIDS), help="grid of conditions")
-    parser.add_argument("--dataset", default="all", choices=[*SETS, "all"], help="which ball set")
+    parser.add_argument(
+        "--dataset", default="all", choices=[*SETS, "all", MINI], help="a ball set, both (all), or the IntPhys stand-in"
+    )
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="renderer; auto is pybullet")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="render processes")
-    parser.add_argument("--output-root", type=Path, default=DATA_DIR, help="folder of the clip sets")
+    parser.add_argument("--output-root", type=Path, default=None, help=f"instead of {DATA_DIR}, or {INTPHYS_MINI_ROOT}")
     parser.add_argument(
         "--start-positions",
         default="paper",
@@ -42,19 +53,36 @@ def parser() -> Parser:
     parser.add_argument("--resolution", type=int, default=RESOLUTION, help="pixels a side")
     parser.add_argument("--limit", type=int, default=None, help="only the first N clips of each set")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that is there")
+    mini = parser.add_argument_group(MINI, "Settings of the stand-in; --resolution, --preset and --limit are of balls.")
+    mini.add_argument("--scenes-per-block", type=int, default=10, help="quadruplets in each of O1, O2 and O3")
+    mini.add_argument("--frames", type=int, default=100, help="of a movie")
+    mini.add_argument("--movie-size", type=int, default=288, help="pixels a side")
     return parser
 
 
 def main(args) -> None:
     """Make every set that was asked for."""
+    if args.dataset == MINI:
+        return make_mini(args)
     names = SETS if args.dataset == "all" else [args.dataset]
     described = [
         set_settings(name, args.preset, args.backend, args.seed, args.start_positions, args.resolution)
         for name in names
     ]
     for settings in described:
-        outcome = write_clip_set(args.output_root, settings, args.limit, args.workers, args.overwrite)
+        outcome = write_clip_set(args.output_root or DATA_DIR, settings, args.limit, args.workers, args.overwrite)
         report(outcome)
+    return None
+
+
+def make_mini(args) -> None:
+    """Make the stand-in and say what it is."""
+    settings = mini_settings(args.frames, args.movie_size, args.seed, args.backend)
+    root = args.output_root or INTPHYS_MINI_ROOT
+    outcome = write_mini_set(root, settings, args.scenes_per_block, args.workers, args.overwrite)
+    print(f"{MINI}: {len(outcome.scenes)} scenes of 4 movies in {root} ({outcome.rendered} rendered now)\n  {NOTICE}")
+    for path in write_mini_previews(root):
+        print(f"  look at {path}")
 
 
 def report(outcome: Outcome) -> None:

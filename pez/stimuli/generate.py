@@ -59,7 +59,7 @@ def write_clip_set(
     _check_counts(limit, workers)
     directory = Path(root) / settings["set"]
     conditions = condition_table(settings)
-    _make(directory)
+    make_folder(directory)
     with exclusive(directory):
         if overwrite:
             _clear(directory)
@@ -75,10 +75,11 @@ def write_clip_set(
 
 def clip_is_complete(set_directory: Path, clip_id: str, n_frames: int) -> bool:
     """Whether every frame of a clip is there and ends as a PNG does."""
-    return all(_ends_as_png(path) for path in frame_paths(set_directory, clip_id, n_frames))
+    return all(png_is_whole(path) for path in frame_paths(set_directory, clip_id, n_frames))
 
 
-def _ends_as_png(path: Path) -> bool:
+def png_is_whole(path: Path) -> bool:
+    """Whether a file is there and ends as a PNG does."""
     if not path.is_file() or path.stat().st_size < len(PNG_END):
         return False
     with path.open("rb") as stream:
@@ -93,7 +94,8 @@ def _check_counts(limit: int | None, workers: int) -> None:
         raise UserError(f"--workers must be at least 1; got {workers}")
 
 
-def _make(directory: Path) -> None:
+def make_folder(directory: Path) -> None:
+    """Make an output folder and its parents; UserError if a file is in the way."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:

@@ -81,3 +81,23 @@ def box_mesh(half_extents) -> Mesh:
             normals += [normal] * 4
             triangles += [(start, start + 1, start + 2), (start, start + 2, start + 3)]
     return Mesh(np.array(vertices) * np.asarray(half_extents), np.array(normals), np.array(triangles))
+
+
+def cone_mesh(radius: float, height: float, segments: int = 64) -> Mesh:
+    """A cone with its axis on z, its tip up and the middle of its height at the origin; in m."""
+    around = np.linspace(0, 2 * np.pi, segments, endpoint=False)
+    ring = np.stack([np.cos(around), np.sin(around), np.zeros(segments)], -1)
+    rim = radius * ring - [0, 0, height / 2]
+    slope = np.array([height, height, radius]) / np.hypot(height, radius)
+    outward = (ring + [0, 0, 1]) * slope
+    down = np.tile([0.0, 0.0, -1.0], (segments, 1))
+    tip, middle = np.tile([0, 0, height / 2], (segments, 1)), np.tile([0, 0, -height / 2], (segments, 1))
+    here = np.arange(segments)
+    right = np.roll(here, -1)
+    side = np.stack([here, right, here + segments], -1)
+    base = np.stack([right, here, here + segments], -1) + 2 * segments
+    return Mesh(
+        vertices=np.concatenate([rim, tip, rim, middle]),
+        normals=np.concatenate([outward, outward, down, down]),
+        triangles=np.concatenate([side, base]),
+    )

@@ -71,6 +71,49 @@ class TinyRenderer:
             picture[top:bottom, left:right] = self._average(self._shaded(box, positions))
         return picture
 
+    def onto(self, picture, positions, orientations, shown: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """A copy of `picture` with the moving bodies of indices `shown` drawn onto it, and the mask of what changed.
+
+        `picture` uint8 [resolution, resolution, 3] is the same scene without those bodies, so every pixel that
+        shows no sample of them or of their shadows stays as it is. The mask, bool [resolution, resolution],
+        has the other pixels: it is empty where they are wholly hidden by what stands in front of them.
+        """
+        positions = np.asarray(positions, dtype=np.float64).reshape(len(self.moving), 3)
+        self._place(positions, orientations)
+        picture, mask = np.array(picture), np.zeros((self.resolution, self.resolution), dtype=bool)
+        left, top, right, bottom = box = self._tight_box(positions, orientations, shown)
+        if left >= right or top >= bottom:
+            return picture, mask
+        colours, handles = self._samples_of(box)
+        changed = np.isin(handles, [self._handles[index] for index in shown])
+        changed |= self._darken(colours, handles, box, positions, shown)
+        inside = changed.reshape(bottom - top, self.samples, right - left, self.samples).any(axis=(1, 3))
+        mask[top:bottom, left:right] = inside
+        picture[mask] = self._average(colours)[inside]
+        return picture, mask
+
+    def _darken(self, colours, handles, box, positions, shown: Sequence[int]) -> np.ndarray:
+        """Draw the shadows of the bodies `shown` into `colours`; returns which samples they touch."""
+        on_floor = np.isin(handles, self._receivers)
+        ground = self.camera.ground_points(self._sample_pixels(box)[on_floor], self.resolution)
+        hidden = self._hidden(ground, positions, shown)
+        colours[on_floor] *= self.look.floor_shade(hidden)[:, None]
+        shaded = np.zeros(handles.shape, dtype=bool)
+        shaded[on_floor] = hidden > 0
+        return shaded
+
+    def _tight_box(self, positions, orientations, shown: Sequence[int]) -> tuple[int, int, int, int]:
+        """As `_box`, from the corners of the turned meshes: for long bodies much less than their bounding sphere."""
+        bounds = []
+        for index in shown:
+            body, turn = self.moving[index], np.reshape(pybullet.getMatrixFromQuaternion(orientations[index]), (3, 3))
+            corners = self.camera.project(body.mesh.vertices @ turn.T + positions[index], self.resolution)
+            bounds.append([*corners.min(axis=0), *corners.max(axis=0)])
+            if body.shadow_radius:
+                circle = shadow_circle(positions[index], body.shadow_radius, self.look)
+                bounds.append(self.camera.sphere_bounds(*circle, self.resolution))
+        return self._pixels(bounds)
+
     def _add(self, body: Body) -> int:
         shape = pybullet.createVisualShape(
             pybullet.GEOM_MESH,
@@ -102,6 +145,10 @@ class TinyRenderer:
             if body.shadow_radius:
                 circle = shadow_circle(position, body.shadow_radius, self.look)
                 bounds.append(self.camera.sphere_bounds(*circle, self.resolution))
+        return self._pixels(bounds)
+
+    def _pixels(self, bounds) -> tuple[int, int, int, int]:
+        """Whole pixels of the frame that hold all `bounds` (left, top, right, bottom each)."""
         if not bounds:
             return (0, 0, 0, 0)
         low = np.floor(np.min(bounds, axis=0)[:2] - MARGIN_PX)
@@ -115,10 +162,11 @@ class TinyRenderer:
         colours[on_floor] *= self.look.floor_shade(self._hidden(ground, positions))[:, None]
         return colours
 
-    def _hidden(self, ground: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Part of the sun hidden from floor points [n, 2], [n]: the most that any one body hides."""
+    def _hidden(self, ground: np.ndarray, positions: np.ndarray, shown: Sequence[int] | None = None) -> np.ndarray:
+        """Part of the sun hidden from floor points [n, 2], [n]: the most that any one body (of `shown`) hides."""
         hidden = np.zeros(len(ground))
-        for body, position in zip(self.moving, positions, strict=True):
+        for index in range(len(self.moving)) if shown is None else shown:
+            body, position = self.moving[index], positions[index]
             if body.shadow_radius:
                 middle, reach = shadow_circle(position, body.shadow_radius, self.look)
                 near = ((ground - middle[:2]) ** 2).sum(axis=1) <= reach**2

@@ -6,6 +6,7 @@ standard output (renderers print there, so theirs is sent to standard error):
     {"set_directory": ..., "ball_radius": ..., "render": {...}}      -> {"ready": true}
     {"clip_id": ..., "positions": [[x, y, z], ...]}                  -> {"done": clip_id}
 
+A first line with "task": "intphys_mini" is for intphys_mini_render.py, which says what its lines hold.
 An operating system error is answered with its number, so that a full disk is told as one.
 """
 
@@ -32,6 +33,31 @@ def write_clip(renderer, set_directory: Path, job: dict) -> str:
     return job["clip_id"]
 
 
+class BallTask:
+    """Renders clips of a ball set with one renderer."""
+
+    def __init__(self, work: dict):
+        self._set_directory = Path(work["set_directory"])
+        self._renderer = ball_renderer(work["render"], work["ball_radius"])
+
+    def write(self, job: dict) -> str:
+        """Write one clip; returns its id."""
+        return write_clip(self._renderer, self._set_directory, job)
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._renderer.close()
+
+
+def open_task(work: dict):
+    """What does the jobs of `work`: an object with `write(job) -> clip_id` and `close()`."""
+    if work.get("task") == "intphys_mini":
+        from pez.stimuli.intphys_mini_render import SceneTask
+
+        return SceneTask(work)
+    return BallTask(work)
+
+
 def main() -> None:
     """Serve clips until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C and closes our input
@@ -42,11 +68,11 @@ def main() -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     work = json.loads(sys.stdin.readline())
-    renderer = ball_renderer(work["render"], work["ball_radius"])
+    task = open_task(work)
     answer(ready=True)
     for line in sys.stdin:
         try:
-            answer(done=write_clip(renderer, Path(work["set_directory"]), json.loads(line)))
+            answer(done=task.write(json.loads(line)))
         except OSError as error:
             answer(errno=error.errno, message=error.strerror, filename=error.filename)
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pez
 from pez.errors import UserError
-from pez.stimuli.backends import ball_renderer
-from pez.stimuli.worker import write_clip
+from pez.stimuli.worker import open_task
 
 MAX_DEATHS = 3  # of the workers of one run, before it gives up
 
@@ -39,9 +38,9 @@ def render_clips(work: dict, jobs: Sequence[dict], workers: int) -> Iterator[str
 def _render_here(work: dict, jobs: Sequence[dict]) -> Iterator[str]:
     if not jobs:
         return
-    with contextlib.closing(ball_renderer(work["render"], work["ball_radius"])) as renderer:
+    with contextlib.closing(open_task(work)) as task:
         for job in jobs:
-            yield write_clip(renderer, Path(work["set_directory"]), job)
+            yield task.write(job)
 
 
 class _Worker:
