@@ -18,6 +18,7 @@ from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
 from pez.probes.folds import GROUPINGS
 from pez.probes.problems import NORM_MODES
+from pez.probes.protocols import CHOICES
 from pez.probes.step3 import SOLVERS, run_probe, summarize
 from pez.probes.targets import DIRECTION_TARGETS, PROBE_SETS
 from pez.store import CAPTURES
@@ -41,6 +42,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--solver", default="trainable", choices=SOLVERS, help="trainable: 20 AdamW settings")
     run.add_argument("--norm-mode", default="zscore", choices=NORM_MODES, help="of features, by training clips")
     run.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
+    run.add_argument(
+        "--protocol", default="both", choices=CHOICES, help="where settings are chosen: on the reported fold, or inside"
+    )
     run.add_argument(
         "--direction-target", choices=DIRECTION_TARGETS, help="default: angle for fig2c, vxy for the others"
     )

@@ -1,11 +1,12 @@
 """Layer curves: feature stores and settings in; a results table, out-of-fold predictions and a record out.
 
-One layer of one clip set is in memory at a time. Protocol "paper": a setting and its epoch are chosen on the
-fold that is reported, as the published protocol does; the `protocol` column says so in every table.
+One layer of one clip set is in memory at a time. Settings are chosen by one protocol or by two side by side
+(pez/probes/protocols.py): `r2_mean` and `r2_std` are over folds under the published protocol, `r2_nested_mean` and
+`r2_nested_std` under the nested one, and `optimism` is what the first claims more than the second.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from constants import N_FOLDS, PROBE_EPOCHS, PROBE_PATIENCE
+from constants import N_FOLDS
 from pez.errors import UserError, check_choice
+from pez.probes.ball_task import SOLVERS, BallTask, solver_settings
 from pez.probes.folds import Folds, make_folds
 from pez.probes.metrics import r2
-from pez.probes.problems import NORM_MODES, Moments, Problem, Setting, moment_problem, paper_settings, row_problem
-from pez.probes.ridge import ridge_settings, solve_ridge
-from pez.probes.sweep import SweepResult, solve
+from pez.probes.problems import NORM_MODES
+from pez.probes.protocols import FoldResult, chosen_protocols, n_problems, out_of_fold
 from pez.probes.targets import Variable, check_direction_target, clip_sets_of, variables
 from pez.runs import progress
 from pez.store import FeatureStore, open_stores
 
-SOLVERS = ("trainable", "adamw100", "ridge")
-PAPER_PROTOCOL = "paper"
 _LEAST_VARIANCE = 1e-6  # share of a target's variance over all clips under which a fold holds it constant
 
 
@@ -39,6 +38,7 @@ class ProbeOptions:
     solver: str = "trainable"
     norm_mode: str = "zscore"
     grouping: str = "direction_spatial_sector"
+    protocol: str = "both"
     direction_target: str | None = None
     residual_capture: str = "resid_post"
     preprocessing: str = "resize"
@@ -59,6 +59,12 @@ class ProbeSet:
     variables: list[Variable]
     folds: Folds
     layers: tuple[int, ...]
+    protocols: tuple[str, ...]
+    capture: str
+
+    def features(self, layer: int) -> torch.Tensor:
+        """Features of one layer, [n, d] or [n, patches, d], in the stored precision."""
+        return self.store.layer(self.capture, self.pooling, layer)
 
     @property
     def targets(self) -> torch.Tensor:
@@ -73,8 +79,8 @@ class ProbeSet:
 
 @dataclass(frozen=True)
 class Curves:
-    """`results`: one row a protocol, variable and layer; `predictions`: one a protocol, variable, layer, clip and
-    component, out of fold; `record`: settings and what they meant, for the config file."""
+    """`results`: one row a variable and layer; `predictions`: one a protocol, variable, layer, clip and component,
+    out of fold; `record`: settings and what they meant, for the config file."""
 
     results: pd.DataFrame
     predictions: pd.DataFrame
@@ -82,12 +88,11 @@ class Curves:
 
 
 def probe_curves(options: ProbeOptions) -> Curves:
-    """Probe every layer with the paper's protocol. UserError for options that do not fit the features."""
+    """Probe every layer. UserError for options that do not fit the features."""
     probe_sets = plan(options)
-    tables = [
-        tables_of_layer(options, probe_set, layer, fold_results)
-        for probe_set, layer, fold_results in _solved(options, probe_sets)
-    ]
+    total = sum(n_problems(p.protocols, len(p.layers), p.folds.n_folds) for p in probe_sets)
+    with progress(total=total, description=options.run_name, unit="probe") as bar:
+        tables = [table for probe_set in probe_sets for table in _set_tables(options, probe_set, bar.update)]
     results = pd.concat([table for table, _ in tables], ignore_index=True)
     results["variable"] = pd.Categorical(results["variable"], categories=results["variable"].unique())
     results = results.sort_values(["variable", "layer"], kind="stable").astype({"variable": str})
@@ -125,7 +130,9 @@ def _plan_set(options: ProbeOptions, store: FeatureStore, direction_target: str)
     if outside:
         raise UserError(f"--layers {outside[0]} is not in 0 ... {store.depth - 1}, the layers of {store.directory}")
     found = variables(options.probe_set, store, direction_target)
-    return ProbeSet(store, pooling, found, make_folds(store, options.grouping, options.folds, options.seed), layers)
+    folds = make_folds(store, options.grouping, options.folds, options.seed)
+    protocols = chosen_protocols(options.protocol, folds.n_folds)
+    return ProbeSet(store, pooling, found, folds, layers, protocols, options.residual_capture)
 
 
 def _check_capture(capture: str, store: FeatureStore) -> None:
@@ -137,92 +144,54 @@ def _check_capture(capture: str, store: FeatureStore) -> None:
         )
 
 
-def solver_settings(solver: str) -> tuple[Setting, ...]:
-    """The settings a solver chooses from."""
-    if solver == "adamw100":
-        return (Setting(1e-3, 0.1),)
-    return ridge_settings() if solver == "ridge" else paper_settings()
+def _set_tables(options: ProbeOptions, probe_set: ProbeSet, step) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Result and prediction rows of every layer of one clip set."""
+    found: dict[int, list[FoldResult]] = {layer: [] for layer in probe_set.layers}
+    for result in out_of_fold(BallTask(options, probe_set), probe_set.layers, probe_set.protocols, step):
+        found[result.layer].append(result)
+    return [_tables_of_layer(options, probe_set, layer, results) for layer, results in found.items()]
 
 
-def solved(options: ProbeOptions, problems) -> Iterator[SweepResult]:
-    """Results of `problems` by the options' solver, in order."""
-    if options.solver == "ridge":
-        return solve_ridge(problems)
-    epochs, patience = (100, 10) if options.solver == "adamw100" else (PROBE_EPOCHS, PROBE_PATIENCE)
-    device, threads = options.device, options.threads
-    return solve(problems, epochs=epochs, patience=patience, device=device, threads=threads)
-
-
-def _solved(options: ProbeOptions, probe_sets: list[ProbeSet]):
-    """Yield (probe set, layer, results of its folds), layer after layer."""
-    steps = [(probe_set, layer) for probe_set in probe_sets for layer in probe_set.layers]
-    problems = (problem for step in steps for problem in layer_problems(options, *step))
-    total = sum(probe_set.folds.n_folds for probe_set, _ in steps)
-    results = iter(progress(solved(options, problems), total=total, description=options.run_name, unit="probe"))
-    for probe_set, layer in steps:
-        yield probe_set, layer, [next(results) for _ in range(probe_set.folds.n_folds)]
-    next(results, None)  # lets the bar finish its line
-
-
-def layer_problems(options: ProbeOptions, probe_set: ProbeSet, layer: int) -> Iterator[Problem]:
-    """One problem a fold, trained on the other folds and judged on it."""
-    features = probe_set.store.layer(options.residual_capture, probe_set.pooling, layer).to(options.device)
-    targets = probe_set.targets.to(features.device)
-    shared = {
-        "settings": solver_settings(options.solver),
-        "normalise": options.norm_mode,
-        "outputs": probe_set.outputs,
-        "dtype": torch.float64 if options.solver == "ridge" else torch.float32,
-    }
-    if features.ndim == 2:
-        for train, held_out in probe_set.folds.splits():
-            yield row_problem(features, targets, train, held_out, **shared)
-        return
-    held_outs = [torch.as_tensor(rows, device=features.device) for _, rows in probe_set.folds.splits()]
-    parts = [Moments.of_patches(features[rows], targets[rows]) for rows in held_outs]
-    means = features.float().mean(1)
-    for held_out, rest in zip(held_outs, _leave_one_out(parts)):
-        yield moment_problem(rest, means[held_out], targets[held_out], **shared)
-
-
-def _leave_one_out(parts: list[Moments]) -> Iterator[Moments]:
-    for left_out in range(len(parts)):
-        rest = [part for index, part in enumerate(parts) if index != left_out]
-        yield sum(rest[1:], start=rest[0])
-
-
-def tables_of_layer(
-    options: ProbeOptions, probe_set: ProbeSet, layer: int, fold_results: list[SweepResult]
+def _tables_of_layer(
+    options: ProbeOptions, probe_set: ProbeSet, layer: int, found: Sequence[FoldResult]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Result rows and prediction rows of one layer from its folds' sweeps."""
-    out_of_fold = np.full(probe_set.targets.shape, np.nan)
-    for (_, held_out), result in zip(probe_set.folds.splits(), fold_results):
-        out_of_fold[held_out] = result.chosen(result.validation_prediction).numpy()
+    """Result rows and prediction rows of one layer from its folds under each protocol."""
+    predicted = {protocol: _gathered(probe_set, found, protocol) for protocol in probe_set.protocols}
+    settings = solver_settings(options.solver)
     results, predictions, first = [], [], 0
     for index, variable in enumerate(probe_set.variables):
         columns = slice(first, first + len(variable.components))
         first = columns.stop
-        chosen = [result.best_setting()[index] for result in fold_results]
-        results.append(_result_row(options, probe_set, layer, variable, out_of_fold[:, columns], chosen))
-        predictions.append(_prediction_rows(options, probe_set, layer, variable, out_of_fold[:, columns]))
+        own = {protocol: values[:, columns] for protocol, values in predicted.items()}
+        shown = [result for result in found if result.protocol == probe_set.protocols[0]]
+        chosen = [settings[result.choices[index].setting] for result in shown]
+        results.append(_result_row(options, probe_set, layer, variable, own, chosen))
+        predictions += [_prediction_rows(options, probe_set, layer, variable, *item) for item in own.items()]
     return pd.DataFrame(results), pd.concat(predictions, ignore_index=True)
 
 
-def _result_row(options, probe_set: ProbeSet, layer: int, variable: Variable, predicted, chosen) -> dict:
+def _gathered(probe_set: ProbeSet, found: Sequence[FoldResult], protocol: str) -> np.ndarray:
+    """Out-of-fold predictions of all clips, [n, k]; NaN for a clip that no fold holds out."""
+    values = np.full(probe_set.targets.shape, np.nan)
+    for result in found:
+        if result.protocol == protocol:
+            values[probe_set.folds.fold == result.fold] = result.prediction.numpy()
+    return values
+
+
+def _result_row(options, probe_set: ProbeSet, layer: int, variable: Variable, predicted: dict, chosen) -> dict:
     folds, settings = probe_set.folds, probe_set.store.settings
-    scores = fold_scores(variable.targets, predicted, folds)
-    known = scores[np.isfinite(scores)]
+    scores = {protocol: fold_scores(variable.targets, values, folds) for protocol, values in predicted.items()}
+    main = scores[probe_set.protocols[0]]
     return {
         "run_name": options.run_name,
         "variable": variable.name,
         "layer": layer,
         "layer_fraction": round(layer / settings["depth"], 6),
-        "r2_mean": known.mean() if len(known) else np.nan,
-        "r2_std": known.std() if len(known) else np.nan,
-        "r2_pooled": r2(variable.targets, predicted),
+        **_score_columns(variable, predicted, scores),
         "best_lr_mode": _mode([setting.learning_rate for setting in chosen]),
         "best_wd_mode": _mode([setting.weight_decay for setting in chosen]),
-        "protocol": PAPER_PROTOCOL,
+        "protocol": "both" if len(probe_set.protocols) > 1 else probe_set.protocols[0],
         "unit": variable.unit,
         "probe_set": options.probe_set,
         "solver": options.solver,
@@ -238,8 +207,30 @@ def _result_row(options, probe_set: ProbeSet, layer: int, variable: Variable, pr
         "n_clips": len(folds.fold),
         "n_groups": folds.n_groups,
         "n_folds": folds.n_folds,
-        "n_folds_scored": len(known),
+        "n_folds_scored": int(np.isfinite(main).sum()),
         "seed": options.seed,
+    }
+
+
+def _score_columns(variable: Variable, predicted: dict, scores: dict) -> dict:
+    """`r2_mean` and `r2_std` over folds and `r2_pooled` of the first protocol, the same of `nested`, and `optimism`.
+
+    With one protocol the plain columns are that protocol's, so a table always has them.
+    """
+    first = next(iter(scores))
+    columns = _over_folds("r2", variable, predicted[first], scores[first])
+    if "nested" in scores:
+        columns |= _over_folds("r2_nested", variable, predicted["nested"], scores["nested"])
+        columns["optimism"] = columns["r2_mean"] - columns["r2_nested_mean"] if len(scores) > 1 else np.nan
+    return columns
+
+
+def _over_folds(prefix: str, variable: Variable, predicted: np.ndarray, scores: np.ndarray) -> dict:
+    known = scores[np.isfinite(scores)]
+    return {
+        f"{prefix}_mean": known.mean() if len(known) else np.nan,
+        f"{prefix}_std": known.std() if len(known) else np.nan,
+        f"{prefix}_pooled": r2(variable.targets, predicted),
     }
 
 
@@ -255,12 +246,12 @@ def _mode(values: list[float]) -> float:
     return float(common.iloc[0]) if len(common) else float("nan")
 
 
-def _prediction_rows(options, probe_set: ProbeSet, layer: int, variable: Variable, predicted) -> pd.DataFrame:
+def _prediction_rows(options, probe_set: ProbeSet, layer: int, variable, protocol: str, predicted) -> pd.DataFrame:
     n, k = predicted.shape
     return pd.DataFrame(
         {
             "run_name": options.run_name,
-            "protocol": PAPER_PROTOCOL,
+            "protocol": protocol,
             "variable": variable.name,
             "layer": layer,
             "clip_id": np.repeat(probe_set.store.clips["clip_id"].to_numpy(), k),
@@ -277,7 +268,7 @@ def record(options: ProbeOptions, probe_sets: list[ProbeSet]) -> dict:
     """What the config file says of a run, provenance aside."""
     return {
         "options": {**dataclasses.asdict(options), "feature_root": str(options.feature_root)},
-        "protocol": f"{PAPER_PROTOCOL}: setting and stopping epoch are chosen on the fold that is reported",
+        "protocol": options.protocol,
         "settings": [dataclasses.asdict(setting) for setting in solver_settings(options.solver)],
         "clip_sets": {
             probe_set.store.name: {
