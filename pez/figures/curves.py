@@ -1,5 +1,7 @@
 """Curves of R^2 against layer fraction, from the tables that step 3 writes."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -70,11 +72,21 @@ def _finish_axes(ax, results: pd.DataFrame, reference, title: str, note: str) ->
     ax.set_ylabel("R² of held-out folds (mean ± s.d.)")
     if ax.get_ylim()[0] < 0:
         ax.axhline(0, color="#999999", lw=0.8, zorder=0.5)
-    ax.set_title(titled(title, results["weights"].unique()))
+    ax.set_title(f"{title}\n{titled(made_from(results), results['weights'].unique())}")
     notes = [note] if note else []
     if results["r2_mean"].min() < _FLOOR:
         notes.append(f"Cut off at {_FLOOR}; lowest mean {results['r2_mean'].min():.2g}.")
     if reference is not None and len(reference):
         notes.append(f"Thin lines: {', '.join(sorted(set(reference['label'])))}.")
     if notes:
-        ax.figure.supxlabel(" ".join(notes), fontsize=7, color="#555555", x=0.01, ha="left")
+        text = "\n".join(textwrap.wrap(" ".join(notes), 115))
+        ax.figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
+
+
+def made_from(results: pd.DataFrame) -> str:
+    """The model, numbers of clips and folds behind a table of results, for a title's second line."""
+    parts = [", ".join(dict.fromkeys(results["model"]))] if "model" in results else []
+    for column, unit in (("n_clips", "clips"), ("n_folds", "folds")):
+        if column in results:
+            parts.append(f"{'/'.join(str(n) for n in dict.fromkeys(results[column]))} {unit}")
+    return ", ".join(parts) or "R²"

@@ -14,12 +14,13 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend first: there may be no display)
 import numpy as np  # noqa: E402
+from matplotlib.patheffects import withStroke  # noqa: E402
 
 from constants import EMERGENCE_DEPTH  # noqa: E402
 from pez.files import atomic_path  # noqa: E402
 
 BAND = (EMERGENCE_DEPTH - 0.05, EMERGENCE_DEPTH + 0.05)  # drawn around one third of the depth
-BAND_LABEL = "one third of depth"
+BAND_LABEL = "one third\nof depth"
 X_LABEL = "Layer / depth"
 
 
@@ -91,8 +92,11 @@ def draw_band(ax) -> None:
         textcoords="offset points",
         ha="center",
         va="bottom",
-        fontsize=7,
-        color="#77673a",
+        fontsize=6.5,
+        linespacing=1.0,
+        color="#5f5128",
+        zorder=5,
+        path_effects=[withStroke(linewidth=2, foreground="#f5eedb")],
     )
 
 
@@ -101,7 +105,9 @@ def draw_curve(ax, x, mean, spread, style: LineStyle, label: str | None = None) 
     x, mean = np.asarray(x, dtype=float), np.asarray(mean, dtype=float)
     if spread is not None:
         spread = np.asarray(spread, dtype=float)
-        ax.fill_between(x, mean - spread, mean + spread, color=style.color, alpha=0.14, lw=0)
+        ax.fill_between(x, mean - spread, mean + spread, color=style.color, alpha=0.13, lw=0)
+        for edge in (mean - spread, mean + spread):  # where bands overlap, edges still tell them apart
+            ax.plot(x, edge, color=style.color, lw=0.5, alpha=0.45, zorder=1.5)
     ax.plot(x, mean, color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=label)
 
 

@@ -1,8 +1,12 @@
 """Probe problems: one layer's features and targets, split into rows to train on, to judge by and to predict.
 
 A problem is stored the way the sweep (pez/probes/sweep.py) eats it: features normalised with the training
-rows' statistics, a column of ones for the bias, targets standardised, and either the training rows
-themselves or, where that is cheaper an epoch, their Gram matrix X'X and X'Y.
+rows' statistics, targets standardised, and either the training rows themselves or, where that is cheaper an
+epoch, their Gram matrix X'X and X'Y.
+
+A column of ones stands for the bias, except in least squares with centred features: there the bias's gradient is
+zero in exact arithmetic and the bias stays where it starts, at zero. Left in, AdamW (whose epsilon is 1e-8) would
+blow its rounding errors up to some 1e-5 to 1e-3 of a target's standard deviation, differently on every machine.
 """
 
 import dataclasses
@@ -89,7 +93,8 @@ def _fields(moments: Moments) -> list:
 class Problem:
     """What `pez.probes.sweep.solve` solves; build it with `row_problem` or `moment_problem`.
 
-    With d features, k outputs in V variables, n training, m validation, p prediction rows, and D = d + 1:
+    With d features, k outputs in V variables, n training, m validation, p prediction rows, and D = d, or d + 1 with
+    a column of ones last (`has_bias`):
     `rows` [n, D] and `y` [k, n], or `gram` [D, D] and `xy` [k, D] instead; `count` training rows;
     `evaluation` [m + p, D]; `y_validation` [k, m]; `outputs` sizes of the variables, summing to k; `settings`;
     `target_mean`, `target_scale` [k], which undo the standardisation; `stop_epochs` [S, V] or None: with it the
@@ -111,6 +116,11 @@ class Problem:
     gram: torch.Tensor | None = None
     xy: torch.Tensor | None = None
     stop_epochs: torch.Tensor | None = None
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the last column stands for a bias."""
+        return self.evaluation.shape[1] > len(self.feature_mean)
 
     @property
     def n_validation(self) -> int:
@@ -153,7 +163,9 @@ def row_problem(
     else:
         form = _row_form(x, y, loss, normalise, dtype)
     evaluation = features[torch.cat([_index(validation), _index(predict)])]
-    return _finish(form, evaluation, targets[_index(validation)], loss, settings, outputs, stop_epochs, dtype)
+    return _finish(
+        form, evaluation, targets[_index(validation)], loss, normalise, settings, outputs, stop_epochs, dtype
+    )
 
 
 def moment_problem(
@@ -175,7 +187,7 @@ def moment_problem(
     """
     parts = [validation_features] + ([] if predict_features is None else [predict_features])
     form = _gram_form(moments, normalise, dtype)
-    return _finish(form, torch.cat(parts), validation_targets, "mse", settings, outputs, stop_epochs, dtype)
+    return _finish(form, torch.cat(parts), validation_targets, "mse", normalise, settings, outputs, stop_epochs, dtype)
 
 
 def _index(rows) -> torch.Tensor:
@@ -196,7 +208,7 @@ def _row_form(x, y, loss: str, normalise: str, dtype: torch.dtype) -> dict:
     mean, scale = _feature_scaling(x.mean(0), x.var(0, correction=0), normalise)
     y_mean, y_scale = _target_scaling(y.mean(0), y.var(0, correction=0), loss)
     return {
-        "rows": _augmented(x, mean, scale, dtype),
+        "rows": _normalised(x, mean, scale, dtype, _needs_bias(loss, normalise)),
         "y": ((y - y_mean) / y_scale).T.to(dtype).contiguous(),
         "count": len(x),
         **_scalings(mean, scale, y_mean, y_scale),
@@ -208,17 +220,24 @@ def _gram_form(sums: Moments, normalise: str, dtype: torch.dtype) -> dict:
     x_mean, y_mean = sums.x / n, sums.y / n
     mean, scale = _feature_scaling(x_mean, sums.xx.diagonal() / n - x_mean.square(), normalise)
     y_mean, y_scale = _target_scaling(y_mean, sums.yy / n - y_mean.square(), "mse")
-    shifted = sums.x - n * mean  # sum of centred rows
+    shifted, y_shifted = sums.x - n * mean, sums.y - n * y_mean  # sums of what is left: zero if centred
     gram = sums.xx - torch.outer(mean, sums.x) - torch.outer(shifted, mean)
-    xy = (sums.xy - torch.outer(mean, sums.y) - torch.outer(shifted, y_mean)) / y_scale
-    ones = torch.cat([shifted / scale, torch.tensor([float(n)], dtype=torch.float64, device=mean.device)])
-    gram = torch.cat([gram / torch.outer(scale, scale), ones[None, :-1]])
+    xy = sums.xy - torch.outer(mean, sums.y) - torch.outer(shifted, y_mean)
+    gram, xy = gram / torch.outer(scale, scale), xy / torch.outer(scale, y_scale)
+    if _needs_bias("mse", normalise):
+        ones = torch.cat([shifted / scale, shifted.new_tensor([n])])
+        gram = torch.cat([torch.cat([gram, ones[None, :-1]]), ones[:, None]], dim=1)
+        xy = torch.cat([xy, (y_shifted / y_scale)[None]])
     return {
-        "gram": torch.cat([gram, ones[:, None]], dim=1).to(dtype),
-        "xy": torch.cat([xy / scale[:, None], ((sums.y - n * y_mean) / y_scale)[None]]).T.to(dtype).contiguous(),
+        "gram": gram.to(dtype),
+        "xy": xy.T.to(dtype).contiguous(),
         "count": n,
         **_scalings(mean, scale, y_mean, y_scale),
     }
+
+
+def _needs_bias(loss: str, normalise: str) -> bool:
+    return loss == "logistic" or normalise == "none"
 
 
 def _scalings(mean, scale, y_mean, y_scale) -> dict:
@@ -246,13 +265,15 @@ def _positive_scale(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     return torch.where(constant, 1.0, variance.clamp_min(0)).sqrt()
 
 
-def _augmented(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, dtype) -> torch.Tensor:
-    """Normalised rows with a column of ones for the bias."""
-    normalised = ((x.double() - mean) / scale).to(dtype)
-    return torch.cat([normalised, normalised.new_ones(len(x), 1)], dim=1)
+def _normalised(x, mean: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, ones: bool) -> torch.Tensor:
+    """Normalised rows, with a column of ones last if asked for."""
+    rows = ((x.double() - mean) / scale).to(dtype)
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if ones else rows
 
 
-def _finish(form: dict, evaluation, y_validation, loss: str, settings, outputs, stop_epochs, dtype) -> Problem:
+def _finish(
+    form: dict, evaluation, y_validation, loss: str, normalise, settings, outputs, stop_epochs, dtype
+) -> Problem:
     y_mean, y_scale = form["target_mean"], form["target_scale"]
     y_validation = torch.as_tensor(y_validation, device=y_mean.device)
     y_validation = y_validation.reshape(len(y_validation), len(y_mean)).double()
@@ -261,9 +282,10 @@ def _finish(form: dict, evaluation, y_validation, loss: str, settings, outputs, 
         raise ValueError(f"variables of sizes {outputs} do not make {len(y_mean)} outputs")
     if not len(y_validation) and stop_epochs is None:
         raise UserError("a probe has no clip to validate on: use fewer --folds or another --grouping")
+    ones = _needs_bias(loss, normalise)
     return Problem(
         **form,
-        evaluation=_augmented(torch.as_tensor(evaluation), form["feature_mean"], form["feature_scale"], dtype),
+        evaluation=_normalised(evaluation, form["feature_mean"], form["feature_scale"], dtype, ones),
         y_validation=((y_validation - y_mean) / y_scale).T.to(dtype).contiguous(),
         outputs=outputs,
         settings=tuple(settings) if settings else paper_settings(),

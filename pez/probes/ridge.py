@@ -32,15 +32,16 @@ def ridge_weights(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     With fewer rows than features the small n x n matrix is decomposed, else the d x d one.
     """
     strengths = torch.tensor([s.weight_decay for s in problem.settings], dtype=torch.float64)[:, None, None]
+    d, n = len(problem.feature_mean), problem.count
     if problem.gram is None:
-        x, y = problem.rows[:, :-1].double(), problem.y.double()
+        x, y = problem.rows[:, :d].double(), problem.y.double()
         x_mean, y_mean = x.mean(0), y.mean(1)
         weights = _from_rows(x - x_mean, y - y_mean[:, None], strengths.to(x.device))
     else:
-        gram, xy, n = problem.gram.double(), problem.xy.double(), problem.count
-        x_mean, y_mean = gram[-1, :-1] / n, xy[:, -1] / n
-        centred = gram[:-1, :-1] - n * torch.outer(x_mean, x_mean)
-        weights = _from_gram(centred, xy[:, :-1] - n * torch.outer(y_mean, x_mean), strengths.to(gram.device))
+        gram, xy = problem.gram.double(), problem.xy.double()
+        x_mean, y_mean = gram[:d, d:].sum(1) / n, xy[:, d:].sum(1) / n  # without a column of ones both are zero
+        centred = gram[:d, :d] - n * torch.outer(x_mean, x_mean)
+        weights = _from_gram(centred, xy[:, :d] - n * torch.outer(y_mean, x_mean), strengths.to(gram.device))
     return weights, y_mean - weights @ x_mean
 
 
@@ -57,7 +58,7 @@ def _from_gram(gram: torch.Tensor, xy: torch.Tensor, strengths: torch.Tensor) ->
 
 
 def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> SweepResult:
-    rows = problem.evaluation[:, :-1].double() @ weights.mT + bias[:, None]  # [S, m + p, k]
+    rows = problem.evaluation[:, : weights.shape[2]].double() @ weights.mT + bias[:, None]  # [S, m + p, k]
     m = problem.n_validation
     error = (rows[:, :m] - problem.y_validation.double().T).square().mean(1)  # [S, k]
     loss = torch.stack([part.mean(1) for part in error.split(list(problem.outputs), dim=1)], dim=1)

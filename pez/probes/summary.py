@@ -44,7 +44,8 @@ def summarize_runs(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.assign(protocol=runs.get("protocol", "paper"))
     keys = ["run_name", "protocol", "variable"]
     table = pd.DataFrame([summarize_curve(curve) for _, curve in runs.groupby(keys, sort=False)])
-    return table.astype({"onset_layer": "Int64", "peak_layer": "Int64"})
+    values = {name: float for name in table.columns if name.startswith("r2_")}
+    return table.astype({"onset_layer": "Int64", "peak_layer": "Int64", **values})
 
 
 def summarize_curve(curve: pd.DataFrame) -> dict:

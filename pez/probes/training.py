@@ -1,8 +1,8 @@
 """AdamW on a batch of like probe problems at once: the inner loop of pez/probes/sweep.py.
 
-Names of sizes: B problems; C rows, one for each setting and output; D features and the column of ones; n training,
+Names of sizes: B problems; C rows, one for each setting and output; D features (and a column of ones); n training,
 m validation, p prediction rows; U = settings x variables units, each with its own early stopping.
-Shorter problems are padded with rows of zeros (the column of ones too), which predict 0 and pull at nothing.
+Shorter problems are padded with rows of zeros (in the column of ones too), which predict 0 and pull at nothing.
 Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it.
 """
 
@@ -136,7 +136,7 @@ class _Data:
             loss = softplus(predicted).sub_(y * predicted)
         else:
             loss = torch.sub(y, predicted).square_()
-        rows = loss.mul_(self.share).sum(2).mul_(state.loss_scale[:, 0])
+        rows = loss.mul_(self.share).sum(2).mul_(state.loss_scale[:, :, 0])
         return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
 
 

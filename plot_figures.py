@@ -1,0 +1,60 @@
+"""Results to figures, tables and verdicts.
+
+    python plot_figures.py                # every figure that the results folder has runs for
+    python plot_figures.py --reference    # with published curves thinly behind
+
+Reads results_*.csv in artifacts/results and writes beside them figure2c_final and figure2b_final (.png, .pdf, .csv),
+figure_intphys_possible_impossible_full_metrics16.png, figure6_* and figure8_* (see the modules named below).
+"""
+
+import sys
+from pathlib import Path
+
+from constants import RESULTS_DIR
+from pez.cli import Parser, run_script
+from pez.errors import UserError, check_choice
+from pez.figures.ball import build_figure2b, build_figure2c
+from pez.figures.intphys_files import build_figure1, build_figure6, build_figure8
+from pez.files import exclusive
+
+# Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths.
+BUILDERS = {
+    "2c": build_figure2c,
+    "2b": build_figure2b,
+    "1": build_figure1,
+    "6": build_figure6,
+    "8": build_figure8,
+}
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="folder of the runs")
+    parser.add_argument("--figures", nargs="+", choices=list(BUILDERS), default=list(BUILDERS), help="only these")
+    parser.add_argument("--runs", nargs="+", metavar="NAME", help="only these runs (default: the newest of a kind)")
+    parser.add_argument("--reference", action="store_true", help="draw published curves behind ours")
+    return parser
+
+
+def check_runs(results_dir: Path, runs: list[str] | None) -> None:
+    """UserError if the folder or a named run is not there."""
+    there = [path.stem.removeprefix("results_") for path in sorted(results_dir.glob("results_*.csv"))]
+    if not there:
+        raise UserError(f"no results in {results_dir}: make some with step3_probe.py run or step_intphys_probe.py")
+    for run in runs or []:
+        check_choice("--runs", run, there)
+
+
+def main(args) -> None:
+    check_runs(args.results_dir, args.runs)
+    with exclusive(args.results_dir / ".locks" / "figures"):
+        written = [
+            path for name in args.figures for path in BUILDERS[name](args.results_dir, args.runs, args.reference)
+        ]
+    if not written:
+        raise UserError(f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn")
+    print("\n".join(str(path) for path in written))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(make_parser(), main))
