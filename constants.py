@@ -1,8 +1,8 @@
 """What a user edits: paths, models, stimulus grids, probe grid.
 
 Standard library only, so that it also imports inside Blender. A relative path means
-relative to this repository; `PEZ_CHECKPOINT_DIR` and `PEZ_ARTIFACTS_DIR` win over what
-is written here.
+relative to this repository; `PEZ_CHECKPOINT_DIR`, `PEZ_ARTIFACTS_DIR` and `PEZ_KUBRIC_PYTHON`
+win over what is written here.
 """
 
 import os
@@ -12,21 +12,22 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent
 
 
-def _directory(variable: str, default: str) -> Path:
+def _path(variable: str, default: str) -> Path:
     path = Path(os.environ.get(variable) or default).expanduser()
     return path if path.is_absolute() else REPOSITORY / path
 
 
 # ---------------------------------------------------------------- paths
 
-CHECKPOINT_DIR = _directory("PEZ_CHECKPOINT_DIR", "artifacts/checkpoints")  # vitl.pt, vith.pt, vitg.pt, ...
-ARTIFACTS_DIR = _directory("PEZ_ARTIFACTS_DIR", "artifacts")
+CHECKPOINT_DIR = _path("PEZ_CHECKPOINT_DIR", "artifacts/checkpoints")  # vitl.pt, vith.pt, vitg.pt, ...
+ARTIFACTS_DIR = _path("PEZ_ARTIFACTS_DIR", "artifacts")
 
 DATA_DIR = ARTIFACTS_DIR / "data"  # rendered clip sets
 FEATURES_DIR = ARTIFACTS_DIR / "features"  # feature stores
 RESULTS_DIR = ARTIFACTS_DIR / "results"  # tables and figures
 INTPHYS_ROOT = ARTIFACTS_DIR / "intphys" / "dev"  # the IntPhys 2019 dev split
 INTPHYS_MINI_ROOT = ARTIFACTS_DIR / "intphys_mini" / "dev"  # a stand-in for it that step 1 makes
+KUBRIC_PYTHON = _path("PEZ_KUBRIC_PYTHON", ".venv-kubric/bin/python")  # made by `make kubric`
 REFERENCE_DIR = REPOSITORY / "reference"  # published numbers, for overlays only
 
 # ---------------------------------------------------------------- models

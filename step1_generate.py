@@ -20,9 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # Blender does not
 
+import pez.stimuli.inside_blender  # noqa: F401 - before anything that a Blender may lack
 from constants import DATA_DIR, INTPHYS_MINI_ROOT, RESOLUTION, STIMULUS_GRIDS, STIMULUS_SEED
 from pez.cli import Parser, run_script
-from pez.stimuli.backends import BACKENDS
+from pez.stimuli.backends import BACKENDS, CYCLES_DEVICES, KubricOptions
 from pez.stimuli.clipset import read_clip_set
 from pez.stimuli.conditions import SETS, START_POSITIONS
 from pez.stimuli.generate import Outcome, set_settings, write_clip_set
@@ -41,6 +42,10 @@ def parser() -> Parser:
         "--dataset", default="all", choices=[*SETS, "all", MINI], help="a ball set, both (all), or the IntPhys stand-in"
     )
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="renderer; auto is pybullet")
+    kubric = KubricOptions()
+    parser.add_argument("--samples-per-pixel", type=int, default=kubric.samples_per_pixel, help="of kubric")
+    parser.add_argument("--cycles-device", default=kubric.cycles_device, choices=CYCLES_DEVICES, help="of kubric")
+    parser.add_argument("--full-frame", action="store_true", help="kubric: render all pixels of every frame")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="render processes")
     parser.add_argument("--output-root", type=Path, default=None, help=f"instead of {DATA_DIR}, or {INTPHYS_MINI_ROOT}")
     parser.add_argument(
@@ -64,9 +69,10 @@ def main(args) -> None:
     """Make every set that was asked for."""
     if args.dataset == MINI:
         return make_mini(args)
+    kubric = KubricOptions(args.samples_per_pixel, args.cycles_device, args.full_frame)
     names = SETS if args.dataset == "all" else [args.dataset]
     described = [
-        set_settings(name, args.preset, args.backend, args.seed, args.start_positions, args.resolution)
+        set_settings(name, args.preset, args.backend, args.seed, args.start_positions, args.resolution, kubric)
         for name in names
     ]
     for settings in described:

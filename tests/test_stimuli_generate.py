@@ -123,7 +123,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
 
 
 def test_workers_that_keep_dying_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UserError, match=r"died 3 times \(last: exit code 1\): the 0 finished clips are kept"):
         list(render_clips(*work_and_jobs(tmp_path, 4), workers=2))
 
@@ -166,7 +166,6 @@ def test_command_line_end_to_end(tmp_path, capsys):
     [
         (["--preset", "papr"], "Did you mean 'paper'?"),
         (["--dataset", "speed"], "velocity, acceleration, all"),
-        (["--backend", "kubric"], "use --backend pybullet"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--resolution", "4"], "--resolution must be 16"),

@@ -1,42 +1,70 @@
 """The renderers a ball set can be made with, by the name that `--backend` takes."""
 
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, dataclass
 
 from pez.errors import UserError, check_choice
 from pez.stimuli.camera import OVERHEAD, Camera
+from pez.stimuli.kubric_environment import KubricEnvironment, kubric_environment, module_command
 from pez.stimuli.look import DEFAULT_LOOK, Look
 
 BACKENDS = ("auto", "pybullet", "kubric")
+CYCLES_DEVICES = ("cpu", "cuda", "optix")
+MAX_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class KubricOptions:
+    """What only `--backend kubric` takes."""
+
+    samples_per_pixel: int = 16
+    cycles_device: str = "cpu"
+    full_frame: bool = False  # render every pixel of every frame, not just the box round ball and shadow
 
 
 def resolve(backend: str) -> str:
     """The renderer that `backend` means here: `auto` is pybullet, which runs anywhere."""
     check_choice("--backend", backend, BACKENDS)
-    if backend == "kubric":
-        raise UserError(
-            "--backend kubric comes with its own environment, which this version does not have yet: "
-            "use --backend pybullet"
-        )
-    return "pybullet"
+    return "kubric" if backend == "kubric" else "pybullet"
 
 
-def render_settings(backend: str, resolution: int) -> dict:
+def worker_command(work: dict) -> list[str]:
+    """The program that does the jobs of `work` (worker.py). Raises UserError if it is not there."""
+    module = "pez.stimuli.worker"
+    return [sys.executable, "-m", module] if renders_anywhere(work) else module_command(module)
+
+
+def renders_anywhere(work: dict) -> bool:
+    """Whether any process of this project can do the jobs of `work`; Kubric's need a Blender."""
+    return work.get("render", {}).get("backend") != "kubric"
+
+
+def render_settings(backend: str, resolution: int, kubric: KubricOptions) -> dict:
     """Everything that decides what a frame looks like, as plain settings; what `ball_renderer` takes."""
     return {
         "backend": backend,
         "resolution": resolution,
         "camera": asdict(OVERHEAD),
         "look": asdict(DEFAULT_LOOK),
-        "sampling": _sampling(backend),
+        "sampling": _kubric_sampling(kubric) if backend == "kubric" else _sampling(kubric),
     }
 
 
-def ball_renderer(settings: dict, ball_radius: float):
-    """A renderer with `clip(positions [frames, 3]) -> uint8 [frames, h, w, 3]` and `close()`."""
+def ball_renderer(settings: dict, ball_radius: float, threads: int = 1):
+    """A renderer with `clip(positions [frames, 3]) -> uint8 [frames, h, w, 3]` and `close()`.
+
+    `threads` is its share of the cores, if it can use more than one.
+    """
+    camera, look = Camera(**_tuples(settings["camera"])), Look(**_tuples(settings["look"]))
+    scene = (settings["resolution"], ball_radius, camera, look)
+    if settings["backend"] == "kubric":
+        from pez.stimuli.kubric_renderer import KubricRenderer
+
+        names = ("samples_per_pixel", "cycles_device", "full_frame")
+        return KubricRenderer(*scene, *(settings["sampling"][name] for name in names), threads)
     from pez.stimuli.tinyrender import BallRenderer
 
-    camera, look = _tuples(settings["camera"]), _tuples(settings["look"])
-    return BallRenderer(settings["resolution"], ball_radius, Camera(**camera), Look(**look))
+    return BallRenderer(*scene)
 
 
 def check_resolution(resolution: int) -> int:
@@ -46,8 +74,29 @@ def check_resolution(resolution: int) -> int:
     return resolution
 
 
-def _sampling(backend: str) -> dict:
+def _kubric_sampling(options: KubricOptions) -> dict:
+    """How Cycles samples, and which Blender and Kubric it is: their pictures differ a little."""
+    check_choice("--cycles-device", options.cycles_device, CYCLES_DEVICES)
+    if not 1 <= options.samples_per_pixel <= MAX_SAMPLES:
+        raise UserError(f"--samples-per-pixel must be 1 ... {MAX_SAMPLES}; got {options.samples_per_pixel}")
+    found = kubric_environment()
+    _check_device(options.cycles_device, found)
+    return {**asdict(options), "blender": found.blender, "kubric": found.kubric}
+
+
+def _check_device(device: str, found: KubricEnvironment) -> None:
+    if device not in found.devices:
+        raise UserError(
+            f"--cycles-device {device}: Blender {found.blender} finds no such device here, only "
+            f"{', '.join(found.devices)}: use --cycles-device cpu, or a machine and a Blender with {device}"
+        )
+
+
+def _sampling(kubric: KubricOptions) -> dict:
     from pez.stimuli.tinyrender import SAMPLES
+
+    if kubric != KubricOptions():
+        raise UserError("--samples-per-pixel, --cycles-device and --full-frame are for --backend kubric: add it")
 
     return {"samples_per_pixel_axis": SAMPLES, "averaging": "display values"}
 

@@ -12,13 +12,14 @@ from constants import N_FRAMES
 from pez.errors import UserError, check_choice
 from pez.files import exclusive, fingerprint, read_json, remove_partial, write_json, write_parquet
 from pez.runs import progress, provenance
-from pez.stimuli.backends import check_resolution, render_settings, resolve
+from pez.stimuli.backends import KubricOptions, check_resolution, render_settings, resolve
 from pez.stimuli.clipset import FORMAT, clip_directory, frame_paths
 from pez.stimuli.conditions import START_POSITIONS, condition_table, grid_settings
 from pez.stimuli.manifests import manifests
 from pez.stimuli.physics import DEFAULT_PHYSICS
 from pez.stimuli.workers import render_clips
 
+DEFAULT_KUBRIC = KubricOptions()
 PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -31,7 +32,15 @@ class Outcome:
     rendered: int
 
 
-def set_settings(set_name: str, preset: str, backend: str, seed: int, start_positions: str, resolution: int) -> dict:
+def set_settings(
+    set_name: str,
+    preset: str,
+    backend: str,
+    seed: int,
+    start_positions: str,
+    resolution: int,
+    kubric: KubricOptions = DEFAULT_KUBRIC,
+) -> dict:
     """Everything that decides the bytes of a clip set, as plain JSON values. Raises UserError."""
     backend = resolve(backend)
     settings = {
@@ -43,7 +52,7 @@ def set_settings(set_name: str, preset: str, backend: str, seed: int, start_posi
         "frame_rate": DEFAULT_PHYSICS.frame_rate,
         **grid_settings(set_name, preset),
         "physics": asdict(DEFAULT_PHYSICS),
-        **render_settings(backend, check_resolution(resolution)),
+        **render_settings(backend, check_resolution(resolution), kubric),
     }
     return json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pez.stimuli.box import Box, is_empty, pixel_box, touched
 from pez.stimuli.bullet import connect, pybullet
 from pez.stimuli.camera import OVERHEAD, Camera
 from pez.stimuli.look import DEFAULT_LOOK, Look
@@ -20,7 +21,6 @@ from pez.stimuli.shadow import shadow_circle, sun_hidden
 NAME = "pybullet"
 SAMPLES = 4  # samples a pixel along each axis
 NEAR_M, FAR_M = 1.0, 50.0
-MARGIN_PX = 1.0  # round a box, for the rounding of the rasteriser
 
 
 class TinyRenderer:
@@ -67,7 +67,7 @@ class TinyRenderer:
         box = self._whole if whole else self._box(positions)
         picture = self.background.copy()
         left, top, right, bottom = box
-        if left < right and top < bottom:
+        if not is_empty(box):
             picture[top:bottom, left:right] = self._average(self._shaded(box, positions))
         return picture
 
@@ -82,7 +82,7 @@ class TinyRenderer:
         self._place(positions, orientations)
         picture, mask = np.array(picture), np.zeros((self.resolution, self.resolution), dtype=bool)
         left, top, right, bottom = box = self._tight_box(positions, orientations, shown)
-        if left >= right or top >= bottom:
+        if is_empty(box):
             return picture, mask
         colours, handles = self._samples_of(box)
         changed = np.isin(handles, [self._handles[index] for index in shown])
@@ -112,7 +112,7 @@ class TinyRenderer:
             if body.shadow_radius:
                 circle = shadow_circle(positions[index], body.shadow_radius, self.look)
                 bounds.append(self.camera.sphere_bounds(*circle, self.resolution))
-        return self._pixels(bounds)
+        return pixel_box(bounds, self.resolution)
 
     def _add(self, body: Body) -> int:
         shape = pybullet.createVisualShape(
@@ -137,23 +137,13 @@ class TinyRenderer:
                 handle, position.tolist(), list(orientation), physicsClientId=self._client
             )
 
-    def _box(self, positions: np.ndarray) -> tuple[int, int, int, int]:
+    def _box(self, positions: np.ndarray) -> Box:
         """Left, top, right, bottom (pixels, clipped to the frame) of all moving bodies and their shadows."""
         bounds = []
         for body, position in zip(self.moving, positions, strict=True):
-            bounds.append(self.camera.sphere_bounds(position, body.mesh.bounding_radius, self.resolution))
-            if body.shadow_radius:
-                circle = shadow_circle(position, body.shadow_radius, self.look)
-                bounds.append(self.camera.sphere_bounds(*circle, self.resolution))
-        return self._pixels(bounds)
-
-    def _pixels(self, bounds) -> tuple[int, int, int, int]:
-        """Whole pixels of the frame that hold all `bounds` (left, top, right, bottom each)."""
-        if not bounds:
-            return (0, 0, 0, 0)
-        low = np.floor(np.min(bounds, axis=0)[:2] - MARGIN_PX)
-        high = np.ceil(np.max(bounds, axis=0)[2:] + MARGIN_PX)
-        return tuple(int(edge) for edge in np.clip([*low, *high], 0, self.resolution))
+            reach = (body.mesh.bounding_radius, body.shadow_radius)
+            bounds += touched(position, *reach, self.camera, self.look, self.resolution)
+        return pixel_box(bounds, self.resolution)
 
     def _shaded(self, box, positions: np.ndarray) -> np.ndarray:
         colours, handles = self._samples_of(box)

@@ -3,7 +3,7 @@
 It reads one JSON line that describes the work, then one line a clip, and answers each on what was its
 standard output (renderers print there, so theirs is sent to standard error):
 
-    {"set_directory": ..., "ball_radius": ..., "render": {...}}      -> {"ready": true}
+    {"set_directory": ..., "ball_radius": ..., "render": {...}, "threads": ...}      -> {"ready": true}
     {"clip_id": ..., "positions": [[x, y, z], ...]}                  -> {"done": clip_id}
 
 A first line with "task": "intphys_mini" is for intphys_mini_render.py, which says what its lines hold.
@@ -38,7 +38,7 @@ class BallTask:
 
     def __init__(self, work: dict):
         self._set_directory = Path(work["set_directory"])
-        self._renderer = ball_renderer(work["render"], work["ball_radius"])
+        self._renderer = ball_renderer(work["render"], work["ball_radius"], work.get("threads", 1))
 
     def write(self, job: dict) -> str:
         """Write one clip; returns its id."""

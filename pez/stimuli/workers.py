@@ -9,35 +9,37 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import pez
 from pez.errors import UserError
+from pez.stimuli.backends import renders_anywhere, worker_command
+from pez.stimuli.programs import environment
 from pez.stimuli.worker import open_task
 
 MAX_DEATHS = 3  # of the workers of one run, before it gives up
+# There is a worker for every core. A renderer with threads of its own gets its share of the cores with its work.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def render_clips(work: dict, jobs: Sequence[dict], workers: int) -> Iterator[str]:
     """Render every job and yield its clip id when its folder is complete, in no fixed order.
 
-    `work` and the jobs are the messages of worker.py. One worker means this very process. Raises UserError
-    if workers keep dying, and OSError as a worker met it.
+    `work` and the jobs are the messages of worker.py. One worker means this very process, unless the renderer
+    needs a program of its own. Raises UserError if workers keep dying, and OSError as a worker met it.
     """
-    if workers == 1 or len(jobs) < 2:
+    workers = min(workers, len(jobs))
+    if workers == 0:
+        return
+    if workers == 1 and renders_anywhere(work):
         yield from _render_here(work, jobs)
     else:
-        with _Pool(work, jobs, min(workers, len(jobs))) as pool:
+        with _Pool(work, jobs, workers) as pool:
             yield from pool.finished()
 
 
 def _render_here(work: dict, jobs: Sequence[dict]) -> Iterator[str]:
-    if not jobs:
-        return
     with contextlib.closing(open_task(work)) as task:
         for job in jobs:
             yield task.write(job)
@@ -46,16 +48,16 @@ def _render_here(work: dict, jobs: Sequence[dict]) -> Iterator[str]:
 class _Worker:
     """One worker process; `ask` returns its answer, or None once it is dead."""
 
-    def __init__(self):
+    def __init__(self, command: list[str]):
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pez.stimuli.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env=_environment(),
+            env=environment(**ONE_THREAD),
         )
 
     def ask(self, message: dict) -> dict | None:
@@ -64,8 +66,10 @@ class _Worker:
             self.process.stdin.flush()
         except BrokenPipeError:
             return None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line.endswith("\n") else None
+        for line in self.process.stdout:
+            if line.startswith("{") and line.endswith("\n"):  # a Blender greets here first
+                return json.loads(line)
+        return None
 
     def last_words(self) -> str:
         """How the process ended and the last line it wrote to standard error."""
@@ -82,18 +86,12 @@ class _Worker:
         self._log.close()
 
 
-def _environment() -> dict[str, str]:
-    """For a worker: the repository on the path, and one thread each, since there is a worker for every core."""
-    path = [str(Path(pez.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, path))}
-
-
 class _Pool:
     """Threads that each feed one worker process from a shared queue of jobs."""
 
     def __init__(self, work: dict, jobs: Sequence[dict], workers: int):
-        self._work, self._count = work, len(jobs)
+        self._work = {**work, "threads": max(1, (os.cpu_count() or 1) // workers)}
+        self._command, self._count = worker_command(work), len(jobs)
         self._jobs, self._results = queue.SimpleQueue(), queue.SimpleQueue()
         for job in jobs:
             self._jobs.put(job)
@@ -138,7 +136,7 @@ class _Pool:
         try:
             while not self._stop.is_set() and (job := self._jobs.get()) is not None:
                 if worker is None:
-                    worker = _Worker()
+                    worker = _Worker(self._command)
                     self._workers.add(worker)
                     worker.ask(self._work)  # a dead worker answers the next question with None too
                 reply = worker.ask(job)

@@ -1,0 +1,168 @@
+"""The ball scene as Kubric objects, and Kubric's Blender renderer with every setting of Cycles made plain.
+
+Needs `bpy`: for render workers only. The same picture from Blender 3.4 to 4.5, as far as they can agree.
+
+The ball is hidden from diffuse rays. The floor sees its shadow in the sunlight but not its (endless, fading)
+shade in the sky's light and no red bounced from it: outside the box round ball and shadow, not one pixel
+changes. The ball itself does receive the light that the floor sends up.
+"""
+
+import math
+
+import bpy
+
+from pez.stimuli.camera import FLOOR_SIDE_M, Camera
+from pez.stimuli.kubric_look import linear_light, reflectance
+from pez.stimuli.kubric_package import Blender, kubric
+from pez.stimuli.look import Look
+from pez.stimuli.scene import FLOOR_THICKNESS_M
+
+SENSOR_MM = 36.0
+BOUNCES = 2  # camera to ball to floor to light
+
+
+class Matte(kubric.Material):
+    """A Lambertian surface of a linear `color`.
+
+    Kubric's principled material names sockets that Blender 4 renamed, and its diffuse lobe changed with them.
+    """
+
+    color = kubric.RGBA(default_value=kubric.get_color("white"))
+
+
+class CyclesRenderer(Blender):
+    """Kubric's renderer, made to run in Blender 3.4 ... 4.5: RGB only, no denoiser, `Matte` materials."""
+
+    @property
+    def use_denoising(self) -> bool:
+        """Whether frames are denoised. Kubric also chooses a denoiser that Blender 3 removed."""
+        return self.blender_scene.cycles.use_denoising
+
+    @use_denoising.setter
+    def use_denoising(self, value: bool) -> None:
+        self.blender_scene.cycles.use_denoising = value
+
+    def _setup_scene_shading(self) -> None:
+        super()._setup_scene_shading()
+        bpy.context.scene.view_layers[0].use_pass_z = True  # or Kubric's EXR output finds no socket in Blender 4
+
+    def add_asset(self, asset):
+        """Blender's counterpart of a Kubric asset."""
+        return self._add_matte(asset) if isinstance(asset, Matte) else super().add_asset(asset)
+
+    def _add_matte(self, asset: Matte):
+        material = bpy.data.materials.new(asset.uid)
+        material.use_nodes = True
+        nodes = material.node_tree.nodes
+        nodes.clear()
+        surface, output = nodes.new("ShaderNodeBsdfDiffuse"), nodes.new("ShaderNodeOutputMaterial")
+        surface.inputs["Roughness"].default_value = 0.0
+        material.node_tree.links.new(surface.outputs["BSDF"], output.inputs["Surface"])
+        asset.observe(lambda change: _set(surface.inputs["Color"], change.new), "color")
+        return material
+
+
+def _set(socket, value) -> None:
+    socket.default_value = value
+
+
+class BallScene:
+    """Floor, ball, camera and lights. `ball` is the Kubric sphere: set its `position` (m)."""
+
+    def __init__(self, resolution: int, ball_radius: float, camera: Camera, look: Look, samples: int):
+        self.scene = kubric.Scene(resolution=(resolution, resolution))
+        self.renderer = CyclesRenderer(
+            self.scene, samples_per_pixel=samples, use_denoising=False, adaptive_sampling=False
+        )
+        self.scene.camera = _camera(camera)
+        self.ball = kubric.Sphere(scale=(ball_radius,) * 3, material=_matte(look.ball_colour, look))
+        self.scene += [_floor(look), self.ball]
+        self._add_lights(look)
+        self._ball.visible_diffuse = False
+        _plain_settings(self.renderer.blender_scene)
+
+    @property
+    def _ball(self):
+        return self.ball.linked_objects[self.renderer]
+
+    def show_ball(self, shown: bool) -> None:
+        """Whether the ball is in the picture at all."""
+        self._ball.hide_render = not shown
+
+    def set_border(self, box: tuple[int, int, int, int], resolution: int) -> None:
+        """Render the pixels in `box` (left, top, right, bottom) only, as a picture of that size."""
+        left, top, right, bottom = box
+        render = self.renderer.blender_scene.render
+        render.use_border = render.use_crop_to_border = True
+        # Blender rounds fractions of the frame down to pixels; a quarter of one keeps them on the right side.
+        render.border_min_x, render.border_max_x = (left + 0.25) / resolution, (right + 0.25) / resolution
+        render.border_min_y = (resolution - bottom + 0.25) / resolution
+        render.border_max_y = (resolution - top + 0.25) / resolution
+
+    def _add_lights(self, look: Look) -> None:
+        light = linear_light(look)
+        sun = kubric.DirectionalLight(
+            position=tuple(20 * look.light()), look_at=(0, 0, 0), intensity=light.sun_irradiance
+        )
+        self.scene += sun
+        self.scene.ambient_illumination = kubric.Color(*(light.ambient,) * 3)
+        self.scene.background = kubric.Color(*reflectance(look.background_colour, look))
+        lamp = sun.linked_objects[self.renderer].data
+        lamp.angle = 2 * math.radians(look.sun_radius_deg)
+        lamp.cycles.use_multiple_importance_sampling = False  # no sunlight by diffuse rays, which pass the ball
+        # The even sky needs no sampling of its own: every diffuse ray that leaves the scene finds it.
+        self.renderer.blender_scene.world.cycles.sampling_method = "NONE"
+
+
+def _matte(colour, look: Look) -> Matte:
+    return Matte(color=kubric.Color(*reflectance(colour, look)))
+
+
+def _floor(look: Look):
+    half = FLOOR_SIDE_M / 2
+    return kubric.Cube(
+        scale=(half, half, FLOOR_THICKNESS_M / 2),
+        position=(0.0, 0.0, -FLOOR_THICKNESS_M / 2),
+        material=_matte(look.floor_colour, look),
+        static=True,
+    )
+
+
+def _camera(camera: Camera):
+    """Kubric's `look_at` straight down turns the picture by 180 degrees, so the axes are given."""
+    right, down, forward = camera.axes()
+    quaternion = _quaternion(right, -down, -forward)
+    lens = SENSOR_MM / 2 / math.tan(math.radians(camera.field_of_view_deg) / 2)
+    return kubric.PerspectiveCamera(
+        focal_length=lens, sensor_width=SENSOR_MM, position=camera.position, quaternion=quaternion
+    )
+
+
+def _quaternion(*axes) -> tuple[float, float, float, float]:
+    """The rotation (w, x, y, z) that turns x, y, z into three orthonormal `axes`."""
+    from mathutils import Matrix
+
+    return tuple(Matrix([list(axis) for axis in axes]).transposed().to_quaternion())
+
+
+def _plain_settings(scene) -> None:
+    """Settings whose defaults differ between Blender versions, or would cost time or exactness."""
+    scene.use_nodes = False  # Kubric's EXR output, which crashes in a system Blender
+    layer = scene.view_layers[0]
+    for name in ("z", "vector", "uv", "normal", "cryptomatte_object"):
+        setattr(layer, f"use_pass_{name}", False)
+    cycles = scene.cycles
+    cycles.seed, cycles.max_bounces, cycles.diffuse_bounces = 0, BOUNCES, BOUNCES
+    cycles.pixel_filter_type, cycles.filter_width = "BOX", 1.0  # a pixel is its own square, as in every backend
+    cycles.sample_clamp_direct = cycles.sample_clamp_indirect = cycles.light_sampling_threshold = 0.0
+    if hasattr(cycles, "use_light_tree"):
+        cycles.use_light_tree = False
+    render = scene.render
+    render.use_persistent_data = True  # keeps the scene between frames
+    render.dither_intensity = 0.0
+    render.resolution_percentage = 100
+    picture = render.image_settings
+    picture.file_format, picture.color_mode, picture.color_depth, picture.compression = "PNG", "RGB", "8", 0
+    view = scene.view_settings
+    scene.display_settings.display_device = "sRGB"
+    view.view_transform, view.look, view.exposure, view.gamma = "Standard", "None", 0.0, 1.0
