@@ -151,7 +151,7 @@ def _screens(rng, kind: str) -> tuple[tuple[Screen, ...], float]:
     """The screens and the x of what they are arranged about."""
     height = rng.uniform(1.3, 1.5)
     if kind == "crossing":
-        middle, gap, width = rng.uniform(-0.2, 0.2), rng.uniform(1.3, 1.5), rng.uniform(1.45, 1.6)
+        middle, gap, width = rng.uniform(-0.2, 0.2), rng.uniform(1.3, 1.5), rng.uniform(1.4, 1.55)
         sides = (-1, 1)
         return tuple(Screen(middle + side * (gap + width) / 2, width, height) for side in sides), middle
     middle = rng.uniform(-0.5, 0.5)
