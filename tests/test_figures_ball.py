@@ -1,0 +1,147 @@
+"""Figures 2(b) and 2(c): which runs they take, what stands in their tables, how labels are placed."""
+
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+
+import plot_figures
+from constants import MODELS
+from pez.cli import run_script
+from pez.figures.curves import curve_figure
+from pez.figures.reference import published_curves
+from pez.figures.style import LINE_STYLES, drawing_style, label_ends, spread_out, titled
+
+
+def curve(run: str, probe_set: str, variable: str, offset: float = 0.0, weights="target_encoder of vitl.pt", depth=24):
+    layer = np.arange(depth)
+    rise = 0.3 + 0.6 / (1 + np.exp(-(layer / depth - 0.3) / 0.05)) - offset
+    return pd.DataFrame(
+        {
+            "run_name": run,
+            "variable": variable,
+            "layer": layer,
+            "layer_fraction": layer / depth,
+            "r2_mean": rise,
+            "r2_std": 0.04,
+            "protocol": "paper",
+            "probe_set": probe_set,
+            "model": "large",
+            "weights": weights,
+            "n_clips": 392,
+            "n_folds": 5,
+        }
+    )
+
+
+def write_run(folder, run: str, *tables):
+    pd.concat(tables).to_csv(folder / f"results_{run}.csv", index=False)
+
+
+def plot(*arguments) -> int:
+    return run_script(plot_figures.make_parser(), plot_figures.main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def results(tmp_path):
+    names = ("speed", "direction", "acceleration")
+    write_run(tmp_path, "old", *[curve("old", "fig2c", name) for name in names])
+    write_run(tmp_path, "newer", curve("newer", "fig2c", "direction", 0.2))
+    write_run(tmp_path, "xy", curve("xy", "fig2b_velocity_xy", "velocity_xy"))
+    for age, run in ((100, "old"), (50, "newer")):
+        path = tmp_path / f"results_{run}.csv"
+        stamp = path.stat().st_mtime - age
+        os.utime(path, (stamp, stamp))
+    return tmp_path
+
+
+def test_newest_run_of_each_variable_and_absent_ones_named(results, capsys):
+    assert plot("--results-dir", results) == 0
+    said = capsys.readouterr().out
+    assert "no run of acceleration (x, y)" in said
+    table = pd.read_csv(results / "figure2c_final.csv").groupby("variable")["run_name"].first()
+    assert table.to_dict() == {"speed": "old", "acceleration": "old", "direction": "newer"}
+    for name in ("figure2c_final", "figure2b_final"):
+        for suffix in ("png", "pdf", "csv"):
+            assert (results / f"{name}.{suffix}").stat().st_size > 0
+
+
+def test_named_runs_only(results):
+    assert plot("--results-dir", results, "--runs", "old", "--figures", "2c") == 0
+    assert set(pd.read_csv(results / "figure2c_final.csv")["run_name"]) == {"old"}
+    assert not (results / "figure2b_final.png").exists()
+
+
+def test_axes_stand_in_for_xy(results):
+    write_run(results, "axes", *[curve("axes", "fig2b_acceleration_axes", name) for name in ("ax", "ay")])
+    assert plot("--results-dir", results, "--figures", "2b") == 0
+    table = pd.read_csv(results / "figure2b_final.csv")
+    assert list(dict.fromkeys(table["variable"])) == ["velocity_xy", "ax", "ay"]
+
+
+def test_reference_is_joined_as_published_and_never_mixed_in(results):
+    assert plot("--results-dir", results, "--figures", "2c", "--reference") == 0
+    table = pd.read_csv(results / "figure2c_final.csv").set_index(["variable", "layer"])
+    assert table.loc[("direction", 8), "published_mean"] == pytest.approx(0.816, abs=5e-4)
+    assert table.loc[("speed", 0), "published_mean"] == pytest.approx(0.895, abs=5e-4)
+    assert table.loc[("speed", 0), "r2_mean"] == pytest.approx(curve("", "", "")["r2_mean"][0])
+    published = published_curves("2b")
+    assert set(published["label"]) == {"published"} and set(published["variable"]) == {"velocity_xy", "acceleration_xy"}
+    np.testing.assert_allclose(published["layer_fraction"] * MODELS["large"].depth, published["layer"])
+
+
+def test_nothing_to_draw(tmp_path, results, capsys):
+    assert plot("--results-dir", tmp_path / "none") == 2
+    assert "no results" in capsys.readouterr().err
+    assert plot("--results-dir", results, "--runs", "ould") == 2
+    assert "did you mean 'old'" in capsys.readouterr().err.lower()
+    assert plot("--results-dir", results, "--runs", "xy", "--figures", "2c") == 2
+    assert "nothing was drawn" in capsys.readouterr().err
+
+
+def test_random_weights_are_in_the_title():
+    assert titled("Figure", ["target_encoder of vitl.pt"]) == "Figure"
+    rows = curve("r", "fig2c", "speed", weights="random weights (seed 0)")
+    figure = curve_figure(rows, "a title")
+    assert "random weights (seed 0)" in figure.axes[0].get_title(loc="left")
+    plt.close(figure)
+
+
+def test_a_long_run_name_fits_the_figure():
+    name = "fig2b_iter23_velocity_residpost_tlastpatch_magsector_center"
+    figure = curve_figure(curve(name, "fig2b", "velocity_xy", weights="random weights (seed 0)"), name)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts] + [figure.axes[0].title.get_window_extent()]
+    boxes.append(figure.axes[0]._left_title.get_window_extent())
+    assert all(box.x1 <= figure.bbox.x1 and box.x0 >= 0 for box in boxes)
+    plt.close(figure)
+
+
+def test_end_labels_do_not_overlap():
+    with drawing_style():
+        figure, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        label_ends(ax, [(0.9, 0.98 + i / 1000, f"curve {i}", "black") for i in range(6)])
+        figure.canvas.draw()
+        spans = sorted((box.y0, box.y1) for box in map(Text.get_window_extent, ax.texts))
+    assert all(low[1] <= high[0] + 1 for low, high in zip(spans, spans[1:]))
+    plt.close(figure)
+
+
+def test_spread_out_keeps_order_gap_and_moves_little():
+    placed = spread_out(np.array([5.0, 1.0, 1.2, 9.9]), 1.0, 0.0, 10.0)
+    assert placed[0] == 5.0 and placed[3] == 9.9
+    assert placed[2] - placed[1] == pytest.approx(1.0) and placed[1] + placed[2] == pytest.approx(2.2)
+    crowded = spread_out(np.full(4, 10.0), 2.0, 0.0, 10.0)
+    np.testing.assert_allclose(np.sort(crowded), [4, 6, 8, 10])
+
+
+def test_styles_differ_in_marker_line_and_lightness():
+    assert len({style.marker for style in LINE_STYLES}) == len(LINE_STYLES)
+    assert len({str(style.line) for style in LINE_STYLES}) == len(LINE_STYLES)
+    grey = [float(np.dot(to_rgb(style.color), [0.299, 0.587, 0.114])) for style in LINE_STYLES[:3]]
+    assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 0.1  # Figure 2(c) in greyscale
