@@ -17,6 +17,7 @@ from pez.figures.intphys_files import (
 )
 from pez.figures.intphys_verdict import curve_facts, verdict
 from pez.probes.intphys_scores import COUNTS, METRICS, SUBTASK_ROWS
+from pez.stimuli.intphys import STAND_IN, data_name
 
 
 def results(model="large", probe_set="intphys_linear", curve=None, subtask_curves=None, depth=24, weights="vitl.pt"):
@@ -95,6 +96,19 @@ def test_a_verdict_states_onset_decline_ties_and_differences():
     assert "Ties: 90 of 2160 scene comparisons" in text
     line = next(line for line in text.splitlines() if line.startswith("- Relative accuracy minus published"))
     assert "first layer +0.500 (0 is what ties counted as wrong give), peak +0.011 (layer 15, published 10)" in line
+
+
+def test_a_stand_in_is_called_so_and_compared_with_nothing(tmp_path):
+    rows = results(curve=published_relative()).assign(data=STAND_IN)
+    text = verdict("Figure 6", rows, published_curves(["1", "6"]), [])
+    assert "Status: **not comparable**" in text
+    assert "on intphys_mini (stand-in)." in text
+    assert "minus published" not in text
+    table = compare_table(rows, published_curves(["1", "6"]))
+    assert table["published_relative_accuracy"].isna().all()
+    assert set(table["data"]) == {STAND_IN}
+    (tmp_path / "STAND_IN.json").write_text("{}")
+    assert data_name(tmp_path) == STAND_IN
 
 
 def test_the_newest_run_of_each_model_in_the_papers_order():

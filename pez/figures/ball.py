@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pez.errors import UserError
 from pez.figures.curves import NAMES, curve_figure
 from pez.figures.reference import LABEL, published_curves
 from pez.figures.style import save_figure
 from pez.files import write_csv
-from pez.probes.summary import read_runs
+from pez.probes.summary import RUN_COLUMNS, NoRunsError, read_runs
 
 FIGURE_2C = (("speed",), ("direction",), ("acceleration",))
 FIGURE_2B = (("velocity_xy", "vx", "vy"), ("acceleration_xy", "ax", "ay"))  # the axes where there is no xy run
@@ -36,10 +35,8 @@ def rows_of(results_dir, probe_set_prefix: str, runs: Sequence[str] | None) -> p
     """Rows of the runs (all, or the named) whose probe set starts so; empty if there are none."""
     try:
         table = read_runs(results_dir)
-    except UserError:
-        if not _has_tables(results_dir):
-            return pd.DataFrame()
-        raise
+    except NoRunsError:
+        return pd.DataFrame(columns=RUN_COLUMNS)
     kept = table["probe_set"].str.startswith(probe_set_prefix)
     if runs:
         kept &= table["run_name"].isin(runs)
@@ -89,7 +86,3 @@ def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataF
     names = {"mean": f"{LABEL}_mean", "std": f"{LABEL}_std"}
     theirs = published[["model", "variable", "layer", *names]].rename(columns=names)
     return table.merge(theirs, on=["model", "variable", "layer"], how="left")
-
-
-def _has_tables(results_dir) -> bool:
-    return any(Path(results_dir).glob("results_*.csv"))

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from pez.figures.intphys_verdict import CHANCE, spoken
+from pez.figures.intphys_verdict import CHANCE, data_of, spoken
 from pez.figures.style import (
     X_LABEL,
     LineStyle,
@@ -24,6 +24,7 @@ from pez.figures.style import (
     titled,
 )
 from pez.probes.intphys_scores import COUNTS, METRICS, OVERALL, SUBTASK_ROWS
+from pez.stimuli.intphys import DATA
 
 NAMES = {
     "relative_accuracy": "relative accuracy",
@@ -39,10 +40,22 @@ PUBLISHED_NOTE = "Thin lines: published reproduction, overall."
 def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """What Figures 6 and 8 show: a row a model, sub-task and layer; `published_METRIC` in the overall rows."""
     values = [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std")]
-    columns = ["model", "weights", "run_name", "subtask", "layer", "layer_fraction", *values, *COUNTS, "n_folds"]
+    rows = rows.assign(data=rows.get("data", DATA)).fillna({"data": DATA})
+    columns = [
+        "model",
+        "weights",
+        "data",
+        "run_name",
+        "subtask",
+        "layer",
+        "layer_fraction",
+        *values,
+        *COUNTS,
+        "n_folds",
+    ]
     theirs = published.pivot_table(index=["model", "layer"], columns="metric", values="mean")
-    theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL)
-    return rows[columns].merge(theirs, on=["model", "subtask", "layer"], how="left")
+    theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL, data=DATA)
+    return rows[columns].merge(theirs, on=["model", "subtask", "layer", "data"], how="left")
 
 
 def draw_run(rows: pd.DataFrame, path) -> Path:
@@ -55,21 +68,21 @@ def draw_run(rows: pd.DataFrame, path) -> Path:
             ax.set_title(spoken(subtask), fontsize=9)
         for ax in list(axes.flat)[len(subtasks) :]:
             ax.set_visible(False)
-        _finish_grid(figure, axes, rows, f"IntPhys, possible or impossible: {_run_title(rows)}", SHOWN)
+        _finish_grid(figure, axes, rows, _run_title(rows), SHOWN)
         return save_figure(figure, path)[0]
 
 
 def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
     """Figure 1: every metric of one run, overall."""
     overall = rows[rows["subtask"] == OVERALL]
-    theirs = published[published["model"].isin(overall["model"])]
+    theirs = published[published["model"].isin(overall["model"]) & (data_of(overall) == DATA)]
     with drawing_style():
         figure, ax = plt.subplots(figsize=(6.8, 4.3), layout="constrained")
         _draw_panel(ax, overall, METRICS, theirs)
         ax.set_ylim(*_limits(overall, METRICS, theirs))
         ax.set_xlabel(X_LABEL)
         ax.set_ylabel("Held-out folds (mean ± s.d.)")
-        ax.set_title(titled(f"IntPhys, possible or impossible: {_run_title(overall)}", overall["weights"].unique()))
+        ax.set_title(titled(_run_title(overall), overall["weights"].unique()))
         figure.supxlabel(_wrapped(_note(overall, theirs), figure), fontsize=7, color="#555555", x=0.01, ha="left")
         last = overall.loc[overall["layer"].idxmax()]
         label_ends(
@@ -100,7 +113,7 @@ def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], ref
             for ax, subtask in zip(column, SUBTASK_ROWS):
                 part = run[run["subtask"] == subtask]
                 _draw_panel(ax, part, SHOWN, published[(published["model"] == model) & (subtask == OVERALL)])
-            column[0].set_title(_short(f"{model}, {run['weights'].iloc[0]}", 2.9 if len(models) > 1 else 5.2))
+            column[0].set_title("\n".join([f"{model}, {data_of(run)}", run["weights"].iloc[0]]), fontsize=9)
         for row, subtask in zip(axes, SUBTASK_ROWS):
             row[0].set_ylabel(spoken(subtask).capitalize())
         absent = f" Without a run: {', '.join(missing)}." if missing else ""
@@ -171,9 +184,4 @@ def _note(rows: pd.DataFrame, published: pd.DataFrame | None) -> str:
 
 def _run_title(rows: pd.DataFrame) -> str:
     probe = rows["probe_set"].iloc[0].removeprefix("intphys_")
-    return f"{rows['model'].iloc[0]}, {probe} probe"
-
-
-def _short(text: str, inches: float) -> str:
-    """`text`, broken before its last part where it would run into the next column."""
-    return text if len(text) < 13 * inches else "\n".join(text.rsplit(", ", 1))
+    return f"{data_of(rows)}, possible or impossible: {rows['model'].iloc[0]}, {probe} probe"

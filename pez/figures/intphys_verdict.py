@@ -11,7 +11,7 @@ sub-task shows its relative accuracy peaks above chance by more than the peak's 
 
 Status of a figure: *qualified* (every model present agrees, and all sub-task rows show), *overall-only* (every
 model agrees, some sub-task row does not show), *partial* (some models agree), *failed* (none does), *not
-comparable* (nothing published for the models present).
+comparable* (nothing published for the models present, or stand-in movies only).
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.probes.intphys_scores import OVERALL, SUBTASK_ROWS
+from pez.stimuli.intphys import DATA, STAND_IN
 
 CHANCE = 0.5
 KEY_METRIC = "relative_accuracy"
@@ -62,7 +63,8 @@ def verdict(title: str, rows: pd.DataFrame, published: pd.DataFrame, missing: Se
     lines += [f"- Missing, left out: {', '.join(missing)}." if missing else "- All models of the figure are present."]
     for model in models:
         run = rows[rows["model"] == model]
-        lines += ["", f"## {model}: {run['weights'].iloc[0]}", "", f"Run `{run['run_name'].iloc[0]}`.", ""]
+        lines += ["", f"## {model}: {run['weights'].iloc[0]}", ""]
+        lines += [f"Run `{run['run_name'].iloc[0]}` on {data_of(run)}.", ""]
         lines += _table_lines(run) + [""] + _model_lines(run, published[published["model"] == model])
     return "\n".join([*lines, "", _rules(), ""])
 
@@ -87,6 +89,8 @@ def _model_lines(run: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     shown = [subtask for subtask in _rows_of(run) if subtask != OVERALL and _shows(run, subtask)]
     hidden = [subtask for subtask in _rows_of(run) if subtask != OVERALL and subtask not in shown]
     lines.append(f"- Sub-tasks above chance by more than their spread: {_listed(shown)}; not: {_listed(hidden)}.")
+    if data_of(run) == STAND_IN:
+        return [*lines, "- The movies are this project's stand-in, not IntPhys: there is nothing to differ from."]
     if published.empty:
         return [*lines, "- Nothing is published for this model, so there is nothing to differ from."]
     return lines + [_difference_line(overall, published, metric) for metric in TITLES]
@@ -132,7 +136,8 @@ def _difference_line(overall: pd.DataFrame, published: pd.DataFrame, metric: str
 
 
 def _status(rows: pd.DataFrame, published: pd.DataFrame, models: list[str]) -> str:
-    compared = [model for model in models if (published["model"] == model).any()]
+    rows = rows[rows["data"] != STAND_IN] if "data" in rows else rows
+    compared = [model for model in models if (published["model"] == model).any() and (rows["model"] == model).any()]
     if not compared:
         return "not comparable"
     agreeing = [model for model in compared if _agrees(rows[rows["model"] == model], published, model)]
@@ -182,6 +187,11 @@ def _layer(layer: int | None, facts: dict) -> str:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(map(spoken, names)) or "none"
+
+
+def data_of(rows: pd.DataFrame) -> str:
+    """What movies a run was made on; tables of before that was recorded were made on the real ones."""
+    return rows["data"].iloc[0] if "data" in rows else DATA
 
 
 def spoken(subtask: str) -> str:

@@ -11,7 +11,7 @@ from pez.encoder.extract import extract_features, store_settings
 from pez.encoder.sources import ClipSource
 from pez.files import fingerprint
 from pez.probes.intphys_scores import METRICS
-from pez.stimuli.intphys import frame_paths, read_intphys, sample_frames
+from pez.stimuli.intphys import DATA, data_name, frame_paths, read_intphys, sample_frames
 from pez.store import CAPTURES, FeatureStore
 
 SET_NAME = "intphys"
@@ -41,8 +41,8 @@ def add_intphys_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     add_encoder_arguments(parser, heads_option)
 
 
-def intphys_source(movies: pd.DataFrame, n_frames_sample: int) -> ClipSource:
-    """Sampled frames of every movie as clips to encode.
+def intphys_source(movies: pd.DataFrame, n_frames_sample: int, data: str = DATA) -> ClipSource:
+    """Sampled frames of every movie as clips to encode; `data` names what they are.
 
     What the store records of them changes with the movies, labels, frames taken and sizes of their files.
     """
@@ -55,7 +55,12 @@ def intphys_source(movies: pd.DataFrame, n_frames_sample: int) -> ClipSource:
         [row.clip_id, row.possible, [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
         for row in movies.itertuples()
     ]
-    chosen = {"n_frames_sample": n_frames_sample, "n_movies": len(movies), "n_frames": int(movies["n_frames"].max())}
+    chosen = {
+        "data": data,
+        "n_frames_sample": n_frames_sample,
+        "n_movies": len(movies),
+        "n_frames": int(movies["n_frames"].max()),
+    }
     settings = {"name": SET_NAME, "fingerprint": fingerprint(content), "settings": chosen}
     return ClipSource(SET_NAME, clips, None, paths, settings, n_frames_sample)
 
@@ -69,10 +74,11 @@ def intphys_store(args: argparse.Namespace, pooling: str) -> FeatureStore:
     movies = read_intphys(
         args.intphys_root, skip_damaged=args.skip_damaged, max_scenes_per_block=args.max_scenes_per_block
     )
-    source = intphys_source(movies, args.n_frames_sample)
+    data = data_name(args.intphys_root)
+    source = intphys_source(movies, args.n_frames_sample, data)
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
-    print(f"{len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
+    print(f"{data}: {len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
     directory = (args.feature_root or default_root(args, encoder, pooling)) / SET_NAME
     overwrite = args.overwrite or (not args.reuse_features and _is_complete(directory, args, encoder, source, pooling))
     return extract_features(

@@ -47,7 +47,7 @@ def run_settings(store_settings: dict) -> dict:
         "weights": store_settings["weights_label"],
         "transform": store_settings["transform"],
         "frame_order": store_settings["frame_order"],
-        **{key: chosen[key] for key in ("n_frames_sample", "n_frames", "n_movies") if key in chosen},
+        **{key: chosen[key] for key in ("data", "n_frames_sample", "n_frames", "n_movies") if key in chosen},
     }
 
 

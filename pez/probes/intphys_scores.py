@@ -29,7 +29,7 @@ COUNTS = ("n_scenes", "n_ties", "n_near_ties", "n_pair_ties")
 OVERALL = "overall"
 SUBTASK_ROWS = (OVERALL, *SUBTASKS.values())
 
-TIE_TOLERANCE = 1e-6  # of the largest score: a few float32 roundings
+TIE_TOLERANCE = 1e-5  # of the largest score: rounding of float32 products, up to 2e-6 measured on spliced movies
 NEAR_TIE = 0.01  # of the scores' standard deviation
 
 

@@ -15,10 +15,14 @@ RUN_COLUMNS = ("run_name", "variable", "layer", "r2_mean", "r2_std", "weights")
 _ONSET_SHARE = 0.5
 
 
+class NoRunsError(UserError):
+    """A results folder has no table of the kind that was asked for."""
+
+
 def read_runs(results_dir) -> pd.DataFrame:
     """All ball-probe results of a folder, with the time each file was written as `written`.
 
-    Other tables of the folder are left out. UserError if there are none, or one is damaged.
+    Other tables of the folder are left out. NoRunsError if there are none, UserError if one is damaged.
     """
     tables = []
     for path in sorted(Path(results_dir).glob("results_*.csv")):
@@ -26,7 +30,7 @@ def read_runs(results_dir) -> pd.DataFrame:
         if set(RUN_COLUMNS) <= set(table.columns):
             tables.append(table.assign(written=path.stat().st_mtime))
     if not tables:
-        raise UserError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
+        raise NoRunsError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
     return pd.concat(tables, ignore_index=True)
 
 

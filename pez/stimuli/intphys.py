@@ -23,6 +23,9 @@ from pez.runs import progress
 
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
 MOVIES = ("1", "2", "3", "4")
+DATA = "IntPhys dev"
+STAND_IN = "intphys_mini (stand-in)"  # what a tree is called that says of itself that it is not IntPhys
+_STAND_IN_FILE = "STAND_IN.json"
 _FRAME = re.compile(r"scene_(\d{3,})\.png")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
@@ -79,6 +82,11 @@ def read_intphys(root, *, skip_damaged: bool = False, max_scenes_per_block: int 
     if not kept:
         raise UserError(f"{root}: no scene is complete, so there is nothing to probe: unpack the archive again")
     return _limited(_table(kept), max_scenes_per_block)
+
+
+def data_name(root) -> str:
+    """What the movies under `root` are to be called in every table and figure: DATA or STAND_IN."""
+    return STAND_IN if (Path(root) / _STAND_IN_FILE).is_file() else DATA
 
 
 def sample_frames(n_frames: int, n_sample: int) -> np.ndarray:
