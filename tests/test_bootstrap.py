@@ -25,6 +25,11 @@ def fresh_randomness():
     RNG = np.random.default_rng(5)
 
 
+def unstretched(group, n_resamples=1000, seed=0):
+    """Resamples of predictions as they are."""
+    return bs.group_resamples(group, n_resamples, seed, n_folds=None)
+
+
 def clustered(n_groups=23, k=2):
     """Groups of 1 to 6 clips, in scrambled order, with predictions of growing quality."""
     group = np.repeat([f"g{i}" for i in range(n_groups)], RNG.integers(1, 7, n_groups))
@@ -56,7 +61,7 @@ def check_against(curve, group, resamples, score):
 
 def test_r2_of_every_resample_is_sklearns():
     group, target, prediction = clustered()
-    resamples = bs.group_resamples(group, 20)
+    resamples = unstretched(group, 20)
     curve = bs.bootstrap_r2(target, prediction, group, resamples)
     check_against(curve, group, resamples, lambda rows, layer: r2_score(target[rows], prediction[layer][rows]))
     assert curve.estimate[1] == pytest.approx(r2(target, prediction[1]), abs=1e-12)
@@ -77,7 +82,7 @@ def test_accuracy_and_auc_of_every_resample_are_sklearns_with_ties():
     label = target[:, 0] > 50
     score = np.round(prediction[..., 0] - 50, 0)  # rounding makes ties
     assert len(np.unique(score[0])) < len(label) / 2
-    resamples = bs.group_resamples(group, 20)
+    resamples = unstretched(group, 20)
     auc = bs.bootstrap_auc(label, score, group, resamples)
     check_against(auc, group, resamples, lambda rows, layer: roc_auc_score(label[rows], score[layer][rows]))
     score += 0.25
@@ -86,7 +91,7 @@ def test_accuracy_and_auc_of_every_resample_are_sklearns_with_ties():
 
 
 def test_a_score_on_the_threshold_is_half_right():
-    resamples = bs.group_resamples(["a", "b"], 5)
+    resamples = unstretched(["a", "b"], 5)
     curve = bs.bootstrap_accuracy([True, False], [[0.0, -1.0]], ["a", "b"], resamples)
     assert curve.estimate[0] == 0.75
 
@@ -103,7 +108,7 @@ def test_relative_accuracy_is_the_intphys_scorers_with_ties():
     score = RNG.normal(size=(LAYERS, 48)) + 0.7 * possible
     score[:, :8] = 1.0  # two tied scenes
     block = np.array(["O1"] * 48)
-    resamples = bs.group_resamples(scenes, 20)
+    resamples = unstretched(scenes, 20)
     curve = bs.bootstrap_relative_accuracy(possible, score, scenes, resamples)
     for layer in range(LAYERS):
         table = pd.DataFrame({"block": block, "scene": scenes, "possible": possible, "score": score[layer]})
@@ -117,7 +122,7 @@ def test_angular_scores_of_every_resample():
     group, _, _ = clustered()
     target = RNG.choice(np.arange(0, 360, 45.0), len(group))
     prediction = target + RNG.normal(0, 1, (LAYERS, len(group))) * np.array([300, 60, 30, 10])[:, None]
-    resamples = bs.group_resamples(group, 20)
+    resamples = unstretched(group, 20)
     error = bs.bootstrap_angular_error(target, prediction, group, resamples)
     check_against(
         error, group, resamples, lambda rows, layer: mean_absolute_angular_error(target[rows], prediction[layer][rows])
@@ -131,10 +136,10 @@ def test_angular_scores_of_every_resample():
 def test_resamples_do_not_depend_on_the_order_of_clips_and_pair_up():
     group, target, prediction = clustered()
     order = RNG.permutation(len(group))
-    one = bs.group_resamples(group, 50, seed=3)
-    other = bs.group_resamples(group[order], 50, seed=3)
+    one = unstretched(group, 50, seed=3)
+    other = unstretched(group[order], 50, seed=3)
     np.testing.assert_array_equal(one.counts, other.counts)
-    assert not np.array_equal(one.counts, bs.group_resamples(group, 50, seed=4).counts)
+    assert not np.array_equal(one.counts, unstretched(group, 50, seed=4).counts)
     main = bs.bootstrap_r2(target, prediction, group, one)
     shuffled = bs.bootstrap_r2(target[order], prediction[:, order], group[order], other)
     np.testing.assert_allclose((main - shuffled).samples, 0, atol=1e-12)
@@ -143,13 +148,13 @@ def test_resamples_do_not_depend_on_the_order_of_clips_and_pair_up():
 
 def test_curves_that_were_resampled_differently_do_not_pair():
     group, target, prediction = clustered()
-    curves = [bs.bootstrap_r2(target, prediction, group, bs.group_resamples(group, 50, seed)) for seed in (0, 1)]
+    curves = [bs.bootstrap_r2(target, prediction, group, unstretched(group, 50, seed)) for seed in (0, 1)]
     with pytest.raises(ValueError, match="same resamples"):
         curves[0] - curves[1]
     with pytest.raises(UserError, match="one run only"):
-        bs.group_resamples(group, 5).index(np.array(["elsewhere"] * len(group)))
+        unstretched(group, 5).index(np.array(["elsewhere"] * len(group)))
     with pytest.raises(UserError, match="at least two"):
-        bs.group_resamples(["a", "a"])
+        unstretched(["a", "a"])
 
 
 def test_width_over_groups_is_that_of_clustered_data_and_not_of_single_clips():
@@ -157,9 +162,9 @@ def test_width_over_groups_is_that_of_clustered_data_and_not_of_single_clips():
     n_groups, size = 60, 10
     shared = np.repeat(RNG.normal(size=n_groups), size)
     group = np.repeat(np.arange(n_groups), size)
-    by_group = bs.bootstrap_mean(shared[None], group, bs.group_resamples(group, 2000))
+    by_group = bs.bootstrap_mean(shared[None], group, unstretched(group, 2000))
     clips = np.arange(len(group))
-    by_clip = bs.bootstrap_mean(shared[None], clips, bs.group_resamples(clips, 2000))
+    by_clip = bs.bootstrap_mean(shared[None], clips, unstretched(clips, 2000))
     expected = shared.reshape(n_groups, size)[:, 0].std() / np.sqrt(n_groups)  # plug-in standard error, closed form
     assert by_group.samples.std() == pytest.approx(expected, rel=0.06)
     assert by_clip.samples.std() == pytest.approx(expected / np.sqrt(size), rel=0.06)
@@ -168,7 +173,7 @@ def test_width_over_groups_is_that_of_clustered_data_and_not_of_single_clips():
 @pytest.mark.parametrize("method", bs.METHODS)
 def test_intervals_of_a_mean_agree_with_the_normal_ones(method):
     values = RNG.normal(2, 1, 400)
-    curve = bs.bootstrap_mean(values[None], np.arange(400), bs.group_resamples(np.arange(400), 4000))
+    curve = bs.bootstrap_mean(values[None], np.arange(400), unstretched(np.arange(400), 4000))
     half = 1.96 * values.std() / np.sqrt(400)
     np.testing.assert_allclose(
         curve.interval(method=method)[0], [values.mean() - half, values.mean() + half], atol=0.012
@@ -178,7 +183,7 @@ def test_intervals_of_a_mean_agree_with_the_normal_ones(method):
 def test_bca_moves_a_skewed_interval_as_efron_says():
     """For a mean of n skewed values the acceleration is skewness / (6 sqrt(n)), so BCa shifts to the long tail."""
     values = RNG.exponential(size=60)
-    curve = bs.bootstrap_mean(values[None], np.arange(60), bs.group_resamples(np.arange(60), 8000))
+    curve = bs.bootstrap_mean(values[None], np.arange(60), unstretched(np.arange(60), 8000))
     percentile, bca = curve.interval()[0], curve.interval(method="bca")[0]
     assert (bca > percentile).all()
     centred = values - values.mean()
@@ -193,6 +198,17 @@ def test_quantiles_keep_infinities_and_leave_out_nan():
     samples = np.array([[1.0], [2.0], [np.inf], [np.nan], [3.0]])
     low, high = bs.intervals(np.array([2.0]), samples, samples, level=0.5)[0]
     assert (low, high) == (1.0, np.inf)
+
+
+def test_predictions_of_a_cross_validation_are_stretched_about_the_estimate_within_what_a_score_can_be():
+    group, target, prediction = clustered()
+    plain = bs.bootstrap_r2(target, prediction, group, unstretched(group))
+    stretched = bs.bootstrap_r2(target, prediction, group, bs.group_resamples(group, n_folds=5))
+    expected = plain.estimate + 1.5 * (plain.samples - plain.estimate)  # sqrt((1/5 + 1/4) / (1/5))
+    np.testing.assert_allclose(stretched.samples, expected.clip(max=1), atol=1e-12)
+    np.testing.assert_array_equal(stretched.estimate, plain.estimate)
+    label = target[:, 0] > 50
+    assert bs.bootstrap_auc(label, prediction[..., 0], group, bs.group_resamples(group)).samples.max() <= 1
 
 
 def test_a_thousand_resamples_of_three_variables_and_a_control_take_seconds():
