@@ -6,6 +6,8 @@
 Reads artifacts/data/{velocity,acceleration} (or --clips DIR) and writes one feature store a set under
 --output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
 A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny --weights random.
+--control adds stores of the same clips for an encoder that knows nothing, under --output-root/controls
+(pez/encoder/controls.py); step 3 draws them with the main curve.
 """
 
 import sys
@@ -14,7 +16,9 @@ from pathlib import Path
 from constants import DATA_DIR, N_FRAMES
 from pez.cli import Parser, run_script
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
+from pez.encoder.controls import CONTROLS, control_directory, controls
 from pez.encoder.extract import extract_features
+from pez.encoder.loading import Encoder
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.sources import ClipSource, ball_source, folder_source
 from pez.errors import UserError
@@ -38,6 +42,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--reuse-existing", action="store_true", help="keep a complete store that holds what is asked for, and more"
     )
+    parser.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="further passes, as controls")
+    parser.add_argument("--control-seeds", type=int, default=1, help="random encoders of --control random_weights")
     add_encoder_arguments(parser)
     return parser
 
@@ -61,17 +67,27 @@ def main(args) -> None:
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
     for source in sources:
-        store = extract_features(
-            encoder,
-            source,
-            args.output_root / source.name,
-            captures=args.capture,
-            poolings=args.pooling,
-            overwrite=args.overwrite,
-            reuse_existing=args.reuse_existing,
-            **pass_options(args),
-        )
-        print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
+        extract(args, source, encoder, args.output_root, {})
+    for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
+        print(f"control {control.name}")
+        for source in sources:
+            root = control_directory(args.output_root, control.name)
+            extract(args, source, control.encoder, root, {"frame_order": control.frame_order})
+
+
+def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dict) -> None:
+    """One pass of one encoder over one clip set, as the options say but for `changes`."""
+    store = extract_features(
+        encoder,
+        source,
+        root / source.name,
+        captures=args.capture,
+        poolings=args.pooling,
+        overwrite=args.overwrite,
+        reuse_existing=args.reuse_existing,
+        **{**pass_options(args), **changes},
+    )
+    print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
 
 
 if __name__ == "__main__":

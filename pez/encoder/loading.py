@@ -89,9 +89,12 @@ def load_encoder(
     else:
         encoder, spec = _from_meta(model, weights, checkpoint_key, num_heads, resolution)
         label = Path(weights).name
+    return _finished(encoder, spec, model, label, checkpoint_key, target)
+
+
+def _finished(encoder: nn.Module, spec: ModelSpec, model: str, label: str, key: str | None, device) -> Encoder:
     sha256 = _sha256(encoder)
-    encoder = encoder.to(target).eval().requires_grad_(False)
-    return Encoder(encoder, spec, model, label, sha256, checkpoint_key, target)
+    return Encoder(encoder.to(device).eval().requires_grad_(False), spec, model, label, sha256, key, device)
 
 
 def find_device(name: str) -> torch.device:
@@ -209,11 +212,20 @@ def _random(model: str, resolution: int | None, seed: int) -> tuple[nn.Module, M
     if model == CUSTOM:
         raise UserError("--model custom has no sizes of its own to fill with random weights: name a model")
     spec = _sized(MODELS[model], resolution)
+    return _random_module(spec, seed), spec
+
+
+def _random_module(spec: ModelSpec, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = VJEPA2Model(encoder_config(spec)).encoder
     rescale_blocks(encoder)
-    return encoder, spec
+    return encoder
+
+
+def random_encoder(model: str, spec: ModelSpec, seed: int, device: torch.device) -> Encoder:
+    """An encoder of these sizes with random weights, initialised as the original is."""
+    return _finished(_random_module(spec, seed), spec, model, f"random weights (seed {seed})", None, device)
 
 
 @torch.no_grad()

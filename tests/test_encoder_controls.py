@@ -1,0 +1,88 @@
+"""Control passes: what each store holds, against what its name says."""
+
+import numpy as np
+import pytest
+import torch
+from clips import write_moving_squares
+from conftest import DATA
+
+import step2_extract
+from pez.cli import run_script
+from pez.encoder.controls import control_directory
+from pez.encoder.preprocessing import normalise, read_frames
+from pez.encoder.sources import ball_source
+from pez.store import FeatureStore
+
+FIXTURE = str(DATA / "vjepa2_small_headdim64.pt")
+NAMES = ["pixels", "random_weights", "static_last", "static_first", "reversed", "shuffled_frames"]
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("controls")
+    write_moving_squares(root / "data" / "velocity", n_clips=3)
+    arguments = ["--data-root", root / "data", "--dataset", "velocity", "--output-root", root / "features"]
+    arguments += ["--pooling", "temporal_last", "temporal_first", "temporal_last_patch", "--capture", "resid_post"]
+    arguments += ["--model", "custom", "--num-heads", "1", "--weights", FIXTURE, "--workers", "0"]
+    arguments += ["--control", *NAMES, "--control-seeds", "2"]
+    assert run_script(step2_extract.make_parser(), step2_extract.main, list(map(str, arguments))) == 0
+    return root
+
+
+def store(root, name=None) -> FeatureStore:
+    features = root / "features"
+    return FeatureStore.open((features if name is None else control_directory(features, name)) / "velocity")
+
+
+def test_pixels_are_averages_of_the_frames_a_pooling_sees(extracted):
+    pixels = store(extracted, "pixels")
+    source = ball_source(extracted / "data" / "velocity")
+    frames = normalise(read_frames(source.paths["squares_01"], 16)).numpy()
+    blocks = frames.reshape(16, 3, 16, 16, 16, 16).mean(axis=(3, 5))  # 256 = 16 blocks of 16 pixels
+    read = pixels.layer("resid_post", "temporal_last", 0, ["squares_01"])[0].numpy()
+    assert np.allclose(read, blocks[14:].ravel(), atol=1e-5)
+    assert pixels.layer("resid_post", "temporal_last_patch", 0).shape == (3, 1, 2 * 3 * 16 * 16)
+    assert pixels.settings["weights_label"] == "downsampled pixels" and pixels.depth == 1
+
+
+def test_random_encoders_have_the_same_sizes_and_other_weights(extracted):
+    main, first, second = store(extracted), *(store(extracted, f"random_weights_seed{seed}") for seed in (1, 2))
+    hashes = {main.settings["weights_sha256"], first.settings["weights_sha256"], second.settings["weights_sha256"]}
+    assert len(hashes) == 3
+    assert "random weights" in first.settings["weights_label"]
+    assert first.layer("resid_post", "temporal_last", 2).shape == main.layer("resid_post", "temporal_last", 2).shape
+
+
+def last_patches(root, name=None) -> torch.Tensor:
+    return store(root, name).layer("resid_post", "temporal_last_patch", 0).float()
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference of two patch arrays, relative to their largest value."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def test_static_controls_repeat_the_frame_they_name(extracted):
+    # every clip starts at the centre and ends elsewhere: repeated first frames make all clips one
+    first, last = last_patches(extracted, "static_first"), last_patches(extracted, "static_last")
+    assert apart(first[0], first[1]) < 1e-3 < 0.05 < apart(last[0], last[1])
+    assert store(extracted, "static_last").settings["frame_order"] == "static_last"
+    # the last tubelet of a clip that stands still at its end is what the clip itself ends with, but for motion
+    assert apart(last, last_patches(extracted)) < 0.5 * apart(first, last_patches(extracted))
+
+
+def test_reversed_and_shuffled_differ_from_the_original(extracted):
+    main = last_patches(extracted)
+    for name in ("reversed", "shuffled_frames"):
+        assert apart(last_patches(extracted, name), main) > 0.05
+    # a reversed clip ends near the centre, whatever its direction
+    ends = last_patches(extracted, "reversed")
+    assert apart(ends[0], ends[1]) < apart(main[0], main[1])
+
+
+def test_a_control_order_on_top_of_another_is_one_line(extracted, capsys):
+    arguments = ["--data-root", str(extracted / "data"), "--output-root", str(extracted / "other")]
+    arguments += ["--model", "custom", "--num-heads", "1", "--weights", FIXTURE, "--workers", "0"]
+    arguments += ["--dataset", "velocity", "--frame-order", "reversed", "--control", "static_last"]
+    assert run_script(step2_extract.make_parser(), step2_extract.main, arguments) == 2
+    assert "error: --control static_last needs --frame-order original; got reversed" in capsys.readouterr().err
