@@ -145,7 +145,8 @@ def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], publish
     for ax in axes[-1]:
         ax.set_xlabel(X_LABEL)
     axes[0, 0].set_ylim(*_limits(rows, metrics, published))
-    figure.suptitle(titled(title, rows["weights"].unique()), fontsize=10.5, x=0.01, ha="left")
+    lines = titled(title, rows["weights"].unique()).split("\n")
+    figure.suptitle("\n".join(_wrapped(line, figure, 12) for line in lines), fontsize=10.5, x=0.01, ha="left")
     handles = [
         Line2D([], [], color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=NAMES[metric])
         for metric, style in STYLES.items()
@@ -163,8 +164,8 @@ def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], publish
     )
 
 
-def _wrapped(text: str, figure) -> str:
-    return textwrap.fill(text, int(19 * figure.get_figwidth()))  # characters of 7 points an inch
+def _wrapped(text: str, figure, per_inch: int = 19) -> str:
+    return textwrap.fill(text, int(per_inch * figure.get_figwidth()))  # default: characters of 7 points
 
 
 def _limits(rows: pd.DataFrame, metrics: Sequence[str], published: pd.DataFrame | None) -> tuple[float, float]:
@@ -177,11 +178,14 @@ def _limits(rows: pd.DataFrame, metrics: Sequence[str], published: pd.DataFrame 
 def _note(rows: pd.DataFrame, published: pd.DataFrame | None) -> str:
     """Chance, ties and the meaning of thin lines, for the foot of a figure."""
     overall = rows[rows["subtask"] == OVERALL]
-    ties, scenes = int(overall["n_ties"].sum()), int(overall["n_scenes"].sum())
+    ties, near, scenes = (int(overall[name].sum()) for name in ("n_ties", "n_near_ties", "n_scenes"))
     thin = f" {PUBLISHED_NOTE}" if published is not None and len(published) else ""
-    return f"Mean ± s.d. over folds; chance 0.5. Tied scenes, worth a half: {ties} of {scenes} over all layers.{thin}"
+    return (
+        f"Mean ± s.d. over folds; chance 0.5. Of {scenes} scenes over all layers {ties} tie (worth a half), and {near} "
+        f"are decided by less than 1 % of the scores' spread.{thin}"
+    )
 
 
 def _run_title(rows: pd.DataFrame) -> str:
     probe = rows["probe_set"].iloc[0].removeprefix("intphys_")
-    return f"{data_of(rows)}, possible or impossible: {rows['model'].iloc[0]}, {probe} probe"
+    return f"{data_of(rows)}, possible or impossible\n{rows['model'].iloc[0]}, {probe} probe"

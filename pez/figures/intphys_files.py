@@ -20,6 +20,7 @@ from pez.figures.intphys import compare_table, draw_comparison, draw_metrics
 from pez.figures.intphys_verdict import verdict
 from pez.figures.reference import PUBLISHED_FILE
 from pez.files import write_csv, write_text
+from pez.stimuli.intphys import DATA
 
 MODELS_SHOWN = ("large", "huge", "giant")
 FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Figure 1
@@ -74,14 +75,14 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: boo
 def build_figure6(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Linear probes, models side by side."""
     rows = read_runs(results_dir, "intphys_linear", runs)
-    title, published = "Figure 6: IntPhys, linear probe", published_curves(["1", "6"])
+    title, published = "Figure 6: linear probe", published_curves(["1", "6"])
     return _build_comparison(results_dir, 6, title, rows, published, "step_intphys_probe.py", reference)
 
 
 def build_figure8(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Attentive probes, models side by side."""
     rows = read_runs(results_dir, "intphys_attentive", runs)
-    title, published = "Figure 8: IntPhys, attentive probe", published_curves(["8"])
+    title, published = "Figure 8: attentive probe", published_curves(["8"])
     return _build_comparison(results_dir, 8, title, rows, published, "step_intphys_attentive.py", reference)
 
 
@@ -89,6 +90,7 @@ def _build_comparison(results_dir, number, title: str, rows, published, script: 
     if rows.empty:
         return _say_absent(f"Figure {number}", script)
     rows = newest_by_model(rows)
+    title = f"{title}, {' and '.join(sorted(set(rows.get('data', pd.Series([DATA])))))}"
     missing = [model for model in MODELS_SHOWN if model not in set(rows["model"])]
     if missing:
         print(f"Figure {number}: no run of {', '.join(missing)}; left out (make one with {script} --model ...)")
