@@ -1,16 +1,19 @@
 # make reproduce   the quick preset end to end on two CPU cores: clips, features, probes, figures
 # make test        the whole test suite
 # Both make .venv and install requirements.txt into it on first use.
+# make kubric      an environment of its own for step1_generate.py --backend kubric (1.7 GB)
+# make reproduce-paper [MODEL=large] [WEIGHTS=FILE] [DEVICE=cuda:0]   the paper preset through Kubric, then every
+#                  later step; the IntPhys figures too if its dev split is at artifacts/intphys/dev
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help reproduce test lint benchmarks clean
+.PHONY: help reproduce reproduce-paper reproduce-intphys kubric test lint benchmarks clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 $(INSTALLED): requirements.txt
 	@echo "Installing requirements.txt into $(VENV) (PyTorch is large: some minutes, once)"
@@ -18,28 +21,88 @@ $(INSTALLED): requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# The quick preset keeps to a folder of its own, so that it never meets the paper preset's clips.
+# The quick preset keeps to a folder of its own, so that it never meets the paper preset's clips. The IntPhys
+# stand-in is small, and its attentive probes are shallow and short: Figure 8 proper needs a GPU.
 QUICK := PEZ_ARTIFACTS_DIR=artifacts/quick
 FEATURES := artifacts/quick/features
 ENCODER := --model tiny --weights random --device cpu
 PROBE := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/tiny_random --solver trainable \
 	--residual-capture resid_post --preprocessing resize --device cpu
+CONTROLS := --control shuffled_labels pixels position static_last
+INTPHYS := $(ENCODER) --intphys-root artifacts/quick/intphys_mini/dev --capture resid_pre --transform resize \
+	--n-frames-sample 16 --reuse-features
 
 reproduce: $(INSTALLED)
-	@echo "== Step 1: render the quick preset"
+	@echo "== Step 1: render the quick preset, and a small stand-in for IntPhys"
 	@$(QUICK) $(RUN) step1_generate.py --preset quick
-	@echo "== Step 2: features of every layer, all poolings in one pass"
+	@$(QUICK) $(RUN) step1_generate.py --dataset intphys_mini --scenes-per-block 4
+	@echo "== Step 2: features of every layer, all poolings in one pass; the controls"
 	@$(QUICK) $(RUN) step2_extract.py $(ENCODER) --capture resid_post --transform resize \
-		--pooling temporal_last temporal_last_patch --output-root $(FEATURES)/tiny_random
+		--pooling temporal_last temporal_last_patch --control pixels static_last --output-root $(FEATURES)/tiny_random
 	@echo "== Step 3: probes of Figure 2(c) and 2(b)"
 	@$(PROBE) --run-name fig2c_quick --probe-set fig2c --pooling temporal_last \
-		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle
+		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle $(CONTROLS)
 	@$(PROBE) --run-name fig2b_velocity_quick --probe-set fig2b_velocity_xy --pooling temporal_last_patch \
-		--norm-mode center --grouping magnitude_spatial_sector --direction-target vxy
+		--norm-mode center --grouping magnitude_spatial_sector --direction-target vxy $(CONTROLS)
 	@$(PROBE) --run-name fig2b_acceleration_quick --probe-set fig2b_acceleration_xy --pooling temporal_last \
-		--norm-mode center --grouping magnitude --direction-target vxy
-	@echo "== Figures"
+		--norm-mode center --grouping magnitude --direction-target vxy $(CONTROLS)
+	@$(QUICK) $(RUN) step3_probe.py audit --feature-root $(FEATURES)/tiny_random
+	@echo "== IntPhys stand-in: linear and attentive probes"
+	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
+		--selection-metric relative_accuracy
+	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
+		--patch-pool temporal_last_patch --layers 0 3 6 9 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 4
+	@echo "== Figures and report"
 	@$(QUICK) $(RUN) plot_figures.py --reference
+
+# Kubric pins what it cannot resolve, so it comes without its dependencies (requirements-kubric.txt has them).
+KUBRIC := .venv-kubric
+KUBRIC_INSTALLED := $(KUBRIC)/.installed
+
+kubric: $(KUBRIC_INSTALLED)
+
+$(KUBRIC_INSTALLED): requirements-kubric.txt
+	@echo "Installing requirements-kubric.txt into $(KUBRIC) (Blender is large: a minute or more, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Blender 4.5 needs Python 3.11: make kubric PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(KUBRIC)
+	$(KUBRIC)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-kubric.txt
+	$(KUBRIC)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps kubric==0.1.1
+	PYTHONPATH=. $(KUBRIC)/bin/python -m pez.stimuli.kubric_probe
+	@touch $@
+
+MODEL ?= large
+WEIGHTS ?=
+DEVICE ?= cuda:0
+PAPER_ENCODER := --model $(MODEL) $(if $(WEIGHTS),--weights $(WEIGHTS)) --device $(DEVICE)
+ARTIFACTS := $(or $(PEZ_ARTIFACTS_DIR),artifacts)
+PAPER_FEATURES := $(ARTIFACTS)/features/$(MODEL)_resid_post_resize
+PAPER_PROBE := $(RUN) step3_probe.py run --feature-root $(PAPER_FEATURES) --solver trainable \
+	--residual-capture resid_post --preprocessing resize --device $(DEVICE)
+
+reproduce-paper: $(INSTALLED) $(KUBRIC_INSTALLED)
+	@echo "== Step 1: render the paper preset with Kubric"
+	@$(RUN) step1_generate.py --backend kubric
+	@echo "== Step 2: features of every layer, both poolings in one pass"
+	@$(RUN) step2_extract.py $(PAPER_ENCODER) --capture resid_post --transform resize \
+		--pooling temporal_last temporal_last_patch --output-root $(PAPER_FEATURES)
+	@echo "== Step 3: probes of Figure 2(c) and 2(b)"
+	@$(PAPER_PROBE) --run-name fig2c_iter11_residpost_tlast_dirsector_angle --probe-set fig2c --pooling temporal_last \
+		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle
+	@$(PAPER_PROBE) --run-name fig2b_iter23_velocity_residpost_tlastpatch_magsector_center --probe-set fig2b_velocity_xy \
+		--pooling temporal_last_patch --norm-mode center --grouping magnitude_spatial_sector --direction-target vxy
+	@$(PAPER_PROBE) --run-name fig2b_iter16_accel_residpost_tlast_magnitude_center --probe-set fig2b_acceleration_xy \
+		--pooling temporal_last --norm-mode center --grouping magnitude --direction-target vxy
+	@echo "== IntPhys: Figures 1, 6 and 8"
+	@if [ -d $(ARTIFACTS)/intphys/dev ]; then $(MAKE) --no-print-directory reproduce-intphys; \
+		else echo "skipped: no IntPhys dev split at $(ARTIFACTS)/intphys/dev"; fi
+	@echo "== Figures"
+	@$(RUN) plot_figures.py --reference
+
+reproduce-intphys: $(INSTALLED)
+	@$(RUN) step_intphys_probe.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
+		--selection-metric relative_accuracy --reuse-features --run-name figure6_intphys_$(MODEL)_linear_full
+	@$(RUN) step_intphys_attentive.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
+		--patch-pool temporal_last_patch --reuse-features --run-name figure8_intphys_$(MODEL)_attentive
 
 test: $(INSTALLED)
 	@$(RUN) -m ruff check .

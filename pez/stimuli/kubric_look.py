@@ -40,7 +40,8 @@ def full_light(look: Look) -> float:
 def linear_light(look: Look) -> LinearLight:
     """The two lights of `look`."""
     ambient = float(to_linear(look.ambient))
-    return LinearLight(ambient, (float(to_linear(full_light(look))) - ambient) / look.light()[2])
+    sun = float(to_linear(full_light(look))) - ambient
+    return LinearLight(ambient, sun / float(look.light()[2]))
 
 
 def reflectance(colour, look: Look) -> tuple[float, float, float]:
