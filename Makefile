@@ -72,7 +72,7 @@ $(KUBRIC_INSTALLED): requirements-kubric.txt
 
 MODEL ?= large
 WEIGHTS ?=
-DEVICE ?= cuda:0
+DEVICE ?= $(if $(shell command -v nvidia-smi),cuda:0,cpu)
 PAPER_ENCODER := --model $(MODEL) $(if $(WEIGHTS),--weights $(WEIGHTS)) --device $(DEVICE)
 ARTIFACTS := $(or $(PEZ_ARTIFACTS_DIR),artifacts)
 PAPER_FEATURES := $(ARTIFACTS)/features/$(MODEL)_resid_post_resize
