@@ -1,0 +1,166 @@
+"""The paper's statements about the ball curves (Figures 2b, 2c) as data, and how each is checked.
+
+A statement is checked on how far a curve stands above chance and above every control that was run, with 95 % intervals
+of the bootstrap over groups. "Holds" and "does not hold" need the whole interval on one side; else "undecided". A
+statement holds if it holds against all of them, does not if it fails against one, and is undecided otherwise.
+
+early      readable from the first layers: half-rise onset (pez.probes.onset) within the first tenth of the depth
+one third  appears at about one third: half-rise onset within a tenth of the depth of one third
+middle     peaks in the middle: the mean over the middle third of the depth minus that over the outer third that
+           is higher; means, for the highest of many layers is higher by luck too
+fades      declines toward the output: the mean over the middle third minus that over the last tenth
+
+Without an onset "early" and "one third" do not hold if the curve stays, with its interval, less than 0.1 above; a
+curve that might be higher but was not shown to be leaves them undecided. Layers that were not probed leave undecided
+what needs them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from constants import EMERGENCE_DEPTH
+from pez.probes.bootstrap import BootstrapCurve
+from pez.probes.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+CHANCE = "chance"  # what a curve is compared with where it is not a control
+
+EARLY = 0.1  # of the depth
+AROUND = 0.1  # of the depth, on either side of one third
+LAST = 0.9  # of the depth: where the last tenth begins
+READABLE = 0.1  # least R^2 above control that would count as readable
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What the paper says of a variable of a figure: `claim` in words, `check` a key of CHECKS."""
+
+    figure: str
+    variable: str
+    claim: str
+    check: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check against one thing: `measured` in words with its interval, and the verdict."""
+
+    against: str
+    verdict: str
+    measured: str
+
+
+def _statements(figure: str, variable: str, appears: str) -> tuple[Statement, ...]:
+    words = {"early": "is readable from the first layers", "one third": "appears at about one third of the depth"}
+    return (
+        Statement(figure, variable, words[appears], appears),
+        Statement(figure, variable, "peaks in the middle layers", "middle"),
+        Statement(figure, variable, "fades toward the output", "fades"),
+    )
+
+
+STATEMENTS = (
+    *_statements("2c", "speed", "early"),
+    *_statements("2c", "acceleration", "early"),
+    *_statements("2c", "direction", "one third"),
+    *_statements("2c", "direction_sincos", "one third"),
+    *(part for name in ("velocity_xy", "vx", "vy") for part in _statements("2b", name, "one third")),
+    *(part for name in ("acceleration_xy", "ax", "ay") for part in _statements("2b", name, "one third")),
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A variable's curve over `layers` [L] of an encoder of `depth` layers, and its controls' curves by name, all
+    over the same resamples; `chance` is the score of knowing nothing."""
+
+    layers: np.ndarray
+    depth: int
+    main: BootstrapCurve
+    controls: dict[str, BootstrapCurve]
+    chance: float = 0.0
+
+    @property
+    def comparisons(self) -> dict[str, BootstrapCurve | None]:
+        """What a statement is checked against, by name; None stands for chance."""
+        return {CHANCE: None, **self.controls}
+
+
+def check(statement: Statement, evidence: Evidence) -> list[Finding]:
+    """A finding against chance and each control."""
+    function = CHECKS[statement.check]
+    return [Finding(name, *function(evidence, control)) for name, control in evidence.comparisons.items()]
+
+
+def overall(findings: list[Finding]) -> str:
+    """One verdict of a statement's findings."""
+    verdicts = {finding.verdict for finding in findings}
+    if FAILS in verdicts:
+        return FAILS
+    return HOLDS if verdicts == {HOLDS} else UNDECIDED
+
+
+def _onset_within(low: float, high: float) -> Callable[[Evidence, BootstrapCurve | None], tuple[str, str]]:
+    """A check that the onset's interval lies within [low, high], fractions of the depth."""
+
+    def function(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
+        rise = rise_above(evidence.main, control, evidence.chance)
+        detection = above_control(evidence.main, control, evidence.chance)
+        if not detection.found:
+            highest = rise.interval()[:, 1].max()
+            words = f"no onset (p = {detection.p_value:.2g}); at most {highest:.2f} above"
+            return FAILS if highest < READABLE else UNDECIDED, words
+        layers = np.asarray(evidence.layers, dtype=np.float64)
+        onset = onset_at_half_rise(layers, evidence.main, control, evidence.chance)
+        if onset.verdict not in (ONSET, AT_FIRST):
+            return UNDECIDED, onset.text()
+        start, end = onset.low / evidence.depth, onset.high / evidence.depth
+        words = f"onset at {onset.layer / evidence.depth:.2f} of the depth [{start:.2f}, {end:.2f}]"
+        if low <= start and end <= high:
+            return HOLDS, words
+        return FAILS if end < low or start > high else UNDECIDED, words
+
+    return function
+
+
+def _middle(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
+    first, middle, last, _ = _parts(evidence)
+    if not (first.any() and middle.any() and last.any()):
+        return UNDECIDED, "not every third of the depth was probed"
+    rise = rise_above(evidence.main, control, evidence.chance)
+    outer = first if rise.estimate[first].mean() > rise.estimate[last].mean() else last
+    name = "first" if outer is first else "last"
+    return _difference(rise, middle, outer, f"middle third minus {name} third")
+
+
+def _fades(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
+    _, middle, _, end = _parts(evidence)
+    if not (middle.any() and end.any()):
+        return UNDECIDED, "the middle third or the last tenth of the depth was not probed"
+    rise = rise_above(evidence.main, control, evidence.chance)
+    return _difference(rise, middle, end, "middle third minus last tenth")
+
+
+def _parts(evidence: Evidence) -> tuple[np.ndarray, ...]:
+    """Which layers are in the first, middle and last third, and in the last tenth."""
+    place = np.asarray(evidence.layers) / evidence.depth
+    return place < 1 / 3, (place >= 1 / 3) & (place < 2 / 3), place >= 2 / 3, place >= LAST
+
+
+def _difference(rise: BootstrapCurve, one: np.ndarray, other: np.ndarray, name: str) -> tuple[str, str]:
+    difference = rise.map(lambda rows: rows[:, one].mean(1, keepdims=True) - rows[:, other].mean(1, keepdims=True))
+    low, high = difference.interval()[0]
+    words = f"{name}: {difference.estimate[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if low > 0:
+        return HOLDS, words
+    return FAILS if high < 0 else UNDECIDED, words
+
+
+CHECKS = {
+    "early": _onset_within(0.0, EARLY),
+    "one third": _onset_within(EMERGENCE_DEPTH - AROUND, EMERGENCE_DEPTH + AROUND),
+    "middle": _middle,
+    "fades": _fades,
+}

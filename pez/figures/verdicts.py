@@ -1,0 +1,193 @@
+"""Verdict files of the ball figures: the paper's statements, each with its verdict, measured value and interval.
+
+    figure2c_verdict.md, figure2b_verdict.md      beside the figures
+
+Everything in them is computed (pez.figures.statements, pez.probes.onset) from predictions_RUN.parquet, whose main rows
+have an empty `control`, and whose other rows are controls by that name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pez.errors import UserError
+from pez.figures import statements
+from pez.figures.curves import NAMES
+from pez.figures.statements import STATEMENTS, Evidence, check, overall
+from pez.files import write_text
+from pez.probes import onset as onset_rules
+from pez.probes.bootstrap import FEW_GROUPS, BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
+from pez.probes.onset import find_onsets
+from pez.probes.outoffold import OutOfFold, out_of_fold
+from pez.probes.summary import depth_of
+
+NOT_A_FLOOR = ("reversed",)  # a high score there is no rival explanation
+PREFERRED = ("nested", "paper")
+
+
+@dataclass(frozen=True)
+class VariableVerdict:
+    """A variable of a run with its evidence, and what a reader needs to know of it."""
+
+    variable: str
+    run: dict
+    protocol: str
+    n_groups: int
+    components: tuple[str, ...]
+    evidence: Evidence
+
+
+def build_verdict(results_dir, figure: str, rows: pd.DataFrame) -> list[Path]:
+    """Write figureFIGURE_verdict.md for the runs in `rows` (results tables, one run a variable); returns its path.
+
+    A run without readable predictions is named in the file and left out of it.
+    """
+    verdicts, notes = [], []
+    for variable, curve in rows.groupby("variable", sort=False):
+        try:
+            verdicts.append(variable_verdict(results_dir, str(variable), curve))
+        except UserError as error:
+            notes.append(f"{NAMES.get(variable, variable)} left out: {error}")
+    return [write_text(Path(results_dir) / f"figure{figure}_verdict.md", verdict_text(figure, verdicts, notes))]
+
+
+def variable_verdict(results_dir, variable: str, curve: pd.DataFrame) -> VariableVerdict:
+    """Evidence of one variable of one run, from its predictions; UserError if they are not there."""
+    run = curve.iloc[0].to_dict()
+    path = Path(results_dir) / f"predictions_{run['run_name']}.parquet"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: rerun step3_probe.py run --run-name {run['run_name']}")
+    table = pd.read_parquet(path)
+    table = table[table["variable"] == variable]
+    there = set(table["protocol"])
+    protocol = next((name for name in PREFERRED if name in there), None)
+    if protocol is None:
+        raise UserError(f"{path} has no predictions of {variable}: rerun step3_probe.py run")
+    n_folds = int(table.loc[table["protocol"] == protocol, "fold"].max()) + 1
+    main, arrays = curves_of(table, variable, protocol, n_folds)
+    controls = {name: found for name, found in main.items() if name and name not in NOT_A_FLOOR}
+    evidence = Evidence(arrays.layers, depth_of(curve), main[""], controls)
+    n_groups = len(np.unique(arrays.group))
+    return VariableVerdict(variable, run, protocol, n_groups, arrays.components, evidence)
+
+
+def curves_of(
+    table: pd.DataFrame, variable: str, protocol: str, n_folds: int
+) -> tuple[dict[str, BootstrapCurve], OutOfFold]:
+    """Bootstrap curves of a variable by control ("" is the main one), and the main predictions as arrays.
+
+    Repeats and seeds are averaged. A control with one layer stands for every layer. Controls were probed with the
+    protocol if they have it, else with what they have.
+    """
+    parts = _parts(table, variable, protocol)
+    first = parts[""][0]
+    resamples = group_resamples(first.group, n_folds=n_folds)
+    curves = {}
+    for name, arrays in parts.items():
+        found = [bootstrap_r2(item.target, item.prediction, item.group, resamples) for item in arrays]
+        curves[name] = _over_layers(mean_curve(found), arrays[0].layers, first.layers, name)
+    return curves, first
+
+
+def _parts(table: pd.DataFrame, variable: str, protocol: str) -> dict[str, list[OutOfFold]]:
+    """Arrays of each control's every seed and repeat; the main curve under ""."""
+    keys = {name: table.get(name, default) for name, default in (("control", ""), ("control_seed", 0), ("repeat", 0))}
+    table = table.assign(**keys).fillna({"control": ""})
+    parts: dict[str, list[OutOfFold]] = {}
+    for name, rows in table.groupby("control", sort=True):
+        used = protocol if (rows["protocol"] == protocol).any() else rows["protocol"].iloc[0]
+        groups = rows.groupby(["control_seed", "repeat"], sort=True)
+        parts[str(name)] = [out_of_fold(part, variable, used) for _, part in groups]
+    if "" not in parts:
+        raise UserError(f"the predictions of {variable} hold controls only: rerun step3_probe.py run")
+    return parts
+
+
+def _over_layers(curve: BootstrapCurve, layers: np.ndarray, wanted: np.ndarray, name: str) -> BootstrapCurve:
+    if len(layers) == 1:
+        return curve.map(lambda rows: np.repeat(rows, len(wanted), axis=1))
+    if not np.array_equal(layers, wanted):
+        raise UserError(f"control {name} was probed at other layers than the run: rerun both with the same --layers")
+    return curve
+
+
+def verdict_text(figure: str, verdicts: list[VariableVerdict], notes: list[str]) -> str:
+    """The Markdown of a verdict file."""
+    title = {"2c": "Figure 2(c): scalar motion variables", "2b": "Figure 2(b): Cartesian motion"}[figure]
+    lines = [f"# {title}, the paper's statements checked", ""]
+    lines += _made_from(verdicts) + [f"- {note}" for note in [*_warnings(verdicts), *notes]]
+    lines += ["", "## Statements", ""] + _statement_lines(figure, verdicts)
+    lines += ["", "## Onset of every curve", ""] + _onset_lines(verdicts)
+    return "\n".join([*lines, "", *_rules(), ""])
+
+
+def _made_from(verdicts: list[VariableVerdict]) -> list[str]:
+    lines = ["| variable | run | model | weights | protocol | clips | groups | controls |", "|---" * 8 + "|"]
+    for item in verdicts:
+        run, controls = item.run, ", ".join(map(_spoken, item.evidence.controls)) or "none"
+        lines.append(
+            f"| {_name(item)} | `{run['run_name']}` | {run.get('model', '?')} | {run['weights']} | {item.protocol} | "
+            f"{run.get('n_clips', '?')} | {item.n_groups} | {controls} |"
+        )
+    return [*lines, ""]
+
+
+def _warnings(verdicts: list[VariableVerdict]) -> list[str]:
+    notes = []
+    if any("random" in str(item.run["weights"]) for item in verdicts):
+        notes.append(
+            "**Random weights**: the encoder was never trained. These verdicts say what its architecture and the probe "
+            "do by themselves, and nothing of a trained model or of the paper."
+        )
+    for name in (_name(item) for item in verdicts if not item.evidence.controls):
+        notes.append(f"No control was run for {name}: its verdicts are against chance (R² = 0) alone.")
+    for item in verdicts:
+        if item.protocol == "paper":
+            notes.append(f"{_name(item)}: settings were chosen on the fold that is reported, so scores are optimistic.")
+        if item.n_groups < FEW_GROUPS:
+            notes.append(
+                f"{_name(item)}: {item.n_groups} groups; with fewer than {FEW_GROUPS}, intervals are too short."
+            )
+        if item.components == ("angle",):
+            notes.append(
+                f"{_name(item)}: the target is an angle with a jump at ±180°; R² understates what is readable."
+            )
+    return notes
+
+
+def _statement_lines(figure: str, verdicts: list[VariableVerdict]) -> list[str]:
+    lines = ["| variable | the paper says it | verdict | against | measured (95 % interval) |", "|---" * 5 + "|"]
+    for item in verdicts:
+        for statement in STATEMENTS:
+            if (statement.figure, statement.variable) != (figure, item.variable):
+                continue
+            findings = check(statement, item.evidence)
+            lines.append(f"| {_name(item)} | {statement.claim} | **{overall(findings)}** | | |")
+            lines += [f"| | | {found.verdict} | {_spoken(found.against)} | {found.measured} |" for found in findings]
+    return lines
+
+
+def _onset_lines(verdicts: list[VariableVerdict]) -> list[str]:
+    lines = ["| variable | against | rule | onset |", "|---" * 4 + "|"]
+    for item in verdicts:
+        evidence = item.evidence
+        for name, control in evidence.comparisons.items():
+            found = find_onsets(evidence.layers, evidence.main, control, evidence.chance)
+            lines += [f"| {_name(item)} | {_spoken(name)} | {onset.rule} | {onset.text()} |" for onset in found]
+    return lines
+
+
+def _name(item: VariableVerdict) -> str:
+    return NAMES.get(item.variable, item.variable.replace("_", " "))
+
+
+def _spoken(control: str) -> str:
+    return control.replace("_", " ")
+
+
+def _rules() -> list[str]:
+    checks = statements.__doc__.partition("\n\n")[2].strip()
+    onsets = "The rules" + onset_rules.__doc__.partition("The rules")[2].strip()
+    return ["---", "How this was computed:", "", "```", checks, "", onsets, "```"]

@@ -1,0 +1,232 @@
+"""Where in depth a quantity becomes readable: three rules, each with an interval, or "no onset".
+
+    for onset in find_onsets(layers, main, control): print(onset.rule, onset.text())
+
+`main` and `control` are BootstrapCurves over the same resamples. The rules, fixed here for every curve:
+
+threshold    first crossing of a fixed score (default 0.5, half of the variance)
+half-rise    first crossing of the middle between chance level and peak. Chance level at a layer is the control's score
+             there, or the score of knowing nothing (0 for R^2, 0.5 for accuracies) if that is higher or there is no
+             control. The peak is the layer where the curve stands highest above it; in every resample too it is that
+             layer, for the highest of many layers is higher in a resample than it should be, and drags the middle up
+breakpoint   where the best continuous line of two straight segments bends (least squares over all layers). It is an
+             onset only together with its kind: the start of a rise, or its end
+
+Crossings are interpolated between layers, so "layer 7.4" means: below at 7, above at 8. A curve that is above already
+at the first layer has its onset "at or before the first layer". Intervals are percentiles of the rule applied to every
+resample; an end past the last layer is infinite.
+
+No onset: the curve is not above its control anywhere. Tested by the largest, over layers, of main minus control in
+its standard errors, against the same maximum of the centred resamples: one test for all layers at level 0.05 (the
+max-T step of Westfall & Young 1993, Resampling-based Multiple Testing). Control here is the higher of control and
+knowing nothing, as above. A breakpoint needs a second test: the drop in squared error from one line to two must beat
+that of resampled noise around the one line.
+
+What intervals were tried, and how often they hold: docs/onset.md, from benchmarks/onset_calibration.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pez.probes.bootstrap import LEVEL, BootstrapCurve, intervals
+
+THRESHOLD = 0.5
+RISE_SHARE = 0.5
+TEST_LEVEL = 0.05
+RULES = ("threshold", "half-rise", "breakpoint")
+
+ONSET = "onset"
+AT_FIRST = "at or before the first layer"
+NOT_REACHED = "not reached"
+NO_BREAKPOINT = "no breakpoint"
+NO_ONSET = "no onset"
+
+_BEND_STEP = 0.05  # layers between candidate bends
+_FEWEST_LAYERS = 5  # for a bend: four parameters
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Whether a curve is above its control anywhere: `p_value` over all layers together; `above` [layers], those that
+    are by themselves at that family-wise level."""
+
+    p_value: float
+    above: np.ndarray
+
+    @property
+    def found(self) -> bool:
+        """Above at `TEST_LEVEL`."""
+        return self.p_value < TEST_LEVEL
+
+
+@dataclass(frozen=True)
+class Onset:
+    """What a rule says of a curve: `verdict` ONSET or one of the others above; `layer` and the ends of its interval,
+    `low` and `high`, in layers (NaN without an onset); `reason` in words."""
+
+    rule: str
+    verdict: str
+    layer: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    reason: str = ""
+
+    def text(self) -> str:
+        """One phrase for people."""
+        if self.verdict not in (ONSET, AT_FIRST):
+            return f"{self.verdict} ({self.reason})"
+        high = "beyond the last" if np.isinf(self.high) else f"{self.high:.1f}"
+        where = f"layer {self.layer:.1f}" if self.verdict == ONSET else self.verdict
+        return f"{where} (95 % interval {self.low:.1f} to {high}; {self.reason})"
+
+
+def find_onsets(
+    layers,
+    main: BootstrapCurve,
+    control: BootstrapCurve | None = None,
+    chance: float = 0.0,
+    threshold: float = THRESHOLD,
+) -> tuple[Onset, ...]:
+    """One Onset a rule, in the order of RULES, of a curve over `layers` [L], in order of depth.
+
+    `chance` is the score of knowing nothing. Layers without a score are left out.
+    """
+    layers = np.asarray(layers, dtype=np.float64)
+    known = np.isfinite(main.estimate) & (True if control is None else np.isfinite(control.estimate))
+    if not known.any():
+        return tuple(Onset(rule, NO_ONSET, reason="no layer has a score") for rule in RULES)
+    layers, main = layers[known], main.map(lambda rows: rows[:, known])
+    control = None if control is None else control.map(lambda rows: rows[:, known])
+    detection = above_control(main, control, chance)
+    if not detection.found:
+        against = "chance" if control is None else "its control"
+        reason = f"nowhere above {against}, p = {detection.p_value:.2g} over all layers"
+        return tuple(Onset(rule, NO_ONSET, reason=reason) for rule in RULES)
+    return (
+        onset_at_threshold(layers, main, threshold),
+        onset_at_half_rise(layers, main, control, chance),
+        onset_at_breakpoint(layers, main),
+    )
+
+
+def above_control(main: BootstrapCurve, control: BootstrapCurve | None = None, chance: float = 0.0) -> Detection:
+    """Test whether `main` is above `control` and `chance` at any layer."""
+    rise = rise_above(main, control, chance)
+    noise = _finite_samples(rise) - rise.estimate
+    error = noise.std(0)
+    error = np.maximum(error, max(error.max() * 1e-6, 1e-12))
+    largest = (noise / error).max(1)
+    scores = rise.estimate / error
+    p_values = (1 + (largest[:, None] >= scores).sum(0)) / (1 + len(largest))
+    return Detection(float(p_values.min()), p_values < TEST_LEVEL)
+
+
+def rise_above(main: BootstrapCurve, control: BootstrapCurve | None, chance: float) -> BootstrapCurve:
+    """How far a curve stands above the higher of `control` and `chance`, layer by layer and resample by resample."""
+    if control is None:
+        return main.map(lambda rows: rows - chance)
+    return main - control.map(lambda rows: np.maximum(rows, chance))
+
+
+def onset_at_threshold(layers: np.ndarray, curve: BootstrapCurve, threshold: float = THRESHOLD) -> Onset:
+    """First crossing of `threshold`; NOT_REACHED for a curve that stays below."""
+    onset = _onset("threshold", layers, curve, lambda rows: crossing(layers, rows, threshold))
+    if onset.verdict == NOT_REACHED:
+        return Onset("threshold", NOT_REACHED, reason=f"highest {curve.estimate.max():.3f}, below {threshold:g}")
+    return _because(onset, f"score {threshold:g}")
+
+
+def onset_at_half_rise(
+    layers: np.ndarray, main: BootstrapCurve, control: BootstrapCurve | None = None, chance: float = 0.0
+) -> Onset:
+    """First crossing of the middle between chance level and peak."""
+    rise = rise_above(main, control, chance)
+    peak = int(rise.estimate.argmax())
+    onset = _onset("half-rise", layers, rise, lambda rows: crossing(layers, rows, RISE_SHARE * rows[:, peak]))
+    return _because(onset, f"{rise.estimate[peak] * RISE_SHARE:.3f} above chance level")
+
+
+def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
+    """The bend of the best two-segment line; NO_BREAKPOINT where one straight line does as well."""
+    if len(layers) < _FEWEST_LAYERS:
+        return Onset("breakpoint", NO_BREAKPOINT, reason=f"needs {_FEWEST_LAYERS} layers")
+    fit = BendFit(layers)
+    samples = _finite_samples(curve)
+    line, noise = fit.line(curve.estimate), samples - curve.estimate
+    gain, under_line = fit.gain(curve.estimate[None])[0], fit.gain(line + noise)
+    p_value = (1 + (under_line >= gain).sum()) / (1 + len(samples))
+    if p_value >= TEST_LEVEL:
+        return Onset("breakpoint", NO_BREAKPOINT, reason=f"a straight line fits as well, p = {p_value:.2g}")
+    onset = _onset("breakpoint", layers, curve, fit.bend)
+    return _because(onset, fit.kind(curve.estimate))
+
+
+def crossing(layers: np.ndarray, curves: np.ndarray, level) -> np.ndarray:
+    """Where each row of `curves` [rows, layers] first comes up to its `level` (a number or [rows]), in layers, [rows].
+
+    Interpolated linearly from the layer before; the first layer itself for a row that starts there; inf for a row
+    that never does, or whose level is NaN.
+    """
+    level = np.broadcast_to(np.asarray(level, dtype=np.float64), len(curves))
+    reached = curves >= level[:, None]
+    first, row = reached.argmax(1), np.arange(len(curves))
+    before = np.maximum(first - 1, 0)
+    low, high = curves[row, before], curves[row, first]
+    climbed = np.divide(level - low, high - low, out=np.ones(len(curves)), where=high > low)
+    where = np.where(first == 0, layers[0], layers[before] + climbed * (layers[first] - layers[before]))
+    return np.where(reached.any(1), where, np.inf)
+
+
+class BendFit:
+    """Least-squares fits of one line, and of two that meet at a bend, to curves over `layers`; bends on a grid."""
+
+    def __init__(self, layers: np.ndarray):
+        steps = int(round((layers[-2] - layers[1]) / _BEND_STEP))
+        self.bends = np.linspace(layers[1], layers[-2], steps + 1)
+        straight = np.stack([np.ones_like(layers), layers], axis=1)
+        hinges = np.maximum(layers[:, None] - self.bends, 0.0)
+        self._line = np.linalg.qr(straight)[0]  # [layers, 2]
+        rest = hinges - self._line @ (self._line.T @ hinges)
+        self._hinges = rest / np.linalg.norm(rest, axis=0)  # [layers, bends], orthogonal to every line
+
+    def line(self, curve: np.ndarray) -> np.ndarray:
+        """The straight line that fits a curve [layers] best, [layers]."""
+        return self._line @ (self._line.T @ curve)
+
+    def gain(self, curves: np.ndarray) -> np.ndarray:
+        """By how much the best bend lowers a line's sum of squared errors: [rows, layers] -> [rows]."""
+        return np.square(curves @ self._hinges).max(1)
+
+    def bend(self, curves: np.ndarray) -> np.ndarray:
+        """The best bends, in layers: [rows, layers] -> [rows]."""
+        return self.bends[np.square(curves @ self._hinges).argmax(1)]
+
+    def kind(self, curve: np.ndarray) -> str:
+        """Which way a curve [layers] bends at its best bend."""
+        projections = curve @ self._hinges
+        best = int(np.square(projections).argmax())
+        if projections[best] > 0:
+            return "bends upward: the start of a rise"
+        fitted = self.line(curve) + projections[best] * self._hinges[:, best]
+        return "bends downward: the end of a rise" if fitted[1] > fitted[0] else "bends downward: the start of a fall"
+
+
+def _onset(rule: str, layers, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray]) -> Onset:
+    """Apply `locate` [rows, layers] -> [rows] to a curve and its resamples."""
+    layer = locate(curve.estimate[None])
+    if not np.isfinite(layer[0]):
+        return Onset(rule, NOT_REACHED)
+    low, high = intervals(layer, locate(_finite_samples(curve))[:, None], layer[None], LEVEL)[0]
+    verdict = AT_FIRST if layer[0] <= layers[0] else ONSET
+    return Onset(rule, verdict, float(layer[0]), float(low), float(high))
+
+
+def _because(onset: Onset, reason: str) -> Onset:
+    return Onset(onset.rule, onset.verdict, onset.layer, onset.low, onset.high, reason)
+
+
+def _finite_samples(curve: BootstrapCurve) -> np.ndarray:
+    """Samples with the estimate where a resample has no score (an output that it holds constant)."""
+    return np.where(np.isfinite(curve.samples), curve.samples, curve.estimate)
