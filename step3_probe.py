@@ -6,8 +6,9 @@
       --residual-capture resid_post --preprocessing resize --device cuda:0
     python step3_probe.py summarize
 
-`run` writes results_NAME.csv, predictions_NAME.parquet (out of fold), config_NAME.json and figure_NAME.png into
-artifacts/results; `summarize` prints one table over all runs there and writes it as summary_runs.csv.
+`run` writes results_NAME.csv, predictions_NAME.parquet (out of fold), config_NAME.json, figure_NAME.png and, with
+--control, controls_NAME.csv (pez/probes/controls.py) into artifacts/results; `summarize` prints one table over all
+runs there and writes it as summary_runs.csv.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
+from pez.probes.bootstrap import N_RESAMPLES
+from pez.probes.controls import CONTROLS
 from pez.probes.folds import GROUPINGS
 from pez.probes.problems import NORM_MODES
 from pez.probes.protocols import CHOICES
@@ -53,6 +56,10 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--pooling", help="needed if the features hold several")
     run.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
     run.add_argument("--seed", type=int, default=0, help="of folds and clusters; the probes have no randomness")
+    run.add_argument("--repeats", type=int, default=1, help="cross-validations, split with seeds seed, seed + 1, ...")
+    run.add_argument("--bootstrap", type=int, default=N_RESAMPLES, help="resamples of groups for intervals; 0: none")
+    run.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="curves to read the main ones against")
+    run.add_argument("--control-seeds", type=int, default=1, help="permutations of --control shuffled_labels")
     run.add_argument("--layers", type=int, nargs="+", help="only these (default: all)")
     run.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     run.add_argument("--threads", "--workers", type=int, help="CPU threads, one problem each (default: all cores)")

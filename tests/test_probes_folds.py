@@ -7,7 +7,7 @@ from probe_stores import PX_PER_M, RATE, SIZE, ball_tables, planted_features, wr
 from sklearn.metrics import r2_score
 
 from pez.errors import UserError
-from pez.probes.folds import GROUPINGS, grouped_folds, groups, make_folds
+from pez.probes.folds import GROUPINGS, HELD_OUT, NEVER, grouped_folds, groups, make_folds
 from pez.probes.metrics import accuracy, auc, r2
 from pez.probes.targets import check_direction_target, variables
 
@@ -30,7 +30,7 @@ def velocity(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("one"), "velocity")
 
 
-@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize("grouping", [name for name in GROUPINGS if name not in HELD_OUT])
 @pytest.mark.parametrize("kind", ["velocity", "acceleration"])
 def test_a_group_never_straddles_folds(stores, kind, grouping):
     for seed in range(3):
@@ -74,6 +74,23 @@ def test_every_fold_gets_its_share_of_directions(velocity):
         counts = pd.crosstab(folds.fold, clips["direction_deg"])
         assert counts.to_numpy().min() >= 1 and counts.to_numpy().max() <= 7  # 16 clips a direction, so about 3
         assert counts.sum(axis=1).between(20, 32).all()
+
+
+def test_held_out_values_are_one_fold_each_and_extreme_magnitudes_never(stores):
+    for store in stores.values():
+        value = store.clips["magnitude"].to_numpy()
+        folds = make_folds(store, "held_out_speed", 5)
+        extreme = (value == value.min()) | (value == value.max())
+        assert np.array_equal(folds.fold == NEVER, extreme)
+        assert folds.n_folds == len(set(value)) - 2
+        for number in range(folds.n_folds):
+            assert len(set(value[folds.fold == number])) == 1
+        for train, held_out in folds.splits():
+            assert value[train].min() < value[held_out].min() and value[train].max() > value[held_out].max()
+            assert not set(value[train]) & set(value[held_out])
+        turns = make_folds(store, "held_out_direction", 5)
+        assert turns.n_folds == 8 and (turns.fold >= 0).all()
+        assert (pd.crosstab(turns.fold, store.clips["direction_deg"]) > 0).sum(axis=1).eq(1).all()
 
 
 def test_seed_changes_folds_and_repeats_them():

@@ -18,6 +18,8 @@ from pez.figures.style import (
 NAMES = {
     "speed": "speed",
     "direction": "direction",
+    "direction_angle": "direction (angle)",
+    "direction_sincos": "direction (cos, sin)",
     "acceleration": "acceleration",
     "velocity_xy": "velocity (x, y)",
     "acceleration_xy": "acceleration (x, y)",
@@ -29,7 +31,9 @@ NAMES = {
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
 
 
-def curve_figure(results: pd.DataFrame, title: str, reference: pd.DataFrame | None = None, note: str = ""):
+def curve_figure(
+    results: pd.DataFrame, title: str, reference: pd.DataFrame | None = None, note: str = "", controls=None
+):
     """Draw every variable of `results` (columns variable, layer_fraction, r2_mean, r2_std, weights).
 
     `reference`, if given, has variable, layer_fraction, mean and label, and is drawn thinly behind. Returns the

@@ -22,11 +22,12 @@ def solver_settings(solver: str) -> tuple[Setting, ...]:
 
 
 class BallTask:
-    """Problems of one ProbeSet (pez/probes/curves.py); see pez.probes.protocols.ProbeTask."""
+    """Problems of one ProbeSet (pez/probes/probe_set.py); see pez.probes.protocols.ProbeTask."""
 
     def __init__(self, options, probe_set):
         self.options, self.probe_set = options, probe_set
         self.n_folds, self.outputs = probe_set.folds.n_folds, probe_set.outputs
+        self.transfers = probe_set.test_store is not None
         self.settings = solver_settings(options.solver)
         self.choose = choose_by_loss
         self._rows = [rows for _, rows in probe_set.folds.splits()]
@@ -47,11 +48,12 @@ class BallTask:
         judged, predicted = self._held_out(validation), self._held_out(predict)
         if self._moments is None:
             train = np.flatnonzero(~np.isin(self.probe_set.folds.fold, left_out))
-            return row_problem(self._features, self._targets, train, judged, predicted, **shared)
-        rest = [part for fold, part in enumerate(self._moments) if fold not in left_out]
+            return row_problem(self._features, self._targets, train, judged, predicted + self._shift, **shared)
+        rest = [part for fold, part in self._moments.items() if fold not in left_out]
         moments = sum(rest[1:], start=rest[0])
         features = self._features
-        return moment_problem(moments, features[judged], self._targets[judged], features[predicted], **shared)
+        tested = features[predicted + self._shift]
+        return moment_problem(moments, features[judged], self._targets[judged], tested, **shared)
 
     def solve(self, problems: Iterable[Problem]) -> Iterator[SweepResult]:
         """Results of `problems` by the options' solver, in order."""
@@ -65,10 +67,23 @@ class BallTask:
         return np.zeros(0, dtype=np.int64) if fold is None else self._rows[fold]
 
     def _load(self, layer: int) -> None:
-        """Features of one layer: clip vectors [n, d], or patch means [n, d] and each fold's moments over patches."""
+        """Features of one layer: clip vectors [n, d], or patch means [n, d] and each fold's moments over patches.
+
+        Features to test on, where they are others, follow as rows of their own, `_shift` further down.
+        """
         features = self.probe_set.features(layer).to(self.options.device)
-        self._loaded, self._features, self._moments = layer, features, None
+        self._loaded, self._features, self._moments, self._shift = layer, features, None, 0
         if features.ndim == 3:
-            rows = [torch.as_tensor(rows, device=features.device) for rows in self._rows]
-            self._moments = [Moments.of_patches(features[held], self._targets[held]) for held in rows]
+            self._moments = self._moments_of_folds(features)
             self._features = features.float().mean(1)
+        tested = self.probe_set.test_features(layer)
+        if tested is not None:
+            tested = tested.to(self.options.device)
+            tested = tested.float().mean(1) if tested.ndim == 3 else tested
+            self._features, self._shift = torch.cat([self._features, tested]), len(features)
+
+    def _moments_of_folds(self, features: torch.Tensor) -> dict[int, Moments]:
+        """Moments over the patches of each fold's clips, and of those that are never held out."""
+        fold = torch.as_tensor(self.probe_set.folds.fold, device=features.device)
+        rows = {number: torch.nonzero(fold == number)[:, 0] for number in np.unique(self.probe_set.folds.fold)}
+        return {int(number): Moments.of_patches(features[held], self._targets[held]) for number, held in rows.items()}

@@ -1,196 +1,165 @@
-"""Layer curves: feature stores and settings in; a results table, out-of-fold predictions and a record out.
+"""Layer curves: feature stores and settings in; results tables, out-of-fold predictions and a record out.
 
 One layer of one clip set is in memory at a time. Settings are chosen by one protocol or by two side by side
-(pez/probes/protocols.py): `r2_mean` and `r2_std` are over folds under the published protocol, `r2_nested_mean` and
-`r2_nested_std` under the nested one, and `optimism` is what the first claims more than the second.
+(pez/probes/protocols.py). Columns of the results table:
+
+    r2_mean, r2_std, r2_pooled, r2_pooled_low, r2_pooled_high      under the published protocol (or the only one asked)
+    r2_nested_mean, ...                                            the same under the nested protocol
+    optimism                                                       r2_mean - r2_nested_mean
+    mae, mae_deg, circular_corr, and mae_nested, mae_nested_deg, ...   see pez/probes/layer_scores.py
+
+Controls (pez/probes/controls.py) go through the same path into a table of their own.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from constants import N_FOLDS
-from pez.errors import UserError, check_choice
-from pez.probes.ball_task import SOLVERS, BallTask, solver_settings
-from pez.probes.folds import Folds, make_folds
-from pez.probes.metrics import r2
-from pez.probes.problems import NORM_MODES
-from pez.probes.protocols import FoldResult, chosen_protocols, n_problems, out_of_fold
-from pez.probes.targets import Variable, check_direction_target, clip_sets_of, variables
+from pez.probes.ball_task import BallTask, solver_settings
+from pez.probes.controls import ControlRun, control_sets, control_table
+from pez.probes.layer_scores import LEAST_VARIANCE, LayerScores, layer_scores, resamples_of
+from pez.probes.probe_set import ProbeOptions, ProbeSet, plan
+from pez.probes.protocols import Choice, n_problems, out_of_fold
+from pez.probes.targets import Variable, check_direction_target, direction_form
 from pez.runs import progress
-from pez.store import FeatureStore, open_stores
 
-_LEAST_VARIANCE = 1e-6  # share of a target's variance over all clips under which a fold holds it constant
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """What `step3_probe.py run` is asked for; None stands for the default that the features decide."""
-
-    run_name: str
-    feature_root: Path
-    probe_set: str
-    solver: str = "trainable"
-    norm_mode: str = "zscore"
-    grouping: str = "direction_spatial_sector"
-    protocol: str = "both"
-    direction_target: str | None = None
-    residual_capture: str = "resid_post"
-    preprocessing: str = "resize"
-    pooling: str | None = None
-    folds: int = N_FOLDS
-    seed: int = 0
-    layers: tuple[int, ...] | None = None
-    device: str = "cpu"
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
-class ProbeSet:
-    """One clip set of a run: its store, the variables that share its features, and its folds."""
-
-    store: FeatureStore
-    pooling: str
-    variables: list[Variable]
-    folds: Folds
-    layers: tuple[int, ...]
-    protocols: tuple[str, ...]
-    capture: str
-
-    def features(self, layer: int) -> torch.Tensor:
-        """Features of one layer, [n, d] or [n, patches, d], in the stored precision."""
-        return self.store.layer(self.capture, self.pooling, layer)
-
-    @property
-    def targets(self) -> torch.Tensor:
-        """Targets of all variables side by side, [n, k], float64."""
-        return torch.from_numpy(np.concatenate([variable.targets for variable in self.variables], axis=1))
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """How many columns of `targets` each variable has."""
-        return tuple(len(variable.components) for variable in self.variables)
+ANGLE_NOTE = (
+    "scalar angle: jumps at ±180°, where neighbouring directions lie 360° apart; read direction_sincos beside it"
+)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """`results`: one row a variable and layer; `predictions`: one a protocol, variable, layer, clip and component,
-    out of fold; `record`: settings and what they meant, for the config file."""
+    """`results`: one row a variable and layer; `controls`: one a control, seed, variable and layer, empty without;
+    `predictions`: one a protocol, variable, layer, clip, component and repeat, out of fold, the controls' last;
+    `record`: settings and what they meant, for the config file."""
 
     results: pd.DataFrame
+    controls: pd.DataFrame
     predictions: pd.DataFrame
     record: dict
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """Out-of-fold predictions of a ProbeSet by protocol: `values` [repeats, layers, n, k], NaN where never held out;
+    `chosen`: layer -> every fold's choices, of the first protocol."""
+
+    probe_set: ProbeSet
+    values: dict[str, np.ndarray]
+    chosen: dict[int, list[tuple[Choice, ...]]]
+
+    def of_variable(self, index: int) -> dict[str, np.ndarray]:
+        """`values` of one variable's columns."""
+        ends = np.cumsum((0, *self.probe_set.outputs))
+        return {name: values[..., ends[index] : ends[index + 1]] for name, values in self.values.items()}
+
+
 def probe_curves(options: ProbeOptions) -> Curves:
-    """Probe every layer. UserError for options that do not fit the features."""
-    probe_sets = plan(options)
-    total = sum(n_problems(p.protocols, len(p.layers), p.folds.n_folds) for p in probe_sets)
+    """Probe every layer, and the controls asked for. UserError for options that do not fit the features."""
+    mains = plan(options)
+    controls = [control for main in mains for control in control_sets(options, main)]
+    total = sum(_n_problems(probe_set) for probe_set in [*mains, *controls])
     with progress(total=total, description=options.run_name, unit="probe") as bar:
-        tables = [table for probe_set in probe_sets for table in _set_tables(options, probe_set, bar.update)]
-    results = pd.concat([table for table, _ in tables], ignore_index=True)
-    results["variable"] = pd.Categorical(results["variable"], categories=results["variable"].unique())
-    results = results.sort_values(["variable", "layer"], kind="stable").astype({"variable": str})
-    predictions = pd.concat([table for _, table in tables], ignore_index=True)
-    return Curves(results.reset_index(drop=True), predictions, record(options, probe_sets))
+        found = [predict(options, probe_set, bar.update) for probe_set in [*mains, *controls]]
+    scored = [(each, _scores(options, each)) for each in found]
+    predictions = pd.concat([_prediction_rows(options, each) for each in found], ignore_index=True)
+    results = _ordered([_result_rows(options, *each) for each in scored[: len(mains)]])
+    runs = [ControlRun(each.probe_set, scores) for each, scores in scored]
+    return Curves(results, control_table(options, runs, len(mains)), predictions, record(options, mains, controls))
 
 
-def plan(options: ProbeOptions) -> list[ProbeSet]:
-    """Check the options against the features and lay out targets and folds of each clip set."""
-    check_choice("--solver", options.solver, SOLVERS)
-    check_choice("--norm-mode", options.norm_mode, NORM_MODES)
-    target = check_direction_target(options.probe_set, options.direction_target)
-    needed = clip_sets_of(options.probe_set)
-    stores = open_stores(options.feature_root)
-    missing = [name for name in needed if name not in stores]
-    if missing:
-        raise UserError(
-            f"{options.feature_root} has no features of the {missing[0]} set, which --probe-set {options.probe_set} "
-            f"needs (it has {', '.join(stores)}): extract them with step2_extract.py"
+def _n_problems(probe_set: ProbeSet) -> int:
+    return sum(n_problems(probe_set.protocols, len(probe_set.layers), folds.n_folds) for folds in probe_set.repeats)
+
+
+def predict(options: ProbeOptions, probe_set: ProbeSet, step=lambda: None) -> Predicted:
+    """Train and predict every layer, fold and repeat of a ProbeSet."""
+    shape = (len(probe_set.repeats), len(probe_set.layers), *probe_set.targets.shape)
+    values = {protocol: np.full(shape, np.nan) for protocol in probe_set.protocols}
+    chosen = {layer: [] for layer in probe_set.layers}
+    for repeat, folds in enumerate(probe_set.repeats):
+        task = BallTask(options, dataclasses.replace(probe_set, repeats=(folds,)))
+        for result in out_of_fold(task, probe_set.layers, probe_set.protocols, step):
+            layer = probe_set.layers.index(result.layer)
+            values[result.protocol][repeat, layer, folds.fold == result.fold] = result.prediction.numpy()
+            if result.protocol == probe_set.protocols[0]:
+                chosen[result.layer].append(result.choices)
+    return Predicted(probe_set, values, chosen)
+
+
+def _scores(options: ProbeOptions, found: Predicted) -> list[dict[str, LayerScores]]:
+    """Of every variable, by protocol."""
+    probe_set = found.probe_set
+    resamples = resamples_of(probe_set.folds, options.bootstrap)
+    return [
+        {name: layer_scores(variable, own, probe_set.repeats, resamples) for name, own in found.of_variable(v).items()}
+        for v, variable in enumerate(probe_set.scored)
+    ]
+
+
+def _result_rows(options: ProbeOptions, found: Predicted, scores: list[dict[str, LayerScores]]) -> pd.DataFrame:
+    """Result rows of one clip set, layers fastest."""
+    probe_set = found.probe_set
+    tables = []
+    for index, (variable, by_protocol) in enumerate(zip(probe_set.scored, scores)):
+        table = pd.DataFrame({"variable": variable.name, "layer": probe_set.layers})
+        table.insert(0, "run_name", options.run_name)
+        table["layer_fraction"] = (table["layer"] / probe_set.store.depth).round(6)
+        table = pd.concat([table, _score_columns(by_protocol), _best_settings(options, found, index)], axis=1)
+        tables.append(table.assign(**_described(options, probe_set, variable)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _score_columns(by_protocol: dict[str, LayerScores]) -> pd.DataFrame:
+    """The first protocol's scores as plain columns, those of nested under names of their own, and `optimism`.
+
+    With one protocol the plain columns are that protocol's, so a table always has them.
+    """
+    first = next(iter(by_protocol.values())).table
+    parts = [first.rename(columns=lambda name: _column(name, ""))]
+    if "nested" in by_protocol:
+        nested = by_protocol["nested"].table
+        parts.append(nested.rename(columns=lambda name: _column(name, "nested_")))
+        parts.append(
+            (first["mean"] - nested["mean"] if len(by_protocol) > 1 else nested["mean"] * np.nan).rename("optimism")
         )
-    return [_plan_set(options, stores[name], target) for name in needed]
+    return pd.concat(parts, axis=1)
 
 
-def _plan_set(options: ProbeOptions, store: FeatureStore, direction_target: str) -> ProbeSet:
-    _check_capture(options.residual_capture, store)
-    pooling = store.check(options.residual_capture, options.pooling)
-    made_with = store.settings["transform"]
-    if options.preprocessing != made_with:
-        raise UserError(
-            f"{store.directory} was preprocessed with {made_with}, but --preprocessing says {options.preprocessing}: "
-            f"say {made_with}, or extract with --transform {options.preprocessing}"
-        )
-    layers = options.layers or tuple(range(store.depth))
-    outside = [layer for layer in layers if not 0 <= layer < store.depth]
-    if outside:
-        raise UserError(f"--layers {outside[0]} is not in 0 ... {store.depth - 1}, the layers of {store.directory}")
-    found = variables(options.probe_set, store, direction_target)
-    folds = make_folds(store, options.grouping, options.folds, options.seed)
-    protocols = chosen_protocols(options.protocol, folds.n_folds)
-    return ProbeSet(store, pooling, found, folds, layers, protocols, options.residual_capture)
+def _column(name: str, infix: str) -> str:
+    """Column of a score: r2_nested_mean, mae_nested_deg, circular_nested_corr."""
+    if name.split("_")[0] in ("mean", "std", "pooled"):
+        return f"r2_{infix}{name}"
+    head, _, tail = name.partition("_")
+    return "_".join(part for part in (head, infix.rstrip("_"), tail) if part)
 
 
-def _check_capture(capture: str, store: FeatureStore) -> None:
-    there = store.settings["captures"]
-    if capture not in there:
-        raise UserError(
-            f"{store.directory} holds {', '.join(there)}, but --residual-capture says {capture}: "
-            f"say {there[0]}, or extract with --capture {capture}"
-        )
-
-
-def _set_tables(options: ProbeOptions, probe_set: ProbeSet, step) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Result and prediction rows of every layer of one clip set."""
-    found: dict[int, list[FoldResult]] = {layer: [] for layer in probe_set.layers}
-    for result in out_of_fold(BallTask(options, probe_set), probe_set.layers, probe_set.protocols, step):
-        found[result.layer].append(result)
-    return [_tables_of_layer(options, probe_set, layer, results) for layer, results in found.items()]
-
-
-def _tables_of_layer(
-    options: ProbeOptions, probe_set: ProbeSet, layer: int, found: Sequence[FoldResult]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Result rows and prediction rows of one layer from its folds under each protocol."""
-    predicted = {protocol: _gathered(probe_set, found, protocol) for protocol in probe_set.protocols}
+def _best_settings(options: ProbeOptions, found: Predicted, index: int) -> pd.DataFrame:
     settings = solver_settings(options.solver)
-    results, predictions, first = [], [], 0
-    for index, variable in enumerate(probe_set.variables):
-        columns = slice(first, first + len(variable.components))
-        first = columns.stop
-        own = {protocol: values[:, columns] for protocol, values in predicted.items()}
-        shown = [result for result in found if result.protocol == probe_set.protocols[0]]
-        chosen = [settings[result.choices[index].setting] for result in shown]
-        results.append(_result_row(options, probe_set, layer, variable, own, chosen))
-        predictions += [_prediction_rows(options, probe_set, layer, variable, *item) for item in own.items()]
-    return pd.DataFrame(results), pd.concat(predictions, ignore_index=True)
+    chosen = [[settings[choices[index].setting] for choices in found.chosen[layer]] for layer in found.probe_set.layers]
+    return pd.DataFrame(
+        {
+            "best_lr_mode": [_mode([setting.learning_rate for setting in folds]) for folds in chosen],
+            "best_wd_mode": [_mode([setting.weight_decay for setting in folds]) for folds in chosen],
+        }
+    )
 
 
-def _gathered(probe_set: ProbeSet, found: Sequence[FoldResult], protocol: str) -> np.ndarray:
-    """Out-of-fold predictions of all clips, [n, k]; NaN for a clip that no fold holds out."""
-    values = np.full(probe_set.targets.shape, np.nan)
-    for result in found:
-        if result.protocol == protocol:
-            values[probe_set.folds.fold == result.fold] = result.prediction.numpy()
-    return values
+def _mode(values: list[float]) -> float:
+    """The commonest value, of equally common ones the smallest; NaN if there is none."""
+    common = pd.Series(values, dtype=float).mode()
+    return float(common.iloc[0]) if len(common) else float("nan")
 
 
-def _result_row(options, probe_set: ProbeSet, layer: int, variable: Variable, predicted: dict, chosen) -> dict:
+def _described(options: ProbeOptions, probe_set: ProbeSet, variable: Variable) -> dict:
+    """What the rows of one variable say of how they were made."""
     folds, settings = probe_set.folds, probe_set.store.settings
-    scores = {protocol: fold_scores(variable.targets, values, folds) for protocol, values in predicted.items()}
-    main = scores[probe_set.protocols[0]]
+    least = LEAST_VARIANCE * variable.targets.var(0)
     return {
-        "run_name": options.run_name,
-        "variable": variable.name,
-        "layer": layer,
-        "layer_fraction": round(layer / settings["depth"], 6),
-        **_score_columns(variable, predicted, scores),
-        "best_lr_mode": _mode([setting.learning_rate for setting in chosen]),
-        "best_wd_mode": _mode([setting.weight_decay for setting in chosen]),
         "protocol": "both" if len(probe_set.protocols) > 1 else probe_set.protocols[0],
         "unit": variable.unit,
         "probe_set": options.probe_set,
@@ -207,64 +176,57 @@ def _result_row(options, probe_set: ProbeSet, layer: int, variable: Variable, pr
         "n_clips": len(folds.fold),
         "n_groups": folds.n_groups,
         "n_folds": folds.n_folds,
-        "n_folds_scored": int(np.isfinite(main).sum()),
+        "n_folds_scored": sum(bool((variable.targets[rows].var(0) > least).any()) for _, rows in folds.splits()),
+        "n_repeats": len(probe_set.repeats),
+        "n_bootstrap": options.bootstrap,
         "seed": options.seed,
+        "note": ANGLE_NOTE if direction_form(variable) == "angle" else "",
     }
 
 
-def _score_columns(variable: Variable, predicted: dict, scores: dict) -> dict:
-    """`r2_mean` and `r2_std` over folds and `r2_pooled` of the first protocol, the same of `nested`, and `optimism`.
-
-    With one protocol the plain columns are that protocol's, so a table always has them.
-    """
-    first = next(iter(scores))
-    columns = _over_folds("r2", variable, predicted[first], scores[first])
-    if "nested" in scores:
-        columns |= _over_folds("r2_nested", variable, predicted["nested"], scores["nested"])
-        columns["optimism"] = columns["r2_mean"] - columns["r2_nested_mean"] if len(scores) > 1 else np.nan
-    return columns
+def _ordered(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Rows by variable, in the order in which they come, and layer."""
+    results = pd.concat(tables, ignore_index=True)
+    results["variable"] = pd.Categorical(results["variable"], categories=results["variable"].unique())
+    results = results.sort_values(["variable", "layer"], kind="stable").astype({"variable": str})
+    return results.reset_index(drop=True)
 
 
-def _over_folds(prefix: str, variable: Variable, predicted: np.ndarray, scores: np.ndarray) -> dict:
-    known = scores[np.isfinite(scores)]
-    return {
-        f"{prefix}_mean": known.mean() if len(known) else np.nan,
-        f"{prefix}_std": known.std() if len(known) else np.nan,
-        f"{prefix}_pooled": r2(variable.targets, predicted),
-    }
+def _prediction_rows(options: ProbeOptions, found: Predicted) -> pd.DataFrame:
+    parts = []
+    for index, variable in enumerate(found.probe_set.scored):
+        for protocol, values in found.of_variable(index).items():
+            parts.append(_rows_of(options, found.probe_set, variable, protocol, values))
+    return pd.concat(parts, ignore_index=True)
 
 
-def fold_scores(values: np.ndarray, predicted: np.ndarray, folds: Folds) -> np.ndarray:
-    """R^2 of each fold's held-out clips, [folds]; NaN where the fold holds the target constant."""
-    least = _LEAST_VARIANCE * values.var(0)
-    return np.array([r2(values[rows], predicted[rows], least) for _, rows in folds.splits()])
-
-
-def _mode(values: list[float]) -> float:
-    """The commonest value, of equally common ones the smallest; NaN if there is none."""
-    common = pd.Series(values, dtype=float).mode()
-    return float(common.iloc[0]) if len(common) else float("nan")
-
-
-def _prediction_rows(options, probe_set: ProbeSet, layer: int, variable, protocol: str, predicted) -> pd.DataFrame:
-    n, k = predicted.shape
+def _rows_of(options, probe_set: ProbeSet, variable: Variable, protocol: str, values: np.ndarray) -> pd.DataFrame:
+    """Prediction rows of `values` [repeats, layers, n, k]: held-out clips only, components fastest."""
+    rows = probe_set.folds.tested
+    repeats, layers, _, k = values.shape
+    clip = np.tile(np.repeat(rows, k), repeats * layers)
+    fold = np.stack([np.repeat(folds.fold[rows], k) for folds in probe_set.repeats])
+    each = len(rows) * k
     return pd.DataFrame(
         {
             "run_name": options.run_name,
             "protocol": protocol,
             "variable": variable.name,
-            "layer": layer,
-            "clip_id": np.repeat(probe_set.store.clips["clip_id"].to_numpy(), k),
-            "group": np.repeat(probe_set.folds.group, k),
-            "fold": np.repeat(probe_set.folds.fold, k),
-            "component": np.tile(variable.components, n),
-            "target": variable.targets.ravel(),
-            "prediction": predicted.ravel(),
+            "layer": np.tile(np.repeat(probe_set.layers, each), repeats),
+            "clip_id": probe_set.store.clips["clip_id"].to_numpy()[clip],
+            "group": probe_set.folds.group[clip],
+            "fold": np.repeat(fold[:, None], layers, axis=1).ravel(),
+            "component": np.tile(variable.components, repeats * layers * len(rows)),
+            "target": np.tile(variable.targets[rows].ravel(), repeats * layers),
+            "prediction": values[:, :, rows].ravel(),
+            "repeat": np.repeat(np.arange(repeats), layers * each),
+            "control": probe_set.control,
+            "control_seed": probe_set.control_seed,
         }
     )
 
 
-def record(options: ProbeOptions, probe_sets: list[ProbeSet]) -> dict:
+def record(options: ProbeOptions, probe_sets: list[ProbeSet], controls: Sequence[ProbeSet] = ()) -> dict:
     """What the config file says of a run, provenance aside."""
     return {
         "options": {**dataclasses.asdict(options), "feature_root": str(options.feature_root)},
@@ -281,4 +243,13 @@ def record(options: ProbeOptions, probe_sets: list[ProbeSet]) -> dict:
             }
             for probe_set in probe_sets
         },
+        "controls": [
+            {
+                "control": control.control,
+                "control_seed": control.control_seed,
+                "clip_set": control.store.name,
+                "features": (control.test_store or control.store).settings,
+            }
+            for control in controls
+        ],
     }

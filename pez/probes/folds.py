@@ -10,6 +10,12 @@ Groupings (a group is in one fold only):
     spatial_sector            one of 8 sectors of 45 degrees, about the image centre, that holds the start
     spatial_cluster           k-means of the starts, 10 clusters, seeded
     direction_spatial_sector, magnitude_spatial_sector   products of two of the above
+    held_out_speed            every speed (of the acceleration set: magnitude) but the smallest and the largest is one
+                              fold: predictions interpolate to a value never trained on. The two extremes always train
+    held_out_direction        every direction is one fold; on a circle each has neighbours on both sides
+
+With the last two `--folds` has no say. A fold holds one value, so it has no R^2 of its own: read the pooled R^2 and the
+mean absolute error.
 """
 
 import warnings
@@ -37,13 +43,17 @@ GROUPINGS = (
     "spatial_cluster",
     "direction_spatial_sector",
     "magnitude_spatial_sector",
+    "held_out_speed",
+    "held_out_direction",
 )
+HELD_OUT = GROUPINGS[-2:]
+NEVER = -1  # fold of a clip that always trains
 _GRID, _SECTORS, _CLUSTERS = 4, 8, 10
 
 
 @dataclass(frozen=True)
 class Folds:
-    """`group` [n] names and `fold` [n] numbers of the clips, in the order of the store's clips."""
+    """`group` [n] names and `fold` [n] numbers of the clips, in the order of the store's clips; NEVER held out: -1."""
 
     group: np.ndarray
     fold: np.ndarray
@@ -58,6 +68,11 @@ class Folds:
         """Number of folds: as many as asked for, or as there are groups if that is fewer."""
         return int(self.fold.max()) + 1
 
+    @property
+    def tested(self) -> np.ndarray:
+        """Rows that some fold holds out, in order."""
+        return np.flatnonzero(self.fold != NEVER)
+
     def splits(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(training rows, held-out rows) of each fold in turn."""
         for fold in range(self.n_folds):
@@ -70,9 +85,33 @@ def make_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int = 0) 
     As far as the groups allow, every fold has its share of every direction: else a fold's mean target may lie far
     from the training mean, and R^2 falls far below 0 where nothing is readable.
     """
+    return repeated_folds(store, grouping, n_folds, seed, 1)[0]
+
+
+def repeated_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
+    """Folds of `repeats` cross-validations, split with seeds `seed`, `seed` + 1, ...; the groups are those of `seed`.
+
+    One where the grouping leaves no choice of folds (HELD_OUT).
+    """
     group = groups(store, grouping, seed)
-    what = f"--grouping {grouping} of the {store.name} set"
-    return Folds(group, grouped_folds(group, n_folds, seed, store.clips.get("direction_deg"), what))
+    if grouping in HELD_OUT:
+        return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
+    what, strata = f"--grouping {grouping} of the {store.name} set", store.clips.get("direction_deg")
+    return tuple(Folds(group, grouped_folds(group, n_folds, seed + r, strata, what)) for r in range(repeats))
+
+
+def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:
+    """Fold of every clip, [n]: values in order; the extremes of a magnitude are NEVER held out."""
+    column = "magnitude" if grouping == "held_out_speed" else "direction_deg"
+    value, fold = np.unique(clips[column], return_inverse=True)
+    if column == "magnitude":
+        fold = np.where(fold == len(value) - 1, 0, fold) - 1
+    if len(value) < 3:
+        raise UserError(
+            f"--grouping {grouping} needs at least 3 different values to leave one between others out; "
+            f"there are {len(value)} ({', '.join(sorted(set(group)))})"
+        )
+    return fold.astype(np.int64)
 
 
 def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping") -> np.ndarray:
@@ -112,6 +151,8 @@ def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
         "spatial_sector": [_sector],
         "direction_spatial_sector": [_direction, _sector],
         "magnitude_spatial_sector": [_magnitude, _sector],
+        "held_out_speed": [_magnitude],
+        "held_out_direction": [_direction],
     }[grouping]
     parts = [factor(store.clips) for factor in factors]
     return np.array([" ".join(names) for names in zip(*parts)])

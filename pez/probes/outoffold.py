@@ -23,15 +23,20 @@ class OutOfFold:
     prediction: np.ndarray
 
 
-def out_of_fold(table: pd.DataFrame, variable: str, protocol: str) -> OutOfFold:
-    """The arrays of one variable and protocol of one run (and of one repeat, if it has several).
+def out_of_fold(
+    table: pd.DataFrame, variable: str, protocol: str, control: str = "", control_seed: int = 0, repeat: int = 0
+) -> OutOfFold:
+    """The arrays of one variable and protocol of one run: its main curve or a `control`, one seed and repeat of it.
 
     UserError if the table has not got them, or a clip is missing at a layer or is there twice.
     """
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise UserError(f"the predictions have no column {missing[0]}: rerun step3_probe.py run, which writes it")
-    rows = table[(table["variable"] == variable) & (table["protocol"] == protocol)]
+    wanted = {"variable": variable, "protocol": protocol}
+    chosen = {"control": control, "control_seed": control_seed, "repeat": repeat}
+    wanted |= {column: value for column, value in chosen.items() if column in table.columns}
+    rows = table[np.logical_and.reduce([table[column] == value for column, value in wanted.items()])]
     if rows.empty:
         raise UserError(f"the predictions hold no {variable} with protocol {protocol}: rerun step3_probe.py run")
     components = tuple(dict.fromkeys(rows["component"]))

@@ -44,9 +44,13 @@ class FoldResult:
 
 
 class ProbeTask(Protocol):
-    """What a probe hands over: how its problems are made, solved and judged. Folds are numbered from 0."""
+    """What a probe hands over: how its problems are made, solved and judged. Folds are numbered from 0.
+
+    `transfers`: predicted rows have other features than those the probe trains on and is judged by.
+    """
 
     n_folds: int
+    transfers: bool
     outputs: tuple[int, ...]
     settings: tuple[Setting, ...]
 
@@ -99,7 +103,7 @@ def out_of_fold(
 ) -> Iterator[FoldResult]:
     """Yield every layer's and fold's predictions under each protocol; `step` is called after each problem."""
     fits = [fit for layer in layers for protocol in protocols for fit in _fits(protocol, layer, task.n_folds)]
-    problems = (task.problem(fit.layer, fit.left_out, fit.validation, None) for fit in fits)
+    problems = (task.problem(fit.layer, fit.left_out, fit.validation, _predicted(task, fit)) for fit in fits)
     inner: dict[tuple[int, int], list[tuple[int, SweepResult]]] = {}
     for fit, result in zip(fits, task.solve(problems), strict=True):
         step()
@@ -118,9 +122,15 @@ def _fits(protocol: str, layer: int, n_folds: int) -> list[_Fit]:
     return [_Fit(layer, fold, inner) for fold in folds for inner in folds if inner != fold]
 
 
+def _predicted(task: ProbeTask, fit: _Fit) -> int | None:
+    """The paper protocol reports what it judged by, unless the probe is to be read on other features."""
+    return fit.fold if task.transfers and fit.fold == fit.validation else None
+
+
 def _reported(task: ProbeTask, fit: _Fit, result: SweepResult) -> FoldResult:
     choices = task.choose([(fit.fold, result)])
-    prediction = result.chosen(result.validation_prediction, [choice.setting for choice in choices])
+    rows = result.prediction if task.transfers else result.validation_prediction
+    prediction = result.chosen(rows, [choice.setting for choice in choices])
     return FoldResult("paper", fit.layer, fit.fold, prediction, choices)
 
 

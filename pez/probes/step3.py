@@ -7,7 +7,12 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.files import exclusive, write_csv, write_json, write_parquet
-from pez.probes.curves import SOLVERS, Curves, ProbeOptions, ProbeSet, plan, probe_curves  # noqa: F401
+from pez.probes.ball_task import SOLVERS  # noqa: F401
+from pez.probes.bootstrap import FEW_GROUPS
+from pez.probes.controls import control_sets
+from pez.probes.curves import Curves, probe_curves
+from pez.probes.folds import HELD_OUT
+from pez.probes.probe_set import ProbeOptions, ProbeSet, plan
 from pez.probes.summary import read_runs, summarize_runs
 from pez.runs import provenance
 
@@ -16,6 +21,7 @@ def run_probe(args) -> None:
     """Probe as the command line says and write the run's files; UserError before any work for bad options."""
     options = options_from(args)
     for probe_set in plan(options):
+        control_sets(options, probe_set)  # a missing store is said before any work
         for line in notes(options, probe_set):
             print(line)
     with exclusive(args.results_dir / ".locks" / options.run_name):
@@ -37,6 +43,7 @@ def options_from(args) -> ProbeOptions:
         find_device(args.device)
     names = [field.name for field in dataclasses.fields(ProbeOptions)]
     values = {name: getattr(args, name) for name in names}
+    values["control"] = tuple(dict.fromkeys(args.control))
     if args.layers is not None:
         values["layers"] = tuple(sorted(set(args.layers)))
     return ProbeOptions(**values)
@@ -49,8 +56,17 @@ def notes(options: ProbeOptions, probe_set: ProbeSet) -> list[str]:
         f"{name}: {len(folds.fold)} clips, {folds.n_groups} groups ({options.grouping}), {folds.n_folds} folds, "
         f"{probe_set.pooling}, {probe_set.store.settings['model']}, {probe_set.store.settings['weights_label']}"
     ]
-    if folds.n_folds < options.folds:
+    if options.grouping in HELD_OUT:
+        lines.append(f"note: {folds.n_folds} values are held out, one a fold: read r2_pooled and mae")
+        if options.repeats > 1:
+            lines.append(f"note: --grouping {options.grouping} has one set of folds, so one repeat")
+    elif folds.n_folds < options.folds:
         lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
+    if options.protocol == "both" and len(probe_set.protocols) == 1:
+        lines.append(f"note: {folds.n_folds} folds are too few for the nested protocol: only the published one is run")
+    n_tested = len(set(folds.group[folds.tested]))
+    if options.bootstrap and n_tested < FEW_GROUPS:
+        lines.append(f"note: intervals rest on {n_tested} groups and come out too short under {FEW_GROUPS}")
     return lines
 
 
@@ -62,8 +78,11 @@ def write_run(curves: Curves, run_name: str, results_dir: Path) -> list[Path]:
     unscored = curves.results.loc[curves.results["r2_mean"].isna(), "variable"].unique()
     for name in unscored:
         print(f"note: every fold holds {name} constant, so a fold has no R²: read r2_pooled, or regroup")
-    figure = curve_figure(curves.results, run_name)
+    figure = curve_figure(curves.results, run_name, controls=curves.controls)
+    table = results_dir / f"controls_{run_name}.csv"
+    table.unlink(missing_ok=True)  # an earlier run of this name may have had controls
     return [
+        *([write_csv(table, curves.controls)] if len(curves.controls) else []),
         write_parquet(results_dir / f"predictions_{run_name}.parquet", curves.predictions),
         write_json(results_dir / f"config_{run_name}.json", {**curves.record, "provenance": provenance()}),
         *save_figure(figure, results_dir / f"figure_{run_name}.png"),

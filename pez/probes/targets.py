@@ -5,6 +5,7 @@ Motion is in pixels per frame, as in the paper; a metre is a fixed number of pix
 R^2 would be the same in metres.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,30 @@ def variables(probe_set: str, store: FeatureStore, direction_target: str) -> lis
     if probe_set.endswith("_xy"):
         return [Variable(f"{kind}_xy", kind, motion, unit, axes)]
     return [Variable(name, kind, motion[:, [axis]], unit, (name,)) for axis, name in enumerate(axes)]
+
+
+def direction_partner(store: FeatureStore, direction_target: str) -> Variable:
+    """The direction target to read beside the one asked for: `direction_sincos`, or `direction_angle` beside sincos."""
+    partner = "angle" if direction_target == "sincos" else "sincos"
+    found = _direction(store, np.zeros((len(store.clips), 2)), partner)
+    return dataclasses.replace(found, name=f"direction_{partner}")
+
+
+def direction_form(variable: Variable) -> str | None:
+    """Which of DIRECTION_TARGETS a variable is; None if it is no direction."""
+    forms = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
+    return forms.get(variable.components) if variable.name.startswith("direction") else None
+
+
+def time_reversed(variable: Variable) -> Variable:
+    """The variable in the same clips played backwards: velocity turns by 180 degrees, accelerations stay.
+
+    x(-t) has velocity -x'(-t) and acceleration x''(-t); speed is the same.
+    """
+    if variable.components == ("angle",):
+        return dataclasses.replace(variable, targets=180.0 - np.mod(-variable.targets, 360.0))
+    turns = set(variable.components) & {"cos", "sin", "vx", "vy"}
+    return dataclasses.replace(variable, targets=-variable.targets) if turns else variable
 
 
 def _direction(store: FeatureStore, velocity: np.ndarray, target: str) -> Variable:
