@@ -22,6 +22,15 @@ LOSSES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The reference's products are tiny: on a busy machine a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make_data():
     """Features and targets with so much noise that a validation loss has a clear minimum."""
     generator = torch.Generator().manual_seed(0)
