@@ -68,10 +68,10 @@ def _end(curve: pd.DataFrame, name: str, style):
 
 
 def _finish_axes(ax, results: pd.DataFrame, reference, title: str, note: str) -> None:
-    draw_band(ax)
     low = min((results["r2_mean"] - results["r2_std"].fillna(0)).min(), 0.0)
     ax.set_ylim(max(low - 0.05, _FLOOR), 1.03)
     ax.set_xlim(-0.02, 1.0)
+    draw_band(ax)
     ax.set_xlabel(X_LABEL)
     ax.set_ylabel("R² of held-out folds (mean ± s.d.)")
     if ax.get_ylim()[0] < 0:

@@ -82,11 +82,14 @@ def titled(title: str, weights: Sequence[str] = ()) -> str:
 
 
 def draw_band(ax) -> None:
-    """Shade one third of the depth, where the paper puts the Physics Emergence Zone."""
+    """Shade one third of the depth, where the paper puts the Physics Emergence Zone.
+
+    Call it after the curves and limits are set: its label goes where it covers no curve.
+    """
     ax.axvspan(*BAND, color="#f0e6c8", lw=0, zorder=0)
     ax.annotate(
         BAND_LABEL,
-        (EMERGENCE_DEPTH, 0),
+        (EMERGENCE_DEPTH, _free_height(ax)),
         xycoords=("data", "axes fraction"),
         xytext=(0, 4),
         textcoords="offset points",
@@ -98,6 +101,23 @@ def draw_band(ax) -> None:
         zorder=5,
         path_effects=[withStroke(linewidth=2, foreground="#f5eedb")],
     )
+
+
+def _free_height(ax) -> float:
+    """Height, as a fraction of the axes, at which the band's label is clear of curves; the lowest of a few."""
+    heights, room = np.array([0.0, 0.2, 0.4, 0.6, 0.8]), 0.1
+    taken = []
+    for line in ax.lines:
+        if line.get_transform().contains_branch(ax.transData):
+            x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+            inside = (x >= BAND[0] - 0.05) & (x <= BAND[1] + 0.05) & np.isfinite(y)
+            points = ax.transData.transform(np.column_stack([x, y])[inside])
+            taken += list(ax.transAxes.inverted().transform(points)[:, 1]) if len(points) else []
+    if not taken:
+        return heights[0]
+    distance = np.abs(heights[:, None] + room / 2 - np.array(taken)).min(1)
+    free = heights[distance > room]
+    return free[0] if len(free) else heights[distance.argmax()]
 
 
 def draw_curve(ax, x, mean, spread, style: LineStyle, label: str | None = None) -> None:
