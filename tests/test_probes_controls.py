@@ -1,0 +1,238 @@
+"""Controls on planted stores: what they must lose, keep or turn around, and what is said where they cannot be run."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from probe_stores import ball_tables, planted_features, write_store
+
+import step3_probe
+from pez.cli import run_script
+from pez.errors import UserError
+from pez.probes.circular import angular_error
+from pez.probes.controls import companion_store, control_sets, seen_positions, shuffled_variable, step2_command
+from pez.probes.curves import probe_curves
+from pez.probes.folds import make_folds
+from pez.probes.probe_set import ProbeOptions, plan
+from pez.probes.targets import Variable, direction_partner, time_reversed, variables
+
+KIND, WIDTH = "velocity", 12
+MOTION, POSITION = ["vx_px", "vy_px"], ["x_px", "y_px"]
+
+
+def lifted(values, depth=1, seed=0) -> dict:
+    """States 0 ... depth that hold `values` [n, k] in a random direction each, and a little noise."""
+    rng = np.random.default_rng(seed)
+    mixed = values @ rng.normal(size=(values.shape[1], WIDTH))
+    return {
+        state: torch.tensor(mixed + 0.05 * rng.normal(size=mixed.shape), dtype=torch.float32)
+        for state in range(depth + 1)
+    }
+
+
+def column(frames, name, frame, clips):
+    return frames[frames["frame"] == frame].set_index("clip_id").loc[clips, name].to_numpy()
+
+
+def contents(columns, backwards=False):
+    """Standardised `columns` of the last frame seen, in the order of a store's clips, and the tables they are from."""
+    clips, frames = ball_tables(KIND)
+    order, last = np.sort(clips["clip_id"]), 0 if backwards else 15
+    sign = -1 if backwards and columns == MOTION else 1
+    values = np.stack([column(frames, name, last, order) for name in columns], 1)
+    centre = np.stack([column(frames, name, 15, order) for name in columns], 1)
+    return clips, frames, (sign * values - centre.mean(0)) / centre.std(0)
+
+
+def make_root(root, columns, companions=()):
+    clips, frames, values = contents(columns)
+    write_store(root, KIND, clips, frames, lifted(values), "temporal_last", "tiny", "random weights (seed 0)")
+    for name in companions:
+        _, _, values = contents(columns, backwards=name == "reversed")
+        states = lifted(values) if name == "reversed" else lifted(np.random.default_rng(9).normal(size=values.shape))
+        write_store(
+            root / "controls" / name, KIND, clips, frames, states, "temporal_last", "tiny", f"weights of {name}"
+        )
+    return root
+
+
+def options(root, **changes) -> ProbeOptions:
+    chosen = {
+        "run_name": "t",
+        "feature_root": root,
+        "probe_set": "fig2b_velocity_xy",
+        "solver": "ridge",
+        "bootstrap": 200,
+    }
+    return ProbeOptions(**{**chosen, "grouping": "video", **changes})
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory):
+    return make_root(
+        tmp_path_factory.mktemp("motion"), MOTION, ("reversed", "random_weights_seed1", "random_weights_seed2")
+    )
+
+
+@pytest.fixture(scope="module")
+def position(tmp_path_factory):
+    return make_root(tmp_path_factory.mktemp("position"), POSITION, ("reversed",))
+
+
+def test_shuffled_labels_destroy_a_planted_signal(motion):
+    curves = probe_curves(options(motion, control=("shuffled_labels",), control_seeds=3))
+    main, control = curves.results, curves.controls
+    assert main["r2_nested_pooled"].min() > 0.95
+    assert sorted(set(control["control_seed"])) == [0, 1, 2]
+    assert control["r2_pooled"].max() < 0.1
+    gained = main["r2_nested_pooled"].item() - control["r2_pooled"].mean()
+    assert control["selectivity"].to_numpy() == pytest.approx(gained)
+    assert (control["selectivity_low"] > 0.7).all() and (control["selectivity_high"] >= control["selectivity"]).all()
+
+
+def test_labels_are_permuted_by_groups_where_groups_hold_one_value(motion):
+    store = plan(options(motion))[0].store
+    speed, direction = variables("fig2c", store, "angle")
+    group = make_folds(store, "magnitude", 5).group
+    swapped = shuffled_variable(speed, group, 1).targets[:, 0]
+    pairs = {(name, round(value, 6)) for name, value in zip(group, swapped)}
+    assert len(pairs) == 4 and {value for _, value in pairs} == set(speed.targets[:, 0].round(6))
+    freely = shuffled_variable(direction, group, 1).targets[:, 0]
+    assert sorted(freely) == sorted(direction.targets[:, 0]) and not np.array_equal(freely, direction.targets[:, 0])
+    assert len({(name, value) for name, value in zip(group, freely)}) > 20
+    partner = shuffled_variable(direction_partner(store, "angle"), group, 1).targets
+    np.testing.assert_allclose(partner[:, 0], np.cos(np.deg2rad(freely)), atol=1e-12)
+
+
+def test_position_control_equals_the_main_curve_where_features_are_the_position(motion, tmp_path):
+    main = plan(options(motion))[0]
+    clips, frames = ball_tables(KIND)
+    seen = torch.from_numpy(seen_positions(main.store, "temporal_last"))
+    write_store(tmp_path, KIND, clips, frames, dict.fromkeys(range(2), seen), "temporal_last", "tiny", "x")
+    curves = probe_curves(options(tmp_path, control=("position",)))
+    assert curves.controls["r2_pooled"].item() == pytest.approx(curves.results["r2_nested_pooled"].item(), abs=1e-9)
+    assert curves.controls["selectivity"].item() == pytest.approx(0, abs=1e-9)
+
+
+def test_position_is_of_the_frames_that_the_pooling_sees(motion):
+    store = plan(options(motion))[0].store
+    clips, frames = store.clips["clip_id"], store.frames
+
+    def expected(*seen):
+        return np.stack([column(frames, name, frame, clips) for frame in seen for name in POSITION], 1)
+
+    for pooling, seen in {
+        "temporal_last": (14, 15),
+        "temporal_last_patch": (14, 15),
+        "temporal_first": (0, 1),
+        "temporal_diff": (0, 1, 14, 15),
+        "mean": range(16),
+        "all": range(16),
+    }.items():
+        np.testing.assert_allclose(seen_positions(store, pooling), expected(*seen))
+
+
+def test_reversed_turns_planted_motion_and_not_planted_place(motion, position):
+    angles = {}
+    for name, root in (("motion", motion), ("position", position)):
+        asked = options(root, probe_set="fig2b_velocity_xy", control=("reversed",))
+        found = probe_curves(asked)
+        assert "selectivity" not in found.controls or found.controls["selectivity"].isna().all()
+        angles[name] = found
+        assert found.results["r2_nested_pooled"].item() > (0.9 if name == "motion" else 0.2)
+    assert angles["motion"].controls["r2_pooled"].item() > 0.9
+    assert angles["position"].controls["r2_pooled"].item() < 0
+    rows = angles["motion"].predictions
+    wide = {
+        c: part.set_index(["clip_id", "component"])["prediction"].unstack()  # noqa: PD010
+        for c, part in rows[rows["protocol"] == "nested"].groupby("control")
+    }
+    turned = [np.rad2deg(np.arctan2(-w["vy"], w["vx"])) for w in (wide[""], wide["reversed"])]
+    assert angular_error(turned[1], turned[0] + 180).mean() < 10
+
+
+def test_transfer_through_patches_equals_the_same_on_their_mean(motion, tmp_path):
+    """One patch a clip is a vector a clip: the two paths through the problems must agree."""
+    scores = {}
+    for pooling in ("temporal_last", "temporal_last_patch"):
+        root = tmp_path / pooling
+        for name, place in (("", root), ("reversed", root / "controls" / "reversed")):
+            clips, frames, values = contents(MOTION, backwards=bool(name))
+            states = {s: t[:, None] if "patch" in pooling else t for s, t in lifted(values).items()}
+            write_store(place, KIND, clips, frames, states, pooling, "tiny", "x")
+        asked = options(root, control=("reversed",), grouping="held_out_direction")
+        scores[pooling] = probe_curves(asked).controls["r2_pooled"].item()
+    assert scores["temporal_last"] == pytest.approx(scores["temporal_last_patch"], abs=1e-4)
+    assert scores["temporal_last"] > 0.9
+
+
+def test_random_weights_are_averaged_over_the_seeds_found(motion):
+    found = probe_curves(options(motion, control=("random_weights",)))
+    assert sorted(found.controls["control_seed"]) == [1, 2]
+    assert set(found.controls["weights"]) == {"weights of random_weights_seed1", "weights of random_weights_seed2"}
+    expected = found.results["r2_nested_pooled"].item() - found.controls["r2_pooled"].mean()
+    assert found.controls["selectivity"].to_numpy() == pytest.approx(expected)
+
+
+def test_predictions_of_the_main_curve_come_first_and_are_as_without_controls(motion):
+    alone, beside = (
+        probe_curves(options(motion, control=control)) for control in ((), ("shuffled_labels", "position"))
+    )
+    rows = len(alone.predictions)
+    pd.testing.assert_frame_equal(beside.predictions.iloc[:rows], alone.predictions)
+    assert set(alone.predictions["control"]) == {""} and set(alone.predictions["control_seed"]) == {0}
+    assert set(beside.predictions["control"].iloc[rows:]) == {"shuffled_labels", "position"}
+    pd.testing.assert_frame_equal(beside.results, alone.results)
+    assert alone.controls.empty
+
+
+def test_time_reversal_of_targets():
+    angle = Variable("direction", KIND, np.array([[0.0], [45.0], [180.0], [-90.0]]), "degrees", ("angle",))
+    assert time_reversed(angle).targets[:, 0].tolist() == [180.0, -135.0, 0.0, 90.0]
+    for components in (("cos", "sin"), ("vx", "vy"), ("vx",)):
+        values = np.arange(4.0 * len(components)).reshape(4, -1)
+        variable = Variable("v", KIND, values, "", components)
+        np.testing.assert_array_equal(time_reversed(variable).targets, -values)
+    for name in ("speed", "acceleration", "ax"):
+        variable = Variable(name, KIND, np.ones((4, 1)), "", (name,))
+        assert time_reversed(variable) is variable
+
+
+def test_a_missing_store_is_said_with_its_command(motion, capsys):
+    arguments = ["run", "--run-name", "x", "--feature-root", motion, "--probe-set", "fig2b_velocity_xy"]
+    code = run_script(step3_probe.make_parser(), step3_probe.main, [*map(str, arguments), "--control", "static_last"])
+    line = capsys.readouterr().err
+    assert code == 2 and line.count("\n") == 1
+    assert f"--output-root {motion} --model tiny --weights random --weights-seed 0 --capture resid_post" in line
+    assert "--pooling temporal_last --transform resize --dtype float32" in line and "--control static_last`" in line
+
+
+def test_the_command_parses_in_step_2(motion):
+    import shlex
+
+    import step2_extract
+
+    main = plan(options(motion))[0]
+    for name in ("random_weights", "pixels", "reversed"):
+        words = shlex.split(step2_command(options(motion, control_seeds=3), main, name))
+        parsed = step2_extract.make_parser().parse_args(words[2:])
+        assert parsed.control == [name] and parsed.pooling == ["temporal_last"] and parsed.weights == "random"
+
+
+def test_a_store_of_other_clips_or_weights_is_refused(tmp_path):
+    make_root(tmp_path, MOTION, ("static_last", "reversed"))
+    clips, frames = ball_tables(KIND)
+    fewer = clips[clips["start_index"] < 3]
+    states = planted_features(fewer, frames, 1, WIDTH, 0, 0)
+    write_store(tmp_path / "controls" / "pixels", KIND, fewer, frames, states, "temporal_last", "pixels", "x")
+    asked = options(tmp_path)
+    base = dataclasses.replace(plan(asked)[0], control="pixels")
+    with pytest.raises(UserError, match="other clips"):
+        companion_store(asked, base, "pixels")
+    base.store.settings["weights_sha256"] = "1" * 64
+    with pytest.raises(UserError, match="weights_sha256"):
+        companion_store(asked, dataclasses.replace(base, control="reversed"), "reversed")
+    with pytest.raises(UserError, match="shuffled_labels"):
+        control_sets(dataclasses.replace(asked, control=("shuffled_label",)), base)
