@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -125,11 +126,13 @@ def test_the_box_is_the_full_frame(tmp_path, resolution):
     assert np.ptp(empty.reshape(-1, 3).astype(int), axis=0).max() <= 2  # the floor fills the frame, evenly
 
 
-def test_a_killed_worker_loses_nothing_and_changes_nothing(kubric_set, tmp_path):
+def test_a_killed_worker_loses_nothing_and_changes_nothing(kubric_set, tmp_path, monkeypatch):
     """Killed in its second clip, a worker is replaced, and the bytes are those of the undisturbed set."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     manifest = pd.read_parquet(kubric_set / "frames.parquet")
     places = {clip: rows[["x_m", "y_m", "z_m"]].to_numpy().tolist() for clip, rows in manifest.groupby("clip_id")}
-    work = {"set_directory": str(tmp_path), "ball_radius": RADIUS, "render": settings()}
+    work = {"set_directory": str(tmp_path / "set"), "ball_radius": RADIUS, "render": settings()}
     jobs = [{"clip_id": clip, "positions": positions} for clip, positions in places.items()]
     with workers._Pool(work, jobs, 1) as pool:
         finished = []
@@ -138,7 +141,8 @@ def test_a_killed_worker_loses_nothing_and_changes_nothing(kubric_set, tmp_path)
                 next(iter(pool._workers)).process.send_signal(signal.SIGKILL)
             finished.append(clip)
     assert sorted(finished) == sorted(places)
-    assert contents(tmp_path) == contents(kubric_set)
+    assert contents(tmp_path / "set") == contents(kubric_set)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_set_says_which_blender_and_refuses_other_settings(kubric_set):

@@ -49,6 +49,7 @@ class _Worker:
     """One worker process; `ask` returns its answer, or None once it is dead."""
 
     def __init__(self, command: list[str]):
+        self._scratch = tempfile.TemporaryDirectory(prefix="pez-worker-")  # its temporary files outlive no kill
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
             command,
@@ -57,7 +58,7 @@ class _Worker:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env=environment(**ONE_THREAD),
+            env=environment(**ONE_THREAD, TMPDIR=self._scratch.name),
         )
 
     def ask(self, message: dict) -> dict | None:
@@ -84,6 +85,7 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
         self._log.close()
+        self._scratch.cleanup()
 
 
 class _Pool:
