@@ -67,7 +67,8 @@ SCENARIOS = (
     Scenario("steps up at 8", np.where(LAYERS < 8, 0.0, 0.8), {"half-rise": 7.5, "threshold": 7.5}),
     Scenario("late, at 17", _sigmoid(0.03, 0.8, 17, 0.6), {"half-rise": 17}),
     Scenario("rises until 8", _corners((0, 0.05), (8, 0.85), (23, 0.85)), {"breakpoint": 8}),
-    Scenario("rises from 8", _corners((0, 0.05), (8, 0.05), (23, 0.85)), {"breakpoint": 8}),
+    Scenario("rises from 16", _corners((0, 0.05), (16, 0.05), (23, 0.85)), {"breakpoint": 16}),
+    Scenario("creeps up from 8", _corners((0, 0.05), (8, 0.05), (23, 0.85)), {"breakpoint": 8}),
     Scenario("weak, at 8", _sigmoid(0.02, 0.35, 8, 0.6), {"half-rise": 8}),
     Scenario("from the start", np.full(N_LAYERS, 0.85), {"half-rise": 0, "threshold": 0}),
     Scenario("nothing", np.zeros(N_LAYERS), {}),
@@ -199,11 +200,13 @@ def summarize(scenario: Scenario, population: np.ndarray, rows: pd.DataFrame) ->
     return table
 
 
-def calibrate(scenarios, n_datasets: int, n_resamples: int, pool=None, seed: int = 0) -> pd.DataFrame:
+def calibrate(
+    scenarios, n_datasets: int, n_resamples: int, pool=None, n_probes: int = 60, seed: int = 0
+) -> pd.DataFrame:
     """The table of `summarize` over `scenarios`; `pool` is an executor to spread data sets over."""
     table = []
     for scenario in progress(scenarios, description="scenarios", unit="scenario"):
-        population = population_curve(scenario)
+        population = population_curve(scenario, n_probes)
         seeds = range(seed, seed + n_datasets)
         size = [[item] * n_datasets for item in (scenario, population)]
         judged = (pool.map if pool else map)(judge, *size, seeds, [n_resamples] * n_datasets)

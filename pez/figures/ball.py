@@ -2,6 +2,7 @@
 
 figure2c_final.png, .pdf, .csv     speed, direction, acceleration
 figure2b_final.png, .pdf, .csv     Cartesian velocity and acceleration
+figure2c_verdict.md, figure2b_verdict.md     what the paper says of them, checked (pez.figures.verdicts)
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import pandas as pd
 from pez.figures.curves import NAMES, curve_figure
 from pez.figures.reference import LABEL, published_curves
 from pez.figures.style import save_figure
+from pez.figures.verdicts import build_verdict
 from pez.files import write_csv
 from pez.probes.summary import RUN_COLUMNS, NoRunsError, read_runs
 
@@ -74,7 +76,8 @@ def _build(results_dir, figure: str, title: str, rows: pd.DataFrame, wanted, ref
     published = published_curves(figure) if reference else None
     stem = Path(results_dir) / f"figure{figure}_final"
     drawn = save_figure(curve_figure(rows, title, published), stem.with_suffix(".png"), ("png", "pdf"))
-    return [*drawn, write_csv(stem.with_suffix(".csv"), figure_table(rows, published))]
+    table = write_csv(stem.with_suffix(".csv"), figure_table(rows, published))
+    return [*drawn, table, *build_verdict(results_dir, figure, rows)]
 
 
 def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataFrame:

@@ -93,13 +93,12 @@ def curves_of(
 
 def _parts(table: pd.DataFrame, variable: str, protocol: str) -> dict[str, list[OutOfFold]]:
     """Arrays of each control's every seed and repeat; the main curve under ""."""
-    keys = {name: table.get(name, default) for name, default in (("control", ""), ("control_seed", 0), ("repeat", 0))}
-    table = table.assign(**keys).fillna({"control": ""})
+    defaults = {"control": "", "control_seed": 0, "repeat": 0}
+    table = table.assign(**{name: table.get(name, default) for name, default in defaults.items()})
     parts: dict[str, list[OutOfFold]] = {}
-    for name, rows in table.groupby("control", sort=True):
+    for (control, seed, repeat), rows in table.groupby(list(defaults), sort=True):
         used = protocol if (rows["protocol"] == protocol).any() else rows["protocol"].iloc[0]
-        groups = rows.groupby(["control_seed", "repeat"], sort=True)
-        parts[str(name)] = [out_of_fold(part, variable, used) for _, part in groups]
+        parts.setdefault(control, []).append(out_of_fold(rows, variable, used, control, seed, repeat))
     if "" not in parts:
         raise UserError(f"the predictions of {variable} hold controls only: rerun step3_probe.py run")
     return parts

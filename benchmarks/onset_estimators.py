@@ -1,0 +1,78 @@
+"""Which interval for a half-rise onset holds: what was tried before pez.probes.onset settled on one.
+
+    python benchmarks/onset_estimators.py [--datasets 200] [--workers 2]
+
+On data sets of benchmarks/onset_calibration.py, prints the share of 95 % intervals that hold the population's half-rise
+onset, a row a scenario and peak (the layer of the estimate's peak in every resample, or each resample's own highest
+layer), a column an interval (percentile, basic, BCa; with and without the stretching of pez.probes.bootstrap).
+"""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.onset_calibration import LAYERS, SCENARIOS, curves_of, population_curve, true_onsets, unwidened
+from pez.cli import Parser, run_script
+from pez.probes.bootstrap import METHODS, BootstrapCurve
+from pez.probes.onset import crossing, rise_above
+from pez.runs import progress
+
+COMPARED = ("emerges at 8", "steps up at 8", "rises until 8", "weak, at 8")
+PEAKS = ("same layer", "own highest")
+
+
+def half_rise(curve: BootstrapCurve, peak: str) -> BootstrapCurve:
+    """Half-rise onsets of a rise above chance and of its resamples, as a BootstrapCurve of one column."""
+    layer = int(curve.estimate.argmax())
+
+    def onsets(rows: np.ndarray) -> np.ndarray:
+        top = rows[:, layer] if peak == "same layer" else rows.max(1)
+        return crossing(LAYERS, rows, top / 2)[:, None]
+
+    return curve.map(onsets)
+
+
+def judge(scenario, truth: float, seed: int) -> list[dict]:
+    """Whether each interval holds the truth in data set `seed`; a row a peak."""
+    main, control = curves_of(scenario, seed, 1000)
+    rises = {
+        "stretched": rise_above(main, control, 0.0),
+        "unwidened": rise_above(unwidened(main), unwidened(control), 0.0),
+    }
+    rows = []
+    for peak in PEAKS:
+        row = {"scenario": scenario.name, "peak": peak}
+        for name, rise in rises.items():
+            for method in METHODS:
+                low, high = half_rise(rise, peak).interval(method=method)[0]
+                row[f"{method}, {name}"] = low <= truth <= high
+        rows.append(row)
+    return rows
+
+
+def main(args) -> None:
+    rows = []
+    scenarios = [scenario for scenario in SCENARIOS if scenario.name in COMPARED]
+    with ProcessPoolExecutor(
+        args.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for scenario in progress(scenarios, description="scenarios", unit="scenario"):
+            truth = true_onsets(population_curve(scenario))["half-rise"]
+            found = pool.map(judge, [scenario] * args.datasets, [truth] * args.datasets, range(args.datasets))
+            rows += [row for part in found for row in part]
+    table = pd.DataFrame(rows).groupby(["scenario", "peak"], sort=False).mean().reset_index()
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", type=int, default=200, help="simulated data sets a scenario")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    sys.exit(run_script(parser, main))

@@ -1,0 +1,171 @@
+"""Onset rules against closed forms and planted curves; a short run of benchmarks/onset_calibration.py."""
+
+import numpy as np
+import pytest
+
+from benchmarks import onset_calibration as calibration
+from pez.probes import onset
+from pez.probes.bootstrap import BootstrapCurve, Resamples
+
+LAYERS = np.arange(13.0)
+FEW = Resamples(np.array(["a", "b"]), np.ones((400, 2)))
+
+
+def planted(curve, spread=0.02, seed=0, shared=0.5) -> BootstrapCurve:
+    """A curve whose resamples are normal about it, errors alike across layers."""
+    rng = np.random.default_rng(seed)
+    n = len(FEW.counts)
+    noise = np.sqrt(shared) * rng.normal(size=(n, 1)) + np.sqrt(1 - shared) * rng.normal(size=(n, len(curve)))
+    curve = np.asarray(curve, dtype=float)
+    return BootstrapCurve(curve, curve + spread * noise, np.tile(curve, (2, 1)), FEW)
+
+
+def test_crossing_of_straight_lines_is_where_they_meet():
+    slopes = np.array([0.1, 0.08, 0.05])
+    curves = slopes[:, None] * LAYERS
+    np.testing.assert_allclose(onset.crossing(LAYERS, curves, 0.35), 0.35 / slopes)
+    uneven = LAYERS[[0, 2, 3, 9]]
+    np.testing.assert_allclose(onset.crossing(uneven, slopes[:, None] * uneven, [0.35, 0.3, 0.1]), [3.5, 3.75, 2.0])
+
+
+def test_crossing_at_the_start_never_and_first_of_several():
+    curves = np.array([[0.6, 0.7, 0.8], [0.1, 0.2, 0.3], [0.0, 1.0, 0.0], [0.5, 0.5, 0.5]])
+    np.testing.assert_allclose(onset.crossing(np.arange(3.0) + 4, curves, 0.5), [4, np.inf, 4.5, 4])
+    assert np.isinf(onset.crossing(np.arange(3.0), curves[:1], np.nan)[0])
+
+
+@pytest.mark.parametrize(
+    ("slopes", "bend", "kind"),
+    [
+        ((0.1, 0.0), 4.35, "end of a rise"),
+        ((0.0, 0.1), 7.15, "start of a rise"),
+        ((0.1, -0.05), 6.0, "end of a rise"),
+        ((0.0, -0.1), 8.25, "start of a fall"),
+    ],
+)
+def test_a_bend_is_found_exactly_and_named(slopes, bend, kind):
+    curve = 0.3 + slopes[0] * LAYERS + (slopes[1] - slopes[0]) * np.maximum(LAYERS - bend, 0)
+    fit = onset.BendFit(LAYERS)
+    assert fit.bend(curve[None])[0] == pytest.approx(bend, abs=1e-9)
+    assert kind in fit.kind(curve)
+
+
+def test_gain_of_a_bend_is_the_drop_in_squared_error_that_least_squares_finds():
+    curve = np.random.default_rng(3).normal(size=13)
+    fit = onset.BendFit(LAYERS)
+
+    def squared_error(*columns):
+        design = np.stack([np.ones(13), LAYERS, *columns], axis=1)
+        return np.square(curve - design @ np.linalg.lstsq(design, curve, rcond=None)[0]).sum()
+
+    drops = [squared_error() - squared_error(np.maximum(LAYERS - bend, 0)) for bend in fit.bends]
+    assert fit.gain(curve[None])[0] == pytest.approx(max(drops))
+    assert fit.bend(curve[None])[0] == fit.bends[int(np.argmax(drops))]
+    np.testing.assert_allclose(fit.line(curve), np.polyval(np.polyfit(LAYERS, curve, 1), LAYERS))
+
+
+def test_the_rules_on_one_sharp_rise():
+    found = onset.find_onsets(LAYERS, planted(np.where(LAYERS < 5, 0.1, 0.9)), planted(np.full(13, 0.1), seed=1))
+    by_rule = {item.rule: item for item in found}
+    assert tuple(by_rule) == onset.RULES
+    assert by_rule["threshold"].layer == pytest.approx(4.5)  # half of the way from 0.1 to 0.9
+    assert by_rule["half-rise"].layer == pytest.approx(4.5)
+    for rule in ("threshold", "half-rise"):
+        assert by_rule[rule].verdict == onset.ONSET
+        assert by_rule[rule].low < 4.5 < by_rule[rule].high
+        assert "layer 4.5 (95 % interval 4." in by_rule[rule].text()
+
+
+def test_interval_of_a_crossing_has_its_closed_form():
+    """A line of slope s whose errors are shared by all layers crosses later by error / s: the width follows."""
+    curve = planted(0.08 * LAYERS, spread=0.04, shared=1.0)
+    found = onset.onset_at_threshold(LAYERS, curve, 0.5)
+    errors = (curve.samples - curve.estimate)[:, 0]
+    low, high = np.quantile(0.5 / 0.08 - errors / 0.08, [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.05), pytest.approx(high, abs=0.05))
+
+
+def test_half_rise_counts_from_the_control_or_from_chance_if_that_is_higher():
+    curve = planted(np.interp(LAYERS, [0, 12], [0.2, 0.8]))
+    shuffled, rival = planted(np.full(13, -0.6)), planted(np.full(13, 0.2))
+    middle = {"chance": 4.0, "rival": 6.0}  # 0.4 and 0.5 on a line of slope 0.05
+    assert onset.onset_at_half_rise(LAYERS, curve, None).layer == pytest.approx(middle["chance"])
+    assert onset.onset_at_half_rise(LAYERS, curve, shuffled).layer == pytest.approx(middle["chance"])
+    assert onset.onset_at_half_rise(LAYERS, curve, rival).layer == pytest.approx(middle["rival"])
+
+
+def test_a_curve_that_is_up_from_the_start():
+    found = onset.find_onsets(LAYERS, planted(np.full(13, 0.9)), planted(np.zeros(13), seed=1))
+    assert [item.verdict for item in found] == [onset.AT_FIRST, onset.AT_FIRST, onset.NO_BREAKPOINT]
+    assert found[0].layer == found[0].low == found[0].high == 0
+
+
+def test_a_high_curve_below_its_control_has_no_onset():
+    main, control = planted(np.full(13, 0.85), seed=1), planted(np.full(13, 0.9), seed=2)
+    assert onset.above_control(main).found
+    found = onset.find_onsets(LAYERS, main, control)
+    assert {item.verdict for item in found} == {onset.NO_ONSET}
+    assert "nowhere above its control" in found[0].text()
+
+
+def test_a_low_curve_above_its_control_does_not_reach_the_threshold():
+    curve = np.where(LAYERS < 6, 0.0, 0.3)
+    threshold, half, _ = onset.find_onsets(LAYERS, planted(curve), planted(np.zeros(13), seed=1))
+    assert threshold.verdict == onset.NOT_REACHED
+    assert "0.300" in threshold.text()
+    assert half.verdict == onset.ONSET
+
+
+def test_few_layers_have_no_breakpoint_and_layers_without_a_score_are_left_out():
+    curve = planted(np.array([0.1, 0.1, 0.9, np.nan]))
+    layers = np.array([0, 4, 8, 12])
+    threshold, _, bend = onset.find_onsets(layers, curve, planted(np.zeros(4), seed=1))
+    assert threshold.layer == pytest.approx(6)
+    assert bend.verdict == onset.NO_BREAKPOINT
+    nothing = onset.find_onsets(layers, planted(np.full(4, np.nan)))
+    assert {item.verdict for item in nothing} == {onset.NO_ONSET}
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_the_test_over_all_layers_keeps_its_level_whatever_the_layers_share(shared):
+    """Curves of pure noise whose resamples have that noise's covariance: 5 % found, by construction of the test."""
+    rng = np.random.default_rng(7)
+    found = []
+    for seed in range(600):
+        noise = np.sqrt(shared) * rng.normal() + np.sqrt(1 - shared) * rng.normal(size=13)
+        found.append(onset.above_control(planted(0.02 * noise, 0.02, seed, shared)).found)
+    assert 0.025 < np.mean(found) < 0.08  # 0.05 within three standard errors
+
+
+def test_the_breakpoint_test_keeps_its_level_on_straight_lines():
+    rng = np.random.default_rng(8)
+    verdicts = []
+    for seed in range(400):
+        noise = np.sqrt(0.5) * rng.normal() + np.sqrt(0.5) * rng.normal(size=13)
+        curve = planted(0.1 + 0.05 * LAYERS + 0.02 * noise, 0.02, seed)
+        verdicts.append(onset.onset_at_breakpoint(LAYERS, curve).verdict)
+    assert np.mean([verdict == onset.ONSET for verdict in verdicts]) < 0.09
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """Two planted scenarios and an empty one, 20 data sets each."""
+    names = ("emerges at 8", "rises until 8", "nothing")
+    scenarios = [scenario for scenario in calibration.SCENARIOS if scenario.name in names]
+    table = calibration.calibrate(scenarios, n_datasets=20, n_resamples=300, n_probes=16, seed=5000)
+    return table.set_index(["scenario", "rule"])
+
+
+def test_planted_onsets_are_found_and_their_intervals_hold(simulated):
+    """Bounds for 20 data sets that a rate of 0.95 misses once in 400 times (1.0 within one layer: never)."""
+    for key in (("emerges at 8", "half-rise"), ("rises until 8", "breakpoint")):
+        row = simulated.loc[key]
+        assert abs(row["truth"] - row["planted"]) < 0.6
+        assert row["within 1"] >= 0.9
+        assert row["covered"] >= 0.8
+        assert row["no onset"] == 0
+    assert simulated.loc[("emerges at 8", "half-rise"), "curve"] >= 0.8
+
+
+def test_where_nothing_is_planted_there_is_no_onset(simulated):
+    assert (simulated.loc["nothing", "no onset"] >= 0.8).all()

@@ -1,0 +1,189 @@
+"""Verdicts on curves that are planted to be true, false or undecidable; the files they end up in."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import r2_score
+
+from pez.figures import statements, verdicts
+from pez.figures.ball import build_figure2c
+
+DEPTH, GROUPS, SIZE = 24, 60, 6
+PLACE = np.arange(DEPTH) / DEPTH
+FLAT = np.full(DEPTH, 0.8)
+EMERGES = 0.05 + 0.75 / (1 + np.exp(-(PLACE - 1 / 3) * 40))
+LATE = 0.05 + 0.75 / (1 + np.exp(-(PLACE - 0.7) * 40))
+HILL = 0.85 - 1.5 * (PLACE - 0.5) ** 2
+
+
+def predictions(curves: dict, variable="speed", seed=0, **columns) -> pd.DataFrame:
+    """Rows of predictions_RUN.parquet whose R^2 at layer l is about curve[l]; `curves` by (control, seed, repeat).
+
+    Predictions shrink to the mean where they know little, as a probe's do; a negative R^2 is noise around the mean.
+    """
+    rng = np.random.default_rng(seed)
+    n = GROUPS * SIZE
+    target = rng.normal(size=n)
+    carried = rng.normal(size=n)  # part of the error that all layers share
+    clip = np.arange(n)
+    tables = []
+    for (control, control_seed, repeat), curve in curves.items():
+        for layer, r2 in enumerate(curve):
+            known, spread = max(r2, 0), np.sqrt(r2 * (1 - r2) if r2 > 0 else -r2)
+            prediction = known * target + spread * (0.8 * carried + 0.6 * rng.normal(size=n))
+            table = {"control": control, "control_seed": control_seed, "repeat": repeat, "layer": layer}
+            table |= {"clip_id": [f"c{i:03d}" for i in clip], "group": [f"g{i // SIZE:02d}" for i in clip]}
+            tables.append(pd.DataFrame(table | {"fold": clip // SIZE % 5, "target": target, "prediction": prediction}))
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(
+        **{"run_name": "run", "protocol": "nested", "variable": variable, "component": variable} | columns
+    )
+
+
+MAIN = ("", 0, 0)
+
+
+def evidence(curve, controls=None, **options) -> statements.Evidence:
+    curves = {MAIN: curve} | {(name, 0, 0): values for name, values in (controls or {}).items()}
+    found, arrays = verdicts.curves_of(predictions(curves, **options), "speed", "nested", 5)
+    return statements.Evidence(arrays.layers, DEPTH, found.pop(""), found)
+
+
+def verdict(check: str, curve, controls=None) -> str:
+    return statements.overall(
+        statements.check(statements.Statement("2c", "speed", "", check), evidence(curve, controls))
+    )
+
+
+NOTHING = {"shuffled_labels": np.full(DEPTH, -0.1)}
+
+
+@pytest.mark.parametrize(
+    ("check", "curve", "expected"),
+    [
+        ("early", FLAT, "holds"),
+        ("early", EMERGES, "does not hold"),
+        ("one third", EMERGES, "holds"),
+        ("one third", FLAT, "does not hold"),
+        ("one third", LATE, "does not hold"),
+        ("middle", HILL, "holds"),
+        ("middle", LATE, "does not hold"),
+        ("fades", HILL, "holds"),
+        ("fades", LATE, "does not hold"),
+        ("fades", FLAT, "undecided"),
+        ("middle", FLAT, "undecided"),
+        ("early", np.full(DEPTH, -0.3), "does not hold"),
+    ],
+)
+def test_planted_curves_get_the_verdict_they_were_planted_for(check, curve, expected):
+    assert verdict(check, curve, NOTHING) == expected
+
+
+def test_an_onset_on_the_edge_of_the_zone_is_undecided():
+    edge = 1 / 3 + statements.AROUND
+    curve = 0.05 + 0.75 / (1 + np.exp(-(PLACE - edge) * 20))
+    assert verdict("one third", curve) == "undecided"
+
+
+def test_a_statement_must_hold_against_every_control():
+    assert verdict("early", FLAT, NOTHING) == "holds"
+    assert verdict("early", FLAT, NOTHING | {"random_weights": FLAT + 0.02}) == "does not hold"
+    assert verdict("one third", EMERGES, {"pixels": EMERGES + 0.03}) == "does not hold"
+
+
+def test_differences_are_those_of_sklearns_scores():
+    table = predictions({MAIN: HILL})
+    found, arrays = verdicts.curves_of(table, "speed", "nested", 5)
+    scores = np.array([r2_score(part["target"], part["prediction"]) for _, part in table.groupby("layer")])
+    np.testing.assert_allclose(found[""].estimate, scores)
+    thirds = scores.reshape(3, 8).mean(1)
+    one = statements.Evidence(arrays.layers, DEPTH, found[""], {})
+    middle, fades = (
+        statements.check(statements.Statement("2c", "speed", "", name), one)[0].measured for name in ("middle", "fades")
+    )
+    assert f"{thirds[1] - max(thirds[0], thirds[2]):+.3f} [" in middle
+    assert f"{thirds[1] - scores[22:].mean():+.3f} [" in fades  # 22/24 is the first layer of the last tenth
+
+
+def test_layers_that_were_not_probed_leave_a_statement_undecided():
+    whole = evidence(HILL)
+    part = statements.Evidence(np.arange(8), DEPTH, whole.main.map(lambda rows: rows[:, :8]), {})
+    for name in ("middle", "fades"):
+        finding = statements.check(statements.Statement("2c", "speed", "", name), part)[0]
+        assert finding.verdict == "undecided"
+        assert "probed" in finding.measured
+
+
+def test_seeds_and_repeats_are_averaged_and_one_layer_stands_for_all():
+    curves = {
+        MAIN: FLAT,
+        ("", 0, 1): FLAT - 0.2,
+        ("random_weights", 1, 0): 0 * FLAT,
+        ("random_weights", 2, 0): 0.4 * FLAT,
+    }
+    table = predictions(curves | {("pixels", 0, 0): [0.3]})
+    found, _ = verdicts.curves_of(table, "speed", "nested", 5)
+    keys = ["control", "layer", "control_seed", "repeat"]
+    scores = {key: r2_score(part["target"], part["prediction"]) for key, part in table.groupby(keys)}
+    for control in ("", "random_weights"):
+        parts = [[scores[key] for key in scores if key[:2] == (control, layer)] for layer in range(DEPTH)]
+        assert {len(part) for part in parts} == {2}
+        np.testing.assert_allclose(found[control].estimate, np.mean(parts, axis=1))
+    assert len(set(found["pixels"].estimate)) == 1
+    assert found["pixels"].samples.shape == found[""].samples.shape
+
+
+def results(run="run", variable="speed", weights="vitl.pt", depth=DEPTH) -> pd.DataFrame:
+    layer = np.arange(depth)
+    columns = {"run_name": run, "probe_set": "fig2c", "variable": variable, "layer": layer, "model": "large"}
+    scores = {"layer_fraction": layer / depth, "r2_mean": 0.5, "r2_std": 0.1, "n_clips": GROUPS * SIZE, "n_folds": 5}
+    return pd.DataFrame(columns | scores | {"weights": weights})
+
+
+def write(folder, tables: list, rows: pd.DataFrame, run="run"):
+    pd.concat(tables).to_parquet(folder / f"predictions_{run}.parquet")
+    rows.to_csv(folder / f"results_{run}.csv", index=False)
+
+
+def test_the_file_says_what_it_is_made_from_and_every_verdict(tmp_path):
+    speed = predictions({MAIN: FLAT, ("shuffled_labels", 0, 0): NOTHING["shuffled_labels"], ("reversed", 0, 0): FLAT})
+    direction = predictions({MAIN: EMERGES}, "direction", component="angle")
+    rows = pd.concat([results(), results(variable="direction")])
+    write(tmp_path, [speed, direction], rows)
+    text = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
+    assert "| speed | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels |" in text
+    assert "| speed | is readable from the first layers | **holds** |" in text
+    assert "| direction | appears at about one third of the depth | **holds** |" in text
+    assert "No control was run for direction" in text
+    assert "No control was run for speed" not in text
+    assert "reversed" not in text  # a high score there is no rival explanation
+    assert "jump at ±180°" in text
+    assert "Random weights" not in text
+    assert "| speed | shuffled labels | half-rise | at or before the first layer" in text
+
+
+def test_random_weights_the_paper_protocol_and_few_groups_are_said_first(tmp_path):
+    table = predictions({MAIN: FLAT}, protocol="paper")
+    table["group"] = table["group"].str[:2]  # 6 groups
+    rows = results(weights="random weights (seed 0)")
+    write(tmp_path, [table.drop(columns=["control", "control_seed", "repeat"])], rows)
+    head = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text().split("## Statements")[0]
+    assert "**Random weights**: the encoder was never trained" in head
+    assert "chosen on the fold that is reported" in head
+    assert "6 groups; with fewer than 20" in head
+
+
+def test_a_run_without_predictions_is_named_and_left_out(tmp_path):
+    rows = pd.concat([results(), results(run="old", variable="acceleration")])
+    write(tmp_path, [predictions({MAIN: FLAT})], results())
+    text = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
+    assert "acceleration left out: " in text
+    assert "predictions_old.parquet is missing: rerun step3_probe.py run --run-name old" in text
+    assert "| speed | is readable" in text
+
+
+def test_plotting_figure_2c_writes_its_verdict(tmp_path):
+    write(tmp_path, [predictions({MAIN: FLAT})], results())
+    written = build_figure2c(tmp_path)
+    assert tmp_path / "figure2c_verdict.md" in written
+    assert "**holds**" in (tmp_path / "figure2c_verdict.md").read_text()
