@@ -5,10 +5,12 @@
       --norm-mode zscore --grouping direction_spatial_sector --direction-target angle \
       --residual-capture resid_post --preprocessing resize --device cuda:0
     python step3_probe.py summarize
+    python step3_probe.py audit --data-root ./artifacts/data
 
 `run` writes results_NAME.csv, predictions_NAME.parquet (out of fold), config_NAME.json, figure_NAME.png and, with
 --control, controls_NAME.csv (pez/probes/controls.py) into artifacts/results; `summarize` prints one table over all
-runs there and writes it as summary_runs.csv.
+runs there and writes it as summary_runs.csv; `audit` says what targets share with where the ball is, in audit_SET.csv
+and audit_SET.png (pez/probes/audit.py).
 """
 
 import argparse
@@ -22,17 +24,18 @@ from pez.probes.controls import CONTROLS
 from pez.probes.folds import GROUPINGS
 from pez.probes.problems import NORM_MODES
 from pez.probes.protocols import CHOICES
-from pez.probes.step3 import SOLVERS, run_probe, summarize
+from pez.probes.step3 import SOLVERS, run_audit, run_probe, summarize
 from pez.probes.targets import DIRECTION_TARGETS, PROBE_SETS
 from pez.store import CAPTURES
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|summarize")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|summarize|audit")
     _add_run(commands.add_parser("run", help="probe every layer of a feature root"))
     table = commands.add_parser("summarize", help="one table over all runs of the results folder")
     table.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="folder of the runs")
+    _add_audit(commands.add_parser("audit", help="what the targets of a clip set share with where the ball is"))
     for command in commands.choices.values():  # run_script gives it to the parser before the command
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -66,8 +69,20 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
 
 
+def _add_audit(audit: argparse.ArgumentParser) -> None:
+    where = audit.add_mutually_exclusive_group(required=True)
+    where.add_argument("--feature-root", type=Path, help="what step2_extract.py wrote, or")
+    where.add_argument("--data-root", type=Path, help="what step1_generate.py wrote")
+    audit.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
+    audit.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
+    audit.add_argument("--seed", type=int, default=0, help="of folds and clusters")
+    audit.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
+
+
 def main(args) -> None:
-    if args.command == "summarize":
+    if args.command == "audit":
+        run_audit(args)
+    elif args.command == "summarize":
         summarize(args.results_dir)
     else:
         run_probe(args)

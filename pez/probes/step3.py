@@ -1,4 +1,4 @@
-"""What step3_probe.py does: run probes and write their files, or sum up all runs."""
+"""What step3_probe.py does: run probes and write their files, sum up all runs, or audit clip sets."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.files import exclusive, write_csv, write_json, write_parquet
+from pez.probes.audit import AuditOptions, audit, clip_sets
 from pez.probes.ball_task import SOLVERS  # noqa: F401
 from pez.probes.bootstrap import FEW_GROUPS
 from pez.probes.controls import control_sets
@@ -97,6 +98,27 @@ def summarize(results_dir: Path) -> Path:
     path = write_csv(Path(results_dir) / "summary_runs.csv", table)
     print(path)
     return path
+
+
+def run_audit(args) -> list[Path]:
+    """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
+    from pez.figures.audit import audit_figure
+    from pez.figures.style import save_figure
+
+    options = AuditOptions(args.grouping, args.folds, args.seed)
+    written = []
+    for clips in clip_sets(args.feature_root, args.data_root):
+        found = audit(clips, options)
+        print(f"{found.name}: correlation\n{_two_digits(found.correlation)}")
+        print(f"{found.name}: R² decoded from it alone, nested\n{_two_digits(found.r2)}\n")
+        stem = args.results_dir / f"audit_{found.name}"
+        written += [write_csv(stem.with_suffix(".csv"), found.long()), *save_figure(audit_figure(found), stem)]
+    print("\n".join(map(str, written)))
+    return written
+
+
+def _two_digits(table: pd.DataFrame) -> str:
+    return (table.round(2) + 0).to_string(float_format=lambda value: f"{value:.2f}", na_rep="-")
 
 
 def short_table(table: pd.DataFrame) -> str:

@@ -1,0 +1,93 @@
+"""The confound audit against numpy's correlations, planted confounds and clips that have none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from probe_stores import ball_tables, planted_features, planted_root, write_store
+
+import step3_probe
+from pez.cli import run_script
+from pez.errors import UserError
+from pez.figures.audit import audit_figure
+from pez.figures.style import save_figure
+from pez.probes.audit import AuditOptions, audit, clip_sets, confounds
+
+
+def make(root, change=lambda clips, frames: (clips, frames), kind="velocity"):
+    clips, frames = change(*ball_tables(kind))
+    states = planted_features(clips, frames, 1, 4, 0, 0)
+    return write_store(root, kind, clips.sample(frac=1, random_state=3), frames, states, "temporal_last", "tiny", "x")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    store = make(tmp_path_factory.mktemp("plain"))
+    return store, audit(store, AuditOptions())
+
+
+def test_numbers_and_correlations_are_what_they_say(plain):
+    store, found = plain
+    frames, numbers = store.frames, confounds(store)
+    speed = store.clips["magnitude"].to_numpy()
+    for clip in store.clips["clip_id"][:20]:
+        own = frames[frames["clip_id"] == clip].sort_values("frame")
+        way = own[["x_px", "y_px"]].to_numpy()
+        assert numbers.loc[clip, ["start_x", "start_y", "end_x", "end_y"]].tolist() == [*way[0], *way[-1]]
+        assert numbers.loc[clip, "displacement"] == pytest.approx(np.linalg.norm(way[-1] - way[0]))
+    for name in numbers:
+        expected = np.corrcoef(speed, numbers[name])[0, 1]
+        assert found.correlation.loc["speed", name] == pytest.approx(expected, abs=1e-6)
+    assert found.correlation.loc["vx", "displacement_x"] == pytest.approx(1)
+    assert found.correlation.loc["sin", "displacement_y"] < -0.8  # image y points down
+    assert list(found.correlation.index) == ["speed", "vx", "vy", "cos", "sin"]
+
+
+def test_motion_is_in_the_displacement_and_not_in_a_random_start(plain):
+    _, found = plain
+    assert found.r2["start"].max() < 0.05
+    assert found.r2.loc[["vx", "vy"], "start + end"].min() > 0.99
+    assert found.r2.loc[["speed", "vx", "vy"], "displacement"].min() > 0.99
+    assert ((found.low <= found.r2) & (found.r2 <= found.high)).all(axis=None)
+    assert "visible" not in found.r2  # these clips do not carry it
+
+
+def test_planted_confounds_are_found(tmp_path):
+    """Starts placed by direction, and the faster the ball the less of it in view: both must show."""
+
+    def plant(clips, frames):
+        shift = clips.set_index("clip_id")["direction_deg"].map(lambda degrees: 60 * np.cos(np.deg2rad(degrees)))
+        frames = frames.assign(x_px=frames["x_px"] + frames["clip_id"].map(shift))
+        return clips.assign(visible_fraction=1 - clips["magnitude"] / 10), frames
+
+    found = audit(make(tmp_path, plant), AuditOptions())
+    assert found.r2.loc["cos", "start"] > 0.4 and found.r2.loc["sin", "start"] < 0.05
+    assert found.r2.loc["speed", "visible"] > 0.99
+    assert found.correlation.loc["speed", "visible_fraction"] == pytest.approx(-1)
+
+
+def test_a_number_that_does_not_vary_has_no_score(tmp_path):
+    found = audit(make(tmp_path, lambda c, f: (c.assign(visible_fraction=1.0), f)), AuditOptions())
+    assert found.correlation["visible_fraction"].isna().all() and found.r2["visible"].isna().all()
+    assert found.r2["start"].notna().all()
+    path = save_figure(audit_figure(found), tmp_path / "audit")[0]
+    assert path.name == "audit.png" and path.stat().st_size > 10_000
+
+
+def test_the_command_writes_a_table_and_a_figure_a_set(tmp_path, capsys):
+    root = planted_root(tmp_path / "features", depth=1, width=4)
+    arguments = ["audit", "--feature-root", str(root), "--results-dir", str(tmp_path)]
+    assert run_script(step3_probe.make_parser(), step3_probe.main, arguments) == 0
+    said = capsys.readouterr().out
+    for name, size in (("velocity", "speed"), ("acceleration", "acceleration")):
+        table = pd.read_csv(tmp_path / f"audit_{name}.csv")
+        assert set(table["measure"]) == {"correlation", "r2"} and set(table["set"]) == {name}
+        value = table.set_index(["measure", "target", "of"]).loc[("correlation", size, "displacement"), "value"]
+        assert value == pytest.approx(1, abs=1e-6) and (tmp_path / f"audit_{name}.png").is_file()
+        assert f"{name}: correlation" in said
+
+
+def test_roots_without_sets_are_said(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"step1_generate\.py"):
+        clip_sets(None, tmp_path)
+    assert run_script(step3_probe.make_parser(), step3_probe.main, ["audit", "--feature-root", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
