@@ -245,6 +245,8 @@ def test_predictions_table_to_arrays_whatever_the_order_of_rows():
     np.testing.assert_array_equal(found.target, target)
     np.testing.assert_array_equal(found.group, group)
     assert found.components == ("vx", "vy")
+    held_out = table.assign(fold=np.where(clip < 3, -1, 0))
+    assert list(out_of_fold(held_out, "velocity_xy", "nested").clips) == list(found.clips[3:])
     with pytest.raises(UserError, match="rerun"):
         out_of_fold(table.iloc[1:], "velocity_xy", "nested")
     with pytest.raises(UserError, match="protocol paper"):

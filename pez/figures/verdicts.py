@@ -65,7 +65,7 @@ def variable_verdict(results_dir, variable: str, curve: pd.DataFrame) -> Variabl
     protocol = next((name for name in PREFERRED if name in there), None)
     if protocol is None:
         raise UserError(f"{path} has no predictions of {variable}: rerun step3_probe.py run")
-    n_folds = int(table.loc[table["protocol"] == protocol, "fold"].max()) + 1
+    n_folds = max(2, int(table.loc[table["protocol"] == protocol, "fold"].max()) + 1)
     main, arrays = curves_of(table, variable, protocol, n_folds)
     controls = {name: found for name, found in main.items() if name and name not in NOT_A_FLOOR}
     evidence = Evidence(arrays.layers, depth_of(curve), main[""], controls)

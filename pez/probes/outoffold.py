@@ -28,7 +28,8 @@ def out_of_fold(
 ) -> OutOfFold:
     """The arrays of one variable and protocol of one run: its main curve or a `control`, one seed and repeat of it.
 
-    UserError if the table has not got them, or a clip is missing at a layer or is there twice.
+    Clips that no fold holds out (fold -1) are left out. UserError if the table has not got the curve, or a clip is
+    missing at a layer or is there twice.
     """
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
@@ -39,6 +40,8 @@ def out_of_fold(
     rows = table[np.logical_and.reduce([table[column] == value for column, value in wanted.items()])]
     if rows.empty:
         raise UserError(f"the predictions hold no {variable} with protocol {protocol}: rerun step3_probe.py run")
+    if "fold" in rows.columns:
+        rows = rows[rows["fold"] >= 0]
     components = tuple(dict.fromkeys(rows["component"]))
     layers, clips = np.unique(rows["layer"]), np.unique(rows["clip_id"].astype(str))
     if len(rows) != len(layers) * len(clips) * len(components):
