@@ -1,6 +1,6 @@
 """Are onsets found where they were planted, and do their 95 % intervals hold?
 
-    python benchmarks/onset_calibration.py [--datasets 200] [--workers 2] [--output onset_calibration.json]
+    python benchmarks/onset_calibration.py [--datasets 200] [--scenarios NAME ...] [--output FILE]
 
 Each simulated data set goes the whole way: features of 24 layers, in which a target is planted by a known curve of
 signal strength; 64 groups of 6 clips that share part of target and noise (the paper's velocity set has 392 clips, in
@@ -217,7 +217,8 @@ def calibrate(
 def main(args) -> None:
     context = get_context("spawn")
     with ProcessPoolExecutor(args.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        table = calibrate(SCENARIOS, args.datasets, args.resamples, pool)
+        chosen = [scenario for scenario in SCENARIOS if scenario.name in args.scenarios]
+        table = calibrate(chosen, args.datasets, args.resamples, pool)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-"))
     settings = {"datasets": args.datasets, "resamples": args.resamples, "provenance": provenance()}
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
@@ -227,6 +228,8 @@ def main(args) -> None:
 if __name__ == "__main__":
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=200, help="simulated data sets a scenario")
+    names = [scenario.name for scenario in SCENARIOS]
+    parser.add_argument("--scenarios", nargs="+", choices=names, default=names, metavar="NAME", help="only these")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--output", type=Path, default=Path("onset_calibration.json"), help="where the table goes")

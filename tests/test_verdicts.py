@@ -148,12 +148,14 @@ def write(folder, tables: list, rows: pd.DataFrame, run="run"):
 def test_the_file_says_what_it_is_made_from_and_every_verdict(tmp_path):
     speed = predictions({MAIN: FLAT, ("shuffled_labels", 0, 0): NOTHING["shuffled_labels"], ("reversed", 0, 0): FLAT})
     direction = predictions({MAIN: EMERGES}, "direction", component="angle")
+    partner = predictions({MAIN: LATE}, "direction_sincos")
     rows = pd.concat([results(), results(variable="direction")])
-    write(tmp_path, [speed, direction], rows)
+    write(tmp_path, [speed, direction, partner], rows)
     text = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
     assert "| speed | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels |" in text
     assert "| speed | is readable from the first layers | **holds** |" in text
     assert "| direction | appears at about one third of the depth | **holds** |" in text
+    assert "| direction (cos, sin) | appears at about one third of the depth | **does not hold** |" in text
     assert "No control was run for direction" in text
     assert "No control was run for speed" not in text
     assert "reversed" not in text  # a high score there is no rival explanation

@@ -25,6 +25,7 @@ from pez.probes.summary import depth_of
 
 NOT_A_FLOOR = ("reversed",)  # a high score there is no rival explanation
 PREFERRED = ("nested", "paper")
+PARTNERS = {"direction": "direction_sincos"}  # the same quantity without the jump at 180 degrees
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,35 @@ def build_verdict(results_dir, figure: str, rows: pd.DataFrame) -> list[Path]:
     verdicts, notes = [], []
     for variable, curve in rows.groupby("variable", sort=False):
         try:
-            verdicts.append(variable_verdict(results_dir, str(variable), curve))
+            table = read_predictions(results_dir, curve["run_name"].iloc[0])
+            verdicts.append(variable_verdict(table, str(variable), curve))
+            partner = PARTNERS.get(variable)
+            if partner in set(table["variable"]):
+                verdicts.append(variable_verdict(table, partner, curve))
         except UserError as error:
             notes.append(f"{NAMES.get(variable, variable)} left out: {error}")
     return [write_text(Path(results_dir) / f"figure{figure}_verdict.md", verdict_text(figure, verdicts, notes))]
 
 
-def variable_verdict(results_dir, variable: str, curve: pd.DataFrame) -> VariableVerdict:
-    """Evidence of one variable of one run, from its predictions; UserError if they are not there."""
-    run = curve.iloc[0].to_dict()
-    path = Path(results_dir) / f"predictions_{run['run_name']}.parquet"
+def read_predictions(results_dir, run_name: str) -> pd.DataFrame:
+    """predictions_RUN.parquet; UserError if it is missing."""
+    path = Path(results_dir) / f"predictions_{run_name}.parquet"
     if not path.is_file():
-        raise UserError(f"{path} is missing: rerun step3_probe.py run --run-name {run['run_name']}")
-    table = pd.read_parquet(path)
+        raise UserError(f"{path} is missing: rerun step3_probe.py run --run-name {run_name}")
+    return pd.read_parquet(path)
+
+
+def variable_verdict(table: pd.DataFrame, variable: str, curve: pd.DataFrame) -> VariableVerdict:
+    """Evidence of one variable of one run from its predictions; `curve` are rows of its results table.
+
+    UserError if the predictions are not there.
+    """
+    run = curve.iloc[0].to_dict()
     table = table[table["variable"] == variable]
     there = set(table["protocol"])
     protocol = next((name for name in PREFERRED if name in there), None)
     if protocol is None:
-        raise UserError(f"{path} has no predictions of {variable}: rerun step3_probe.py run")
+        raise UserError(f"run {run['run_name']} has no predictions of {variable}: rerun step3_probe.py run")
     n_folds = max(2, int(table.loc[table["protocol"] == protocol, "fold"].max()) + 1)
     main, arrays = curves_of(table, variable, protocol, n_folds)
     controls = {name: found for name, found in main.items() if name and name not in NOT_A_FLOOR}
