@@ -15,8 +15,9 @@ from pathlib import Path
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
 from pez.probes.intphys_features import METRIC_OF, SELECTION_METRICS, add_intphys_arguments, intphys_store
-from pez.probes.intphys_linear import PROTOCOLS, probe_linear
-from pez.probes.intphys_results import print_summary, write_run
+from pez.probes.intphys_linear import CONTROLS, probe_linear
+from pez.probes.intphys_results import print_summary, write_controls, write_run
+from pez.probes.protocols import CHOICES
 
 PROBE_SET = "intphys_linear"
 POOLING = "mean"
@@ -30,10 +31,11 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--protocol",
-        default="nested",
-        choices=PROTOCOLS,
-        help="where that choice is made: pez/probes/intphys_linear.py",
+        default="both",
+        choices=CHOICES,
+        help="where that choice is made: pez/probes/intphys_linear.py; both: nested, with paper's scores beside it",
     )
+    parser.add_argument("--control", choices=CONTROLS, help="probe this too, into controls_RUN.csv")
     parser.add_argument("--folds", type=int, default=N_FOLDS, help="cross-validation folds, by scene")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
@@ -43,16 +45,15 @@ def make_parser() -> Parser:
 
 def main(args) -> None:
     store = intphys_store(args, POOLING)
-    predictions = probe_linear(
-        store,
-        capture=args.capture,
-        layers=range(store.depth),
-        metric=METRIC_OF[args.selection_metric],
-        protocol=args.protocol,
-        n_folds=args.folds,
-        seed=args.seed,
-        device=args.device,
-    )
+    asked = {
+        "capture": args.capture,
+        "layers": range(store.depth),
+        "metric": METRIC_OF[args.selection_metric],
+        "n_folds": args.folds,
+        "seed": args.seed,
+        "device": args.device,
+    }
+    predictions = probe_linear(store, protocol=args.protocol, **asked)
     settings = {
         "capture": args.capture,
         "pooling": POOLING,
@@ -61,6 +62,10 @@ def main(args) -> None:
         "seed": args.seed,
     }
     written = write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, settings)
+    if args.control:
+        protocol = "paper" if args.protocol == "paper" else "nested"
+        found = probe_linear(store, protocol=protocol, control=args.control, **asked)
+        written.append(write_controls(args.results_dir, args.run_name, args.control, found, store.depth))
     print_summary(written[0])
     for path in written:
         print(f"wrote {path}")

@@ -5,7 +5,7 @@ import pytest
 from intphys_trees import planted_store
 
 from pez.probes.intphys_linear import PROTOCOLS, probe_linear
-from pez.probes.intphys_results import layer_rows
+from pez.probes.intphys_results import layer_rows, protocol_rows
 from pez.probes.intphys_scores import METRICS
 from pez.probes.sweep import Setting
 
@@ -52,6 +52,29 @@ def test_nested_choice_is_not_optimistic_on_noise_and_the_paper_protocol_is(tmp_
     chance = {name: rows["relative_accuracy_mean"].mean() for name, rows in found.items()}
     assert abs(chance["nested"] - 0.5) < 0.1  # three standard errors of 180 scenes
     assert chance["paper"] > chance["nested"] + 0.03
+
+
+def test_both_protocols_are_each_of_them_and_their_difference_is_named(tmp_path):
+    store = planted_store(tmp_path / "intphys", n_scenes=5, depth=2, width=20)
+    both = probe(store, protocol="both")
+    own = {name: both[both["protocol"] == name].drop(columns="protocol") for name in PROTOCOLS}
+    for name, table in own.items():  # problems that share a batch round differently
+        np.testing.assert_allclose(table["score"], probe(store, protocol=name)["score"], rtol=1e-3, atol=1e-4)
+    rows = protocol_rows(both, store.depth)
+    nested, paper = (layer_rows(own[name], store.depth) for name in PROTOCOLS)
+    for metric in METRICS:
+        np.testing.assert_allclose(rows[f"{metric}_mean"], nested[f"{metric}_mean"])
+        np.testing.assert_allclose(rows[f"{metric}_paper_std"], paper[f"{metric}_std"])
+        np.testing.assert_allclose(rows[f"{metric}_optimism"], paper[f"{metric}_mean"] - nested[f"{metric}_mean"])
+
+
+def test_shuffled_labels_leave_two_possible_movies_a_scene_and_chance(tmp_path):
+    store = planted_store(tmp_path / "intphys", n_scenes=10, depth=1, width=6, planted={0: 3.0})
+    shuffled = probe(store, control="shuffled_labels")
+    assert shuffled.groupby(["block", "scene"])["possible"].sum().eq(2).all()
+    truth = store.clips.set_index("clip_id")["possible"]
+    assert 0.3 < (shuffled["possible"].to_numpy() == truth[shuffled["clip_id"]].to_numpy()).mean() < 0.7
+    assert overall(shuffled, store).loc[0, "auc_mean"] < 0.7 < 0.95 < overall(probe(store), store).loc[0, "auc_mean"]
 
 
 def test_the_selection_metric_chooses_the_setting(tmp_path):

@@ -64,7 +64,7 @@ def test_the_linear_script_writes_what_it_names(probed):
     assert summary["features"]["clip_set"]["settings"]["n_frames_sample"] == 16
     assert set(summary["curves"]["overall"]) >= {"auc", "relative_accuracy"}
     predictions = pd.read_parquet(probed / "results/predictions_lin.parquet")
-    assert len(predictions) == 12 * 12
+    assert len(predictions) == 2 * 12 * 12 and set(predictions["protocol"]) == {"nested", "paper"}
     assert (probed / "results/figure_lin.png").is_file()
 
 

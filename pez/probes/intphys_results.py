@@ -2,12 +2,14 @@
 
     results_RUN.csv          one row a sub-task (the first overall) and layer
     summary_RUN.json         settings, provenance, and first, onset, peak and last layer of every metric
-    predictions_RUN.parquet  out-of-fold scores, one row a movie and layer
+    predictions_RUN.parquet  out-of-fold scores, one row a movie and layer (and protocol, if there were two)
+    controls_RUN.csv         the same rows as results_RUN.csv, of a control, by the nested protocol if it was run
     figure_RUN.png           the curves
 
 Columns of results_RUN.csv: `run_name probe_set variable subtask layer layer_fraction`; METRIC_mean and METRIC_std
-over folds, and counts of scenes and ties (pez.probes.intphys_scores); `best_lr_mode best_wd_mode`; then the
-run's settings, the same in every row.
+over folds, and counts of scenes and ties (pez.probes.intphys_scores); `best_lr_mode best_wd_mode`; with both
+protocols those are nested's, and METRIC_paper_mean, METRIC_paper_std and METRIC_optimism (paper less nested) stand
+beside them; then the run's settings, the same in every row.
 """
 
 from pathlib import Path
@@ -39,6 +41,26 @@ def layer_rows(predictions: pd.DataFrame, depth: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def protocol_rows(predictions: pd.DataFrame, depth: int) -> pd.DataFrame:
+    """`layer_rows`, of nested with the published protocol's means and spreads beside it where both were run."""
+    if "protocol" not in predictions:
+        return layer_rows(predictions, depth)
+    found = {name: layer_rows(table, depth) for name, table in predictions.groupby("protocol")}
+    rows, paper = found["nested"], found["paper"]
+    for metric in METRICS:
+        rows[f"{metric}_paper_mean"], rows[f"{metric}_paper_std"] = paper[f"{metric}_mean"], paper[f"{metric}_std"]
+        rows[f"{metric}_optimism"] = paper[f"{metric}_mean"] - rows[f"{metric}_mean"]
+    return rows
+
+
+def write_controls(directory, run_name: str, control: str, predictions: pd.DataFrame, depth: int) -> Path:
+    """Score a control's predictions and write them as controls_RUN.csv; returns its path."""
+    rows = protocol_rows(predictions, depth)
+    for place, (column, value) in enumerate((("run_name", run_name), ("control", control), ("variable", VARIABLE))):
+        rows.insert(place, column, value)
+    return write_csv(Path(directory) / f"controls_{run_name}.csv", rows)
+
+
 def run_settings(store_settings: dict) -> dict:
     """What a results table says of the features it was made from."""
     chosen = store_settings["clip_set"]["settings"]
@@ -59,7 +81,7 @@ def write_run(
     `settings` are the probe's; those of the features come from `store_settings`.
     """
     directory = Path(directory)
-    rows = layer_rows(predictions, store_settings["depth"])
+    rows = protocol_rows(predictions, store_settings["depth"])
     rows.insert(0, "run_name", run_name)
     rows.insert(1, "probe_set", probe_set)
     rows.insert(2, "variable", VARIABLE)
