@@ -51,7 +51,7 @@ reproduce: $(INSTALLED)
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
 		--selection-metric relative_accuracy
 	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
-		--patch-pool temporal_last_patch --layers 0 3 6 9 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 4
+		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2
 	@echo "== Figures and report"
 	@$(QUICK) $(RUN) plot_figures.py --reference
 
