@@ -3,6 +3,7 @@
     python step1_generate.py                       # the paper's 392 + 280 clips
     python step1_generate.py --preset quick        # 128 + 96 clips of the same structure
     python step1_generate.py --limit 8 --output-root /tmp/look   # to try things out
+    python step1_generate.py --backend kubric      # by Kubric, as the paper did; after `make kubric`
     python step1_generate.py --dataset intphys_mini   # 30 IntPhys-like scenes of 4 movies
 
 Under Blender the arguments come after a bare `--`. Writes OUTPUT_ROOT/{velocity,acceleration}/: 16 PNG frames a
