@@ -12,7 +12,7 @@ from matplotlib.text import Text
 import plot_figures
 from constants import MODELS
 from pez.cli import run_script
-from pez.figures.curves import curve_figure
+from pez.figures.curves import curve_figure, shown
 from pez.figures.reference import published_curves
 from pez.figures.style import LINE_STYLES, drawing_style, label_ends, spread_out, titled
 
@@ -145,3 +145,58 @@ def test_styles_differ_in_marker_line_and_lightness():
     assert len({str(style.line) for style in LINE_STYLES}) == len(LINE_STYLES)
     grey = [float(np.dot(to_rgb(style.color), [0.299, 0.587, 0.114])) for style in LINE_STYLES[:3]]
     assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 0.1  # Figure 2(c) in greyscale
+
+
+def with_nested(rows: pd.DataFrame) -> pd.DataFrame:
+    nested = rows["r2_mean"] - 0.1
+    ends = {"r2_nested_pooled_low": nested - 0.07, "r2_nested_pooled_high": nested + 0.02}
+    return rows.assign(r2_nested_pooled=nested, protocol="both", **ends)
+
+
+def made_controls(variable: str) -> pd.DataFrame:
+    layer = np.arange(24)
+    seeds = [("shuffled_labels", seed, layer, -0.02 * (seed + 1)) for seed in range(3)]
+    tables = [
+        pd.DataFrame({"control": name, "control_seed": seed, "layer_fraction": at / 24, "r2_pooled": value})
+        for name, seed, at, value in [*seeds, ("position", 0, layer[:1], 0.4), ("reversed", 0, layer, -2.0)]
+    ]
+    return pd.concat(tables, ignore_index=True).assign(variable=variable)
+
+
+def test_the_main_line_is_nested_with_its_interval_and_the_published_one_thin():
+    rows = curve("r", "fig2c", "speed")
+    old, new = shown(rows), shown(with_nested(rows))
+    assert old.thin is None and "s.d." in old.label and "95" in new.label
+    np.testing.assert_allclose(old.high - old.y, 0.04)
+    np.testing.assert_allclose(new.thin, old.y)
+    np.testing.assert_allclose(np.stack([new.y, new.low, new.high]) - old.y, [[-0.1], [-0.17], [-0.08]] * np.ones(24))
+    only = rows.assign(r2_mean=np.nan, r2_pooled=rows["r2_mean"], r2_pooled_low=0.1, r2_pooled_high=0.9)
+    np.testing.assert_allclose(shown(only).y, rows["r2_mean"])  # held-out values: a fold has no score of its own
+
+
+def test_controls_get_a_panel_a_variable_and_direct_labels():
+    names = ("speed", "direction", "acceleration")
+    rows = pd.concat([with_nested(curve("r", "fig2c", name)) for name in names])
+    figure = curve_figure(rows, "a run", controls=pd.concat([made_controls(name) for name in names]))
+    figure.canvas.draw()
+    assert [ax.get_title(loc="left") for ax in figure.axes] == list(names)
+    for ax in figure.axes:
+        said = {text.get_text() for text in ax.texts}
+        assert {"nested protocol", "shuffled labels (3 seeds)", "position", "reversed"} <= said
+        flat = [line for line in ax.lines if len(line.get_ydata()) == 2 and set(line.get_ydata()) == {0.4}]
+        assert len(flat) == 1 and min(flat[0].get_xdata()) == 0 and max(flat[0].get_xdata()) > 0.9
+        mean = [line for line in ax.lines if np.allclose(line.get_ydata(), -0.04)]
+        assert len(mean) == 1 and ax.get_ylim()[0] == -0.25
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+    assert "lowest -2" in figure._supxlabel.get_text()
+    plt.close(figure)
+
+
+def test_final_figures_take_the_controls_of_their_runs(results):
+    from pez.figures.ball import controls_of, rows_of
+
+    pd.concat([made_controls("speed"), made_controls("direction")]).to_csv(results / "controls_old.csv", index=False)
+    rows = rows_of(results, "fig2c", None)
+    assert set(controls_of(results, rows[rows["variable"] == "speed"])["variable"]) == {"speed"}
+    assert controls_of(results, rows[rows["run_name"] == "newer"]).empty

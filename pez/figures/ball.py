@@ -15,7 +15,7 @@ from pez.figures.reference import LABEL, published_curves
 from pez.figures.style import save_figure
 from pez.figures.verdicts import build_verdict
 from pez.files import write_csv
-from pez.probes.summary import RUN_COLUMNS, NoRunsError, read_runs
+from pez.probes.summary import RUN_COLUMNS, NoRunsError, read_runs, read_table
 
 FIGURE_2C = (("speed",), ("direction",), ("acceleration",))
 FIGURE_2B = (("velocity_xy", "vx", "vy"), ("acceleration_xy", "ax", "ay"))  # the axes where there is no xy run
@@ -75,9 +75,21 @@ def _build(results_dir, figure: str, title: str, rows: pd.DataFrame, wanted, ref
         print(f"figure {figure}: {NAMES.get(variable, variable)} from run {run}")
     published = published_curves(figure) if reference else None
     stem = Path(results_dir) / f"figure{figure}_final"
-    drawn = save_figure(curve_figure(rows, title, published), stem.with_suffix(".png"), ("png", "pdf"))
+    drawing = curve_figure(rows, title, published, controls=controls_of(results_dir, rows))
+    drawn = save_figure(drawing, stem.with_suffix(".png"), ("png", "pdf"))
     table = write_csv(stem.with_suffix(".csv"), figure_table(rows, published))
     return [*drawn, table, *build_verdict(results_dir, figure, rows)]
+
+
+def controls_of(results_dir, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the controls of each run and variable in `rows`, from controls_RUN.csv; empty if no run has any."""
+    tables = []
+    for (run, variable), _ in rows.groupby(["run_name", "variable"], sort=False):
+        path = Path(results_dir) / f"controls_{run}.csv"
+        if path.is_file():
+            table = read_table(path)
+            tables.append(table[table["variable"] == variable])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataFrame:

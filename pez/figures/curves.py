@@ -1,14 +1,22 @@
-"""Curves of R^2 against layer fraction, from the tables that step 3 writes."""
+"""Curves of R^2 against layer fraction, from the tables that step 3 writes.
+
+The main line is the nested protocol's R^2, pooled over held-out clips, with its bootstrap interval; the published
+protocol's mean over folds is thin beside it. A table without nested scores shows its own mean and spread over folds.
+With controls there is a panel a variable, and controls are grey.
+"""
 
 import textwrap
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from pez.figures.style import (
     X_LABEL,
+    LineStyle,
     draw_band,
-    draw_curve,
+    draw_interval,
     drawing_style,
     label_ends,
     line_style,
@@ -28,63 +36,189 @@ NAMES = {
     "ax": "acceleration x",
     "ay": "acceleration y",
 }
+POOLED = "R² pooled over held-out clips (95 % interval)"
+OVER_FOLDS = "R² of held-out folds (mean ± s.d.)"
+_PUBLISHED = "published protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
+_DASHES = ((0, (1, 1)), (0, (4, 1)), (0, (4, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2)))
+_GREYS = ("#6b6b6b", "#8f8f8f", "#525252")
+_PANEL = (4.6, 3.1)  # inches
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn of one variable, in order of layers: `x`, main `y` with `low` and `high`, a `thin` line or None,
+    and the axis label that says what y is."""
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    thin: np.ndarray | None
+    label: str
+
+
+def shown(curve: pd.DataFrame) -> Shown:
+    """Columns to draw of one variable's rows (columns layer_fraction, r2_mean, r2_std and, if there, the others)."""
+    curve = curve.sort_values("layer_fraction")
+    x, mean, spread = (curve[name].to_numpy(dtype=float) for name in ("layer_fraction", "r2_mean", "r2_std"))
+    spread = np.nan_to_num(spread)
+    for prefix, usable in (("r2_nested_pooled", True), ("r2_pooled", _is_nested(curve) or np.isnan(mean).all())):
+        if usable and _has(curve, prefix):
+            y, low, high = (_values(curve, f"{prefix}{end}") for end in ("", "_low", "_high"))
+            thin = mean if prefix == "r2_nested_pooled" and not np.isnan(mean).all() else None
+            return Shown(x, y, low, high, thin, POOLED)
+    return Shown(x, mean, mean - spread, mean + spread, None, OVER_FOLDS)
+
+
+def _is_nested(curve: pd.DataFrame) -> bool:
+    return "protocol" in curve and (curve["protocol"] == "nested").all()
+
+
+def _has(curve: pd.DataFrame, column: str) -> bool:
+    return column in curve and curve[column].notna().any()
+
+
+def _values(curve: pd.DataFrame, column: str) -> np.ndarray:
+    return curve[column].to_numpy(dtype=float) if column in curve else np.full(len(curve), np.nan)
 
 
 def curve_figure(
-    results: pd.DataFrame, title: str, reference: pd.DataFrame | None = None, note: str = "", controls=None
+    results: pd.DataFrame,
+    title: str,
+    reference: pd.DataFrame | None = None,
+    note: str = "",
+    controls: pd.DataFrame | None = None,
 ):
-    """Draw every variable of `results` (columns variable, layer_fraction, r2_mean, r2_std, weights).
+    """Draw every variable of `results` (columns variable, layer_fraction, r2_mean, r2_std, weights; see `shown`).
 
-    `reference`, if given, has variable, layer_fraction, mean and label, and is drawn thinly behind. Returns the
-    matplotlib figure. Where curves fall under -0.25 the axis stops there and says so.
+    `reference`, if given, has variable, layer_fraction, mean and label, and is drawn thinly behind. `controls` are
+    rows of controls_RUN.csv; with them each variable has a panel. Returns the matplotlib figure. Where curves fall
+    under -0.25 the axis stops there and says so.
     """
+    names = list(dict.fromkeys(results["variable"]))
+    curves = {name: shown(results[results["variable"] == name]) for name in names}
+    controls = None if controls is None or not len(controls) else controls[controls["variable"].isin(names)]
     with drawing_style():
-        figure, ax = plt.subplots(figsize=(6.4, 4.1), layout="constrained")
-        ends = []
-        for index, name in enumerate(dict.fromkeys(results["variable"])):
-            style = line_style(index)
-            curve = results[results["variable"] == name].sort_values("layer_fraction")
-            if reference is not None:
-                _draw_reference(ax, reference[reference["variable"] == name], style)
-            draw_curve(ax, curve["layer_fraction"], curve["r2_mean"], curve["r2_std"], style)
-            ends.append(_end(curve, name, style))
-        _finish_axes(ax, results, reference, title, note)
-        label_ends(ax, [end for end in ends if end is not None])
+        draw = _one_panel if controls is None else _panel_a_variable
+        figure = draw(curves, reference, controls)
+        if len(figure.axes) == 1:
+            figure.axes[0].set_title(_title(results, title))
+        else:
+            figure.suptitle(_title(results, title), x=0.01, ha="left", fontsize=10)
+        _write_notes(figure, _notes(curves, reference, controls, note))
+        for ax in figure.axes:
+            label_ends(ax, ax.ends, 8.5 if len(figure.axes) == 1 else 7.5)
     return figure
 
 
-def _draw_reference(ax, curve: pd.DataFrame, style) -> None:
-    curve = curve.sort_values("layer_fraction")
-    ax.plot(curve["layer_fraction"], curve["mean"], color=style.color, lw=0.8, alpha=0.75, zorder=1)
+def _title(results: pd.DataFrame, title: str) -> str:
+    return f"{title}\n{titled(made_from(results), results['weights'].unique())}"
 
 
-def _end(curve: pd.DataFrame, name: str, style):
-    known = curve.dropna(subset=["r2_mean"])
-    if not len(known):
-        return None
-    last = known.iloc[-1]
-    return last["layer_fraction"], max(last["r2_mean"], _FLOOR), NAMES.get(name, name), style.color
+def _one_panel(curves: dict[str, Shown], reference, _controls):
+    figure, ax = plt.subplots(figsize=(6.4, 4.1), layout="constrained")
+    ax.ends = []
+    for index, (name, curve) in enumerate(curves.items()):
+        _draw_variable(ax, name, curve, reference, line_style(index), NAMES.get(name, name))
+    _finish_axes(ax, curves.values(), [])
+    return figure
 
 
-def _finish_axes(ax, results: pd.DataFrame, reference, title: str, note: str) -> None:
-    low = min((results["r2_mean"] - results["r2_std"].fillna(0)).min(), 0.0)
-    ax.set_ylim(max(low - 0.05, _FLOOR), 1.03)
-    ax.set_xlim(-0.02, 1.0)
+def _panel_a_variable(curves: dict[str, Shown], reference, controls: pd.DataFrame):
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    size = (_PANEL[0] * columns + 0.4, _PANEL[1] * rows + 0.6)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for index, (ax, (name, curve)) in enumerate(zip(grid.flat, curves.items())):
+        ax.ends = []
+        own = controls[controls["variable"] == name]
+        drawn = [_draw_control(ax, *item, curve.x) for item in enumerate(own.groupby("control", sort=False))]
+        both = curve.thin is not None
+        _draw_variable(ax, name, curve, reference, line_style(index), "nested protocol" if both else "probe")
+        ax.set_title(NAMES.get(name, name), fontsize=9.5, fontweight="bold")
+        _finish_axes(ax, [curve], drawn)
+    for ax in grid.flat[len(curves) :]:
+        ax.remove()
+    return figure
+
+
+def _draw_variable(ax, name: str, curve: Shown, reference, style: LineStyle, label: str) -> None:
+    if reference is not None:
+        own = reference[reference["variable"] == name].sort_values("layer_fraction")
+        ax.plot(own["layer_fraction"], own["mean"], color=style.color, lw=0.8, alpha=0.75, zorder=1)
+    if curve.thin is not None:
+        ax.plot(curve.x, curve.thin, color=style.color, lw=0.8, zorder=1.8)
+    draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
+    known = np.flatnonzero(np.isfinite(curve.y))
+    if len(known):
+        ax.ends.append((curve.x[known[-1]], max(curve.y[known[-1]], _FLOOR), label, style.color))
+
+
+def _draw_control(ax, index: int, item: tuple[str, pd.DataFrame], x: np.ndarray) -> np.ndarray:
+    """Draw the mean over a control's seeds, with their range as a band; one layer stands for all. Returns the mean."""
+    name, rows = item
+    seeds = rows.pivot_table(index="layer_fraction", columns="control_seed", values="r2_pooled", dropna=False)
+    mean, low, high = (getattr(seeds, what)(axis=1).to_numpy() for what in ("mean", "min", "max"))
+    at = seeds.index.to_numpy()
+    if len(at) == 1:
+        at, mean, low, high = (
+            np.array([x.min(), max(x.max(), x.min() + 0.02)]),
+            *(np.repeat(v, 2) for v in (mean, low, high)),
+        )
+    color, dash = _GREYS[index % len(_GREYS)], _DASHES[index % len(_DASHES)]
+    ax.plot(at, mean, color=color, ls=dash, lw=1.1, zorder=1.6)
+    label = name.replace("_", " ")
+    if seeds.shape[1] > 1:
+        ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0, zorder=1.2)
+        label += f" ({seeds.shape[1]} seeds)"
+    if len(mean) and np.isfinite(mean[-1]):
+        ax.ends.append((at[-1], max(mean[-1], _FLOOR), label, color))
+    return mean
+
+
+def _finish_axes(ax, curves, others: list[np.ndarray]) -> None:
     draw_band(ax)
+    curves = list(curves)
+    values = np.concatenate([np.concatenate([curve.low, curve.y]) for curve in curves] + [np.zeros(1), *others])
+    ax.set_ylim(max(np.nanmin(values) - 0.05, _FLOOR), 1.03)
+    ax.set_xlim(-0.02, 1.0)
     ax.set_xlabel(X_LABEL)
-    ax.set_ylabel("R² of held-out folds (mean ± s.d.)")
+    ax.set_ylabel("\n".join(textwrap.wrap(_y_label(curves), 30 if hasattr(ax, "ends") and others else 60)))
     if ax.get_ylim()[0] < 0:
         ax.axhline(0, color="#999999", lw=0.8, zorder=0.5)
-    ax.set_title(f"{title}\n{titled(made_from(results), results['weights'].unique())}")
+
+
+def _y_label(curves: list[Shown]) -> str:
+    labels = {curve.label for curve in curves}
+    return labels.pop() if len(labels) == 1 else "R² of held-out clips"
+
+
+def _notes(curves: dict[str, Shown], reference, controls, note: str) -> list[str]:
     notes = [note] if note else []
-    if results["r2_mean"].min() < _FLOOR:
-        notes.append(f"Cut off at {_FLOOR}; lowest mean {results['r2_mean'].min():.2g}.")
+    if any(curve.label == POOLED for curve in curves.values()):
+        notes.append("Intervals: bootstrap over groups.")
+    if any(curve.thin is not None for curve in curves.values()):
+        thin = f"{_PUBLISHED}, mean over folds, setting chosen on the reported fold"
+        notes.append(f"Thick: nested protocol. Thin: {thin}.")
+    lowest = min([np.nanmin(curve.y) for curve in curves.values() if np.isfinite(curve.y).any()], default=0.0)
+    below = [float(lowest)] + ([] if controls is None else [float(controls["r2_pooled"].min())])
+    if min(below) < _FLOOR:
+        notes.append(f"Cut off at {_FLOOR}; lowest {min(below):.2g}.")
     if reference is not None and len(reference):
-        notes.append(f"Thin lines: {', '.join(sorted(set(reference['label'])))}.")
+        notes.append(f"Thin lines behind: {', '.join(sorted(set(reference['label'])))}.")
+    if controls is not None:
+        notes.append("Grey: controls, under the same protocol.")
+        if (controls["control"] == "reversed").any():
+            notes.append("reversed: clips played backwards, scored against turned targets.")
+    return notes
+
+
+def _write_notes(figure, notes: list[str]) -> None:
     if notes:
-        text = "\n".join(textwrap.wrap(" ".join(notes), 115))
-        ax.figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
+        width = int(18 * figure.get_size_inches()[0])
+        text = "\n".join(textwrap.wrap(" ".join(notes), width))
+        figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
 
 
 def made_from(results: pd.DataFrame) -> str:

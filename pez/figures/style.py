@@ -122,11 +122,17 @@ def _free_height(ax) -> float:
 
 def draw_curve(ax, x, mean, spread, style: LineStyle, label: str | None = None) -> None:
     """A curve with its spread (None: none) as a band, drawn in the shared way."""
-    x, mean = np.asarray(x, dtype=float), np.asarray(mean, dtype=float)
-    if spread is not None:
-        spread = np.asarray(spread, dtype=float)
-        ax.fill_between(x, mean - spread, mean + spread, color=style.color, alpha=0.13, lw=0)
-        for edge in (mean - spread, mean + spread):  # where bands overlap, edges still tell them apart
+    mean = np.asarray(mean, dtype=float)
+    spread = np.full(mean.shape, np.nan) if spread is None else np.asarray(spread, dtype=float)
+    draw_interval(ax, x, mean, mean - spread, mean + spread, style, label)
+
+
+def draw_interval(ax, x, mean, low, high, style: LineStyle, label: str | None = None) -> None:
+    """A curve with a band from `low` to `high` (NaN: none), drawn in the shared way."""
+    x, mean, low, high = (np.asarray(values, dtype=float) for values in (x, mean, low, high))
+    if np.isfinite(low).any():
+        ax.fill_between(x, low, high, color=style.color, alpha=0.13, lw=0)
+        for edge in (low, high):  # where bands overlap, edges still tell them apart
             ax.plot(x, edge, color=style.color, lw=0.5, alpha=0.45, zorder=1.5)
     ax.plot(x, mean, color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=label)
 
@@ -143,7 +149,8 @@ def label_ends(ax, ends: Sequence[tuple[float, float, str, str]], size: float = 
     wanted = np.array([ax.transData.transform((x, y))[1] for x, y, *_ in ends])
     low, high = ax.transAxes.transform([(0, 0), (1, 1)])[:, 1]
     placed = spread_out(wanted, height, low + height / 2, high - height / 2)
-    right = max(ax.transData.transform((x, y))[0] for x, y, *_ in ends) + 10
+    edge = ax.transAxes.transform((1, 0))[0]
+    right = max(max(ax.transData.transform((x, y))[0] for x, y, *_ in ends) + 10, edge + 2)
     for (x, y, text, color), position in zip(ends, placed):
         ax.annotate(
             text,
@@ -155,7 +162,7 @@ def label_ends(ax, ends: Sequence[tuple[float, float, str, str]], size: float = 
             va="center",
             ha="left",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)},
         )
 
 

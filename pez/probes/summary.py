@@ -26,7 +26,7 @@ def read_runs(results_dir) -> pd.DataFrame:
     """
     tables = []
     for path in sorted(Path(results_dir).glob("results_*.csv")):
-        table = _read(path)
+        table = read_table(path)
         if set(RUN_COLUMNS) <= set(table.columns):
             tables.append(table.assign(written=path.stat().st_mtime))
     if not tables:
@@ -34,7 +34,8 @@ def read_runs(results_dir) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV that step 3 wrote; UserError if it is damaged."""
     try:
         return pd.read_csv(path)
     except (ValueError, UnicodeDecodeError) as error:
