@@ -1,10 +1,11 @@
-"""Results to figures, tables and verdicts.
+"""Results to figures, tables, verdicts and a report.
 
     python plot_figures.py                # every figure that the results folder has runs for
     python plot_figures.py --reference    # with published curves thinly behind
 
 Reads results_*.csv in artifacts/results and writes beside them figure2c_final and figure2b_final (.png, .pdf, .csv),
-figure_intphys_possible_impossible_full_metrics16.png, figure6_* and figure8_* (see the modules named below).
+figure_intphys_possible_impossible_full_metrics16.png, figure6_* and figure8_* (see the modules named below);
+last report.html, one self-contained page to read first.
 """
 
 import sys
@@ -15,6 +16,7 @@ from pez.cli import Parser, run_script
 from pez.errors import UserError, check_choice
 from pez.figures.ball import build_figure2b, build_figure2c
 from pez.figures.intphys_files import build_figure1, build_figure6, build_figure8
+from pez.figures.report_page import build_report
 from pez.files import exclusive
 
 # Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths.
@@ -24,6 +26,7 @@ BUILDERS = {
     "1": build_figure1,
     "6": build_figure6,
     "8": build_figure8,
+    "report": build_report,  # last: it shows what the others have written
 }
 
 
@@ -49,7 +52,10 @@ def main(args) -> None:
     check_runs(args.results_dir, args.runs)
     with exclusive(args.results_dir / ".locks" / "figures"):
         written = [
-            path for name in args.figures for path in BUILDERS[name](args.results_dir, args.runs, args.reference)
+            path
+            for name, build in BUILDERS.items()
+            if name in args.figures
+            for path in build(args.results_dir, args.runs, args.reference)
         ]
     if not written:
         raise UserError(f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn")

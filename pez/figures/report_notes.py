@@ -1,0 +1,145 @@
+"""What a report says first: banners, and a few sentences that sum up curves and verdicts, computed from the files."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pez.figures.intphys_verdict import KEY_METRIC, TITLES
+from pez.figures.report import BALL, INTPHYS, Report, Run
+from pez.figures.report_tables import control_rows_at, curve_of, ends_of, interval, number, peak_of, score_of, spoken
+from pez.figures.statements import FAILS, HOLDS, UNDECIDED
+from pez.probes.intphys_scores import OVERALL
+from pez.stimuli.intphys import STAND_IN
+
+_VERDICT_ROW = re.compile(rf"^\|[^|]*\|[^|]*\| \*\*({HOLDS}|{FAILS}|{UNDECIDED})\*\* \|", re.MULTILINE)
+_STATUS = re.compile(r"^Status: \*\*(.+?)\*\*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence or two about `subject`; `of` says what several notes in a row have in common."""
+
+    subject: str
+    text: str
+    of: str = ""
+
+
+# ---------------------------------------------------------------- banners
+
+
+def banners(report: Report) -> list[Note]:
+    """What must be known before any number: encoders that were never trained, movies that are not IntPhys."""
+    found = []
+    random = [run for run in report.runs if run.is_random]
+    if random:
+        whose = "Every run" if len(random) == len(report.runs) else f"Run {names(random)}"
+        text = (
+            f"{whose} used an encoder that was never trained ({listed(str(run.value('weights')) for run in random)})."
+        )
+        found.append(Note("Random weights", f"{text} Such curves say nothing about a trained video model."))
+    stand_in = [run for run in report.of_kind(INTPHYS) if run.data == STAND_IN]
+    if stand_in:
+        text = (
+            f"Run {names(stand_in)} used movies that this project made in the layout of IntPhys. They are not IntPhys."
+        )
+        found.append(Note("Stand-in data", text))
+    return found
+
+
+# ---------------------------------------------------------------- what it shows
+
+
+def shown(report: Report) -> list[Note]:
+    """Each curve of the newest run of its variable, the IntPhys curves, and the count of verdicts."""
+    return [*_ball_notes(report), *_intphys_notes(report), *_verdict_notes(report)]
+
+
+def newest(report: Report) -> dict[str, Run]:
+    """The newest ball run of each variable."""
+    found: dict[str, Run] = {}
+    for run in report.of_kind(BALL):
+        for variable in run.variables:
+            found.setdefault(variable, run)
+    return found
+
+
+def _ball_notes(report: Report) -> Iterator[Note]:
+    for variable, run in newest(report).items():
+        score, curve = score_of(run.table), curve_of(run, variable)
+        peak = peak_of(curve, score)
+        of = f"{score.words[0].upper()}{score.words[1:]}; {run.value('model')}, {run.value('weights')}"
+        if peak is None:
+            yield Note(spoken(variable), f"no layer of run {run.name} has a score.", of)
+            continue
+        values, layer = curve[score.value], int(peak["layer"])
+        ends = f" (95\u00a0% interval {ends_of(peak, score)})" if score.low else ""
+        yield Note(
+            spoken(variable),
+            f"{number(values.iloc[0])} at layer {curve.index[0]}, highest {number(values[layer])}{ends} at layer "
+            f"{layer}, {number(values.iloc[-1])} at layer {curve.index[-1]}. {_rivals(run, variable, layer)}",
+            of,
+        )
+
+
+def _rivals(run: Run, variable: str, layer: int) -> str:
+    rows = control_rows_at(run, variable, layer)
+    if rows.empty:
+        return "No control was run."
+    rivals = rows.drop(index="reversed", errors="ignore")["r2_pooled"].dropna()
+    if rivals.empty:
+        return "No control gives a floor."
+    best = rivals.idxmax()
+    gain = rows.loc[best]
+    text = f"Highest control there: {spoken(best)}, {number(gain['r2_pooled'])}"
+    if pd.notna(gain.get("selectivity_low")):
+        ends = interval(gain["selectivity_low"], gain["selectivity_high"])
+        text += f" (the curve minus it: {number(gain['selectivity'])}, 95\u00a0% interval {ends})"
+    return text + "."
+
+
+def _intphys_notes(report: Report) -> Iterator[Note]:
+    done = set()
+    for run in report.of_kind(INTPHYS):
+        probe, model = str(run.value("probe_set")).removeprefix("intphys_"), str(run.value("model"))
+        overall = run.table[run.table["subtask"] == OVERALL].sort_values("layer").set_index("layer")
+        values = overall[f"{KEY_METRIC}_mean"].dropna()
+        if (probe, model) in done or values.empty:
+            continue
+        done.add((probe, model))
+        peak = values.idxmax()
+        yield Note(
+            f"possible or impossible, {probe} probe",
+            f"{number(values.iloc[0])} at layer {values.index[0]}, highest {number(values.max())} at layer {peak}"
+            f"{_close(overall, peak)}, {number(values.iloc[-1])} at layer {values.index[-1]}.",
+            f"{TITLES[KEY_METRIC].capitalize()}, chance 0.5; {model}, {run.value('weights')}; {run.data}",
+        )
+
+
+def _close(overall: pd.DataFrame, layer: int) -> str:
+    if "n_near_ties" not in overall or not overall.loc[layer, "n_near_ties"]:
+        return ""
+    near, scenes = overall.loc[layer, "n_near_ties"], overall.loc[layer, "n_scenes"]
+    return f" (where {near} of {scenes} scenes are decided by next to nothing, see below)"
+
+
+def _verdict_notes(report: Report) -> Iterator[Note]:
+    for verdict in report.verdicts:
+        rows, status = _VERDICT_ROW.findall(verdict.text), _STATUS.search(verdict.text)
+        subject = f"Figure {verdict.spec.number}"
+        if rows:
+            counts = ", ".join(f"{word}: {rows.count(word)}" for word in (HOLDS, FAILS, UNDECIDED))
+            yield Note(subject, f"{counts}, of {len(rows)} statements.", "The paper's statements, checked")
+        elif status:
+            yield Note(subject, f"{status[1]}.", "Status against the published values")
+
+
+def names(runs: list[Run]) -> str:
+    """The runs' names, listed."""
+    return listed(run.name for run in runs)
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words with commas, each once."""
+    return ", ".join(dict.fromkeys(words))
