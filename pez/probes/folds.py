@@ -91,13 +91,18 @@ def make_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int = 0) 
 def repeated_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
     """Folds of `repeats` cross-validations, split with seeds `seed`, `seed` + 1, ...; the groups are those of `seed`.
 
-    One where the grouping leaves no choice of folds (HELD_OUT).
+    Fewer where seeds give the same folds again: of few groups of unlike sizes one division is the most even. One
+    where the grouping leaves no choice (HELD_OUT).
     """
     group = groups(store, grouping, seed)
     if grouping in HELD_OUT:
         return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
     what, strata = f"--grouping {grouping} of the {store.name} set", store.clips.get("direction_deg")
-    return tuple(Folds(group, grouped_folds(group, n_folds, seed + r, strata, what)) for r in range(repeats))
+    different: dict[tuple, np.ndarray] = {}
+    for repeat in range(repeats):
+        fold = grouped_folds(group, n_folds, seed + repeat, strata, what)
+        different.setdefault(tuple(pd.factorize(fold)[0]), fold)  # equal but for the folds' numbers: the same
+    return tuple(Folds(group, fold) for fold in different.values())
 
 
 def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:

@@ -59,10 +59,11 @@ def notes(options: ProbeOptions, probe_set: ProbeSet) -> list[str]:
     ]
     if options.grouping in HELD_OUT:
         lines.append(f"note: {folds.n_folds} values are held out, one a fold: read r2_pooled and mae")
-        if options.repeats > 1:
-            lines.append(f"note: --grouping {options.grouping} has one set of folds, so one repeat")
     elif folds.n_folds < options.folds:
         lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
+    if len(probe_set.repeats) < options.repeats:
+        n = len(probe_set.repeats)
+        lines.append(f"note: {options.repeats} seeds make {n} different sets of folds of these groups: --repeats {n}")
     if options.protocol == "both" and len(probe_set.protocols) == 1:
         lines.append(f"note: {folds.n_folds} folds are too few for the nested protocol: only the published one is run")
     n_tested = len(set(folds.group[folds.tested]))
