@@ -18,8 +18,8 @@ import plot_figures
 from pez.cli import run_script
 from pez.figures.report import BALL, INTPHYS, gather
 from pez.figures.report_notes import banners, shown
-from pez.figures.report_page import Pictures, build_report, markdown, render
-from pez.figures.report_tables import CONTROL_MEANINGS, audit_tables, control_tables, numbers_table
+from pez.figures.report_page import Pictures, build_report, inches, markdown, render
+from pez.figures.report_tables import CONTROL_MEANINGS, audit_tables, control_tables, intphys_table, numbers_table
 from pez.figures.report_warnings import warnings
 from pez.probes.controls import CONTROLS
 from pez.probes.intphys_scores import COUNTS, METRICS, SUBTASK_ROWS
@@ -224,6 +224,28 @@ def test_numbers_and_controls_in_tables(results):
     correlation, decoded = audit_tables(gather(results).audits[0])
     assert correlation.rows[0] == ["velocity x", "0.250"]
     assert decoded.columns == ["target", "end x"]
+
+
+def test_controls_and_optimism_of_movies(results):
+    movies_run(results)
+    path = results / "results_movies.csv"
+    table = pd.read_csv(path)
+    table.assign(relative_accuracy_mean=0.5, control="shuffled_labels").to_csv(
+        results / "controls_movies.csv", index=False
+    )
+    table.assign(relative_accuracy_optimism=0.125, protocol="both").to_csv(path, index=False)
+    report = gather(results)
+    table = intphys_table(report.of_kind(INTPHYS)[0])
+    row = next(row for row in table.rows if row[0] == "relative accuracy")
+    assert table.columns[-2:] == ["optimism", "shuffled labels there"]
+    assert row == ["relative accuracy", "0.500", "0.750", "5", "0.750", "0.125", "0.500"]
+    assert "movies: it adds 0.125 relative accuracy" in found(report)["Optimistic protocol"]
+    assert "movies" not in found(report)["Controls not run"]
+
+
+def test_a_figure_is_as_wide_as_it_was_drawn(tmp_path):
+    Image.new("L", (960, 10)).save(tmp_path / "figure.png", dpi=(150, 150))
+    assert inches(tmp_path / "figure.png") == 6.4
 
 
 def test_warnings_are_found(results):

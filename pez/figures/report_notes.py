@@ -34,16 +34,14 @@ def banners(report: Report) -> list[Note]:
     found = []
     random = [run for run in report.runs if run.is_random]
     if random:
-        whose = "Every run" if len(random) == len(report.runs) else f"Run {names(random)}"
+        whose = "Every run" if len(random) == len(report.runs) else _runs(random)
         text = (
             f"{whose} used an encoder that was never trained ({listed(str(run.value('weights')) for run in random)})."
         )
         found.append(Note("Random weights", f"{text} Such curves say nothing about a trained video model."))
     stand_in = [run for run in report.of_kind(INTPHYS) if run.data == STAND_IN]
     if stand_in:
-        text = (
-            f"Run {names(stand_in)} used movies that this project made in the layout of IntPhys. They are not IntPhys."
-        )
+        text = f"{_runs(stand_in)} used movies that this project made in the layout of IntPhys. They are not IntPhys."
         found.append(Note("Stand-in data", text))
     return found
 
@@ -133,6 +131,10 @@ def _verdict_notes(report: Report) -> Iterator[Note]:
             yield Note(subject, f"{counts}, of {len(rows)} statements.", "The paper's statements, checked")
         elif status:
             yield Note(subject, f"{status[1]}.", "Status against the published values")
+
+
+def _runs(runs: list[Run]) -> str:
+    return f"{'Run' if len(runs) == 1 else 'Runs'} {names(runs)}"
 
 
 def names(runs: list[Run]) -> str:

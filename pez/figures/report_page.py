@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup, escape
+from PIL import Image
 
 from pez.figures import report_sources as sources
 from pez.figures import report_tables as tables
@@ -32,6 +33,7 @@ _TEMPLATE = "report_template.html"
 _LISTED = ("results", "controls", "predictions", "config", "summary", "audit", "figure")
 _LISTED_SUFFIXES = (".csv", ".parquet", ".json", ".md", ".pdf", ".png")
 _CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
+_DPI = 150  # of a picture that does not say
 _HEADINGS_DOWN = 2  # a file's first heading is the third level of the page
 
 
@@ -61,6 +63,7 @@ def render(report: Report) -> str:
         "picture": pictures.uri,
         "href": href,
         "soft": soft,
+        "inches": inches,
         "markdown": markdown,
         "tables": tables,
         "sources": sources,
@@ -94,6 +97,12 @@ class Pictures:
         self._budget -= size
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return Markup(f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}")
+
+
+def inches(path: Path) -> float:
+    """How wide a figure was drawn: its print is legible at about that size."""
+    with Image.open(path) as image:
+        return round(image.width / image.info.get("dpi", (_DPI, _DPI))[0], 1)
 
 
 def href(path: Path) -> str:
