@@ -170,7 +170,8 @@ def intphys_table(run: Run) -> Table:
     """Overall scores of an IntPhys run, a row a metric, with its controls at the layer where the metric is highest."""
     overall = _overall(run.table)
     controls = {name: _overall(rows) for name, rows in run.controls.groupby("control")} if len(run.controls) else {}
-    rows = [_metric_row(metric, overall, controls) for metric in METRICS if f"{metric}_mean" in overall]
+    metrics = [metric for metric in METRICS if len(overall) and f"{metric}_mean" in overall]
+    rows = [_metric_row(metric, overall, controls) for metric in metrics]
     columns = ["metric (chance 0.5)", "first layer", "highest", "at layer", "last layer", "optimism"]
     columns += [f"{spoken(name)} there" for name in controls]
     protocol = {"both": "nested"}.get(str(run.value("protocol")), run.value("protocol", "unknown"))
