@@ -66,7 +66,7 @@ def options(root, **changes) -> ProbeOptions:
         "solver": "ridge",
         "bootstrap": 200,
     }
-    return ProbeOptions(**{**chosen, "grouping": "video", **changes})
+    return ProbeOptions(**{**chosen, "grouping": "video", "threads": 1, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def planted(tmp_path_factory):
 
 def options(root, **changes) -> ProbeOptions:
     chosen = {"run_name": "t", "feature_root": root, "probe_set": "fig2c", "solver": "ridge", "bootstrap": 100}
-    return ProbeOptions(**{**chosen, "threads": 2, **changes})
+    return ProbeOptions(**{**chosen, "threads": 1, **changes})
 
 
 def test_on_noise_nested_has_no_r2_and_the_published_protocols_optimism_is_a_number(noise):

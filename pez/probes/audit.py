@@ -144,7 +144,8 @@ def decoded(clips, targets: list[Variable], numbers: pd.DataFrame, folds) -> pd.
     """`r2 low high` of every target (the index) decoded from `numbers` [clips, m] and their squares and products."""
     protocols = chosen_protocols("nested", folds[0].n_folds)
     features = torch.from_numpy(PolynomialFeatures(2, include_bias=False).fit_transform(numbers.to_numpy()))
-    options = ProbeOptions(run_name="audit", feature_root=clips.directory.parent, probe_set="", solver="ridge")
+    asked = {"run_name": "audit", "feature_root": clips.directory.parent, "probe_set": "", "solver": "ridge"}
+    options = ProbeOptions(**asked, threads=1)
     probe_set = ProbeSet(clips, "", targets, folds, (0,), protocols, "", given=features)
     found, resamples = predict(options, probe_set), resamples_of(folds[0], options.bootstrap)
     rows = {}

@@ -59,9 +59,18 @@ class BallTask:
         """Results of `problems` by the options' solver, in order."""
         options = self.options
         if options.solver == "ridge":
-            return solve_ridge(problems)
+            return self._ridge(problems)
         epochs, patience = (100, 10) if options.solver == "adamw100" else (PROBE_EPOCHS, PROBE_PATIENCE)
         return solve(problems, epochs=epochs, patience=patience, device=options.device, threads=options.threads)
+
+    def _ridge(self, problems: Iterable[Problem]) -> Iterator[SweepResult]:
+        """Ridge on as many threads as the options say; small problems on busy cores are fastest on one."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.options.threads or before)
+        try:
+            yield from solve_ridge(problems)
+        finally:
+            torch.set_num_threads(before)
 
     def _held_out(self, fold: int | None) -> np.ndarray:
         return np.zeros(0, dtype=np.int64) if fold is None else self._rows[fold]
