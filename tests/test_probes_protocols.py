@@ -193,6 +193,7 @@ def test_held_out_values_are_predicted_only_where_they_were_left_out(planted):
     arrays = out_of_fold(found.predictions, "speed", "paper")
     assert rows.loc["speed", "r2_pooled"] == pytest.approx(r2(arrays.target, arrays.prediction[0]))
     assert rows.loc["speed", "mae"] == pytest.approx(np.abs(arrays.target - arrays.prediction[0]).mean())
+    assert rows["r2_pooled_low"].isna().all()  # two groups are no sample
     assert np.isnan(rows.loc["acceleration", "r2_pooled"]) and rows.loc["acceleration", "mae"] > 0
     turned = probe_curves(
         options(planted, grouping="held_out_direction", layers=(3,), direction_target="sincos")

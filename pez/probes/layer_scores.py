@@ -28,6 +28,7 @@ from pez.probes.folds import Folds
 from pez.probes.metrics import r2
 from pez.probes.targets import Variable, direction_form
 
+LEAST_GROUPS = 3  # two groups, one value each, have one resample with a score
 LEAST_VARIANCE = 1e-6  # share of a target's variance over all clips under which a fold holds it constant
 
 
@@ -40,9 +41,9 @@ class LayerScores:
 
 
 def resamples_of(folds: Folds, n_resamples: int) -> Resamples | None:
-    """Resamples of the groups that are held out; None if `n_resamples` is 0 or there is a single such group."""
+    """Resamples of the groups that are held out; None if `n_resamples` is 0 or there are fewer than LEAST_GROUPS."""
     group = folds.group[folds.tested]
-    if not n_resamples or len(set(group)) < 2:
+    if not n_resamples or len(set(group)) < LEAST_GROUPS:
         return None
     return group_resamples(group, n_resamples, n_folds=max(2, folds.n_folds))
 

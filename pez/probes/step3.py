@@ -13,6 +13,7 @@ from pez.probes.bootstrap import FEW_GROUPS
 from pez.probes.controls import control_sets
 from pez.probes.curves import Curves, probe_curves
 from pez.probes.folds import HELD_OUT
+from pez.probes.layer_scores import LEAST_GROUPS
 from pez.probes.probe_set import ProbeOptions, ProbeSet, plan
 from pez.probes.summary import read_runs, summarize_runs
 from pez.runs import provenance
@@ -58,16 +59,20 @@ def notes(options: ProbeOptions, probe_set: ProbeSet) -> list[str]:
         f"{probe_set.pooling}, {probe_set.store.settings['model']}, {probe_set.store.settings['weights_label']}"
     ]
     if options.grouping in HELD_OUT:
-        lines.append(f"note: {folds.n_folds} values are held out, one a fold: read r2_pooled and mae")
+        lines.append(f"note: one value a fold is held out ({folds.n_folds} in all): read r2_pooled and mae")
     elif folds.n_folds < options.folds:
         lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
     if len(probe_set.repeats) < options.repeats:
         n = len(probe_set.repeats)
         lines.append(f"note: {options.repeats} seeds make {n} different sets of folds of these groups: --repeats {n}")
     if options.protocol == "both" and len(probe_set.protocols) == 1:
-        lines.append(f"note: {folds.n_folds} folds are too few for the nested protocol: only the published one is run")
+        lines.append(
+            f"note: {folds.n_folds} folds (of 3) are too few for the nested protocol: only the published one is run"
+        )
     n_tested = len(set(folds.group[folds.tested]))
-    if options.bootstrap and n_tested < FEW_GROUPS:
+    if options.bootstrap and n_tested < LEAST_GROUPS:
+        lines.append(f"note: fewer than {LEAST_GROUPS} groups are held out, so there are no intervals")
+    elif options.bootstrap and n_tested < FEW_GROUPS:
         lines.append(f"note: intervals rest on {n_tested} groups and come out too short under {FEW_GROUPS}")
     return lines
 
