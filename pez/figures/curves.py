@@ -38,7 +38,7 @@ NAMES = {
 }
 POOLED = "R² pooled over held-out clips (95 % interval)"
 OVER_FOLDS = "R² of held-out folds (mean ± s.d.)"
-_PUBLISHED = "published protocol"
+_NESTED, _PUBLISHED = "nested protocol", "published protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
 _DASHES = ((0, (1, 1)), (0, (4, 1)), (0, (4, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2)))
 _GREYS = ("#6b6b6b", "#8f8f8f", "#525252")
@@ -48,7 +48,7 @@ _PANEL = (4.6, 3.1)  # inches
 @dataclass(frozen=True)
 class Shown:
     """What is drawn of one variable, in order of layers: `x`, main `y` with `low` and `high`, a `thin` line or None,
-    and the axis label that says what y is."""
+    and the axis label and the protocol that say what y is."""
 
     x: np.ndarray
     y: np.ndarray
@@ -56,6 +56,7 @@ class Shown:
     high: np.ndarray
     thin: np.ndarray | None
     label: str
+    protocol: str
 
 
 def shown(curve: pd.DataFrame) -> Shown:
@@ -67,8 +68,9 @@ def shown(curve: pd.DataFrame) -> Shown:
         if usable and _has(curve, prefix):
             y, low, high = (_values(curve, f"{prefix}{end}") for end in ("", "_low", "_high"))
             thin = mean if prefix == "r2_nested_pooled" and not np.isnan(mean).all() else None
-            return Shown(x, y, low, high, thin, POOLED)
-    return Shown(x, mean, mean - spread, mean + spread, None, OVER_FOLDS)
+            nested = prefix == "r2_nested_pooled" or _is_nested(curve)
+            return Shown(x, y, low, high, thin, POOLED, _NESTED if nested else _PUBLISHED)
+    return Shown(x, mean, mean - spread, mean + spread, None, OVER_FOLDS, _NESTED if _is_nested(curve) else _PUBLISHED)
 
 
 def _is_nested(curve: pd.DataFrame) -> bool:
@@ -134,8 +136,7 @@ def _panel_a_variable(curves: dict[str, Shown], reference, controls: pd.DataFram
         ax.ends = []
         own = controls[controls["variable"] == name]
         drawn = [_draw_control(ax, *item, curve.x) for item in enumerate(own.groupby("control", sort=False))]
-        both = curve.thin is not None
-        _draw_variable(ax, name, curve, reference, line_style(index), "nested protocol" if both else "probe")
+        _draw_variable(ax, name, curve, reference, line_style(index), curve.protocol)
         ax.set_title(NAMES.get(name, name), fontsize=9.5, fontweight="bold")
         _finish_axes(ax, [curve], drawn)
     for ax in grid.flat[len(curves) :]:
