@@ -168,6 +168,18 @@ def test_transfer_through_patches_equals_the_same_on_their_mean(motion, tmp_path
     assert scores["temporal_last"] > 0.9
 
 
+def test_pixels_are_not_blown_up_where_a_held_out_ball_crosses_a_still_background(motion, tmp_path):
+    make_root(tmp_path, MOTION)
+    clips, frames, values = contents(POSITION)
+    pixels = np.zeros((len(values), 128))
+    pixels[:, :2] = values
+    pixels[np.arange(len(values)), np.arange(len(values)) % 126 + 2] = 0.3  # each seen in one clip or two
+    states = dict.fromkeys(range(2), torch.tensor(pixels, dtype=torch.float32))
+    write_store(tmp_path / "controls" / "pixels", KIND, clips, frames, states, "temporal_last", "pixels", "pixels")
+    scores = [probe_curves(options(tmp_path, control=("pixels",), norm_mode=m)).controls for m in ("zscore", "center")]
+    assert scores[0]["r2_pooled"].item() == scores[1]["r2_pooled"].item() > 0.2
+
+
 def test_random_weights_are_averaged_over_the_seeds_found(motion):
     found = probe_curves(options(motion, control=("random_weights",)))
     assert sorted(found.controls["control_seed"]) == [1, 2]

@@ -40,7 +40,7 @@ class BallTask:
             self._load(layer)
         shared = {
             "settings": self.settings,
-            "normalise": self.options.norm_mode,
+            "normalise": self.probe_set.norm_mode or self.options.norm_mode,
             "outputs": self.outputs,
             "dtype": torch.float64 if self.options.solver == "ridge" else torch.float32,
             **changes,

@@ -2,7 +2,8 @@
 
     shuffled_labels    targets of other clips. Where a variable is constant inside every group, whole groups swap theirs
     random_weights     the same architecture with random weights, every seed that step 2 made
-    pixels             downsampled pixels in place of features; one layer
+    pixels             downsampled pixels in place of features; one layer. Always centred, never z-scored: a pixel that
+                       hardly changes in training would be blown up where a held-out ball crosses it
     position           ball position, x_px and y_px, in the frames that the pooling sees; one layer. Two neighbouring
                        frames also hold their difference, so a solver strong enough can read motion out of them
     static_last, static_first, shuffled_frames     features of clips so changed, to train and to test on
@@ -89,7 +90,7 @@ def _random_weights(options: ProbeOptions, base: ProbeSet) -> Iterator[ProbeSet]
 
 def _pixels(options: ProbeOptions, base: ProbeSet) -> Iterator[ProbeSet]:
     store = companion_store(options, base, "pixels")
-    yield dataclasses.replace(base, store=store, layers=tuple(range(store.depth)))
+    yield dataclasses.replace(base, store=store, layers=tuple(range(store.depth)), norm_mode="center")
 
 
 def _position(options: ProbeOptions, base: ProbeSet) -> Iterator[ProbeSet]:

@@ -64,6 +64,7 @@ class ProbeSet:
     given: torch.Tensor | None = None
     test_store: FeatureStore | None = None
     test_variables: list[Variable] | None = None
+    norm_mode: str | None = None  # in place of the options'
 
     @property
     def folds(self) -> Folds:
