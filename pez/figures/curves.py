@@ -38,7 +38,7 @@ NAMES = {
 }
 POOLED = "R² pooled over held-out clips (95 % interval)"
 OVER_FOLDS = "R² of held-out folds (mean ± s.d.)"
-_NESTED, _PUBLISHED = "nested protocol", "published protocol"
+_NESTED, _PUBLISHED = "nested protocol", "paper protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
 _DASHES = ((0, (1, 1)), (0, (4, 1)), (0, (4, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2)))
 _GREYS = ("#6b6b6b", "#8f8f8f", "#525252")
@@ -136,7 +136,7 @@ def _panel_a_variable(curves: dict[str, Shown], reference, controls: pd.DataFram
         ax.ends = []
         own = controls[controls["variable"] == name]
         drawn = [_draw_control(ax, *item, curve.x) for item in enumerate(own.groupby("control", sort=False))]
-        _draw_variable(ax, name, curve, reference, line_style(index), curve.protocol)
+        _draw_variable(ax, name, curve, reference, line_style(index), curve.protocol, thin_labels=True)
         ax.set_title(NAMES.get(name, name), fontsize=9.5, fontweight="bold")
         _finish_axes(ax, [curve], drawn)
     for ax in grid.flat[len(curves) :]:
@@ -144,12 +144,18 @@ def _panel_a_variable(curves: dict[str, Shown], reference, controls: pd.DataFram
     return figure
 
 
-def _draw_variable(ax, name: str, curve: Shown, reference, style: LineStyle, label: str) -> None:
+def _draw_variable(ax, name: str, curve: Shown, reference, style: LineStyle, label: str, thin_labels=False) -> None:
+    """Draw one variable; with `thin_labels` the thin lines are named at their ends as well."""
+    thin = []
     if reference is not None:
         own = reference[reference["variable"] == name].sort_values("layer_fraction")
         ax.plot(own["layer_fraction"], own["mean"], color=style.color, lw=0.8, alpha=0.75, zorder=1)
+        thin += [(row.layer_fraction, row.mean, row.label, style.color) for row in own.tail(1).itertuples()]
     if curve.thin is not None:
         ax.plot(curve.x, curve.thin, color=style.color, lw=0.8, zorder=1.8)
+        thin.append((curve.x[-1], curve.thin[-1], _PUBLISHED, style.color))
+    if thin_labels:
+        ax.ends += [(x, max(y, _FLOOR), text, color) for x, y, text, color in thin if np.isfinite(y)]
     draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
     known = np.flatnonzero(np.isfinite(curve.y))
     if len(known):
@@ -200,14 +206,16 @@ def _notes(curves: dict[str, Shown], reference, controls, note: str) -> list[str
     if any(curve.label == POOLED for curve in curves.values()):
         notes.append("Intervals: bootstrap over groups.")
     if any(curve.thin is not None for curve in curves.values()):
-        thin = f"{_PUBLISHED}, mean over folds, setting chosen on the reported fold"
-        notes.append(f"Thick: nested protocol. Thin: {thin}.")
+        thin = f"the {_PUBLISHED}, mean over folds, setting chosen on the reported fold"
+        notes.append(f"Thick: {_NESTED}. Thin beside it: {thin}.")
     lowest = min([np.nanmin(curve.y) for curve in curves.values() if np.isfinite(curve.y).any()], default=0.0)
     below = [float(lowest)] + ([] if controls is None else [float(controls["r2_pooled"].min())])
     if min(below) < _FLOOR:
         notes.append(f"Cut off at {_FLOOR}; lowest {min(below):.2g}.")
     if reference is not None and len(reference):
-        notes.append(f"Thin lines behind: {', '.join(sorted(set(reference['label'])))}.")
+        models = ", ".join(dict.fromkeys(reference["model"])) if "model" in reference else ""
+        label = ", ".join(dict.fromkeys(reference["label"]))
+        notes.append(f"Thin lines behind: {label}{f' for V-JEPA 2 {models}' if models else ''}, not ours.")
     if controls is not None:
         notes.append("Grey: controls, under the same protocol.")
         if (controls["control"] == "reversed").any():
