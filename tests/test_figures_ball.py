@@ -189,7 +189,7 @@ def test_controls_get_a_panel_a_variable_and_direct_labels():
         assert len(mean) == 1 and ax.get_ylim()[0] == -0.25
         boxes = [text.get_window_extent() for text in ax.texts]
         assert all(box.x1 <= figure.bbox.x1 for box in boxes)
-    assert "lowest -2" in figure._supxlabel.get_text()
+    assert "lowest -2" in figure._supxlabel.get_text().replace("\n", " ")
     plt.close(figure)
 
 
