@@ -1,7 +1,8 @@
 """The feature store: pooled residual states of a clip set, in shards that appear whole or not at all.
 
     <feature root>/<set>/features.json     settings that made the features, their fingerprint, provenance
-    <feature root>/<set>/clips.parquet     the clip table plus `shard` and `row`: which clip is which row
+    <feature root>/<set>/clips.parquet     the clip table plus `shard` and `row`: which clip is which row, and
+                                           `content`, a hash of the clip's frames
     <feature root>/<set>/frames.parquet    ground truth of every frame, where the clip set has it
     <feature root>/<set>/shards/shard_00000.safetensors
                                            tensors "POOLING.h_SS": state SS of this shard's clips,
@@ -72,7 +73,10 @@ class FeatureStore:
         if (directory / "features.json").is_file():
             _refuse_difference(directory, read_json(directory / "features.json")["settings"], settings)
             remove_partial(directory / "shards")
-            return cls(directory, settings, clips)
+            store = cls(directory, settings, clips)
+            write_parquet(directory / "clips.parquet", clips)
+            store._remove_stale_shards()
+            return store
         if frames is not None:
             write_parquet(directory / "frames.parquet", frames)
         write_parquet(directory / "clips.parquet", clips)
@@ -132,7 +136,18 @@ class FeatureStore:
         return self.clips[self.clips["shard"] == shard].sort_values("row")
 
     def _fingerprint(self, shard: int) -> str:
-        return fingerprint({"settings": self.settings, "clips": self.clips_of(shard)["clip_id"].tolist()})
+        clips = self.clips_of(shard)
+        content = clips["content"].tolist() if "content" in clips else None
+        return fingerprint({"settings": self.settings, "clips": clips["clip_id"].tolist(), "content": content})
+
+    def _remove_stale_shards(self) -> None:
+        """Remove shards of clips whose frames have changed since, so that they are made again."""
+        there = [shard for shard in range(self.n_shards) if self.shard_path(shard).is_file()]
+        stale = [shard for shard in there if _metadata(self.shard_path(shard)) != self._fingerprint(shard)]
+        for shard in stale:
+            self.shard_path(shard).unlink()
+        if stale:
+            print(f"{self.directory}: frames of {len(stale)} of {len(there)} shards have changed; they are made again")
 
     def write_shard(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write one shard's tensors (see `tensor_name`), atomically.
@@ -208,6 +223,15 @@ class FeatureStore:
                 return {name: reader.get_tensor(name) for name in (names or reader.keys())}
         except (SafetensorError, struct.error, FileNotFoundError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
+
+
+def _metadata(path: Path) -> str | None:
+    """Fingerprint in a shard's header; None if the file cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as reader:
+            return (reader.metadata() or {}).get("fingerprint")
+    except (SafetensorError, struct.error):
+        return None
 
 
 def open_stores(feature_root) -> dict[str, FeatureStore]:

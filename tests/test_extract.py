@@ -169,6 +169,23 @@ def test_reuse_existing_accepts_a_store_that_holds_more(encoder, squares, tmp_pa
         extract.extract_features(online, source, tmp_path, **fewer, reuse_existing=True)
 
 
+def test_changed_frames_are_never_taken_for_what_they_were(encoder, tmp_path, monkeypatch, capsys):
+    """Another clip's frames under the same names: that clip's shard is made again, the others are kept."""
+    monkeypatch.setattr(extract, "VECTOR_SHARD_CLIPS", 2)
+    data = write_moving_squares(tmp_path / "data" / "velocity", n_clips=6)
+    options = {"captures": ["resid_post"], "poolings": ["mean"], "workers": 0}
+    extract.extract_features(encoder, ball_source(data), tmp_path / "features", **options)
+    before = shard_bytes(tmp_path / "features")
+    for frame in sorted((data / "clips" / "squares_05").iterdir()):
+        shutil.copy(frame, data / "clips" / "squares_02" / frame.name)
+    store = extract.extract_features(encoder, ball_source(data), tmp_path / "features", **options)
+    assert "frames of 1 of 3 shards have changed" in capsys.readouterr().out
+    after = shard_bytes(tmp_path / "features")
+    assert [name for name in before if before[name] != after[name]] == ["shard_00001.safetensors"]
+    a, b = store.layer("resid_post", "mean", 2, ["squares_02", "squares_05"])
+    assert torch.allclose(a, b, atol=1e-5)
+
+
 def test_two_runs_into_one_place(squares, tmp_path, capsys):
     with exclusive(tmp_path / "velocity"):
         assert step2("--data-root", squares, "--dataset", "velocity", "--output-root", tmp_path) == 2

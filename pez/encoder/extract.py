@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
@@ -14,7 +15,7 @@ from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, normalise
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
-from pez.files import exclusive, read_json
+from pez.files import exclusive, fingerprint_of_files, read_json
 from pez.runs import progress
 from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
 
@@ -63,11 +64,17 @@ def extract_features(
     with exclusive(directory):
         if overwrite:
             _clear(directory)
-        elif reuse_existing and _holds(directory, settings):
+        clips = with_content(source)
+        if reuse_existing and not overwrite and _holds(directory, settings, clips):
             return FeatureStore.open(directory)
-        store = FeatureStore.plan(directory, settings, source.clips, source.frames)
+        store = FeatureStore.plan(directory, settings, clips, source.frames)
         _fill(store, encoder, source, batch_size, workers)
     return FeatureStore.open(directory)
+
+
+def with_content(source: ClipSource) -> pd.DataFrame:
+    """The source's clip table with `content`, a hash of every clip's frames."""
+    return source.clips.assign(content=[fingerprint_of_files(source.paths[clip]) for clip in source.clips["clip_id"]])
 
 
 def store_settings(
@@ -108,13 +115,16 @@ def _clear(directory: Path) -> None:
     shutil.rmtree(directory / "shards", ignore_errors=True)
 
 
-def _holds(directory: Path, wanted: dict) -> bool:
-    """Whether a complete store there was made the same way and has the wanted captures and poolings among its own."""
+def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
+    """Whether a store there was made the same way of the same frames, with the wanted captures and poolings."""
     if not (directory / "features.json").is_file():
         return False
     there = read_json(directory / "features.json")["settings"]
     several = ("captures", "poolings")
     same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
+    columns = ["clip_id", "content"]
+    table = pd.read_parquet(directory / "clips.parquet").reindex(columns=columns)
+    same &= set(table.itertuples(index=False, name=None)) == set(clips[columns].itertuples(index=False, name=None))
     return same and all(set(wanted[key]) <= set(there[key]) for key in several)
 
 

@@ -17,6 +17,7 @@ World axes: x right, y up on the screen, z towards the camera. Image axes: x rig
 outer corner of the top-left pixel, so the centre of that pixel is (0.5, 0.5).
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +45,16 @@ class ClipSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any setting or clip of the set."""
+        """Changes with any setting or clip of the set (a feature store also watches each clip's frames)."""
         return fingerprint({"settings": self.settings, "clips": self.clips["clip_id"].tolist()})
 
     def frame_paths(self, clip_id: str) -> list[Path]:
         """The PNG files of one clip in time order."""
-        count = int(self.clips.loc[self.clips["clip_id"] == clip_id, "n_frames"].iloc[0])
-        return frame_paths(self.directory, clip_id, count)
+        return frame_paths(self.directory, clip_id, int(self._n_frames[clip_id]))
+
+    @functools.cached_property
+    def _n_frames(self) -> pd.Series:
+        return self.clips.set_index("clip_id")["n_frames"]
 
 
 def clip_directory(set_directory: Path, clip_id: str) -> Path:
