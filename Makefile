@@ -49,7 +49,7 @@ reproduce: $(INSTALLED)
 	@$(QUICK) $(RUN) step3_probe.py audit --feature-root $(FEATURES)/tiny_random
 	@echo "== IntPhys stand-in: linear and attentive probes"
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
-		--selection-metric relative_accuracy
+		--selection-metric relative_accuracy --control shuffled_labels
 	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
 		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2
 	@echo "== Figures and report"
@@ -79,19 +79,24 @@ PAPER_FEATURES := $(ARTIFACTS)/features/$(MODEL)_resid_post_resize
 PAPER_PROBE := $(RUN) step3_probe.py run --feature-root $(PAPER_FEATURES) --solver trainable \
 	--residual-capture resid_post --preprocessing resize --device $(DEVICE)
 
+PAPER_CONTROLS := --control shuffled_labels random_weights pixels position static_last
+
 reproduce-paper: $(INSTALLED) $(KUBRIC_INSTALLED)
 	@echo "== Step 1: render the paper preset with Kubric"
 	@$(RUN) step1_generate.py --backend kubric
 	@echo "== Step 2: features of every layer, both poolings in one pass"
 	@$(RUN) step2_extract.py $(PAPER_ENCODER) --capture resid_post --transform resize \
-		--pooling temporal_last temporal_last_patch --output-root $(PAPER_FEATURES)
+		--pooling temporal_last temporal_last_patch --control random_weights pixels static_last \
+		--output-root $(PAPER_FEATURES)
 	@echo "== Step 3: probes of Figure 2(c) and 2(b)"
 	@$(PAPER_PROBE) --run-name fig2c_iter11_residpost_tlast_dirsector_angle --probe-set fig2c --pooling temporal_last \
-		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle
+		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle $(PAPER_CONTROLS)
 	@$(PAPER_PROBE) --run-name fig2b_iter23_velocity_residpost_tlastpatch_magsector_center --probe-set fig2b_velocity_xy \
-		--pooling temporal_last_patch --norm-mode center --grouping magnitude_spatial_sector --direction-target vxy
+		--pooling temporal_last_patch --norm-mode center --grouping magnitude_spatial_sector --direction-target vxy \
+		$(PAPER_CONTROLS)
 	@$(PAPER_PROBE) --run-name fig2b_iter16_accel_residpost_tlast_magnitude_center --probe-set fig2b_acceleration_xy \
-		--pooling temporal_last --norm-mode center --grouping magnitude --direction-target vxy
+		--pooling temporal_last --norm-mode center --grouping magnitude --direction-target vxy $(PAPER_CONTROLS)
+	@$(RUN) step3_probe.py audit --feature-root $(PAPER_FEATURES)
 	@echo "== IntPhys: Figures 1, 6 and 8"
 	@if [ -d $(ARTIFACTS)/intphys/dev ]; then $(MAKE) --no-print-directory reproduce-intphys; \
 		else echo "skipped: no IntPhys dev split at $(ARTIFACTS)/intphys/dev"; fi
@@ -100,7 +105,7 @@ reproduce-paper: $(INSTALLED) $(KUBRIC_INSTALLED)
 
 reproduce-intphys: $(INSTALLED)
 	@$(RUN) step_intphys_probe.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
-		--selection-metric relative_accuracy --reuse-features --run-name figure6_intphys_$(MODEL)_linear_full
+		--selection-metric relative_accuracy --control shuffled_labels --reuse-features --run-name figure6_intphys_$(MODEL)_linear_full
 	@$(RUN) step_intphys_attentive.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
 		--patch-pool temporal_last_patch --reuse-features --run-name figure8_intphys_$(MODEL)_attentive
 
