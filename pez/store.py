@@ -13,6 +13,8 @@ State h_0 is the patch embedding and h_{i+1} the output of block i. `resid_pre` 
 GPUs and several machines the same thing: a shard is done when its file exists.
 """
 
+import errno
+import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -152,7 +154,8 @@ class FeatureStore:
     def write_shard(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write one shard's tensors (see `tensor_name`), atomically.
 
-        Raises UserError if a value is not finite, naming the clip: an encoder in too low a precision.
+        Raises UserError if a value is not finite, naming the clip: an encoder in too low a precision. OSError
+        for a full disk or quota.
         """
         clips = self.clips_of(shard)["clip_id"].tolist()
         for name, tensor in tensors.items():
@@ -163,12 +166,13 @@ class FeatureStore:
                     f"features {name} of clip {clip} are not finite in {tensor.dtype}: "
                     "use --store-dtype float32, and --dtype float32 if that does not help"
                 )
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        metadata = {"fingerprint": self._fingerprint(shard)}  # one entry: several have no fixed order on disk
         with atomic_path(self.shard_path(shard)) as temporary:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"fingerprint": self._fingerprint(shard)},  # one entry: several have no fixed order on disk
-            )
+            try:
+                save_file(contiguous, temporary, metadata=metadata)
+            except SafetensorError as error:
+                raise _disk_error(error, self.shard_path(shard)) from error
 
     def check(self, capture: str, pooling: str | None = None) -> str:
         """Check that this store has `capture` and `pooling` and return the pooling.
@@ -241,6 +245,14 @@ def open_stores(feature_root) -> dict[str, FeatureStore]:
     if not found:
         raise UserError(f"no features under {root}: make them with `python step2_extract.py --output-root {root} ...`")
     return found
+
+
+def _disk_error(error: SafetensorError, path: Path) -> Exception:
+    """The OSError behind a SafetensorError, which tells the system's error number in its text only."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if f"os error {number})" in str(error):
+            return OSError(number, os.strerror(number), str(path))
+    return error
 
 
 def _refuse_difference(directory: Path, there: dict, wanted: dict) -> None:

@@ -15,7 +15,7 @@ import torch
 from clips import write_moving_squares
 from conftest import DATA, REPOSITORY
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 import step2_extract
 from pez.cli import run_script
@@ -247,13 +247,15 @@ def test_bad_arguments_are_one_line(squares, tmp_path, capsys):
     assert "--device cuda:3 is not there" in one_error_line(capsys)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(squares, tmp_path, capsys, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("reason", ["No space left on device (os error 28)", "Disk quota exceeded (os error 122)"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(squares, tmp_path, capsys, monkeypatch, reason):
+    def full(*_args, **_kwargs):  # the type and text that safetensors gives on a full file system
+        raise SafetensorError(f"Error while serializing: I/O error: {reason}")
 
     monkeypatch.setattr("pez.store.save_file", full)
     assert step2("--data-root", squares, "--dataset", "velocity", "--output-root", tmp_path) == 2
-    assert "no space left" in one_error_line(capsys)
+    line = one_error_line(capsys)
+    assert "no space left while writing" in line and "shard_00000.safetensors" in line
     assert not list((tmp_path / "velocity" / "shards").glob("*"))
 
 
