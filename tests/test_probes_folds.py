@@ -156,6 +156,20 @@ def test_targets_that_cannot_be(tmp_path):
         variables("fig2b_velocity_xy", store, "vxy")
 
 
+def test_one_clip_a_direction_still_splits_into_even_folds():
+    folds = grouped_folds([f"clip {i}" for i in range(8)], 5, seed=0, strata=45.0 * np.arange(8))
+    assert sorted(np.bincount(folds)) == [1, 1, 2, 2, 2]
+    again = grouped_folds([f"clip {i}" for i in range(8)], 5, seed=0, strata=45.0 * np.arange(8))
+    np.testing.assert_array_equal(folds, again)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(velocity, seed):
+    for grouping in ("position", "spatial_cluster"):
+        with pytest.raises(UserError, match=f"--seed must be 0 ... 4294967295; got {seed}"):
+            make_folds(velocity, grouping, 5, seed)
+
+
 def test_r2_is_scikit_learns():
     rng = np.random.default_rng(0)
     target = rng.normal(size=(50, 3)) * [1, 10, 0.1] + 4

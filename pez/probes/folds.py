@@ -94,6 +94,7 @@ def repeated_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int, 
     Fewer where seeds give the same folds again: of few groups of unlike sizes one division is the most even. One
     where the grouping leaves no choice (HELD_OUT).
     """
+    _check_seed(seed)
     group = groups(store, grouping, seed)
     if grouping in HELD_OUT:
         return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
@@ -122,8 +123,10 @@ def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> 
 def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping") -> np.ndarray:
     """Fold number of every clip, [n]: groups whole; folds even in size, and in `strata` [n] if given.
 
-    With fewer groups than `n_folds` there are as many folds as groups. UserError for a single group.
+    With fewer groups than `n_folds` there are as many folds as groups. Where every stratum has fewer clips than there
+    are folds, none can be spread and `strata` has no say. UserError for a single group.
     """
+    _check_seed(seed)
     group = np.asarray(group)
     names = np.unique(group)
     if n_folds < 2:
@@ -131,13 +134,21 @@ def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "
     if len(names) < 2:
         raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another --grouping")
     strata = np.zeros(len(group), dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
+    n_splits = min(n_folds, len(names))
+    if np.bincount(strata).max() < n_splits:  # StratifiedGroupKFold refuses these; one stratum is plain folds
+        strata = np.zeros_like(strata)
     fold = np.zeros(len(group), dtype=np.int64)
-    splitter = StratifiedGroupKFold(min(n_folds, len(names)), shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # then it is spread thinly
         for index, (_, held_out) in enumerate(splitter.split(group, strata, group)):
             fold[held_out] = index
     return np.unique(fold, return_inverse=True)[1]  # a fold that got no group is not a fold
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be 0 ... {2**32 - 1}; got {seed}")
 
 
 def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
