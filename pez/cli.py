@@ -1,10 +1,14 @@
 """What every script's command line shares: one-line errors, `--debug`, arguments after a bare `--`."""
 
 import argparse
+import contextlib
 import errno
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pez.errors import UserError, check_choice
 
@@ -34,14 +38,16 @@ def script_arguments(argv: Sequence[str] | None = None) -> list[str]:
 def run_script(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None], argv=None) -> int:
     """Parse, run `main(args)` and turn what a user can mend into one line and exit code 2.
 
-    A UserError, a full disk and a refused file are one line each; anything else is a defect and keeps
-    its traceback. With `--debug` every error shows its traceback.
+    A UserError and an operating system error that names its file are one line each; anything else is a defect
+    and keeps its traceback. With `--debug` every error shows its traceback. Ctrl-C (code 130) and SIGTERM (143)
+    both unwind, so that temporary files go.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = script_arguments(argv)
     debug = "--debug" in arguments
     try:
-        return main(parser.parse_args(arguments)) or 0
+        with _sigterm_unwinds():
+            return main(parser.parse_args(arguments)) or 0
     except (UserError, OSError) as error:
         line = _line(error)
         if line is None:
@@ -50,9 +56,34 @@ def run_script(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespa
             traceback.print_exc()
         print(f"error: {line}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("interrupted: what is complete is kept; the same command goes on from there", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stopped, _Terminated) else 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM raise `_Terminated`, once, in the main thread; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def unwind(number, _frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != owner:  # a forked worker has nothing to tidy up
+            os.kill(os.getpid(), number)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _line(error: Exception) -> str | None:
@@ -64,4 +95,6 @@ def _line(error: Exception) -> str | None:
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission for {name}: choose a folder you may write, or change its permissions"
+    if error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}: choose another folder or name"
     return None

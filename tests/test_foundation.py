@@ -106,6 +106,9 @@ def test_bad_arguments_exit_2_with_one_line(arguments, capsys):
         (UserError("first\n  second"), "error: first second\n"),
         (OSError(28, "No space left on device", "shard_1"), "error: no space left while writing shard_1: "),
         (PermissionError(13, "Permission denied", "results"), "error: no permission for results: "),
+        (FileExistsError(17, "File exists", "out"), "error: out: File exists: choose another folder or name\n"),
+        (NotADirectoryError(20, "Not a directory", "out/a"), "error: out/a: Not a directory: choose another folder"),
+        (OSError(36, "File name too long", "xx"), "error: xx: File name too long: choose another folder or name\n"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(error, line, capsys):
@@ -119,12 +122,31 @@ def test_what_a_user_can_mend_is_one_line(error, line, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_defect_keeps_its_traceback():
+@pytest.mark.parametrize("defect", [ZeroDivisionError(), OSError("no file named"), ValueError("of what?")])
+def test_a_defect_keeps_its_traceback(defect):
     def fail(_args):
-        raise ZeroDivisionError
+        raise defect
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(defect)):
         run_script(example_parser(), fail, [])
+
+
+def test_sigterm_unwinds_like_ctrl_c(tmp_path):
+    code = (
+        "import sys, tempfile, time; sys.path.insert(0, sys.argv[1])\n"
+        "from pez.cli import Parser, run_script\n"
+        "def main(args):\n"
+        "    with tempfile.TemporaryDirectory(dir=sys.argv[2]):\n"
+        "        print('working', flush=True); time.sleep(60)\n"
+        "sys.exit(run_script(Parser(), main, []))"
+    )
+    command = [sys.executable, "-c", code, str(REPOSITORY), str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout.readline() == "working\n" and os.listdir(tmp_path)
+    running.terminate()
+    _, errors = running.communicate(timeout=30)
+    assert running.returncode == 143 and errors.startswith("interrupted: ") and errors.count("\n") == 1
+    assert not os.listdir(tmp_path)
 
 
 def test_captures_are_views_of_the_same_states():
