@@ -43,7 +43,7 @@ def make_parser() -> Parser:
         "--reuse-existing", action="store_true", help="keep a complete store that holds what is asked for, and more"
     )
     parser.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="further passes, as controls")
-    parser.add_argument("--control-seeds", type=int, default=1, help="random encoders of --control random_weights")
+    parser.add_argument("--control-seeds", type=int, default=3, help="random encoders of --control random_weights")
     add_encoder_arguments(parser)
     return parser
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
+from pez.encoder.pooling import POOLINGS
 from pez.probes.bootstrap import N_RESAMPLES
 from pez.probes.controls import CONTROLS
 from pez.probes.folds import GROUPINGS
@@ -26,7 +27,7 @@ from pez.probes.problems import NORM_MODES
 from pez.probes.protocols import CHOICES
 from pez.probes.step3 import SOLVERS, run_audit, run_probe, summarize
 from pez.probes.targets import DIRECTION_TARGETS, PROBE_SETS
-from pez.store import CAPTURES
+from pez.store import CAPTURES, TRANSFORM_NAMES
 
 
 def make_parser() -> Parser:
@@ -55,14 +56,14 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--direction-target", choices=DIRECTION_TARGETS, help="default: angle for fig2c, vxy for the others"
     )
     run.add_argument("--residual-capture", default="resid_post", choices=CAPTURES, help="checked against the features")
-    run.add_argument("--preprocessing", default="resize", help="checked against the features")
-    run.add_argument("--pooling", help="needed if the features hold several")
+    run.add_argument("--preprocessing", default="resize", choices=TRANSFORM_NAMES, help="checked against the features")
+    run.add_argument("--pooling", choices=list(POOLINGS), help="needed if the features hold several")
     run.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
     run.add_argument("--seed", type=int, default=0, help="of folds and clusters; the probes have no randomness")
     run.add_argument("--repeats", type=int, default=1, help="cross-validations, split with seeds seed, seed + 1, ...")
     run.add_argument("--bootstrap", type=int, default=N_RESAMPLES, help="resamples of groups for intervals; 0: none")
     run.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="curves to read the main ones against")
-    run.add_argument("--control-seeds", type=int, default=1, help="permutations of --control shuffled_labels")
+    run.add_argument("--control-seeds", type=int, default=3, help="permutations of --control shuffled_labels")
     run.add_argument("--layers", type=int, nargs="+", help="only these (default: all)")
     run.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     run.add_argument("--threads", "--workers", type=int, help="CPU threads, one problem each (default: all cores)")

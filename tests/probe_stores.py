@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from constants import STIMULUS_GRIDS
+from pez.files import fingerprint
 from pez.store import FeatureStore, states_of, tensor_name
 
 PX_PER_M, RATE, FRAMES, SIZE = 25.0, 24.0, 16, 256
@@ -76,9 +77,9 @@ def planted_features(
 
 
 def settings_of(
-    kind: str, depth: int, width: int, pooling: str, patches: int, model: str, label: str, shard: int
+    kind: str, depth: int, width: int, pooling: str, patches: int, model: str, label: str, shard: int, clips: str
 ) -> dict:
-    """What step 2 writes about its features."""
+    """What step 2 writes about its features; `clips` is the fingerprint of the clip set."""
     return {
         "model": model,
         "weights": "random",
@@ -97,7 +98,7 @@ def settings_of(
         "n_patches": patches or 256,
         "resolution": SIZE,
         "shard_clips": shard,
-        "clip_set": {"name": kind, "fingerprint": "test", "settings": {"resolution": SIZE}},
+        "clip_set": {"name": kind, "fingerprint": clips, "settings": {"resolution": SIZE}},
     }
 
 
@@ -105,7 +106,8 @@ def write_store(root, kind: str, clips, frames, states: dict, pooling: str, mode
     """Write `states` (in the order of sorted clip ids) as a complete store under `root`."""
     depth, some = max(states), next(iter(states.values()))
     patches = some.shape[1] if some.ndim == 3 else 0
-    settings = settings_of(kind, depth, some.shape[-1], pooling, patches, model, label, shard)
+    print_of = fingerprint(clips.sort_values("clip_id").to_csv(index=False))
+    settings = settings_of(kind, depth, some.shape[-1], pooling, patches, model, label, shard, print_of)
     store = FeatureStore.plan(Path(root) / kind, settings, clips, frames)
     for number in range(store.n_shards):
         rows = slice(number * shard, (number + 1) * shard)

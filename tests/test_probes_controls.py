@@ -12,9 +12,11 @@ import step3_probe
 from pez.cli import run_script
 from pez.errors import UserError
 from pez.probes.circular import angular_error
-from pez.probes.controls import companion_store, control_sets, seen_positions, shuffled_variable, step2_command
+from pez.probes.control_stores import companion_store, step2_command
+from pez.probes.controls import control_sets, seen_positions
 from pez.probes.curves import probe_curves
 from pez.probes.folds import make_folds
+from pez.probes.permutations import MOST_READABLE, readable, shuffle_note, shuffled_variables
 from pez.probes.probe_set import ProbeOptions, plan
 from pez.probes.targets import Variable, direction_partner, time_reversed, variables
 
@@ -92,18 +94,43 @@ def test_shuffled_labels_destroy_a_planted_signal(motion):
     assert (control["selectivity_low"] > 0.7).all() and (control["selectivity_high"] >= control["selectivity"]).all()
 
 
-def test_labels_are_permuted_by_groups_where_groups_hold_one_value(motion):
+def linear_r2(truth, permuted) -> float:
+    from sklearn.linear_model import LinearRegression
+
+    return LinearRegression().fit(truth, permuted).score(truth, permuted)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_are_permuted_by_groups_where_groups_hold_one_value(motion, seed):
     store = plan(options(motion))[0].store
     speed, direction = variables("fig2c", store, "angle")
-    group = make_folds(store, "magnitude", 5).group
-    swapped = shuffled_variable(speed, group, 1).targets[:, 0]
-    pairs = {(name, round(value, 6)) for name, value in zip(group, swapped)}
-    assert len(pairs) == 4 and {value for _, value in pairs} == set(speed.targets[:, 0].round(6))
-    freely = shuffled_variable(direction, group, 1).targets[:, 0]
-    assert sorted(freely) == sorted(direction.targets[:, 0]) and not np.array_equal(freely, direction.targets[:, 0])
-    assert len({(name, value) for name, value in zip(group, freely)}) > 20
-    partner = shuffled_variable(direction_partner(store, "angle"), group, 1).targets
-    np.testing.assert_allclose(partner[:, 0], np.cos(np.deg2rad(freely)), atol=1e-12)
+    partner, group = direction_partner(store, "angle"), make_folds(store, "direction", 5).group
+    true = np.concatenate([speed.targets, direction.targets, partner.targets], axis=1)
+    freely, swapped, both = shuffled_variables([speed, direction, partner], group, seed)
+    pairs = {(name, round(value, 6)) for name, value in zip(group, swapped.targets[:, 0])}
+    assert len(pairs) == 8 and {value for _, value in pairs} == set(direction.targets[:, 0].round(6))
+    np.testing.assert_allclose(both.targets[:, 0], np.cos(np.deg2rad(swapped.targets[:, 0])), atol=1e-12)
+    assert sorted(freely.targets[:, 0]) == pytest.approx(sorted(speed.targets[:, 0]))
+    assert len({(name, value) for name, value in zip(group, freely.targets[:, 0].round(6))}) > 20
+    for found in (freely, swapped, both):
+        assert linear_r2(true, found.targets) <= MOST_READABLE  # the identity and mirror images have 1
+        assert readable(true, found.targets[:, :1]) == pytest.approx(linear_r2(true, found.targets[:, :1]))
+    again = shuffled_variables([speed, direction, partner], group, seed)
+    np.testing.assert_array_equal(again[1].targets, swapped.targets)
+    assert shuffle_note([speed, direction, partner], [freely, swapped, both], group) == ""
+
+
+def test_of_few_groups_the_least_correlated_labels_are_taken_and_it_is_said():
+    value = Variable("speed", KIND, np.repeat([1.0, 2.0, 3.0], 10)[:, None], "", ("speed",))
+    group, found = np.repeat(["a", "b", "c"], 10), set()
+    for seed in range(8):
+        (swapped,) = shuffled_variables([value], group, seed)
+        assert linear_r2(value.targets, swapped.targets) == pytest.approx(0.25)  # of six orders: 1, 1, 4 times 1/4
+        assert "3 groups only" in shuffle_note([value], [swapped], group)
+        assert "R² 0.25" in shuffle_note([value], [swapped], group)
+        found.add(tuple(swapped.targets[::10, 0]))
+    assert len(found) > 1  # seeds differ
+    assert readable(value.targets, value.targets) == pytest.approx(1) == readable(value.targets, -value.targets)
 
 
 def test_position_control_equals_the_main_curve_where_features_are_the_position(motion, tmp_path):
@@ -234,7 +261,7 @@ def test_the_command_parses_in_step_2(motion):
 
 
 def test_a_store_of_other_clips_or_weights_is_refused(tmp_path):
-    make_root(tmp_path, MOTION, ("static_last", "reversed"))
+    make_root(tmp_path, MOTION, ("static_last", "reversed", "random_weights_seed1"))
     clips, frames = ball_tables(KIND)
     fewer = clips[clips["start_index"] < 3]
     states = planted_features(fewer, frames, 1, WIDTH, 0, 0)
@@ -243,8 +270,31 @@ def test_a_store_of_other_clips_or_weights_is_refused(tmp_path):
     base = dataclasses.replace(plan(asked)[0], control="pixels")
     with pytest.raises(UserError, match="other clips"):
         companion_store(asked, base, "pixels")
-    base.store.settings["weights_sha256"] = "1" * 64
-    with pytest.raises(UserError, match="weights_sha256"):
-        companion_store(asked, dataclasses.replace(base, control="reversed"), "reversed")
+    settings, reverse = base.store.settings, dataclasses.replace(base, control="reversed")
+    random = dataclasses.replace(base, control="random_weights")
+    companion_store(asked, reverse, "reversed")
+    for key, value, fails in (
+        ("weights_sha256", "1" * 64, {"reversed"}),
+        ("model", "small", {"reversed", "random_weights_seed1"}),
+        ("n_patches", 4, {"reversed", "random_weights_seed1"}),
+        ("transform", "crop", {"reversed", "random_weights_seed1"}),
+    ):
+        before, settings[key] = settings[key], value
+        for probe_set, folder in ((reverse, "reversed"), (random, "random_weights_seed1")):
+            if folder in fails:
+                with pytest.raises(UserError, match=f"{key}.*step2_extract.py.*--overwrite"):
+                    companion_store(asked, probe_set, folder)
+            else:
+                companion_store(asked, probe_set, folder)
+        settings[key] = before
     with pytest.raises(UserError, match="shuffled_labels"):
         control_sets(dataclasses.replace(asked, control=("shuffled_label",)), base)
+
+
+def test_a_store_of_clips_that_were_drawn_anew_is_refused(tmp_path):
+    make_root(tmp_path, MOTION)
+    clips, frames = ball_tables(KIND, seed=1)  # the same names, other places
+    states = planted_features(clips, frames, 1, WIDTH, 0, 0)
+    write_store(tmp_path / "controls" / "pixels", KIND, clips, frames, states, "temporal_last", "pixels", "x")
+    with pytest.raises(UserError, match="clip set fingerprint.*--control pixels --overwrite"):
+        probe_curves(options(tmp_path, control=("pixels",)))

@@ -1,6 +1,6 @@
 """Controls of a layer curve: the same probe where there is less, or something else, to be read.
 
-    shuffled_labels    targets of other clips. Where a variable is constant inside every group, whole groups swap theirs
+    shuffled_labels    targets of other clips, permuted so that the true ones do not tell them (permutations.py)
     random_weights     the same architecture with random weights, every seed that step 2 made
     pixels             downsampled pixels in place of features; one layer. Always centred, never z-scored: a pixel that
                        hardly changes in training would be blown up where a held-out ball crosses it
@@ -17,7 +17,6 @@ Controls run under the nested protocol where the main curve does, else under the
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from constants import MODELS
 from pez.errors import UserError, check_choice
 from pez.probes.bootstrap import mean_curve
-from pez.probes.layer_scores import LEAST_VARIANCE, LayerScores
+from pez.probes.control_stores import companion_store, missing_store
+from pez.probes.layer_scores import LayerScores
+from pez.probes.permutations import shuffle_note, shuffled_variables
 from pez.probes.probe_set import ProbeOptions, ProbeSet
-from pez.probes.targets import Variable, time_reversed
-from pez.store import FeatureStore, open_stores
+from pez.probes.targets import time_reversed
+from pez.store import FeatureStore
 
 FRAME_ORDERS = ("static_last", "static_first", "shuffled_frames", "reversed")
 CONTROLS = ("shuffled_labels", "random_weights", "pixels", "position", *FRAME_ORDERS)
@@ -57,22 +57,9 @@ def control_sets(options: ProbeOptions, main: ProbeSet) -> list[ProbeSet]:
 
 def _shuffled_labels(options: ProbeOptions, base: ProbeSet) -> Iterator[ProbeSet]:
     for seed in range(options.control_seeds):
-        shuffled = [shuffled_variable(variable, base.folds.group, seed) for variable in base.variables]
-        yield dataclasses.replace(base, variables=shuffled, control_seed=seed)
-
-
-def shuffled_variable(variable: Variable, group: np.ndarray, seed: int) -> Variable:
-    """`variable` with its labels permuted: whole groups' where each `group` [n] holds one value, else clips'.
-
-    Variables of one kind and seed are permuted alike.
-    """
-    rng, targets = np.random.default_rng(seed), variable.targets
-    names, index = np.unique(group, return_inverse=True)
-    means = np.stack([targets[index == number].mean(0) for number in range(len(names))])
-    inside = np.square(targets - means[index]).mean(0)
-    if (inside <= LEAST_VARIANCE * targets.var(0)).all():
-        return dataclasses.replace(variable, targets=means[rng.permutation(len(names))][index])
-    return dataclasses.replace(variable, targets=targets[rng.permutation(len(targets))])
+        shuffled = shuffled_variables(base.variables, base.folds.group, seed)
+        note = shuffle_note(base.variables, shuffled, base.folds.group)
+        yield dataclasses.replace(base, variables=shuffled, control_seed=seed, note=note)
 
 
 def _random_weights(options: ProbeOptions, base: ProbeSet) -> Iterator[ProbeSet]:
@@ -81,7 +68,7 @@ def _random_weights(options: ProbeOptions, base: ProbeSet) -> Iterator[ProbeSet]
         key=lambda path: int("0" + re.sub(r"\D", "", path.name)),
     )
     if not roots:
-        raise _missing(options, base, "random_weights")
+        raise missing_store(options, base, "random_weights")
     for root in roots:
         store = companion_store(options, base, root.name)
         seed = int("0" + re.sub(r"\D", "", root.name))
@@ -129,69 +116,6 @@ def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
     kind = pooling.removesuffix("_patch")
     seen = {"temporal_last": [*last], "temporal_first": [*first], "temporal_diff": [*first, *last]}
     return places[:, :, seen.get(kind, [*range(n_frames)])].swapaxes(1, 2).reshape(len(places), -1)
-
-
-# ---------------------------------------------------------------- stores that step 2 writes beside the main one
-
-
-def companion_store(options: ProbeOptions, base: ProbeSet, folder: str) -> FeatureStore:
-    """The control store `folder` of the main store's clip set; UserError if it is missing or of other clips."""
-    root = Path(options.feature_root) / "controls" / folder
-    stores = open_stores(root) if any(root.glob("*/features.json")) else {}
-    if base.store.name not in stores:
-        raise _missing(options, base, base.control)
-    store = stores[base.store.name]
-    store.check(base.capture, base.pooling)
-    for key in ("transform", "n_tubelets") + (("weights_sha256",) if base.control in FRAME_ORDERS else ()):
-        if store.settings.get(key) != base.store.settings.get(key):
-            raise UserError(
-                f"{store.directory} has {key} {store.settings.get(key)}, the main features "
-                f"{base.store.settings.get(key)}: remove it and rerun {step2_command(options, base, base.control)}"
-            )
-    if store.clips["clip_id"].tolist() != base.store.clips["clip_id"].tolist():
-        raise UserError(
-            f"{store.directory} holds other clips than {base.store.directory}: "
-            f"remove it and rerun {step2_command(options, base, base.control)}"
-        )
-    return store
-
-
-def _missing(options: ProbeOptions, base: ProbeSet, name: str) -> UserError:
-    return UserError(
-        f"--control {name} needs features of its own of the {base.store.name} set: "
-        f"make them with `{step2_command(options, base, name)}`"
-    )
-
-
-def step2_command(options: ProbeOptions, base: ProbeSet, name: str) -> str:
-    """The step 2 command that makes a control's store beside the main one, from the main store's settings."""
-    settings = base.store.settings
-    words = ["python", "step2_extract.py", "--output-root", str(options.feature_root), *_weights(settings)]
-    for flag in ("captures", "poolings"):
-        words += [f"--{flag[:-1]}", *settings[flag]]
-    words += ["--transform", settings["transform"], "--dtype", settings["dtype"]]
-    if settings.get("store_dtype", "auto") != "auto":
-        words += ["--store-dtype", settings["store_dtype"]]
-    words += ["--control", name]
-    if name == "random_weights":
-        words += ["--control-seeds", str(options.control_seeds)]
-    return shlex.join(words)
-
-
-def _weights(settings: dict) -> list[str]:
-    model, label = settings["model"], str(settings["weights_label"])
-    words = ["--model", model]
-    random = re.fullmatch(r"random weights \(seed (\d+)\)", label)
-    known = MODELS.get(model)
-    if random:
-        words += ["--weights", "random", "--weights-seed", random[1]]
-    elif known is None or label != known.file:
-        words += ["--weights", label]
-    if settings.get("checkpoint_key") not in (None, "target_encoder"):
-        words += ["--checkpoint-key", settings["checkpoint_key"]]
-    if known is not None and settings.get("resolution", known.resolution) != known.resolution:
-        words += ["--model-resolution", str(settings["resolution"])]
-    return words
 
 
 # ---------------------------------------------------------------- their table

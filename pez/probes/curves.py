@@ -249,6 +249,7 @@ def record(options: ProbeOptions, probe_sets: list[ProbeSet], controls: Sequence
                 "control_seed": control.control_seed,
                 "clip_set": control.store.name,
                 "features": (control.test_store or control.store).settings,
+                "note": control.note,
             }
             for control in controls
         ],

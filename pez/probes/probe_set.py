@@ -37,7 +37,7 @@ class ProbeOptions:
     repeats: int = 1
     bootstrap: int = N_RESAMPLES
     control: tuple[str, ...] = ()
-    control_seeds: int = 1
+    control_seeds: int = 3
     layers: tuple[int, ...] | None = None
     device: str = "cpu"
     threads: int | None = None
@@ -65,6 +65,7 @@ class ProbeSet:
     test_store: FeatureStore | None = None
     test_variables: list[Variable] | None = None
     norm_mode: str | None = None  # in place of the options'
+    note: str = ""  # what a reader must know of it
 
     @property
     def folds(self) -> Folds:

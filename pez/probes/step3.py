@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pez.errors import UserError
-from pez.files import exclusive, write_csv, write_json, write_parquet
+from pez.files import check_run_name, run_lock, write_csv, write_json, write_parquet
 from pez.probes.audit import AuditOptions, audit, clip_sets
 from pez.probes.ball_task import SOLVERS  # noqa: F401
 from pez.probes.bootstrap import FEW_GROUPS
@@ -23,10 +23,11 @@ def run_probe(args) -> None:
     """Probe as the command line says and write the run's files; UserError before any work for bad options."""
     options = options_from(args)
     for probe_set in plan(options):
-        control_sets(options, probe_set)  # a missing store is said before any work
-        for line in notes(options, probe_set):
+        controls = control_sets(options, probe_set)  # a missing store is said before any work
+        said = [f"note: {control.note} (seed {control.control_seed})" for control in controls if control.note]
+        for line in [*notes(options, probe_set), *said]:
             print(line)
-    with exclusive(args.results_dir / ".locks" / options.run_name):
+    with run_lock(args.results_dir, options.run_name):
         curves = probe_curves(options)
         for path in write_run(curves, options.run_name, args.results_dir):
             print(path)
@@ -35,8 +36,7 @@ def run_probe(args) -> None:
 
 def options_from(args) -> ProbeOptions:
     """ProbeOptions from parsed arguments; UserError for names, counts or a device that cannot be used."""
-    if not args.run_name or Path(args.run_name).name != args.run_name or args.run_name.startswith("."):
-        raise UserError(f"--run-name names files, so no slashes or leading dots; got {args.run_name!r}")
+    check_run_name(args.run_name)
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads must be at least 1; got {args.threads}")
     if args.device != "cpu":
