@@ -79,7 +79,6 @@ STIMULUS_GRIDS = {
 }
 START_RANGE_M = 2.0  # starts are uniform in [-2, 2]^2
 N_FRAMES = 16
-FRAME_RATE = 24  # Hz
 RESOLUTION = 256  # pixels a side
 STIMULUS_SEED = 0
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # Blender does not
 import pez.stimuli.inside_blender  # noqa: F401 - before anything that a Blender may lack
 from constants import DATA_DIR, INTPHYS_MINI_ROOT, RESOLUTION, STIMULUS_GRIDS, STIMULUS_SEED
 from pez.cli import Parser, run_script
+from pez.errors import UserError
 from pez.stimuli.backends import BACKENDS, CYCLES_DEVICES, KubricOptions
 from pez.stimuli.clipset import read_clip_set
 from pez.stimuli.conditions import SETS, START_POSITIONS
@@ -59,7 +60,9 @@ def parser() -> Parser:
     parser.add_argument("--resolution", type=int, default=RESOLUTION, help="pixels a side")
     parser.add_argument("--limit", type=int, default=None, help="only the first N clips of each set")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that is there")
-    mini = parser.add_argument_group(MINI, "Settings of the stand-in; --resolution, --preset and --limit are of balls.")
+    mini = parser.add_argument_group(
+        MINI, "Settings of the stand-in, which takes no --preset, --resolution or --limit."
+    )
     mini.add_argument("--scenes-per-block", type=int, default=10, help="quadruplets in each of O1, O2 and O3")
     mini.add_argument("--frames", type=int, default=100, help="of a movie")
     mini.add_argument("--movie-size", type=int, default=288, help="pixels a side")
@@ -84,12 +87,22 @@ def main(args) -> None:
 
 def make_mini(args) -> None:
     """Make the stand-in and say what it is."""
+    refuse_ball_options(args)
     settings = mini_settings(args.frames, args.movie_size, args.seed, args.backend)
     root = args.output_root or INTPHYS_MINI_ROOT
     outcome = write_mini_set(root, settings, args.scenes_per_block, args.workers, args.overwrite)
     print(f"{MINI}: {len(outcome.scenes)} scenes of 4 movies in {root} ({outcome.rendered} rendered now)\n  {NOTICE}")
     for path in write_mini_previews(root):
         print(f"  look at {path}")
+
+
+def refuse_ball_options(args) -> None:
+    """UserError for an option that says nothing of the stand-in."""
+    defaults = parser()
+    of_balls = ("preset", "resolution", "limit", "start_positions")
+    for name in (*of_balls, "samples_per_pixel", "cycles_device", "full_frame"):
+        if getattr(args, name) != defaults.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} is for the ball sets, not --dataset {MINI}: leave it out")
 
 
 def report(outcome: Outcome) -> None:

@@ -309,6 +309,12 @@ def test_command_line_says_what_it_is(tmp_path, capsys):
         (["--scenes-per-block", "0"], "--scenes-per-block must be 1 ... 99"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--backend", "kubric"], "--backend"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--limit", "3"], "--limit is for the ball sets"),
+        (["--preset", "quick"], "--preset is for the ball sets"),
+        (["--resolution", "64"], "--resolution is for the ball sets"),
+        (["--start-positions", "in_view"], "--start-positions is for the ball sets"),
+        (["--full-frame"], "--full-frame is for the ball sets"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, capsys, arguments, message):

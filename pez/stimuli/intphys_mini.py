@@ -48,6 +48,7 @@ def mini_settings(n_frames: int, movie_size: int, seed: int, backend: str = "aut
     """Everything that decides the bytes of a scene, as plain JSON values. Raises UserError."""
     _check_range("--frames", n_frames, MIN_FRAMES, MAX_FRAMES)
     _check_range("--movie-size", movie_size, MIN_SIZE, MAX_SIZE)
+    _check_range("--seed", seed, 0, None)
     if backend != "auto" and resolve(backend) != "pybullet":
         raise UserError("--dataset intphys_mini is rendered by pybullet only: leave --backend out")
     settings = {
