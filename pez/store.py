@@ -29,6 +29,10 @@ from pez.files import atomic_path, fingerprint, read_json, remove_partial, write
 from pez.runs import provenance
 
 CAPTURES = ("resid_pre", "resid_post")
+TRANSFORM_NAMES = (
+    "resize",  # the whole frame, squeezed to a square
+    "eval_preproc",  # official evaluation: short side to 256/224 of the crop, centre crop
+)  # here, not with the functions (pez/encoder/preprocessing.py): step 3 checks names without importing torchvision
 SHARD_CLIPS = 16  # 16 clips x 24 states x 256 patches x 1024 channels in half precision is 200 MB
 
 

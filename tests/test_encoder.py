@@ -134,7 +134,7 @@ class Planted:
 
 
 @pytest.mark.parametrize(
-    "damage", ["missing", "truncated", "empty", "pickle", "no_key", "wrong_size", "extra", "no_vjepa"]
+    "damage", ["missing", "truncated", "empty", "text", "pickle", "no_key", "wrong_size", "extra", "no_vjepa"]
 )
 def test_bad_checkpoint_is_one_line(tmp_path, capsys, damage):
     good = (DATA / "vjepa2_small_headdim64.pt").read_bytes()
@@ -147,6 +147,10 @@ def test_bad_checkpoint_is_one_line(tmp_path, capsys, damage):
         path.write_bytes(good[: len(good) // 2])
     elif damage == "empty":
         path.write_bytes(b"")
+        expected = "weights.pt .*empty file"
+    elif damage == "text":
+        path.write_text("<html>404</html>")
+        expected = r"weights.pt .*\(no PyTorch file\): download it again"
     elif damage == "pickle":
         torch.save({"target_encoder": Planted()}, path)
     elif damage == "no_key":
@@ -179,10 +183,24 @@ def test_more_loading_errors():
         (("larg",), {}, "Did you mean 'large'"),
         (("tiny", "random"), {"device": "cuda:7"}, "is not there"),
         (("tiny", "random"), {"device": "gpu"}, "is not a device"),
-        (("tiny", "random"), {"resolution": 250}, "not a multiple"),
+        (("tiny", "random"), {"device": "cpu:3"}, "--device cpu:3 is not there"),
+        (("tiny", "random"), {"resolution": 250}, "--model-resolution 250 is not a multiple"),
+        (("custom", fixture), {"num_heads": 1, "resolution": 250}, "--model-resolution 250 is not a multiple"),
+        (("tiny", "random"), {"resolution": 0}, "--model-resolution must be at least 1; got 0"),
+        (("custom", fixture), {"num_heads": 1, "resolution": -16}, "--model-resolution must be at least 1; got -16"),
+        (("custom", fixture), {"num_heads": 0}, "--num-heads must be at least 1; got 0"),
+        (("custom", fixture), {"num_heads": -1}, "--num-heads must be at least 1; got -1"),
     ]:
         with pytest.raises(UserError, match=expected):
             load_encoder(*arguments, **options)
+
+
+def test_a_checkpoint_of_torch_before_1_6_is_read_too(tmp_path):
+    path = DATA / "vjepa2_small_headdim64.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    old = load_encoder("custom", str(tmp_path / "old.pt"), num_heads=1)
+    assert old.weights_sha256 == load_encoder("custom", str(path), num_heads=1).weights_sha256
 
 
 def test_unknown_entry_names_what_there_is():

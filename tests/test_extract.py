@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 import step2_extract
 from pez.cli import run_script
-from pez.encoder import extract
+from pez.encoder import extract, preprocessing
 from pez.encoder.loading import load_encoder
 from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, even_indices, read_frames
 from pez.encoder.sources import ball_source, folder_source
@@ -338,6 +338,70 @@ def test_people_s_own_clips_folders_and_videos(tmp_path):
         folder_source(tmp_path / "mine", 24)
 
 
+def test_clip_folders_that_cannot_be(tmp_path, capsys, monkeypatch):
+    write_moving_squares(tmp_path / "set", n_clips=1, size=32)
+    mine = tmp_path / "set" / "clips"
+    monkeypatch.chdir(mine)
+    assert folder_source(".", 16).name == "clips"
+    for n_frames in ("0", "-2"):
+        assert step2("--clips", ".", "--num-frames", n_frames, "--output-root", tmp_path / "out") == 2
+        assert f"--num-frames must be at least 1; got {n_frames}" in one_error_line(capsys)
+    for names in (["squares_00.mp4"], ["film.avi", "film.mp4"]):
+        for name in names:
+            (mine / name).write_bytes(b"")
+        with pytest.raises(UserError, match=rf"{names[-1]} would both be clip"):
+            folder_source(mine, 16)
+        for name in names:
+            (mine / name).unlink()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_frame_that_may_not_be_read_is_no_damaged_frame(squares, tmp_path, capsys, monkeypatch, workers):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pez.encoder.preprocessing.Image.open", refused)
+    arguments = ["--data-root", squares, "--dataset", "velocity", "--output-root", tmp_path, *ENCODER]
+    parser = step2_extract.make_parser()
+    assert run_script(parser, step2_extract.main, [*map(str, arguments), "--workers", workers]) == 2
+    line = one_error_line(capsys)
+    assert "no permission for" in line and "frame_00.png" in line
+
+
+def test_a_film_is_never_held_whole(tmp_path, monkeypatch):
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width = stream.height = 32
+        for index in range(50):
+            picture = np.full((32, 32, 3), 5 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    decoded, converted = preprocessing._decoded, []
+
+    class Counted:
+        def __init__(self, frame):
+            self.frame = frame
+
+        def to_ndarray(self, **options):
+            converted.append(self.frame.pts)
+            return self.frame.to_ndarray(**options)
+
+    monkeypatch.setattr(preprocessing, "_decoded", lambda path: map(Counted, decoded(path)))
+    frames = read_frames([path], 16)
+    assert len(converted) == 16
+    brightness = frames.float().mean(dim=(1, 2, 3)).numpy()
+    assert np.allclose(brightness, [5 * index for index in even_indices(50, 16)], atol=6)
+    with pytest.raises(UserError, match="film.mp4 has 50 frames, 51 are wanted"):
+        read_frames([path], 51)
+
+
+def test_an_output_root_that_is_a_file_is_one_line(squares, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert step2("--data-root", squares, "--dataset", "velocity", "--output-root", tmp_path / "file") == 2
+    assert f"{tmp_path / 'file'}" in one_error_line(capsys)
+
+
 def test_frame_orders_are_what_they_say():
     frames = torch.arange(16, dtype=torch.uint8)[:, None, None, None].expand(16, 3, 4, 4)
     order = {name: change(frames, "clip")[:, 0, 0, 0].tolist() for name, change in FRAME_ORDERS.items()}
@@ -365,7 +429,7 @@ def test_patch_extraction_holds_at_most_two_shards(tmp_path):
     write_moving_squares(tmp_path / "data" / "velocity", n_clips=8, size=64)
     code = f"""
 import resource, torch
-from pez.encoder import extract
+from pez.encoder import extract, preprocessing
 from pez.encoder.loading import load_encoder
 from pez.encoder.sources import ball_source
 extract.SHARD_CLIPS = 2

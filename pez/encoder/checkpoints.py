@@ -34,7 +34,7 @@ def read_meta_checkpoint(path: str | Path, checkpoint_key: str) -> dict[str, tor
     path = Path(path)
     try:
         # mmap: only the tensors that are used leave the disk; a checkpoint also holds an optimizer state
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:
         raise UserError(
             f"no checkpoint at {path}: download it there, set CHECKPOINT_DIR in constants.py, or use --weights random"
@@ -48,14 +48,25 @@ def read_meta_checkpoint(path: str | Path, checkpoint_key: str) -> dict[str, tor
     return {_bare(name): tensor for name, tensor in content[checkpoint_key].items() if _bare(name) not in _IGNORED}
 
 
+def _is_zip(path: Path) -> bool:
+    """Whether it is in torch's format since 1.6, which alone can be mapped; ValueError if in none of torch's."""
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start != b"PK" and not start.startswith(pickle.PROTO):
+        raise ValueError("no PyTorch file" if start else "empty file")
+    return start == b"PK"
+
+
 def _bare(name: str) -> str:
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name
 
 
-def infer_spec(state: dict[str, torch.Tensor], heads: int, resolution: int, path: str | Path) -> ModelSpec:
+def infer_spec(state: dict[str, torch.Tensor], heads: int, path: str | Path) -> ModelSpec:
     """Read width, depth, MLP width, patch and tubelet size off the tensors' shapes; heads leave no trace in them.
+
+    The resolution leaves none either: it is ModelSpec's default.
 
     Raises UserError if the file holds no V-JEPA 2 encoder or `heads` does not divide its width.
     """
@@ -73,7 +84,6 @@ def infer_spec(state: dict[str, torch.Tensor], heads: int, resolution: int, path
         heads=heads,
         mlp_width=mlp_width,
         file=Path(path).name,
-        resolution=resolution,
         patch_size=patch,
         tubelet_size=tubelet,
     )

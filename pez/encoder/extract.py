@@ -175,7 +175,7 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
         pin_memory=on_gpu,
     )
     for batch in loader:
-        if isinstance(batch, UserError):
+        if isinstance(batch, Exception):
             raise batch
         yield batch
 

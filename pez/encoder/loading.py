@@ -77,6 +77,9 @@ def load_encoder(
         UserError: unknown model, missing or unfitting checkpoint, device that is not there.
     """
     check_choice("--model", model, [*MODELS, CUSTOM])
+    for option, value in (("--num-heads", num_heads), ("--model-resolution", resolution)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} must be at least 1; got {value}")
     target = find_device(device)
     if weights is None:
         weights = str(_registered_checkpoint(model))
@@ -108,6 +111,8 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name} is not there ({n} CUDA devices visible): use --device cpu or another index")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name} is not supported: use cpu or cuda:N")
+    if device.type == "cpu" and device.index:
+        raise UserError(f"--device {name} is not there: a machine has one cpu device; use --device cpu")
     return device
 
 
@@ -130,7 +135,7 @@ def _sized(spec: ModelSpec, resolution: int | None) -> ModelSpec:
     if resolution is None:
         return spec
     if resolution % spec.patch_size:
-        raise UserError(f"--resolution {resolution} is not a multiple of the patch size {spec.patch_size}")
+        raise UserError(f"--model-resolution {resolution} is not a multiple of the patch size {spec.patch_size}")
     return ModelSpec(**{**spec.__dict__, "resolution": resolution})
 
 
@@ -161,7 +166,7 @@ def _from_meta(model, weights, checkpoint_key, num_heads, resolution) -> tuple[n
     if model == CUSTOM:
         if num_heads is None:
             raise UserError("--model custom needs --num-heads N: a checkpoint does not say how many heads it has")
-        spec = infer_spec(state, num_heads, resolution or 256, weights)
+        spec = _sized(infer_spec(state, num_heads, weights), resolution)
     else:
         spec = _sized(MODELS[model], resolution)
     encoder = _blank(spec)
@@ -205,7 +210,7 @@ def _from_hugging_face(model: str, weights: str, resolution: int | None) -> tupl
         if getattr(spec, size) != getattr(MODELS[model], size):
             came, expected = getattr(spec, size), getattr(MODELS[model], size)
             raise UserError(f"{weights} has {size} {came}, --model {model} has {expected}: choose the model it is of")
-    return loaded.encoder, spec
+    return loaded.encoder, _sized(spec, resolution)
 
 
 def _random(model: str, resolution: int | None, seed: int) -> tuple[nn.Module, ModelSpec]:

@@ -1,7 +1,7 @@
 """From frames on disk to the encoder's input: decode, order, resize, normalise."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as vision
 
 from pez.errors import UserError
+from pez.store import TRANSFORM_NAMES
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -26,7 +27,8 @@ def even_indices(n_available: int, n_wanted: int) -> list[int]:
 def read_frames(paths: list[Path], n_frames: int) -> torch.Tensor:
     """Decode a clip into uint8 [T, 3, H, W]: image files in time order, or one video sampled evenly.
 
-    Raises UserError naming the file that is missing, empty, truncated or of another size than the rest.
+    Raises UserError naming the file that is missing, empty, truncated or of another size than the rest, and
+    PermissionError for one that may not be read.
     """
     if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
         frames = _read_video(paths[0], n_frames)
@@ -44,6 +46,8 @@ def _read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: remove its clip's folder and rerun the step that made it") from None
+    except PermissionError:
+        raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         reason = "empty file" if path.stat().st_size == 0 else str(error)
         raise UserError(
@@ -53,13 +57,22 @@ def _read_image(path: Path) -> np.ndarray:
 
 def _read_video(path: Path, n_frames: int) -> list[np.ndarray]:
     try:
-        with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        n_there = sum(1 for _ in _decoded(path))  # a container's own count may be wrong
+        if n_there < n_frames:
+            raise UserError(f"{path} has {n_there} frames, {n_frames} are wanted: remove it or lower --num-frames")
+        indices = even_indices(n_there, n_frames)
+        kept = {i: frame.to_ndarray(format="rgb24") for i, frame in enumerate(_decoded(path)) if i in indices}
+    except PermissionError as error:  # also an FFmpegError, which does not travel between processes
+        raise PermissionError(error.errno, error.strerror, str(path)) from None
     except (av.error.FFmpegError, IndexError) as error:
         raise UserError(f"{path} is not a video that can be decoded ({error}): replace or remove it") from None
-    if len(frames) < n_frames:
-        raise UserError(f"{path} has {len(frames)} frames, {n_frames} are wanted: remove it or lower --num-frames")
-    return [frames[index] for index in even_indices(len(frames), n_frames)]
+    return [kept[index] for index in indices]
+
+
+def _decoded(path: Path) -> Iterator[av.VideoFrame]:
+    """Frames of a video one at a time: a whole film would not fit in memory."""
+    with av.open(str(path)) as container:
+        yield from container.decode(video=0)
 
 
 # ---------------------------------------------------------------- order of frames: controls made at load time
@@ -92,10 +105,9 @@ def _eval_preprocessing(frames: torch.Tensor, resolution: int) -> torch.Tensor:
     return vision.center_crop(vision.resize(frames, [short_side], antialias=True), [resolution, resolution])
 
 
-TRANSFORMS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
-    "resize": _resize,  # the whole frame, squeezed to a square
-    "eval_preproc": _eval_preprocessing,  # official evaluation: short side to 256/224 of the crop, centre crop
-}
+TRANSFORMS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = dict(
+    zip(TRANSFORM_NAMES, (_resize, _eval_preprocessing), strict=True)
+)
 
 
 def normalise(frames: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,8 @@ class _Worker:
     """One worker process; `ask` returns its answer, or None once it is dead."""
 
     def __init__(self, command: list[str]):
-        self._scratch = tempfile.TemporaryDirectory(prefix="pez-worker-")  # goes when it is killed, but not when we are killed with -9
+        # the worker's temporary files go with it however it ends; kill -9 of this very process leaves them
+        self._scratch = tempfile.TemporaryDirectory(prefix="pez-worker-")
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
             command,
