@@ -171,6 +171,10 @@ BAD = {
     "--folds": ["--folds", "1"],
     "--threads": ["--threads", "0"],
     "--run-name": ["--run-name", "a/b"],
+    "did you mean 'eval_preproc'": ["--preprocessing", "eval_preprocs"],
+    "did you mean 'temporal_last'": ["--pooling", "temporal_lst"],
+    "--seed must be 0": ["--seed", "-1"],
+    "--device cpu:3 is not there": ["--device", "cpu:3"],
     "no features under": ["--feature-root", "nowhere"],
     "holds pooling temporal_last, not mean": ["--pooling", "mean"],
     "already": ["--probe-set", "fig2b_velocity_xy", "--direction-target", "angle"],
@@ -185,6 +189,21 @@ def test_bad_input_is_one_line_and_writes_nothing(root, tmp_path, capsys, line):
     error = capsys.readouterr().err
     assert line.lower() in error.lower() and error.startswith("error: ") and error.count("\n") == 1
     assert not results.exists()
+
+
+def test_a_results_dir_that_is_a_file_is_one_line(root, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    arguments = [*RUN, "--run-name", "x", "--feature-root", root, "--probe-set", "fig2c"]
+    assert step3(*arguments, "--results-dir", tmp_path / "file") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'file'}") and error.count("\n") == 1
+
+
+def test_a_run_name_that_no_file_can_have_is_one_line(root, tmp_path, capsys):
+    arguments = [*RUN, "--run-name", "x" * 260, "--feature-root", root, "--probe-set", "fig2c"]
+    assert step3(*arguments, "--results-dir", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "name" in error and error.count("\n") == 1
 
 
 def test_nothing_to_summarize(tmp_path, capsys):
