@@ -17,10 +17,12 @@ from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
+from pez.files import check_run_name, run_lock
 from pez.probes.attentive_training import TOKEN_NORMS, Recipe
 from pez.probes.intphys_attentive import POOLINGS, probe_layers
 from pez.probes.intphys_features import SELECTION_METRICS, add_intphys_arguments, intphys_store
-from pez.probes.intphys_results import print_summary, write_run
+from pez.probes.intphys_folds import check_n_folds
+from pez.probes.intphys_results import FIXED, print_summary, write_run
 
 PROBE_SET = "intphys_attentive"
 
@@ -68,7 +70,18 @@ def make_recipe(args) -> Recipe:
 
 
 def main(args) -> None:
-    recipe = make_recipe(args)
+    check_run_name(args.run_name)
+    recipe, settings = make_recipe(args), list(itertools.product(args.lr, args.wd))
+    check_n_folds(args.folds, chooses=len(settings) > 1)
+    with run_lock(args.results_dir, args.run_name):
+        written = probe(args, recipe, settings)
+    print_summary(written[0])
+    for path in written:
+        print(f"wrote {path}")
+
+
+def probe(args, recipe: Recipe, settings: list[tuple[float, float]]) -> list[Path]:
+    """Extract, probe and write the files of a run; returns their paths."""
     store = intphys_store(args, args.patch_pool)
     choice = {"capture": args.capture, "pooling": args.patch_pool, "selection_metric": args.selection_metric}
     predictions = probe_layers(
@@ -76,17 +89,15 @@ def main(args) -> None:
         args.results_dir / f"layers_{args.run_name}",
         layers=args.layers or range(store.depth),
         recipe=recipe,
-        settings=list(itertools.product(args.lr, args.wd)),
+        settings=settings,
         n_folds=args.folds,
         device=args.device,
         memory_bytes=None if args.memory_gb is None else int(args.memory_gb * 2**30),
         **choice,
     )
-    settings = {**choice, "protocol": "nested", **asdict(recipe)}
-    written = write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, settings)
-    print_summary(written[0])
-    for path in written:
-        print(f"wrote {path}")
+    protocol = "nested" if len(settings) > 1 else FIXED
+    described = {**choice, "protocol": protocol, **asdict(recipe)}
+    return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, described)
 
 
 if __name__ == "__main__":

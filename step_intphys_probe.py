@@ -14,10 +14,12 @@ from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
+from pez.files import check_run_name, run_lock
 from pez.probes.intphys_features import METRIC_OF, SELECTION_METRICS, add_intphys_arguments, intphys_store
+from pez.probes.intphys_folds import check_n_folds
 from pez.probes.intphys_linear import CONTROLS, probe_linear
-from pez.probes.intphys_results import print_summary, write_controls, write_run
-from pez.probes.protocols import CHOICES
+from pez.probes.intphys_results import print_summary, write_run
+from pez.probes.protocols import CHOICES, chosen_protocols
 
 PROBE_SET = "intphys_linear"
 POOLING = "mean"
@@ -44,6 +46,18 @@ def make_parser() -> Parser:
 
 
 def main(args) -> None:
+    check_run_name(args.run_name)
+    check_n_folds(args.folds)
+    protocols = chosen_protocols(args.protocol, args.folds)
+    with run_lock(args.results_dir, args.run_name):
+        written = probe(args, protocols)
+    print_summary(written[0])
+    for path in written:
+        print(f"wrote {path}")
+
+
+def probe(args, protocols: tuple[str, ...]) -> list[Path]:
+    """Extract, probe and write the files of a run; returns their paths."""
     store = intphys_store(args, POOLING)
     asked = {
         "capture": args.capture,
@@ -58,17 +72,13 @@ def main(args) -> None:
         "capture": args.capture,
         "pooling": POOLING,
         "selection_metric": args.selection_metric,
-        "protocol": args.protocol,
+        "protocol": protocols[0] if len(protocols) == 1 else "both",
         "seed": args.seed,
     }
-    written = write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, settings)
+    controls = {}
     if args.control:
-        protocol = "paper" if args.protocol == "paper" else "nested"
-        found = probe_linear(store, protocol=protocol, control=args.control, **asked)
-        written.append(write_controls(args.results_dir, args.run_name, args.control, found, store.depth))
-    print_summary(written[0])
-    for path in written:
-        print(f"wrote {path}")
+        controls[args.control] = probe_linear(store, protocol=protocols[-1], control=args.control, **asked)
+    return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, settings, controls)
 
 
 if __name__ == "__main__":

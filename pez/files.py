@@ -75,6 +75,18 @@ def write_csv(path, frame) -> Path:
     return Path(path)
 
 
+def check_run_name(name: str) -> str:
+    """`name` if it can be part of file names; UserError for an empty one, slashes or a leading dot."""
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UserError(f"--run-name names files, so no slashes or leading dots; got {name!r}")
+    return name
+
+
+def run_lock(results_dir: str | os.PathLike, run_name: str):
+    """`exclusive` for a run's name in a results folder, so that two runs never mix their files."""
+    return exclusive(Path(results_dir) / ".locks" / check_run_name(run_name))
+
+
 def fingerprint(value) -> str:
     """Sixteen hex digits of the SHA-256 of `value` as canonical JSON: equal settings, equal fingerprint."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

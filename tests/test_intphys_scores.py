@@ -9,7 +9,8 @@ from intphys_trees import movie_table
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pez.errors import UserError
-from pez.probes.intphys_folds import inner_split, scene_folds
+from pez.probes.intphys_folds import check_n_folds, inner_split, scene_folds
+from pez.probes.intphys_intervals import BOOTSTRAPPED, interval_rows, movie_scores
 from pez.probes.intphys_scores import METRICS, scene_margins, score_folds, score_movies, score_rows
 
 
@@ -121,3 +122,73 @@ def test_few_scenes_make_few_folds_and_too_few_an_error():
     assert scene_folds(movie_table(1), 5).max() == 2
     with pytest.raises(UserError, match="2 IntPhys scenes are too few"):
         scene_folds(movie_table(1).query("block != 'O3'"))
+
+
+@pytest.mark.parametrize("n_folds", [0, 1])
+def test_fewer_than_two_folds_are_one_line_and_three_are_needed_to_choose(n_folds):
+    with pytest.raises(UserError, match=f"--folds must be at least 2.*got {n_folds}"):
+        scene_folds(movie_table(4), n_folds)
+    with pytest.raises(UserError, match="--folds must be at least 3.*got 2"):
+        check_n_folds(2, chooses=True)
+    assert set(scene_folds(movie_table(4), 2)) == {0, 1}
+
+
+def test_ties_of_sub_tasks_add_up_to_the_overall_ones():
+    """A block whose scores are small ties by the scale of all scores, not by its own."""
+    table = noisy(6)
+    table.loc[table["block"] == "O2", "score"] *= 1e-6
+    rows = score_rows(table).set_index("subtask")
+    assert rows.loc["shape_constancy", "n_ties"] == 6
+    for count in ("n_ties", "n_near_ties", "n_pair_ties", "n_scenes"):
+        assert rows.loc["overall", count] == rows[count].iloc[1:].sum()
+
+
+def out_of_fold_table(n_scenes=10, n_layers=3):
+    parts = []
+    for layer in range(n_layers):
+        table = noisy(n_scenes, seed=layer).assign(layer=layer)
+        table["possible"] = movie_table(n_scenes)["possible"]
+        table["score"] += layer * table["possible"]
+        table["fold"] = scene_folds(table)
+        table["score"] *= 10.0 ** table["fold"]  # every fold on a scale of its own
+        tied = table["scene"] == "01"
+        table.loc[tied, "score"] = 1e-4
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_pooled_scores_are_those_of_all_movies_and_fold_scales_do_not_matter():
+    table = out_of_fold_table()
+    rows = interval_rows(table).set_index(["subtask", "layer"])
+    assert len(rows) == 4 * 3
+    for layer, part in table.groupby("layer"):
+        means = score_folds(part).set_index("subtask")
+        one_scale = part["score"] / part.groupby("fold")["score"].transform(lambda own: own.abs().max())
+        for name in means.index:
+            found = rows.loc[(name, layer)]
+            here = part if name == "overall" else part[part["subtask"] == name]
+            assert found["auc_pooled"] == pytest.approx(roc_auc_score(here["possible"], one_scale[here.index]))
+            assert found["clip_accuracy_pooled"] == pytest.approx(((here["score"] > 0) == here["possible"]).mean())
+            weights = [len(own) for _, own in here.groupby("fold")]  # folds of unequal size weigh by their scenes
+            limits = [score_rows(own).set_index("subtask").loc[name] for _, own in part.groupby("fold")]
+            values = [row["relative_accuracy"] for row in limits]
+            assert found["relative_accuracy_pooled"] == pytest.approx(np.average(values, weights=weights))
+            for metric in BOOTSTRAPPED:
+                assert 0 <= found[f"{metric}_low"] <= found[f"{metric}_pooled"] <= found[f"{metric}_high"] <= 1
+
+
+def test_the_bootstrap_counts_the_ties_that_the_scores_count():
+    table = out_of_fold_table(n_layers=1)
+    scores = movie_scores(table)
+    score = np.where(scores.possible, scores.score, -scores.score)[0]
+    margins = pd.Series(score).groupby(scores.scene).sum().abs()
+    assert (margins <= 1e-5).sum() == score_folds(table).set_index("subtask").loc["overall", "n_ties"] >= 2
+
+
+def test_intervals_narrow_with_scenes_and_two_scenes_have_none():
+    width = [np.ptp(interval_rows(out_of_fold_table(n, 1)).loc[0, ["auc_low", "auc_high"]]) for n in (5, 40)]
+    assert width[1] < width[0] / 2
+    few = out_of_fold_table(2, 1)
+    rows = interval_rows(few).set_index("subtask")
+    assert rows.loc["shape_constancy"].drop("layer").isna().all()
+    assert rows.loc["overall"].notna().all()

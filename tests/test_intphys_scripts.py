@@ -10,6 +10,8 @@ from intphys_trees import write_tree
 import step_intphys_attentive
 import step_intphys_probe
 from pez.cli import run_script
+from pez.files import exclusive
+from pez.probes.intphys_results import layer_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,6 +105,7 @@ def test_the_attentive_script_writes_and_goes_on(folder, capsys):
     rows = pd.read_csv(folder / "results/results_att.csv")
     assert sorted(rows["layer"].unique()) == [0, 7]
     assert set(rows["probe_set"]) == {"intphys_attentive"}
+    assert set(rows["protocol"]) == {"fixed setting"}
     layer = folder / "results/layers_att/layer_07.parquet"
     written = layer.stat().st_mtime_ns
     (folder / "results/layers_att/layer_00.parquet").unlink()
@@ -116,5 +119,38 @@ def test_the_attentive_script_writes_and_goes_on(folder, capsys):
 def test_bad_options_are_one_line(folder, capsys):
     assert run_attentive(folder, "--num-epochs", "0") == 2
     assert run(step_intphys_probe, folder, "--n-frames-sample", "17") == 2
+    for folds in ("0", "1"):
+        assert run(step_intphys_probe, folder, "--folds", folds) == 2
+        assert run_attentive(folder, "--folds", folds) == 2
+    assert run(step_intphys_probe, folder, "--folds", "2", "--protocol", "nested") == 2
+    assert run_attentive(folder, "--folds", "2", "--lr", "1e-3", "1e-4") == 2
+    for script in (step_intphys_probe, step_intphys_attentive):
+        assert run(script, folder, "--run-name", "../elsewhere") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert [line.split(" ")[1] for line in errors] == ["--num-epochs", "--n-frames-sample"]
+    named = ["--num-epochs", "--n-frames-sample", *["--folds"] * 4, "--protocol", "--folds", *["--run-name"] * 2]
+    assert [line.split(" ")[1] for line in errors] == named
+
+
+def test_a_run_name_in_use_is_refused(folder, capsys):
+    with exclusive(folder / "results/.locks/lin"):
+        assert run_linear(folder) == 2
+        assert run_attentive(folder, "--run-name", "lin") == 2
+    assert capsys.readouterr().err.count("is being written by") == 2
+
+
+def test_a_control_is_kept_with_its_predictions_until_a_run_without_one(folder):
+    options = ("--run-name", "ctl", "--protocol", "paper", "--folds", "3", "--reuse-features")
+    assert run_linear(folder, *options, "--control", "shuffled_labels") == 0
+    controls = folder / "results/controls_ctl.csv"
+    rows = pd.read_csv(controls)
+    assert set(rows["control"]) == {"shuffled_labels"} and len(rows) == 4 * 12
+    kept = pd.read_parquet(folder / "results/predictions_ctl.parquet")
+    assert kept.groupby(["control", "protocol"]).size().to_dict() == dict.fromkeys(
+        [("", "paper"), ("shuffled_labels", "paper")], 12 * 12
+    )
+    shuffled = kept[kept["control"] == "shuffled_labels"].drop(columns=["control", "protocol"])
+    again = layer_rows(shuffled, 12)
+    pd.testing.assert_series_equal(again["relative_accuracy_mean"], rows["relative_accuracy_mean"])
+    assert run_linear(folder, *options) == 0
+    assert not controls.exists()
+    assert set(pd.read_parquet(folder / "results/predictions_ctl.parquet")["control"]) == {""}

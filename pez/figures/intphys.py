@@ -34,7 +34,23 @@ NAMES = {
 }
 SHOWN = ("relative_accuracy", "auc", "clip_accuracy")
 STYLES: dict[str, LineStyle] = {metric: line_style(index) for index, metric in enumerate(NAMES)}
-PUBLISHED_NOTE = "Thin lines: published reproduction, overall."
+PUBLISHED_NOTE = "Thin solid lines: published reproduction, overall."
+PAPER_NOTE = "Dotted: settings chosen on the reported fold (published protocol)."
+CONTROL, CONTROL_METRIC = "shuffled_labels", "relative_accuracy"
+CONTROL_NOTE = "Thin grey: relative accuracy with labels shuffled within scenes."
+
+
+def with_controls(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with the shuffled labels' scores beside each as shuffled_labels_METRIC_mean, where there are any.
+
+    Both as pez.probes.intphys_results writes them; `controls` may be empty or of other runs.
+    """
+    if "control" not in controls:
+        return rows
+    keys = ["run_name", "subtask", "layer"]
+    names = {f"{metric}_mean": f"{CONTROL}_{metric}_mean" for metric in METRICS}
+    chosen = controls.loc[controls["control"] == CONTROL, [*keys, *names]].rename(columns=names)
+    return rows.merge(chosen, on=keys, how="left")
 
 
 def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -52,14 +68,20 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
         *values,
         *COUNTS,
         "n_folds",
+        *[name for name in _extra_columns() if name in rows],
     ]
     theirs = published.pivot_table(index=["model", "layer"], columns="metric", values="mean")
     theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL, data=DATA)
     return rows[columns].merge(theirs, on=["model", "subtask", "layer", "data"], how="left")
 
 
+def _extra_columns() -> list[str]:
+    kinds = ("pooled", "low", "high", "paper_mean")
+    return [f"{m}_{kind}" for m in METRICS for kind in kinds] + [f"{CONTROL}_{m}_mean" for m in METRICS]
+
+
 def draw_run(rows: pd.DataFrame, path) -> Path:
-    """Draw one run, a panel a sub-task; `rows` as pez.probes.intphys_results writes them."""
+    """Draw one run, a panel a sub-task; `rows` as pez.probes.intphys_results writes them, perhaps `with_controls`."""
     subtasks = [name for name in SUBTASK_ROWS if (rows["subtask"] == name).any()]
     with drawing_style():
         figure, axes = plt.subplots(2, 2, figsize=(7.6, 6.0), sharex=True, sharey=True, layout="constrained")
@@ -125,7 +147,13 @@ def _draw_panel(ax, part: pd.DataFrame, metrics: Sequence[str], published: pd.Da
     draw_band(ax)
     ax.axhline(CHANCE, color="#999999", lw=0.8, zorder=0.5)
     part = part.sort_values("layer")
+    control = f"{CONTROL}_{CONTROL_METRIC}_mean"
+    if control in part and CONTROL_METRIC in metrics:
+        ax.plot(part["layer_fraction"], part[control], color="#777777", lw=0.9, zorder=1.2)
     for metric in metrics:
+        if f"{metric}_paper_mean" in part:
+            paper = part[f"{metric}_paper_mean"]
+            ax.plot(part["layer_fraction"], paper, color=STYLES[metric].color, ls=(0, (1, 1.6)), lw=0.9, zorder=1.3)
         if published is not None:
             theirs = published[published["metric"] == metric].sort_values("layer")
             depth = theirs["layer"].max() + 1
@@ -170,6 +198,8 @@ def _wrapped(text: str, figure, per_inch: int = 19) -> str:
 
 def _limits(rows: pd.DataFrame, metrics: Sequence[str], published: pd.DataFrame | None) -> tuple[float, float]:
     lows = [(rows[f"{metric}_mean"] - rows[f"{metric}_std"]).min() for metric in metrics]
+    thin = [f"{metric}_paper_mean" for metric in metrics] + [f"{CONTROL}_{CONTROL_METRIC}_mean"]
+    lows += [rows[name].min() for name in thin if name in rows and rows[name].notna().any()]
     if published is not None and len(published):
         lows.append(published["mean"].min())
     return max(-0.03, min(0.42, *lows) - 0.03), 1.03
@@ -179,11 +209,20 @@ def _note(rows: pd.DataFrame, published: pd.DataFrame | None) -> str:
     """Chance, ties and the meaning of thin lines, for the foot of a figure."""
     overall = rows[rows["subtask"] == OVERALL]
     ties, near, scenes = (int(overall[name].sum()) for name in ("n_ties", "n_near_ties", "n_scenes"))
-    thin = f" {PUBLISHED_NOTE}" if published is not None and len(published) else ""
+    thin = "".join(f" {note}" for note in _thin_notes(rows, published))
     return (
         f"Mean ± s.d. over folds; chance 0.5. Of {scenes} scenes over all layers {ties} tie (worth a half), and {near} "
         f"are decided by less than 1 % of the scores' spread.{thin}"
     )
+
+
+def _thin_notes(rows: pd.DataFrame, published: pd.DataFrame | None) -> list[str]:
+    def drawn(column: str) -> bool:
+        return column in rows and bool(rows[column].notna().any())
+
+    notes = [PAPER_NOTE] if drawn(f"{CONTROL_METRIC}_paper_mean") else []
+    notes += [CONTROL_NOTE] if drawn(f"{CONTROL}_{CONTROL_METRIC}_mean") else []
+    return notes + ([PUBLISHED_NOTE] if published is not None and len(published) else [])
 
 
 def _run_title(rows: pd.DataFrame) -> str:

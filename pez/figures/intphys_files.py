@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from pez.errors import UserError
-from pez.figures.intphys import compare_table, draw_comparison, draw_metrics
+from pez.figures.intphys import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.intphys_verdict import verdict
 from pez.figures.reference import PUBLISHED_FILE
 from pez.files import write_csv, write_text
@@ -33,14 +33,25 @@ def read_runs(results_dir, probe_set: str, runs: Sequence[str] | None = None) ->
     """
     tables = []
     for path in sorted(Path(results_dir).glob("results_*.csv")):
-        try:
-            table = pd.read_csv(path)
-        except (ValueError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a readable table ({error}): remove it, or rerun its step") from None
+        table = _read_table(path)
         wanted = not runs or bool(len(table)) and table.get("run_name", pd.Series([None])).iloc[0] in runs
         if "probe_set" in table and wanted and (table["probe_set"] == probe_set).any():
             tables.append(table.assign(written=path.stat().st_mtime))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def read_controls(results_dir, rows: pd.DataFrame) -> pd.DataFrame:
+    """Tables of the controls of the runs in `rows`, one after another; empty if there are none."""
+    paths = [Path(results_dir) / f"controls_{run}.csv" for run in rows["run_name"].unique()]
+    tables = [_read_table(path) for path in paths if path.is_file()]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable table ({error}): remove it, or rerun its step") from None
 
 
 def newest_by_model(rows: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +80,11 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: boo
     run = chosen[chosen["run_name"] == chosen.loc[chosen["written"].idxmax(), "run_name"]]
     frames = run["n_frames_sample"].iloc[0] if "n_frames_sample" in run else 16
     path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
-    return [draw_metrics(run, published_curves(["1", "6"] if reference else []), path)]
+    return [
+        draw_metrics(
+            with_controls(run, read_controls(results_dir, run)), published_curves(["1", "6"] if reference else []), path
+        )
+    ]
 
 
 def build_figure6(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
@@ -90,6 +105,7 @@ def _build_comparison(results_dir, number, title: str, rows, published, script: 
     if rows.empty:
         return _say_absent(f"Figure {number}", script)
     rows = newest_by_model(rows)
+    rows = with_controls(rows, read_controls(results_dir, rows))
     title = f"{title}, {' and '.join(sorted(set(rows.get('data', pd.Series([DATA])))))}"
     missing = [model for model in MODELS_SHOWN if model not in set(rows["model"])]
     if missing:

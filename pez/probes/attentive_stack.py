@@ -2,7 +2,7 @@
 
 `torch.func.vmap` over the module would need no second forward, but PyTorch has no batching rule for CPU
 attention and falls back to a loop (measured: 0.3 to 0.7 times the speed of one probe after another), so
-the forward is written out with batched matrix products. tests/test_attentive_stack.py holds it to the module.
+the forward is written out with batched matrix products. tests/test_attentive_probe.py holds it to the module.
 """
 
 import threading

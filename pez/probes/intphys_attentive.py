@@ -23,7 +23,7 @@ from pez.files import exclusive, read_json, remove_partial, write_json, write_pa
 from pez.probes.attentive_stack import stack_size
 from pez.probes.attentive_training import Problem, Recipe, train
 from pez.probes.intphys_features import METRIC_OF
-from pez.probes.intphys_folds import inner_split, scene_folds
+from pez.probes.intphys_folds import check_n_folds, inner_split, scene_folds
 from pez.probes.intphys_scores import score_movies
 from pez.runs import progress
 from pez.store import FeatureStore
@@ -60,9 +60,11 @@ def probe_layers(
         One row a movie and layer: `clip_id block subtask scene movie possible layer fold score lr weight_decay`.
 
     Raises:
-        UserError: the folder holds other settings' results, or another run writes to it.
+        UserError: the folder holds other settings' results, another run writes to it, or there are fewer than two
+            folds (three to choose among settings).
     """
     directory, layers = Path(directory), sorted(set(layers))
+    check_n_folds(n_folds, chooses=len(settings) > 1)
     _check_layers(layers, store.depth)
     described = _described(store, capture, pooling, recipe, settings, selection_metric, n_folds)
     with exclusive(directory):

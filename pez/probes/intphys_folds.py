@@ -10,8 +10,9 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.nda
     """Fold of every movie, [movies]: each block's scenes are shuffled and dealt out in turn.
 
     So folds hold equally many scenes of every sub-task, to within one, and equally many in all. With fewer
-    scenes than `n_folds` there are as many folds as scenes. Raises UserError if there are fewer than 3.
+    scenes than `n_folds` there are as many folds as scenes. Raises UserError for fewer than 3 scenes or 2 folds.
     """
+    check_n_folds(n_folds)
     scenes = movies[["block", "scene"]].drop_duplicates().sort_values(["block", "scene"])
     if len(scenes) < 3:
         raise UserError(
@@ -22,6 +23,14 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.nda
     dealt = pd.concat([block.sample(frac=1, random_state=rng) for _, block in scenes.groupby("block")])
     fold_of = {key: number % n_folds for number, key in enumerate(dealt.itertuples(index=False, name=None))}
     return np.array([fold_of[key] for key in movies[["block", "scene"]].itertuples(index=False, name=None)])
+
+
+def check_n_folds(n_folds: int, chooses: bool = False) -> None:
+    """UserError for fewer than 2 folds, or fewer than 3 if a setting `chooses` its validation scenes among them."""
+    least = 3 if chooses else 2
+    if n_folds < least:
+        why = "training, validation and test scenes" if chooses else "training and test scenes"
+        raise UserError(f"--folds must be at least {least}, for separate {why}; got {n_folds}")
 
 
 def inner_split(folds: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
+from pez.probes.bootstrap import TIE_TOLERANCE
 from pez.stimuli.intphys import SUBTASKS
 
 METRICS = ("clip_accuracy", "auc", "relative_accuracy", "pairwise_accuracy")
@@ -29,15 +30,24 @@ COUNTS = ("n_scenes", "n_ties", "n_near_ties", "n_pair_ties")
 OVERALL = "overall"
 SUBTASK_ROWS = (OVERALL, *SUBTASKS.values())
 
-TIE_TOLERANCE = 1e-5  # of the largest score: rounding of float32 products, up to 2e-6 measured on spliced movies
 NEAR_TIE = 0.01  # of the scores' standard deviation
 
 
-def score_movies(table: pd.DataFrame) -> dict[str, float]:
-    """Every metric and count of one set of whole scenes, as a dict with the keys METRICS and COUNTS."""
+def tolerances(table: pd.DataFrame) -> tuple[float, float]:
+    """The largest difference that ties, and the largest that nearly does, on the scale of these movies' scores."""
+    scores = table["score"].to_numpy(dtype=np.float64)
+    tolerance = TIE_TOLERANCE * float(np.abs(scores).max())
+    return tolerance, max(tolerance, NEAR_TIE * float(scores.std()))
+
+
+def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None) -> dict[str, float]:
+    """Every metric and count of one set of whole scenes, as a dict with the keys METRICS and COUNTS.
+
+    `limits` are `tolerances` of a larger set on the same scale that these movies are a part of; by default their own.
+    """
     scores = table["score"].to_numpy(dtype=np.float64)
     possible = table["possible"].to_numpy(dtype=bool)
-    tolerance = TIE_TOLERANCE * np.abs(scores).max()
+    tolerance, near = tolerances(table) if limits is None else limits
     margins = scene_margins(table)["margin"].to_numpy()
     pairs = _pair_differences(table)
     return {
@@ -47,7 +57,7 @@ def score_movies(table: pd.DataFrame) -> dict[str, float]:
         "pairwise_accuracy": _half_for_ties(pairs, tolerance),
         "n_scenes": len(margins),
         "n_ties": int((np.abs(margins) <= tolerance).sum()),
-        "n_near_ties": int((np.abs(margins) <= max(tolerance, NEAR_TIE * scores.std())).sum()),
+        "n_near_ties": int((np.abs(margins) <= near).sum()),
         "n_pair_ties": int((np.abs(pairs) <= tolerance).sum()),
     }
 
@@ -60,10 +70,14 @@ def scene_margins(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a sub-task, the first overall: `subtask`, then `score_movies` of its movies."""
+    """One row a sub-task, the first overall: `subtask`, then `score_movies` of its movies.
+
+    What ties is settled once for all of them, so that the sub-tasks' ties add up to the overall ones.
+    """
+    limits = tolerances(table)
     parts = {OVERALL: table}
     parts |= {name: table[table["block"] == block] for block, name in SUBTASKS.items()}
-    return pd.DataFrame([{"subtask": name, **score_movies(part)} for name, part in parts.items() if len(part)])
+    return pd.DataFrame([{"subtask": name, **score_movies(part, limits)} for name, part in parts.items() if len(part)])
 
 
 def score_folds(table: pd.DataFrame) -> pd.DataFrame:
