@@ -13,9 +13,14 @@ from pez.stimuli.intphys import SUBTASKS
 from pez.store import FeatureStore, tensor_name
 
 
-def write_tree(root: Path, n_scenes: int = 2, n_frames: int = 6, size: int = 32, seed: int = 0) -> Path:
+def write_tree(
+    root: Path, n_scenes: int = 2, n_frames: int = 6, size: int = 32, seed: int = 0, stand_in: bool = True
+) -> Path:
     """A tree in the public layout: each movie has a grey level of its own, brighter frame by frame."""
     rng = np.random.default_rng(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    if stand_in:  # without it a tree must be as large as the archive
+        (root / "STAND_IN.json").write_text("{}")
     for block in SUBTASKS:
         for scene in range(1, n_scenes + 1):
             labels = rng.permutation([True, True, False, False])

@@ -8,6 +8,7 @@ import pytest
 from intphys_trees import png, write_tree
 
 from pez.errors import UserError
+from pez.stimuli import intphys
 from pez.stimuli.intphys import frame_paths, read_intphys, sample_frames
 
 
@@ -107,6 +108,10 @@ def remove_block(tree):
     shutil.rmtree(tree / "O2")
 
 
+def remove_scene(tree):
+    shutil.rmtree(tree / "O3/02")
+
+
 def add_stray_file(tree):
     (tree / "O1/02/1/scene/Thumbs.db").write_bytes(b"x")
 
@@ -127,6 +132,7 @@ DAMAGE = [
     (add_movie, "O2/01/5: unexpected folder; a scene has movies 1, 2, 3 and 4", 1),
     (remove_frame_folder, "O3/01/3/scene: missing frame folder", 1),
     (remove_block, "O2: no scenes in this block", 2),
+    (remove_scene, "O3/02: missing scene; O3 has 1 scenes", 1),
     (add_stray_file, "O1/02/1/scene/Thumbs.db: unexpected file", 1),
 ]
 
@@ -167,3 +173,24 @@ def test_sampled_frames_are_even_and_reach_both_ends():
     assert set(np.diff(frames)) <= {6, 7}
     with pytest.raises(UserError, match="--n-frames-sample 16 is not in 1 ... 8"):
         sample_frames(8, 16)
+
+
+def test_the_archive_has_a_known_size_and_a_stand_in_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(intphys, "N_SCENES", 3)
+    monkeypatch.setattr(intphys, "N_FRAMES", 6)
+    whole = write_tree(tmp_path / "whole", n_scenes=3, stand_in=False)
+    assert len(read_intphys(whole)) == 36
+    cut = write_tree(tmp_path / "cut", n_scenes=2, n_frames=5, stand_in=False)
+    with pytest.raises(UserError, match="27 problems in 9 of 9 scenes"):  # 24 short movies, 3 missing scenes
+        read_intphys(cut)
+    lines = problem_lines(capsys, cut)
+    assert f"{cut}/O1/01/1/scene: 5 frames instead of 6: 1 missing (006)" in lines
+    assert f"{cut}/O1/03: missing scene; O1 has 2 scenes instead of 3" in lines
+    shutil.rmtree(whole / "O1/02")
+    with pytest.raises(UserError, match="1 problem in 1 of 9 scenes"):
+        read_intphys(whole)
+    assert len(read_intphys(whole, skip_damaged=True, max_scenes_per_block=2)) == 4 * 6
+
+
+def test_the_public_dev_split_has_30_scenes_of_100_frames():
+    assert (intphys.N_SCENES, intphys.N_FRAMES) == (30, 100)

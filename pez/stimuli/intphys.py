@@ -24,6 +24,7 @@ from pez.runs import progress
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
 MOVIES = ("1", "2", "3", "4")
 DATA = "IntPhys dev"
+N_FRAMES, N_SCENES = 100, 30  # frames a movie and scenes a block of the public dev split; a stand-in may have fewer
 STAND_IN = "intphys_mini (stand-in)"  # what a tree is called that says of itself that it is not IntPhys
 _STAND_IN_FILE = "STAND_IN.json"
 _FRAME = re.compile(r"scene_(\d{3,})\.png")
@@ -117,7 +118,9 @@ def scan(root) -> tuple[list[_Movie], list[Problem]]:
             found, wrong = _scan_scene(block, scene)
             movies += found
             problems += wrong
-    problems += _wrong_counts(movies)
+    stand_in = data_name(root) == STAND_IN
+    problems += _missing_scenes(Path(root), movies, problems, stand_in)
+    problems += _wrong_counts(movies, None if stand_in else N_FRAMES)
     order = {key: number for number, key in enumerate(dict.fromkeys(movie.key for movie in movies))}
     return movies, sorted(problems, key=lambda problem: order.get(problem.scene, -1))
 
@@ -196,12 +199,28 @@ def _png_size(path: Path) -> tuple[int, int] | None:
     return int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
 
 
-def _wrong_counts(movies: list[_Movie]) -> list[Problem]:
-    """Missing and extra frames; the right count is the commonest last frame of the tree (100 in the archive)."""
+def _missing_scenes(root: Path, movies: list[_Movie], problems: list[Problem], stand_in: bool) -> list[Problem]:
+    """Scenes that a block lacks: of the archive's 01 to 30, or in a stand-in of those that another block has."""
+    there = {movie.key for movie in movies} | {problem.scene for problem in problems}
+    blocks = [block for block in SUBTASKS if (block, None) not in there]  # an empty block has its line already
+    names = {scene for _, scene in there if scene is not None}
+    expected = names if stand_in else {f"{number:02d}" for number in range(1, N_SCENES + 1)}
+    found = []
+    for block in blocks:
+        own = {scene for name, scene in there if name == block}
+        count = f"; {block} has {len(own)} scenes" + ("" if stand_in else f" instead of {N_SCENES}")
+        found += [Problem((block, s), root / block / s, f"missing scene{count}") for s in sorted(expected - own)]
+        if not stand_in:
+            found += [Problem((block, s), root / block / s, f"unexpected scene{count}") for s in sorted(own - expected)]
+    return found
+
+
+def _wrong_counts(movies: list[_Movie], right: int | None) -> list[Problem]:
+    """Missing and extra frames; without a known `right` count it is the commonest last frame of the tree."""
     lasts = Counter(max(movie.frames) for movie in movies if movie.frames)
     if not lasts:
         return [Problem(movie.key, movie.directory, "no frames") for movie in movies if movie.directory.is_dir()]
-    right = max(lasts, key=lambda last: (lasts[last], last))
+    right = right or max(lasts, key=lambda last: (lasts[last], last))
     expected = set(range(1, right + 1))
     problems = []
     for movie in movies:
