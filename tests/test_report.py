@@ -258,7 +258,9 @@ def test_warnings_are_found(results):
     assert "sine and cosine were not probed" in said["Scalar angle"]
     assert "without random weights, pixels, static last" in said["Controls not run"]
     assert "of 72 scene comparisons over all layers 12 tie and 57 are" in said["Ties and near-ties"]
-    assert not {"Few groups", "Fewer folds than asked", "No intervals", "Uncommitted code"} & set(said)
+    scenes = "overall 12, object permanence 12, shape constancy 12, spatio-temporal continuity 12"
+    assert said["Few groups"] == f"movies: scenes: {scenes}."
+    assert not {"Fewer folds than asked", "No intervals", "Uncommitted code"} & set(said)
 
 
 def test_rarer_warnings_are_found(tmp_path, monkeypatch):

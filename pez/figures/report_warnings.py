@@ -61,7 +61,7 @@ def warnings(report: Report) -> list[Trap]:
         (
             "Few groups",
             f"Intervals resample groups; with fewer than {FEW_GROUPS} they come out too short.",
-            _each(ball, _few_groups),
+            [*_each(ball, _few_groups), *_each(movies, _few_scenes)],
         ),
         (
             "No intervals",
@@ -165,6 +165,13 @@ def _few_groups(run: Run) -> Iterator[str]:
     few = [f"{spoken(row.variable)} {row.n_groups}" for row in counts.itertuples() if row.n_groups < FEW_GROUPS]
     if few:
         yield f"{', '.join(few)}."
+
+
+def _few_scenes(run: Run) -> Iterator[str]:
+    counts = run.table.groupby("subtask", sort=False)["n_scenes"].max() if "n_scenes" in run.table else {}
+    few = [f"{spoken(subtask)} {int(count)}" for subtask, count in counts.items() if count < FEW_GROUPS]
+    if few:
+        yield f"scenes: {', '.join(few)}."
 
 
 def _no_intervals(run: Run) -> Iterator[str]:
