@@ -13,7 +13,7 @@ from pez.cli import run_script
 from pez.errors import UserError
 from pez.probes.circular import angular_error
 from pez.probes.control_stores import companion_store, step2_command
-from pez.probes.controls import control_sets, seen_positions
+from pez.probes.controls import control_sets, is_floor, seen_positions
 from pez.probes.curves import probe_curves
 from pez.probes.folds import make_folds
 from pez.probes.permutations import MOST_READABLE, readable, shuffle_note, shuffled_variables
@@ -143,22 +143,63 @@ def test_position_control_equals_the_main_curve_where_features_are_the_position(
     assert curves.controls["selectivity"].item() == pytest.approx(0, abs=1e-9)
 
 
-def test_position_is_of_the_frames_that_the_pooling_sees(motion):
+def test_position_is_a_point_a_tubelet_that_the_pooling_sees(motion):
     store = plan(options(motion))[0].store
     clips, frames = store.clips["clip_id"], store.frames
 
-    def expected(*seen):
-        return np.stack([column(frames, name, frame, clips) for frame in seen for name in POSITION], 1)
+    def place(*seen):
+        return np.stack([[column(frames, name, frame, clips) for frame in seen] for name in POSITION], 1).mean(0).T
 
-    for pooling, seen in {
-        "temporal_last": (14, 15),
-        "temporal_last_patch": (14, 15),
-        "temporal_first": (0, 1),
-        "temporal_diff": (0, 1, 14, 15),
-        "mean": range(16),
-        "all": range(16),
+    for pooling, expected in {
+        "temporal_last": place(14, 15),
+        "temporal_last_patch": place(14, 15),
+        "temporal_first": place(0, 1),
+        "temporal_diff": np.concatenate([place(0, 1), place(14, 15)], 1),
+        "mean": place(*range(16)),
+        "all": place(*range(16)),
     }.items():
-        np.testing.assert_allclose(seen_positions(store, pooling), expected(*seen))
+        np.testing.assert_allclose(seen_positions(store, pooling), expected)
+
+
+@pytest.mark.parametrize("pooling", ["temporal_last", "temporal_first", "mean", "temporal_diff"])
+def test_motion_is_read_from_position_only_where_two_tubelets_are_seen(tmp_path, pooling):
+    """Starts are placed so that the seen point is the same for every motion: place alone has nothing to tell."""
+    clips, frames = ball_tables(KIND)
+    seen = {"temporal_last": (14, 15), "temporal_first": (0, 1), "temporal_diff": (0, 15)}.get(
+        pooling, tuple(range(16))
+    )
+    for name in POSITION:
+        middle = frames[frames["frame"].isin(seen)].groupby("clip_id")[name].mean()
+        noise = pd.Series(np.random.default_rng(1).normal(size=len(middle)), middle.index)
+        frames[name] += frames["clip_id"].map(128 + 0.01 * noise - middle)
+    write_store(tmp_path, KIND, clips, frames, lifted(contents(MOTION)[2]), "temporal_last", "tiny", "x")
+    main = plan(options(tmp_path))[0]
+    given = torch.from_numpy(seen_positions(main.store, pooling))
+    write_store(tmp_path / "p", KIND, clips, frames, dict.fromkeys(range(2), given), "temporal_last", "tiny", "x")
+    score = probe_curves(options(tmp_path / "p")).results["r2_nested_pooled"].item()
+    assert score > 0.99 if pooling == "temporal_diff" else score < 0.1
+    assert is_floor("position", pooling) == (pooling != "temporal_diff") == is_floor("position", f"{pooling}_patch")
+    assert is_floor("pixels", pooling) and not is_floor("reversed", pooling)
+
+
+def test_a_control_of_one_layer_is_subtracted_at_every_layer(tmp_path):
+    clips, frames, values = contents(MOTION)
+    rng = np.random.default_rng(3)
+    states = {
+        state: values @ rng.normal(size=(2, WIDTH)) + (2 - state) * rng.normal(size=(len(values), WIDTH))
+        for state in range(4)
+    }
+    states = {state: torch.tensor(each, dtype=torch.float32) for state, each in states.items()}
+    write_store(tmp_path, KIND, clips, frames, states, "temporal_last", "tiny", "x")
+    found = probe_curves(options(tmp_path, control=("position", "shuffled_labels"), control_seeds=1))
+    place = found.controls[found.controls["control"] == "position"]
+    assert place["layer"].tolist() == [0, 1, 2] and np.ptp(place["r2_pooled"]) == 0
+    np.testing.assert_allclose(place["layer_fraction"], [0, 1 / 3, 2 / 3], atol=1e-6)
+    main = found.results["r2_nested_pooled"].to_numpy()
+    np.testing.assert_allclose(place["selectivity"], main - place["r2_pooled"].to_numpy())
+    assert np.ptp(main) > 0.1 and (place["selectivity_low"] <= place["selectivity"]).all()
+    used = found.predictions[found.predictions["control"] == "position"]
+    assert set(used["layer"]) == {0}
 
 
 def test_reversed_turns_planted_motion_and_not_planted_place(motion, position):

@@ -152,7 +152,7 @@ def test_the_file_says_what_it_is_made_from_and_every_verdict(tmp_path):
     rows = pd.concat([results(), results(variable="direction")])
     write(tmp_path, [speed, direction, partner], rows)
     text = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
-    assert "| speed | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels |" in text
+    assert "| speed | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels (1 seed) |" in text
     assert "| speed | is readable from the first layers | **holds** |" in text
     assert "| direction | appears at about one third of the depth | **holds** |" in text
     assert "| direction (cos, sin) | appears at about one third of the depth | **does not hold** |" in text
@@ -166,13 +166,42 @@ def test_the_file_says_what_it_is_made_from_and_every_verdict(tmp_path):
 
 def test_random_weights_the_paper_protocol_and_few_groups_are_said_first(tmp_path):
     table = predictions({MAIN: FLAT}, protocol="paper")
-    table["group"] = table["group"].str[:2]  # 6 groups
+    table["group"] = "g" + (table["group"].str[1:].astype(int) % 12).astype(str)
     rows = results(weights="random weights (seed 0)")
     write(tmp_path, [table.drop(columns=["control", "control_seed", "repeat"])], rows)
     head = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text().split("## Statements")[0]
     assert "**Random weights**: the encoder was never trained" in head
     assert "chosen on the fold that is reported" in head
-    assert "6 groups; with fewer than 20" in head
+    assert "12 groups; with fewer than 20" in head
+
+
+@pytest.mark.parametrize("n_groups", [2, 3, 7, 8])
+def test_of_fewer_than_eight_groups_nothing_is_said(tmp_path, n_groups):
+    table = predictions({MAIN: FLAT, ("shuffled_labels", 0, 0): NOTHING["shuffled_labels"]})
+    table["group"] = "g" + (table["group"].str[1:].astype(int) % n_groups).astype(str)
+    write(tmp_path, [table], results())
+    text = verdicts.build_verdict(tmp_path, "2c", results())[0].read_text().split("\n---")[0]
+    told = [line for line in text.splitlines() if line.startswith("| speed | ") and "**" in line]
+    assert len(told) == 3
+    said = [f"**undecided** | | too few groups: {n_groups} |" in line for line in told]
+    assert not any(said) if n_groups == 8 else all(said)
+    if n_groups < 8:
+        assert "p =" not in text and "**holds**" not in text
+        assert f"undecided (too few groups: {n_groups})" in text.split("## Onset")[1]
+
+
+def test_controls_are_named_with_their_seeds_and_position_of_two_tubelets_is_no_floor(tmp_path):
+    curves = {MAIN: FLAT, ("position", 0, 0): FLAT[:1] + 0.05}
+    curves |= {(name, seed, 0): 0 * FLAT for name in ("shuffled_labels", "random_weights") for seed in range(3)}
+    write(tmp_path, [predictions(curves)], results())
+    texts = {}
+    for pooling in ("temporal_last", "temporal_diff_patch"):
+        rows = results().assign(pooling=pooling)
+        texts[pooling] = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
+        assert "random weights (3 seeds), shuffled labels (3 seeds) |" in texts[pooling]
+    assert "| position, random" in texts["temporal_last"] and "**holds**" not in texts["temporal_last"]
+    assert "position" not in texts["temporal_diff_patch"].split("\n---")[0]
+    assert "from the first layers | **holds**" in texts["temporal_diff_patch"]
 
 
 def test_a_run_without_predictions_is_named_and_left_out(tmp_path):

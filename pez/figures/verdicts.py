@@ -15,15 +15,16 @@ import pandas as pd
 from pez.errors import UserError
 from pez.figures import statements
 from pez.figures.curves import NAMES
-from pez.figures.statements import STATEMENTS, Evidence, check, overall
+from pez.figures.statements import STATEMENTS, UNDECIDED, Evidence, check, overall
 from pez.files import write_text
 from pez.probes import onset as onset_rules
 from pez.probes.bootstrap import FEW_GROUPS, BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
+from pez.probes.controls import SEEDED, is_floor
 from pez.probes.onset import find_onsets
 from pez.probes.outoffold import OutOfFold, out_of_fold
 from pez.probes.summary import depth_of
 
-NOT_A_FLOOR = ("reversed",)  # a high score there is no rival explanation
+FEWEST_GROUPS = 8  # with fewer a bootstrap over groups has too few different resamples to say anything
 PREFERRED = ("nested", "paper")
 PARTNERS = {"direction": "direction_sincos"}  # the same quantity without the jump at 180 degrees
 
@@ -38,6 +39,12 @@ class VariableVerdict:
     n_groups: int
     components: tuple[str, ...]
     evidence: Evidence
+    seeds: dict[str, int]  # of each control
+
+    @property
+    def too_few(self) -> str:
+        """Why nothing is said of this variable; empty where something is."""
+        return f"too few groups: {self.n_groups}" if self.n_groups < FEWEST_GROUPS else ""
 
 
 def build_verdict(results_dir, figure: str, rows: pd.DataFrame) -> list[Path]:
@@ -79,10 +86,18 @@ def variable_verdict(table: pd.DataFrame, variable: str, curve: pd.DataFrame) ->
         raise UserError(f"run {run['run_name']} has no predictions of {variable}: rerun step3_probe.py run")
     n_folds = max(2, int(table.loc[table["protocol"] == protocol, "fold"].max()) + 1)
     main, arrays = curves_of(table, variable, protocol, n_folds)
-    controls = {name: found for name, found in main.items() if name and name not in NOT_A_FLOOR}
+    pooling = str(run.get("pooling", ""))
+    controls = {name: found for name, found in main.items() if name and is_floor(name, pooling)}
     evidence = Evidence(arrays.layers, depth_of(curve), main[""], controls)
     n_groups = len(np.unique(arrays.group))
-    return VariableVerdict(variable, run, protocol, n_groups, arrays.components, evidence)
+    return VariableVerdict(variable, run, protocol, n_groups, arrays.components, evidence, _seeds(table))
+
+
+def _seeds(table: pd.DataFrame) -> dict[str, int]:
+    """How many seeds each control was run with, by name."""
+    if not {"control", "control_seed"} <= set(table.columns):
+        return {}
+    return table.groupby("control")["control_seed"].nunique().to_dict()
 
 
 def curves_of(
@@ -137,12 +152,18 @@ def verdict_text(figure: str, verdicts: list[VariableVerdict], notes: list[str])
 def _made_from(verdicts: list[VariableVerdict]) -> list[str]:
     lines = ["| variable | run | model | weights | protocol | clips | groups | controls |", "|---" * 8 + "|"]
     for item in verdicts:
-        run, controls = item.run, ", ".join(map(_spoken, item.evidence.controls)) or "none"
+        run, controls = item.run, ", ".join(_with_seeds(item, name) for name in item.evidence.controls) or "none"
         lines.append(
             f"| {_name(item)} | `{run['run_name']}` | {run.get('model', '?')} | {run['weights']} | {item.protocol} | "
             f"{run.get('n_clips', '?')} | {item.n_groups} | {controls} |"
         )
     return [*lines, ""]
+
+
+def _with_seeds(item: VariableVerdict, control: str) -> str:
+    """A control by name, with its number of seeds where it is drawn by seed."""
+    n = item.seeds.get(control, 1)
+    return f"{_spoken(control)} ({n} seed{'s'[: n != 1]})" if control in SEEDED else _spoken(control)
 
 
 def _warnings(verdicts: list[VariableVerdict]) -> list[str]:
@@ -157,7 +178,12 @@ def _warnings(verdicts: list[VariableVerdict]) -> list[str]:
     for item in verdicts:
         if item.protocol == "paper":
             notes.append(f"{_name(item)}: settings were chosen on the fold that is reported, so scores are optimistic.")
-        if item.n_groups < FEW_GROUPS:
+        if item.too_few:
+            notes.append(
+                f"{_name(item)}: {item.n_groups} groups; with fewer than {FEWEST_GROUPS}, nothing is tested and every "
+                "statement is undecided."
+            )
+        elif item.n_groups < FEW_GROUPS:
             notes.append(
                 f"{_name(item)}: {item.n_groups} groups; with fewer than {FEW_GROUPS}, intervals are too short."
             )
@@ -174,6 +200,9 @@ def _statement_lines(figure: str, verdicts: list[VariableVerdict]) -> list[str]:
         for statement in STATEMENTS:
             if (statement.figure, statement.variable) != (figure, item.variable):
                 continue
+            if item.too_few:
+                lines.append(f"| {_name(item)} | {statement.claim} | **{UNDECIDED}** | | {item.too_few} |")
+                continue
             findings = check(statement, item.evidence)
             lines.append(f"| {_name(item)} | {statement.claim} | **{overall(findings)}** | | |")
             lines += [f"| | | {found.verdict} | {_spoken(found.against)} | {found.measured} |" for found in findings]
@@ -183,6 +212,9 @@ def _statement_lines(figure: str, verdicts: list[VariableVerdict]) -> list[str]:
 def _onset_lines(verdicts: list[VariableVerdict]) -> list[str]:
     lines = ["| variable | against | rule | onset |", "|---" * 4 + "|"]
     for item in verdicts:
+        if item.too_few:
+            lines.append(f"| {_name(item)} | | every rule | {UNDECIDED} ({item.too_few}) |")
+            continue
         evidence = item.evidence
         for name, control in evidence.comparisons.items():
             found = find_onsets(evidence.layers, evidence.main, control, evidence.chance)

@@ -4,14 +4,16 @@
     random_weights     the same architecture with random weights, every seed that step 2 made
     pixels             downsampled pixels in place of features; one layer. Always centred, never z-scored: a pixel that
                        hardly changes in training would be blown up where a held-out ball crosses it
-    position           ball position, x_px and y_px, in the frames that the pooling sees; one layer. Two neighbouring
-                       frames also hold their difference, so a solver strong enough can read motion out of them
+    position           where the ball is, x_px and y_px; one layer. A point a tubelet, the mean over its frames: two
+                       frames side by side would hold their difference, which is motion. The tubelet that the pooling
+                       sees; of `mean` and `all` the mean over all tubelets: place alone, a floor. `temporal_diff` sees
+                       the first and the last tubelet, and so do two points, which hold motion: no floor
     static_last, static_first, shuffled_frames     features of clips so changed, to train and to test on
     reversed           a transfer: the probe trained on the features of the clips as they are reads the held-out clips
                        played backwards, scored against targets turned around. High: it reads motion; negative: place
 
 `selectivity` is the main curve less the mean of a control's seeds, pooled R^2 under the same protocol, with a paired
-bootstrap interval; for every control that has the main curve's layers, `reversed` aside (its targets are others).
+bootstrap interval; a control with one layer stands for every layer. None for what is no floor (`is_floor`).
 Controls run under the nested protocol where the main curve does, else under the published one.
 """
 
@@ -36,6 +38,7 @@ from pez.store import FeatureStore
 
 FRAME_ORDERS = ("static_last", "static_first", "shuffled_frames", "reversed")
 CONTROLS = ("shuffled_labels", "random_weights", "pixels", "position", *FRAME_ORDERS)
+SEEDED = ("shuffled_labels", "random_weights")  # drawn at random, so worth several seeds
 
 
 def control_sets(options: ProbeOptions, main: ProbeSet) -> list[ProbeSet]:
@@ -95,12 +98,35 @@ def _reversed(options: ProbeOptions, base: ProbeSet) -> Iterator[ProbeSet]:
     yield dataclasses.replace(base, test_store=store, test_variables=turned)
 
 
-def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
-    """Ball position in the frames that `pooling` sees, [clips, 2 x frames] in px: x and y of each frame in turn.
+def is_floor(control: str, pooling: str) -> bool:
+    """Whether a high score of `control` is a rival explanation of the main curve under `pooling`.
 
-    The first or last tubelet's frames, both for `temporal_diff`, all frames otherwise. UserError without ground
-    truth, or if the clips were not played as they are.
+    `reversed` is none (its targets are others), nor is `position` where the pooling sees two tubelets: two places are
+    a motion.
     """
+    return control != "reversed" and (control, _kind(pooling)) != ("position", "temporal_diff")
+
+
+def _kind(pooling: str) -> str:
+    return pooling.removesuffix("_patch")
+
+
+def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
+    """Ball position as `pooling` sees it, [clips, 2] in px (x, y); [clips, 4] for `temporal_diff`.
+
+    The mean over the frames of the first or last tubelet; both, one after the other, for `temporal_diff`; the mean
+    over all frames for `mean` and `all`. UserError without ground truth, or if the clips were not played as they are.
+    """
+    tubelets = _tubelet_positions(store)
+    kind = _kind(pooling)
+    if kind == "temporal_diff":
+        return np.concatenate([tubelets[:, 0], tubelets[:, -1]], axis=1)
+    seen = {"temporal_first": tubelets[:, :1], "temporal_last": tubelets[:, -1:]}
+    return seen.get(kind, tubelets).mean(1)
+
+
+def _tubelet_positions(store: FeatureStore) -> np.ndarray:
+    """Mean position over the frames of every tubelet, [clips, tubelets, 2] in px."""
     order = store.settings.get("frame_order", "original")
     if order != "original":
         raise UserError(f"{store.directory} has --frame-order {order}: --control position needs original")
@@ -108,14 +134,10 @@ def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
     if not {"x_px", "y_px"} <= set(table.columns):
         raise UserError(f"{store.directory}: its frames carry no x_px, y_px, which --control position needs")
     wide = table.pivot_table(index="clip_id", columns="frame", values=["x_px", "y_px"]).reindex(store.clips["clip_id"])
-    places = wide.to_numpy(dtype=np.float64).reshape(len(wide), 2, -1)
+    places = wide.to_numpy(dtype=np.float64).reshape(len(wide), 2, store.settings["n_tubelets"], -1)
     if not np.isfinite(places).all():
         raise UserError(f"{store.directory}: a clip has no position in some frame, which --control position needs")
-    n_frames, tubelet = places.shape[2], places.shape[2] // store.settings["n_tubelets"]
-    first, last = range(tubelet), range(n_frames - tubelet, n_frames)
-    kind = pooling.removesuffix("_patch")
-    seen = {"temporal_last": [*last], "temporal_first": [*first], "temporal_diff": [*first, *last]}
-    return places[:, :, seen.get(kind, [*range(n_frames)])].swapaxes(1, 2).reshape(len(places), -1)
+    return places.mean(3).swapaxes(1, 2)
 
 
 # ---------------------------------------------------------------- their table
@@ -140,8 +162,8 @@ def control_table(options: ProbeOptions, runs: Sequence[ControlRun], n_mains: in
     for (_, name), seeds in _by_control(runs[n_mains:]).items():
         main = mains[seeds[0].probe_set.store.name]
         for index in range(len(seeds[0].probe_set.variables)):
-            gained = _selectivity(main, seeds, index) if name != "reversed" else {}
-            tables += [_rows(options, run, index).assign(**gained) for run in seeds]
+            gained = _selectivity(main, seeds, index) if is_floor(name, main.probe_set.pooling) else {}
+            tables += [_over_layers(_rows(options, run, index), main).assign(**gained) for run in seeds]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -172,14 +194,27 @@ def _rows(options: ProbeOptions, run: ControlRun, index: int) -> pd.DataFrame:
     return pd.concat([table.assign(protocol=protocol), scored], axis=1).assign(**made)
 
 
+def _over_layers(rows: pd.DataFrame, main: ControlRun) -> pd.DataFrame:
+    """A control's one row, if it has one layer, at every layer of the main run; else `rows` as they are."""
+    layers = main.probe_set.layers
+    if len(rows) != 1 or len(layers) == 1:
+        return rows
+    fraction = (np.array(layers) / main.probe_set.store.depth).round(6)
+    return rows.loc[rows.index.repeat(len(layers))].assign(layer=layers, layer_fraction=fraction).reset_index(drop=True)
+
+
 def _selectivity(main: ControlRun, seeds: Sequence[ControlRun], index: int) -> dict[str, np.ndarray]:
     """Columns of the main curve less the mean of a control's seeds; none where their layers differ."""
-    protocol = next(iter(seeds[0].scores[index]))
-    if main.probe_set.layers != seeds[0].probe_set.layers or protocol not in main.scores[index]:
+    protocol, n_layers = next(iter(seeds[0].scores[index])), len(main.probe_set.layers)
+    one = len(seeds[0].probe_set.layers) == 1
+    if not (one or main.probe_set.layers == seeds[0].probe_set.layers) or protocol not in main.scores[index]:
         return {}
     own, others = main.scores[index][protocol], [run.scores[index][protocol] for run in seeds]
     gained = own.table["pooled"].to_numpy() - np.mean([other.table["pooled"] for other in others], axis=0)
     if own.pooled is None or any(other.pooled is None for other in others):
         return {"selectivity": gained}
-    ends = (own.pooled - mean_curve([other.pooled for other in others])).interval()
+    control = mean_curve([other.pooled for other in others])
+    if one:
+        control = control.map(lambda rows: np.repeat(rows, n_layers, axis=1))
+    ends = (own.pooled - control).interval()
     return {"selectivity": gained, "selectivity_low": ends[:, 0], "selectivity_high": ends[:, 1]}
