@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
 from pez.errors import UserError
 from pez.probes import bootstrap as bs
-from pez.probes.circular import circular_correlation, mean_absolute_angular_error
+from pez.probes.circular import angular_error, circular_correlation
 from pez.probes.intphys_scores import score_movies
 from pez.probes.metrics import r2
 from pez.probes.outoffold import out_of_fold
@@ -125,7 +125,7 @@ def test_angular_scores_of_every_resample():
     resamples = unstretched(group, 20)
     error = bs.bootstrap_angular_error(target, prediction, group, resamples)
     check_against(
-        error, group, resamples, lambda rows, layer: mean_absolute_angular_error(target[rows], prediction[layer][rows])
+        error, group, resamples, lambda rows, layer: angular_error(prediction[layer][rows], target[rows]).mean()
     )
     correlation = bs.bootstrap_circular_correlation(target, prediction, group, resamples)
     check_against(

@@ -8,7 +8,7 @@ from sklearn.metrics import r2_score
 
 from pez.errors import UserError
 from pez.probes.folds import GROUPINGS, HELD_OUT, NEVER, grouped_folds, groups, make_folds
-from pez.probes.metrics import accuracy, auc, r2
+from pez.probes.metrics import r2
 from pez.probes.targets import check_direction_target, variables
 
 
@@ -179,8 +179,3 @@ def test_r2_is_scikit_learns():
     flat = np.column_stack([target[:, 0], np.full(50, 2.0)])
     assert r2(flat, guess[:, :2]) == pytest.approx(r2_score(target[:, 0], guess[:, 0]))
     assert np.isnan(r2(np.ones(5), np.arange(5)))
-
-
-def test_accuracy_and_auc():
-    assert accuracy([0, 1, 1, 0], [0, 1, 0, 0]) == 0.75
-    assert auc([0, 1, 1, 0], [0.1, 0.9, 0.4, 0.5]) == 0.75

@@ -19,11 +19,6 @@ def angular_error(prediction_deg, target_deg) -> np.ndarray:
     return np.abs(wrap_degrees(np.asarray(prediction_deg, dtype=np.float64) - np.asarray(target_deg)))
 
 
-def mean_absolute_angular_error(target_deg, prediction_deg) -> float:
-    """Mean of `angular_error` over all; 90 for predictions that know nothing."""
-    return float(angular_error(prediction_deg, target_deg).mean())
-
-
 def predicted_angle(prediction, direction_target: str) -> np.ndarray:
     """Direction in degrees, (-180, 180], that a probe's outputs mean; counter-clockwise from +x, world axes.
 
@@ -37,12 +32,6 @@ def predicted_angle(prediction, direction_target: str) -> np.ndarray:
         return wrap_degrees(prediction[..., 0])
     x, y = prediction[..., 0], prediction[..., 1]
     return wrap_degrees(np.rad2deg(np.arctan2(-y if direction_target == "vxy" else y, x)))
-
-
-def circular_mean(angle_deg) -> float:
-    """Direction of the mean of unit vectors, degrees in (-180, 180]."""
-    radians = np.deg2rad(np.asarray(angle_deg, dtype=np.float64))
-    return float(wrap_degrees(np.rad2deg(np.arctan2(np.sin(radians).sum(), np.cos(radians).sum()))))
 
 
 def circular_correlation(target_deg, prediction_deg) -> float:

@@ -1,10 +1,6 @@
-"""Scores of probe predictions. Accuracy and AUC are scikit-learn's; R^2 adds what folds of a grouped split need."""
+"""R^2 of probe predictions: scikit-learn's, and what folds of a grouped split need."""
 
 import numpy as np
-from sklearn.metrics import accuracy_score, roc_auc_score
-
-accuracy = accuracy_score
-auc = roc_auc_score
 
 
 def r2(target, prediction, least_variance=0.0) -> float:
