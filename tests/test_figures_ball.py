@@ -150,7 +150,7 @@ def test_styles_differ_in_marker_line_and_lightness():
 def with_nested(rows: pd.DataFrame) -> pd.DataFrame:
     nested = rows["r2_mean"] - 0.1
     ends = {"r2_nested_pooled_low": nested - 0.07, "r2_nested_pooled_high": nested + 0.02}
-    return rows.assign(r2_nested_pooled=nested, protocol="both", **ends)
+    return rows.assign(r2_pooled=nested + 0.06, r2_nested_pooled=nested, protocol="both", **ends)
 
 
 def made_controls(variable: str) -> pd.DataFrame:
@@ -168,7 +168,9 @@ def test_the_main_line_is_nested_with_its_interval_and_the_published_one_thin():
     old, new = shown(rows), shown(with_nested(rows))
     assert old.thin is None and "s.d." in old.label and "95" in new.label
     np.testing.assert_allclose(old.high - old.y, 0.04)
-    np.testing.assert_allclose(new.thin, old.y)
+    np.testing.assert_allclose(new.thin, new.y + 0.06)  # pooled like the thick line, not the mean over folds
+    assert shown(with_nested(rows).assign(protocol="nested")).thin is None
+    assert shown(with_nested(rows).drop(columns="r2_pooled")).thin is None
     np.testing.assert_allclose(np.stack([new.y, new.low, new.high]) - old.y, [[-0.1], [-0.17], [-0.08]] * np.ones(24))
     only = rows.assign(r2_mean=np.nan, r2_pooled=rows["r2_mean"], r2_pooled_low=0.1, r2_pooled_high=0.9)
     np.testing.assert_allclose(shown(only).y, rows["r2_mean"])  # held-out values: a fold has no score of its own

@@ -57,6 +57,8 @@ def test_on_noise_nested_has_no_r2_and_the_published_protocols_optimism_is_a_num
     assert found["r2_nested_pooled"].mean() <= 0.01
     assert found["optimism"].mean() > 0.015 and (found["optimism"] > 0).mean() > 0.9
     np.testing.assert_allclose(found["optimism"], found["r2_mean"] - found["r2_nested_mean"])
+    np.testing.assert_allclose(found["optimism_pooled"], found["r2_pooled"] - found["r2_nested_pooled"])
+    assert found["optimism_pooled"].mean() > 0
 
 
 def test_on_noise_nested_accuracy_is_a_half_within_its_interval_and_the_published_is_above(tmp_path):

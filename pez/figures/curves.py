@@ -1,7 +1,7 @@
 """Curves of R^2 against layer fraction, from the tables that step 3 writes.
 
 The main line is the nested protocol's R^2, pooled over held-out clips, with its bootstrap interval; the published
-protocol's mean over folds is thin beside it. A table without nested scores shows its own mean and spread over folds.
+protocol's, pooled alike, is thin beside it. A table without nested scores shows its own mean and spread over folds.
 With controls there is a panel a variable, and controls are grey.
 """
 
@@ -67,8 +67,9 @@ def shown(curve: pd.DataFrame) -> Shown:
     for prefix, usable in (("r2_nested_pooled", True), ("r2_pooled", _is_nested(curve) or np.isnan(mean).all())):
         if usable and _has(curve, prefix):
             y, low, high = (_values(curve, f"{prefix}{end}") for end in ("", "_low", "_high"))
-            thin = mean if prefix == "r2_nested_pooled" and not np.isnan(mean).all() else None
             nested = prefix == "r2_nested_pooled" or _is_nested(curve)
+            beside = prefix == "r2_nested_pooled" and not _is_nested(curve) and _has(curve, "r2_pooled")
+            thin = _values(curve, "r2_pooled") if beside else None
             return Shown(x, y, low, high, thin, POOLED, _NESTED if nested else _PUBLISHED)
     return Shown(x, mean, mean - spread, mean + spread, None, OVER_FOLDS, _NESTED if _is_nested(curve) else _PUBLISHED)
 
@@ -206,7 +207,7 @@ def _notes(curves: dict[str, Shown], reference, controls, note: str) -> list[str
     if any(curve.label == POOLED for curve in curves.values()):
         notes.append("Intervals: bootstrap over groups.")
     if any(curve.thin is not None for curve in curves.values()):
-        thin = f"the {_PUBLISHED}, mean over folds, setting chosen on the reported fold"
+        thin = f"the {_PUBLISHED}, pooled alike, setting chosen on the reported fold"
         notes.append(f"Thick: {_NESTED}. Thin beside it: {thin}.")
     lowest = min([np.nanmin(curve.y) for curve in curves.values() if np.isfinite(curve.y).any()], default=0.0)
     below = [float(lowest)] + ([] if controls is None else [float(controls["r2_pooled"].min())])

@@ -5,7 +5,7 @@ One layer of one clip set is in memory at a time. Settings are chosen by one pro
 
     r2_mean, r2_std, r2_pooled, r2_pooled_low, r2_pooled_high      under the published protocol (or the only one asked)
     r2_nested_mean, ...                                            the same under the nested protocol
-    optimism                                                       r2_mean - r2_nested_mean
+    optimism, optimism_pooled                                      r2_mean - r2_nested_mean, the same of r2_pooled
     mae, mae_deg, circular_corr, and mae_nested, mae_nested_deg, ...   see pez/probes/layer_scores.py
 
 Controls (pez/probes/controls.py) go through the same path into a table of their own.
@@ -115,7 +115,7 @@ def _result_rows(options: ProbeOptions, found: Predicted, scores: list[dict[str,
 
 
 def _score_columns(by_protocol: dict[str, LayerScores]) -> pd.DataFrame:
-    """The first protocol's scores as plain columns, those of nested under names of their own, and `optimism`.
+    """The first protocol's scores as plain columns, those of nested under names of their own, and optimism.
 
     With one protocol the plain columns are that protocol's, so a table always has them.
     """
@@ -124,9 +124,11 @@ def _score_columns(by_protocol: dict[str, LayerScores]) -> pd.DataFrame:
     if "nested" in by_protocol:
         nested = by_protocol["nested"].table
         parts.append(nested.rename(columns=lambda name: _column(name, "nested_")))
-        parts.append(
-            (first["mean"] - nested["mean"] if len(by_protocol) > 1 else nested["mean"] * np.nan).rename("optimism")
-        )
+        known = 1.0 if len(by_protocol) > 1 else np.nan
+        parts += [
+            ((first[score] - nested[score]) * known).rename(name)
+            for score, name in (("mean", "optimism"), ("pooled", "optimism_pooled"))
+        ]
     return pd.concat(parts, axis=1)
 
 
