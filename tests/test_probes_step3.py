@@ -13,7 +13,7 @@ from pez.errors import UserError
 from pez.probes.curves import probe_curves
 from pez.probes.folds import GROUPINGS, HELD_OUT
 from pez.probes.probe_set import ProbeOptions, plan
-from pez.probes.summary import onset_layer, summarize_curve
+from pez.probes.summary import onset_layer, summarize_curve, summarize_runs
 
 DEPTH = 6
 RUN = ["run", "--preprocessing", "resize", "--residual-capture", "resid_post"]
@@ -162,6 +162,18 @@ def test_a_fold_without_variance_is_said(root, tmp_path, capsys):
     assert np.isnan(table.loc["speed", "r2_mean"]) and np.isfinite(table.loc["speed", "r2_pooled"])
 
 
+def test_held_out_directions_and_an_angle_target_are_warned_of(root):
+    from pez.probes.step3 import notes
+
+    def said(**changes):
+        asked = options(root, **changes)
+        return [line for probe_set in plan(asked) for line in notes(asked, probe_set) if "±180°" in line]
+
+    assert len(said(grouping="held_out_direction")) == 1  # of the velocity set alone
+    assert said(grouping="held_out_direction", direction_target="sincos") == [] == said(grouping="direction")
+    assert said(grouping="held_out_direction", probe_set="fig2b_velocity_xy") == []
+
+
 BAD = {
     "resid_pre": ["--residual-capture", "resid_pre"],
     "eval_preproc": ["--preprocessing", "eval_preproc"],
@@ -228,3 +240,12 @@ def test_onset_and_summary_of_a_known_curve():
     assert (found["first_layer"], found["onset_layer"], found["peak_layer"]) == (0, 2, 3)
     values = [found[name] for name in ("r2_layer_0", "r2_one_third", "r2_peak", "r2_last")]
     assert values == [0.1, 0.5, 0.8, 0.4]
+    assert found["nested_half_rise_layer"] is None and found["r2_nested_pooled_peak"] is None  # no nested scores
+    nested = pd.Series([0.0, 0.1, 0.2, 0.3, 0.7, 0.6], index=range(6))
+    curve = curve.assign(run_name="r", variable="v", protocol="both", weights="w", r2_nested_pooled=nested)
+    found = summarize_curve(curve)
+    assert (found["onset_layer"], found["nested_half_rise_layer"], found["nested_peak_layer"]) == (2, 4, 4)
+    names = [f"r2_nested_pooled_{place}" for place in ("layer_0", "one_third", "peak", "last")]
+    assert [found[name] for name in names] == [0.0, 0.2, 0.7, 0.6]
+    layers = summarize_runs(curve)[["nested_half_rise_layer", "nested_peak_layer", "peak_layer"]]
+    assert layers.to_numpy().tolist() == [[4, 4, 3]]

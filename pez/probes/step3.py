@@ -16,6 +16,7 @@ from pez.probes.folds import HELD_OUT
 from pez.probes.layer_scores import LEAST_GROUPS
 from pez.probes.probe_set import ProbeOptions, ProbeSet, plan
 from pez.probes.summary import read_runs, summarize_runs
+from pez.probes.targets import Variable, direction_form
 from pez.runs import provenance
 
 
@@ -62,6 +63,11 @@ def notes(options: ProbeOptions, probe_set: ProbeSet) -> list[str]:
         lines.append(f"note: one value a fold is held out ({folds.n_folds} in all): read r2_pooled and mae")
     elif folds.n_folds < options.folds:
         lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
+    if options.grouping == "held_out_direction" and "angle" in map(direction_form, _asked(probe_set)):
+        lines.append(
+            "note: held_out_direction with --direction-target angle: beside the jump at ±180° a held-out direction has "
+            "one neighbour only, so it is extrapolated: use --direction-target sincos, or read direction_sincos"
+        )
     if len(probe_set.repeats) < options.repeats:
         n = len(probe_set.repeats)
         lines.append(f"note: {options.repeats} seeds make {n} different sets of folds of these groups: --repeats {n}")
@@ -75,6 +81,11 @@ def notes(options: ProbeOptions, probe_set: ProbeSet) -> list[str]:
     elif options.bootstrap and n_tested < FEW_GROUPS:
         lines.append(f"note: intervals rest on {n_tested} groups and come out too short under {FEW_GROUPS}")
     return lines
+
+
+def _asked(probe_set: ProbeSet) -> list[Variable]:
+    """The variables without the form of direction that is only read beside the one asked for."""
+    return [variable for variable in probe_set.variables if not variable.name.startswith("direction_")]
 
 
 def write_run(curves: Curves, run_name: str, results_dir: Path) -> list[Path]:

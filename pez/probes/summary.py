@@ -1,7 +1,10 @@
 """One table over many runs: where a curve starts, rises, peaks and ends.
 
-Onset here is the first layer at which the score has covered half of the way from chance (0 for R^2) to its peak.
-Curves that never rise above chance have none. It is a description of a curve, not a test of it.
+`r2_*`, `onset_layer` and `peak_layer` are of the plain columns' r2_mean (the published protocol, or the only one);
+`r2_nested_pooled_*`, `nested_half_rise_layer` and `nested_peak_layer` of r2_nested_pooled, the curve that figures show.
+Onset and half-rise here are the first layer at which the score has covered half of the way from chance (0 for R^2) to
+its peak; curves that never rise above chance have none. They describe a curve and test nothing: onsets with intervals,
+by the rules of pez/probes/onset.py, are in the verdict files.
 """
 
 from pathlib import Path
@@ -50,7 +53,8 @@ def summarize_runs(runs: pd.DataFrame) -> pd.DataFrame:
     keys = ["run_name", "protocol", "variable"]
     table = pd.DataFrame([summarize_curve(curve) for _, curve in runs.groupby(keys, sort=False)])
     values = {name: float for name in table.columns if name.startswith("r2_")}
-    return table.astype({"onset_layer": "Int64", "peak_layer": "Int64", **values})
+    layers = {name: "Int64" for name in table.columns if name.endswith(("onset_layer", "rise_layer", "peak_layer"))}
+    return table.astype({**layers, **values})
 
 
 def summarize_curve(curve: pd.DataFrame) -> dict:
@@ -59,9 +63,9 @@ def summarize_curve(curve: pd.DataFrame) -> dict:
     A value is NaN where its layer was not probed.
     """
     curve = curve.sort_values("layer").reset_index(drop=True)
-    score = curve.set_index("layer")["r2_mean"]
     depth = depth_of(curve)
-    peak = score.idxmax() if score.notna().any() else None
+    score = curve.set_index("layer")["r2_mean"]
+    nested = curve.set_index("layer").get("r2_nested_pooled", score * float("nan"))
     return {
         "run_name": curve["run_name"].iloc[0],
         "variable": curve["variable"].iloc[0],
@@ -69,12 +73,22 @@ def summarize_curve(curve: pd.DataFrame) -> dict:
         "weights": curve["weights"].iloc[0],
         "first_layer": int(score.index[0]),
         "onset_layer": onset_layer(score),
-        "peak_layer": peak,
-        "r2_layer_0": score.get(0),
-        "r2_one_third": score.get(one_third(depth)),
-        "r2_peak": score.get(peak),
-        "r2_last": score.get(depth - 1),
+        "peak_layer": _peak_layer(score),
+        **_values(score, depth, "r2"),
+        "nested_half_rise_layer": onset_layer(nested),
+        "nested_peak_layer": _peak_layer(nested),
+        **_values(nested, depth, "r2_nested_pooled"),
     }
+
+
+def _peak_layer(score: pd.Series) -> int | None:
+    return int(score.idxmax()) if score.notna().any() else None
+
+
+def _values(score: pd.Series, depth: int, prefix: str) -> dict:
+    """`score` at layer 0, one third, its peak and the last layer."""
+    places = {"layer_0": 0, "one_third": one_third(depth), "peak": _peak_layer(score), "last": depth - 1}
+    return {f"{prefix}_{name}": score.get(layer) for name, layer in places.items()}
 
 
 def onset_layer(score: pd.Series) -> int | None:
