@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pez.errors import UserError
 
+MAX_NAME = 200  # bytes of a run's name: file systems allow 255, and files add to it before and after
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -76,9 +78,11 @@ def write_csv(path, frame) -> Path:
 
 
 def check_run_name(name: str) -> str:
-    """`name` if it can be part of file names; UserError for an empty one, slashes or a leading dot."""
+    """`name` if it can be part of file names; UserError for an empty or long one, slashes or a leading dot."""
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"--run-name names files, so no slashes or leading dots; got {name!r}")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise UserError(f"--run-name names files, so at most {MAX_NAME} bytes; got {len(os.fsencode(name))}")
     return name
 
 
