@@ -258,7 +258,7 @@ def test_warnings_are_found(results):
     assert "sine and cosine were not probed" in said["Scalar angle"]
     assert "without random weights, pixels, static last" in said["Controls not run"]
     assert "of 72 scene comparisons over all layers 12 tie and 57 are" in said["Ties and near-ties"]
-    scenes = "overall 12, object permanence 12, shape constancy 12, spatio-temporal continuity 12"
+    scenes = "overall 12, object permanence 12, shape constancy 12, spatiotemporal continuity 12"
     assert said["Few groups"] == f"movies: scenes: {scenes}."
     assert not {"Fewer folds than asked", "No intervals", "Uncommitted code"} & set(said)
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.figures.intphys import compare_table, draw_comparison, draw_metrics, with_controls
+from pez.figures.intphys_statements import evidence_lines, rules, run_evidence
 from pez.figures.intphys_verdict import verdict
 from pez.figures.reference import PUBLISHED_FILE
 from pez.files import write_csv, write_text
@@ -115,8 +116,22 @@ def _build_comparison(results_dir, number, title: str, rows, published, script: 
     return [
         write_csv(stem.with_suffix(".csv"), table),
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
-        write_text(stem.with_name(f"figure{number}_verdict.md"), verdict(title, rows, published, missing)),
+        write_text(
+            stem.with_name(f"figure{number}_verdict.md"),
+            verdict(title, rows, published, missing, checked_lines(results_dir, rows), rules()),
+        ),
     ]
+
+
+def checked_lines(results_dir, rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Statements and onsets of each model's run; a line that says so for a run without readable predictions."""
+    found = {}
+    for model, run in rows.groupby("model", sort=False):
+        try:
+            found[model] = evidence_lines(run_evidence(results_dir, run))
+        except UserError as error:
+            found[model] = [f"- Statements and onsets left out: {error}"]
+    return found
 
 
 def _say_absent(figure: str, script: str) -> list[Path]:

@@ -2,7 +2,9 @@
 
 Rules, fixed here and the same for our curves and the published ones (chance is 0.5 in every metric):
 
-onset          first layer at or above the middle between chance and the peak; none if the peak is not above chance
+onset          first layer at or above the middle between chance and the peak; none if the peak is not above chance. Of
+               the means over folds, without an interval, as the published curves allow no more; onsets with intervals
+               follow it (pez.figures.intphys_statements)
 peak           the highest value, at its first layer
 late decline   peak minus last layer; "declines" if that is more than the last layer's spread over folds
 agrees         relative accuracy, overall: peak within 0.05 of the published peak, and onset within a tenth of
@@ -14,7 +16,7 @@ model agrees, some sub-task row does not show), *partial* (some models agree), *
 comparable* (nothing published for the models present, or stand-in movies only).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -50,13 +52,22 @@ def curve_facts(layers: Sequence[int], values: Sequence[float]) -> dict:
     }
 
 
-def verdict(title: str, rows: pd.DataFrame, published: pd.DataFrame, missing: Sequence[str]) -> str:
+def verdict(
+    title: str,
+    rows: pd.DataFrame,
+    published: pd.DataFrame,
+    missing: Sequence[str],
+    checked: Mapping[str, Sequence[str]] | None = None,
+    rules: str = "",
+) -> str:
     """Markdown verdict of a figure.
 
     Args:
         rows: results tables (pez.probes.intphys_results) of the runs shown, one run a model.
         published: `model metric layer mean std` of the published curves, overall.
         missing: models of the figure that have no run.
+        checked: lines to add to a model's section: the statements and onsets of pez.figures.intphys_statements.
+        rules: how those were computed.
     """
     models = list(rows["model"].drop_duplicates())
     lines = [f"# {title}", "", f"Status: **{_status(rows, published, models)}**", ""]
@@ -66,7 +77,8 @@ def verdict(title: str, rows: pd.DataFrame, published: pd.DataFrame, missing: Se
         lines += ["", f"## {model}: {run['weights'].iloc[0]}", ""]
         lines += [f"Run `{run['run_name'].iloc[0]}` on {data_of(run)}.", ""]
         lines += _table_lines(run) + [""] + _model_lines(run, published[published["model"] == model])
-    return "\n".join([*lines, "", _rules(), ""])
+        lines += (checked or {}).get(model, [])
+    return "\n".join([*lines, "", _rules(rules), ""])
 
 
 def _table_lines(run: pd.DataFrame) -> list[str]:
@@ -199,5 +211,6 @@ def spoken(subtask: str) -> str:
     return subtask.replace("spatiotemporal", "spatio-temporal").replace("_", " ")
 
 
-def _rules() -> str:
-    return "\n".join(["---", "How this was computed:", "", "```", __doc__.split("\n\n", 1)[1].strip(), "```"])
+def _rules(more: str) -> str:
+    text = "\n\n".join(part for part in (__doc__.split("\n\n", 1)[1].strip(), more) if part)
+    return "\n".join(["---", "How this was computed:", "", "```", text, "```"])

@@ -1,0 +1,160 @@
+"""Statements and onsets of IntPhys runs whose curves are planted: what must hold, what must not, and what is said."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+from intphys_trees import movie_table
+
+from pez.errors import UserError
+from pez.figures.intphys import compare_table, draw_run, with_controls
+from pez.figures.intphys_files import build_figure6, published_curves
+from pez.figures.intphys_statements import THRESHOLD, depth_of, evidence_lines, run_evidence
+from pez.probes.intphys_folds import scene_folds
+from pez.probes.intphys_linear import shuffled_labels
+from pez.probes.intphys_results import all_predictions, control_rows, protocol_rows
+from pez.probes.onset import NO_ONSET, find_onsets
+
+DEPTH = 24
+EARLY_LAYERS = np.zeros(8)
+AS_PUBLISHED = np.r_[EARLY_LAYERS, np.full(8, 2.0), np.linspace(1.5, 0.3, 8)]
+LATE = np.r_[np.zeros(16), np.full(8, 2.0)]
+KEY = ("overall", "relative_accuracy")
+
+
+def predictions(effect, n_scenes=30, seed=0, shuffled=False):
+    """Out-of-fold scores in which possible movies stand `effect` [layers] above impossible ones, noise 1."""
+    rng = np.random.default_rng(seed)
+    movies = movie_table(n_scenes).drop(columns="n_frames")
+    told = shuffled_labels(movies, seed) if shuffled else movies
+    folds = scene_folds(movies)
+    columns = {"fold": folds, "lr": 1e-3, "weight_decay": 0.01}
+    return pd.concat(
+        [
+            told.assign(layer=layer, score=rng.normal(size=len(movies)) + height * movies["possible"], **columns)
+            for layer, height in enumerate(effect)
+        ],
+        ignore_index=True,
+    )
+
+
+@functools.cache
+def tables(effect, control):
+    main = predictions(effect)
+    controls = {"shuffled_labels": predictions(effect, seed=1, shuffled=True)} if control else {}
+    rows = protocol_rows(main, DEPTH).assign(run_name="run", probe_set="intphys_linear", model="large", weights="v.pt")
+    return all_predictions(main, controls, "fixed setting"), rows, control_rows("run", controls, DEPTH)
+
+
+def write_run(folder, effect, control=True):
+    predicted, rows, found = tables(tuple(effect), control)
+    predicted.to_parquet(folder / "predictions_run.parquet")
+    rows.to_csv(folder / "results_run.csv", index=False)
+    if control:
+        found.to_csv(folder / "controls_run.csv", index=False)
+    return rows, found
+
+
+def verdicts(lines):
+    """Verdict of each statement, by its words."""
+    cells = [line.split(" | ") for line in lines if "| **" in line]
+    return {row[0].strip("| "): row[1].strip("* ") for row in cells}
+
+
+def test_a_curve_as_published_holds_against_chance_and_shuffled_labels(tmp_path):
+    rows, _ = write_run(tmp_path, AS_PUBLISHED)
+    evidence = run_evidence(tmp_path, rows)
+    assert (evidence.protocol, evidence.n_scenes, evidence.controls) == ("fixed setting", 90, ("shuffled_labels",))
+    assert list(verdicts(evidence_lines(evidence)).values()) == ["holds"] * 3
+    onsets = find_onsets(range(DEPTH), evidence.curves[KEY].main, None, 0.5, THRESHOLD)
+    for onset in onsets[:2]:
+        assert 7 <= onset.layer <= 8 and onset.low <= onset.layer <= onset.high
+
+
+def test_a_late_curve_that_stays_up_does_not_hold(tmp_path):
+    rows, _ = write_run(tmp_path, LATE, control=False)
+    found = verdicts(evidence_lines(run_evidence(tmp_path, rows)))
+    assert list(found.values()) == ["does not hold"] * 3
+    assert "appears at about one third" in next(iter(found))
+
+
+def test_a_curve_at_chance_has_no_onset(tmp_path):
+    rows, _ = write_run(tmp_path, np.zeros(DEPTH), control=False)
+    evidence = run_evidence(tmp_path, rows)
+    assert evidence.controls == ()
+    lines = evidence_lines(evidence)
+    assert "- No control was run: verdicts are against chance (0.5) alone." in lines
+    assert all(value != "holds" for value in verdicts(lines).values())
+    onset_rows = [line for line in lines if "| half-rise |" in line]
+    assert len(onset_rows) == 6 and sum(NO_ONSET in line for line in onset_rows) >= 5  # each test errs in one of 20
+
+
+def test_a_curve_no_better_than_its_control_has_no_onset(tmp_path):
+    rows, _ = write_run(tmp_path, AS_PUBLISHED)
+    leaky = {"shuffled_labels": predictions(AS_PUBLISHED, seed=1)}  # a control that scores as the probe does
+    all_predictions(predictions(AS_PUBLISHED), leaky, "fixed setting").to_parquet(tmp_path / "predictions_run.parquet")
+    evidence = run_evidence(tmp_path, rows)
+    curve = evidence.curves[KEY]
+    control = curve.controls["shuffled_labels"]
+    for onset in find_onsets(curve.layers, curve.main, control, curve.chance, THRESHOLD):
+        assert onset.verdict == NO_ONSET
+    assert "holds" not in verdicts(evidence_lines(evidence)).values()
+
+
+def test_predictions_that_are_missing_are_named(tmp_path):
+    rows, _ = write_run(tmp_path, AS_PUBLISHED)
+    (tmp_path / "predictions_run.parquet").unlink()
+    with pytest.raises(UserError, match="predictions_run.parquet is missing"):
+        run_evidence(tmp_path, rows)
+    verdict = build_figure6(tmp_path)[-1].read_text()
+    assert "Statements and onsets left out: " in verdict
+    assert "Relative accuracy minus published" in verdict
+
+
+def test_the_verdict_file_has_statements_beside_differences(tmp_path):
+    write_run(tmp_path, AS_PUBLISHED)
+    text = build_figure6(tmp_path)[-1].read_text()
+    assert "appears at about one third of the depth | **holds** |" in text
+    assert "| overall | relative accuracy | shuffled labels | half-rise | layer 7." in text
+    assert "Relative accuracy minus published" in text
+    assert "threshold 0.75" in text
+
+
+def test_few_scenes_are_said(tmp_path):
+    main = predictions(AS_PUBLISHED, n_scenes=4)
+    all_predictions(main, {}, "fixed setting").to_parquet(tmp_path / "predictions_run.parquet")
+    rows = protocol_rows(main, DEPTH).assign(run_name="run")
+    lines = evidence_lines(run_evidence(tmp_path, rows))
+    assert any("Few scenes: overall 12, object permanence 4" in line for line in lines)
+
+
+def test_controls_stand_beside_the_rows_they_are_for_and_in_the_figures_table(tmp_path):
+    rows, controls = write_run(tmp_path, AS_PUBLISHED)
+    shuffled = controls.sample(frac=1, random_state=0)
+    table = compare_table(with_controls(rows, shuffled), published_curves(["1", "6"])).set_index(["subtask", "layer"])
+    expected = controls.set_index(["subtask", "layer"])["relative_accuracy_mean"]
+    column = table["shuffled_labels_relative_accuracy_mean"]
+    pd.testing.assert_series_equal(column.sort_index(), expected.sort_index(), check_names=False)
+    assert {"auc_pooled", "relative_accuracy_low", "relative_accuracy_high"} <= set(table)
+    assert with_controls(rows, pd.DataFrame()) is rows
+
+
+def test_the_control_is_a_grey_line_and_the_papers_mean_a_dotted_one(tmp_path, monkeypatch):
+    rows, controls = write_run(tmp_path, AS_PUBLISHED)
+    rows = with_controls(rows.assign(relative_accuracy_paper_mean=0.77), controls)
+    drawn = []
+    monkeypatch.setattr("pez.figures.intphys.save_figure", lambda figure, path: drawn.append(figure) or [path])
+    draw_run(rows, tmp_path / "figure_run.png")
+    overall = rows[rows["subtask"] == "overall"].sort_values("layer")
+    lines = drawn[0].axes[0].lines
+    grey = next(line for line in lines if line.get_color() == "#777777")
+    np.testing.assert_allclose(grey.get_ydata(), overall["shuffled_labels_relative_accuracy_mean"])
+    assert any(len(line.get_ydata()) == DEPTH and np.allclose(line.get_ydata(), 0.77) for line in lines)
+    note = drawn[0].legends[0].get_title().get_text().replace("\n", " ")
+    assert "Thin grey: relative accuracy with labels shuffled" in note and "Dotted: settings chosen" in note
+
+
+def test_depth_comes_from_the_layer_fraction():
+    assert depth_of(pd.DataFrame({"layer": [0, 11], "layer_fraction": [0.0, 11 / 12]})) == 12
+    assert depth_of(pd.DataFrame({"layer": [0, 7], "layer_fraction": [0.0, 0.333333]})) == 21
