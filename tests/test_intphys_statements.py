@@ -40,20 +40,27 @@ def predictions(effect, n_scenes=30, seed=0, shuffled=False):
 
 
 @functools.cache
-def tables(effect, control):
-    main = predictions(effect)
-    controls = {"shuffled_labels": predictions(effect, seed=1, shuffled=True)} if control else {}
+def tables():
+    """Predictions, results and controls of a run whose curve is as published."""
+    main = predictions(AS_PUBLISHED)
+    controls = {"shuffled_labels": predictions(AS_PUBLISHED, seed=1, shuffled=True)}
     rows = protocol_rows(main, DEPTH).assign(run_name="run", probe_set="intphys_linear", model="large", weights="v.pt")
     return all_predictions(main, controls, "fixed setting"), rows, control_rows("run", controls, DEPTH)
 
 
-def write_run(folder, effect, control=True):
-    predicted, rows, found = tables(tuple(effect), control)
+def write_run(folder):
+    predicted, rows, found = tables()
     predicted.to_parquet(folder / "predictions_run.parquet")
     rows.to_csv(folder / "results_run.csv", index=False)
-    if control:
-        found.to_csv(folder / "controls_run.csv", index=False)
+    found.to_csv(folder / "controls_run.csv", index=False)
     return rows, found
+
+
+def write_predictions(folder, effect, n_scenes=30):
+    """Predictions without a control, and what of their results table is needed to read them."""
+    main = predictions(effect, n_scenes)
+    all_predictions(main, {}, "fixed setting").to_parquet(folder / "predictions_run.parquet")
+    return pd.DataFrame({"run_name": "run", "layer": range(DEPTH), "layer_fraction": np.arange(DEPTH) / DEPTH})
 
 
 def verdicts(lines):
@@ -63,7 +70,7 @@ def verdicts(lines):
 
 
 def test_a_curve_as_published_holds_against_chance_and_shuffled_labels(tmp_path):
-    rows, _ = write_run(tmp_path, AS_PUBLISHED)
+    rows, _ = write_run(tmp_path)
     evidence = run_evidence(tmp_path, rows)
     assert (evidence.protocol, evidence.n_scenes, evidence.controls) == ("fixed setting", 90, ("shuffled_labels",))
     assert list(verdicts(evidence_lines(evidence)).values()) == ["holds"] * 3
@@ -73,14 +80,14 @@ def test_a_curve_as_published_holds_against_chance_and_shuffled_labels(tmp_path)
 
 
 def test_a_late_curve_that_stays_up_does_not_hold(tmp_path):
-    rows, _ = write_run(tmp_path, LATE, control=False)
+    rows = write_predictions(tmp_path, LATE)
     found = verdicts(evidence_lines(run_evidence(tmp_path, rows)))
     assert list(found.values()) == ["does not hold"] * 3
     assert "appears at about one third" in next(iter(found))
 
 
 def test_a_curve_at_chance_has_no_onset(tmp_path):
-    rows, _ = write_run(tmp_path, np.zeros(DEPTH), control=False)
+    rows = write_predictions(tmp_path, np.zeros(DEPTH))
     evidence = run_evidence(tmp_path, rows)
     assert evidence.controls == ()
     lines = evidence_lines(evidence)
@@ -91,7 +98,7 @@ def test_a_curve_at_chance_has_no_onset(tmp_path):
 
 
 def test_a_curve_no_better_than_its_control_has_no_onset(tmp_path):
-    rows, _ = write_run(tmp_path, AS_PUBLISHED)
+    rows, _ = write_run(tmp_path)
     leaky = {"shuffled_labels": predictions(AS_PUBLISHED, seed=1)}  # a control that scores as the probe does
     all_predictions(predictions(AS_PUBLISHED), leaky, "fixed setting").to_parquet(tmp_path / "predictions_run.parquet")
     evidence = run_evidence(tmp_path, rows)
@@ -103,7 +110,7 @@ def test_a_curve_no_better_than_its_control_has_no_onset(tmp_path):
 
 
 def test_predictions_that_are_missing_are_named(tmp_path):
-    rows, _ = write_run(tmp_path, AS_PUBLISHED)
+    rows, _ = write_run(tmp_path)
     (tmp_path / "predictions_run.parquet").unlink()
     with pytest.raises(UserError, match="predictions_run.parquet is missing"):
         run_evidence(tmp_path, rows)
@@ -113,7 +120,7 @@ def test_predictions_that_are_missing_are_named(tmp_path):
 
 
 def test_the_verdict_file_has_statements_beside_differences(tmp_path):
-    write_run(tmp_path, AS_PUBLISHED)
+    write_run(tmp_path)
     text = build_figure6(tmp_path)[-1].read_text()
     assert "appears at about one third of the depth | **holds** |" in text
     assert "| overall | relative accuracy | shuffled labels | half-rise | layer 7." in text
@@ -122,15 +129,13 @@ def test_the_verdict_file_has_statements_beside_differences(tmp_path):
 
 
 def test_few_scenes_are_said(tmp_path):
-    main = predictions(AS_PUBLISHED, n_scenes=4)
-    all_predictions(main, {}, "fixed setting").to_parquet(tmp_path / "predictions_run.parquet")
-    rows = protocol_rows(main, DEPTH).assign(run_name="run")
+    rows = write_predictions(tmp_path, AS_PUBLISHED, n_scenes=4)
     lines = evidence_lines(run_evidence(tmp_path, rows))
     assert any("Few scenes: overall 12, object permanence 4" in line for line in lines)
 
 
 def test_controls_stand_beside_the_rows_they_are_for_and_in_the_figures_table(tmp_path):
-    rows, controls = write_run(tmp_path, AS_PUBLISHED)
+    rows, controls = write_run(tmp_path)
     shuffled = controls.sample(frac=1, random_state=0)
     table = compare_table(with_controls(rows, shuffled), published_curves(["1", "6"])).set_index(["subtask", "layer"])
     expected = controls.set_index(["subtask", "layer"])["relative_accuracy_mean"]
@@ -141,7 +146,7 @@ def test_controls_stand_beside_the_rows_they_are_for_and_in_the_figures_table(tm
 
 
 def test_the_control_is_a_grey_line_and_the_papers_mean_a_dotted_one(tmp_path, monkeypatch):
-    rows, controls = write_run(tmp_path, AS_PUBLISHED)
+    rows, controls = write_run(tmp_path)
     rows = with_controls(rows.assign(relative_accuracy_paper_mean=0.77), controls)
     drawn = []
     monkeypatch.setattr("pez.figures.intphys.save_figure", lambda figure, path: drawn.append(figure) or [path])
