@@ -219,7 +219,8 @@ def test_numbers_and_controls_in_tables(results):
     assert speed == ["speed", "0.400", "0.536", "0.556", "6", "0.506 to 0.606", "0.466", "0.100"]
     assert direction[3:6] == ["0.256", "6", "0.206 to 0.306"]
     [table] = control_tables(gather(results))
-    assert table.rows[0] == ["speed", "shuffled labels", "6", "0.556", "0.010", "–", "0.500", "0.400 to 0.600"]
+    numbers = ["6", "0.556", "0.010", "–", "0.500", "0.400 to 0.600"]
+    assert table.rows[0] == ["speed", "shuffled labels (2 seeds)", *numbers]
     assert table.rows[1][:5] == ["speed", "position", "one layer", "0.556", "0.070"]
     correlation, decoded = audit_tables(gather(results).audits[0])
     assert correlation.rows[0] == ["velocity x", "0.250"]

@@ -10,6 +10,7 @@ from pez.figures.intphys_verdict import KEY_METRIC, TITLES
 from pez.figures.report import BALL, INTPHYS, Report, Run
 from pez.figures.report_tables import control_rows_at, curve_of, ends_of, interval, number, peak_of, score_of, spoken
 from pez.figures.statements import FAILS, HOLDS, UNDECIDED
+from pez.probes.controls import is_floor
 from pez.probes.intphys_scores import OVERALL
 from pez.stimuli.intphys import STAND_IN
 
@@ -85,7 +86,8 @@ def _rivals(run: Run, variable: str, layer: int) -> str:
     rows = control_rows_at(run, variable, layer)
     if rows.empty:
         return "No control was run."
-    rivals = rows.drop(index="reversed", errors="ignore")["r2_pooled"].dropna()
+    floors = [name for name in rows.index if is_floor(name, str(run.value("pooling")))]
+    rivals = rows.loc[floors, "r2_pooled"].dropna()
     if rivals.empty:
         return "No control gives a floor."
     best = rivals.idxmax()

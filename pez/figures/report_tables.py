@@ -24,7 +24,7 @@ CONTROL_MEANINGS = {  # in short; pez/probes/controls.py has them in full
     "shuffled_labels": "targets of other clips: what the probe fits where there is nothing to be read",
     "random_weights": "the same architecture, never trained, over several seeds",
     "pixels": "downsampled pixels in place of features",
-    "position": "the ball's true position in the frames that the pooling sees",
+    "position": "the ball's true place, a point a tubelet that the pooling sees",
     "static_last": "the last frame repeated: no motion left",
     "static_first": "the first frame repeated: no motion left",
     "shuffled_frames": "frames in a random order",
@@ -160,7 +160,8 @@ def controls_table(run: Run) -> Table:
         for name, row in control_rows_at(run, variable, layer).iterrows():
             where = "one layer" if row["one_layer"] else str(layer)
             gain, ends = row.get("selectivity"), (row.get("selectivity_low"), row.get("selectivity_high"))
-            rows.append([spoken(variable), spoken(name), where, number(peak[score.value]), number(row["r2_pooled"])])
+            named = spoken(name) + (f" ({row['seeds']} seeds)" if row["seeds"] > 1 else "")
+            rows.append([spoken(variable), named, where, number(peak[score.value]), number(row["r2_pooled"])])
             rows[-1] += [interval(row.get("r2_pooled_low"), row.get("r2_pooled_high")), number(gain), interval(*ends)]
     columns = ["variable", "control", "layer", "main", "control's R²", _INTERVAL, "selectivity", _INTERVAL]
     return Table(f"{run.name}: controls where the main curve is highest", columns, rows, frozenset(range(2, 8)))
