@@ -105,7 +105,8 @@ reproduce-paper: $(INSTALLED) $(KUBRIC_INSTALLED)
 
 reproduce-intphys: $(INSTALLED)
 	@$(RUN) step_intphys_probe.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
-		--selection-metric relative_accuracy --control shuffled_labels --reuse-features --run-name figure6_intphys_$(MODEL)_linear_full
+		--selection-metric relative_accuracy --control shuffled_labels random_weights static_last --reuse-features \
+		--run-name figure6_intphys_$(MODEL)_linear_full
 	@$(RUN) step_intphys_attentive.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
 		--patch-pool temporal_last_patch --reuse-features --run-name figure8_intphys_$(MODEL)_attentive
 

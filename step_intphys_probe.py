@@ -15,7 +15,13 @@ from pathlib import Path
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
 from pez.files import check_run_name, run_lock
-from pez.probes.intphys_features import METRIC_OF, SELECTION_METRICS, add_intphys_arguments, intphys_store
+from pez.probes.intphys_features import (
+    CONTROL_PASSES,
+    METRIC_OF,
+    SELECTION_METRICS,
+    add_intphys_arguments,
+    intphys_stores,
+)
 from pez.probes.intphys_folds import check_n_folds
 from pez.probes.intphys_linear import CONTROLS, probe_linear
 from pez.probes.intphys_results import print_summary, write_run
@@ -37,7 +43,14 @@ def make_parser() -> Parser:
         choices=CHOICES,
         help="where that choice is made: pez/probes/intphys_linear.py; both: nested, with paper's scores beside it",
     )
-    parser.add_argument("--control", choices=CONTROLS, help="probe this too, into controls_RUN.csv")
+    parser.add_argument(
+        "--control",
+        nargs="+",
+        default=[],
+        choices=(*CONTROLS, *CONTROL_PASSES),
+        help="probe these too, into controls_RUN.csv; all but shuffled_labels take an encoder pass",
+    )
+    parser.add_argument("--control-seeds", type=int, default=1, help="random encoders of --control random_weights")
     parser.add_argument("--folds", type=int, default=N_FOLDS, help="cross-validation folds, by scene")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
@@ -58,7 +71,8 @@ def main(args) -> None:
 
 def probe(args, protocols: tuple[str, ...]) -> list[Path]:
     """Extract, probe and write the files of a run; returns their paths."""
-    store = intphys_store(args, POOLING)
+    passes = [name for name in args.control if name in CONTROL_PASSES]
+    store, control_stores = intphys_stores(args, POOLING, passes)
     asked = {
         "capture": args.capture,
         "layers": range(store.depth),
@@ -75,9 +89,9 @@ def probe(args, protocols: tuple[str, ...]) -> list[Path]:
         "protocol": protocols[0] if len(protocols) == 1 else "both",
         "seed": args.seed,
     }
-    controls = {}
-    if args.control:
-        controls[args.control] = probe_linear(store, protocol=protocols[-1], control=args.control, **asked)
+    alone = {**asked, "protocol": protocols[-1]}
+    controls = {name: probe_linear(store, control=name, **alone) for name in args.control if name in CONTROLS}
+    controls |= {name: probe_linear(other, **alone) for name, other in control_stores.items()}
     return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, settings, controls)
 
 

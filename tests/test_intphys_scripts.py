@@ -154,3 +154,27 @@ def test_a_control_is_kept_with_its_predictions_until_a_run_without_one(folder):
     assert run_linear(folder, *options) == 0
     assert not controls.exists()
     assert set(pd.read_parquet(folder / "results/predictions_ctl.parquet")["control"]) == {""}
+
+
+def test_controls_with_a_pass_of_their_own(folder):
+    options = ("--run-name", "passes", "--protocol", "paper", "--folds", "3", "--reuse-features")
+    named = ("shuffled_labels", "static_last", "random_weights")
+    assert run_linear(folder, *options, "--control", *named, "--control-seeds", "2") == 0
+    rows = pd.read_csv(folder / "results/controls_passes.csv")
+    found = {"shuffled_labels", "static_last", "random_weights_seed1", "random_weights_seed2"}
+    assert set(rows["control"]) == found and len(rows) == len(found) * 4 * 12
+    assert set(pd.read_parquet(folder / "results/predictions_passes.parquet")["control"]) == {"", *found}
+    kept = folder / "features/controls/static_last/intphys/features.json"
+    assert json.loads(kept.read_text())["settings"]["frame_order"] == "static_last"
+
+
+def test_a_partial_store_is_finished_not_made_again(folder, monkeypatch):
+    monkeypatch.setattr("pez.encoder.extract.VECTOR_SHARD_CLIPS", 4)
+    options = ("--run-name", "rest", "--protocol", "paper", "--folds", "3", "--feature-root", str(folder / "partial"))
+    assert run_linear(folder, *options) == 0
+    whole = shards(folder, "partial")
+    (folder / "partial/intphys/shards" / max(whole)).unlink()
+    rest = {name: time for name, time in whole.items() if name != max(whole)}
+    assert len(rest) == 2
+    assert run_linear(folder, *options) == 0
+    assert rest.items() <= shards(folder, "partial").items() and len(shards(folder, "partial")) == 3

@@ -1,13 +1,15 @@
 """IntPhys movies to features: the clip source, the store and the options that both IntPhys scripts share."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from constants import FEATURES_DIR, INTPHYS_ROOT, N_FRAMES
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
-from pez.encoder.extract import extract_features, store_settings
+from pez.encoder.controls import control_directory, controls
+from pez.encoder.extract import extract_features, store_settings, with_content
 from pez.encoder.sources import ClipSource
 from pez.files import fingerprint
 from pez.probes.intphys_scores import METRICS
@@ -15,6 +17,7 @@ from pez.stimuli.intphys import DATA, data_name, frame_paths, read_intphys, samp
 from pez.store import CAPTURES, FeatureStore
 
 SET_NAME = "intphys"
+CONTROL_PASSES = ("random_weights", "static_last", "static_first", "shuffled_frames")  # that need an encoder pass
 SELECTION_METRICS = ("accuracy", "relative_accuracy")
 METRIC_OF = {"accuracy": METRICS[0], "relative_accuracy": METRICS[2]}
 
@@ -66,10 +69,18 @@ def intphys_source(movies: pd.DataFrame, n_frames_sample: int, data: str = DATA)
 
 
 def intphys_store(args: argparse.Namespace, pooling: str) -> FeatureStore:
-    """Features of the movies that the options name, extracted or reused.
+    """Features of the movies that the options name, extracted or reused; see `intphys_stores`."""
+    return intphys_stores(args, pooling, ())[0]
 
-    Raises UserError for a damaged tree, an encoder that cannot be had, or a folder with other features,
-    naming the first setting (model, weights, frames, transform, capture, ...) that differs.
+
+def intphys_stores(
+    args: argparse.Namespace, pooling: str, wanted: Sequence[str]
+) -> tuple[FeatureStore, dict[str, FeatureStore]]:
+    """Features of the movies that the options name, and of the passes that the controls `wanted` need, by name.
+
+    A control's complete store is always reused. Raises UserError for a damaged tree, an encoder that cannot be had,
+    or a folder with other features, naming the first setting (model, weights, frames, transform, capture, ...) that
+    differs.
     """
     movies = read_intphys(
         args.intphys_root, skip_damaged=args.skip_damaged, max_scenes_per_block=args.max_scenes_per_block
@@ -79,17 +90,27 @@ def intphys_store(args: argparse.Namespace, pooling: str) -> FeatureStore:
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
     print(f"{data}: {len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
-    directory = (args.feature_root or default_root(args, encoder, pooling)) / SET_NAME
-    overwrite = args.overwrite or (not args.reuse_features and _is_complete(directory, args, encoder, source, pooling))
+    root = args.feature_root or default_root(args, encoder, pooling)
+    again = not args.reuse_features and _is_complete(root / SET_NAME, args, encoder, source, pooling)
+    main = _store(args, encoder, source, root, pooling, args.overwrite or again, {})
+    found = {}
+    for control in controls(encoder, wanted, args.frame_order, getattr(args, "control_seeds", 1)):
+        print(f"control {control.name}")
+        folder, changes = control_directory(root, control.name), {"frame_order": control.frame_order}
+        found[control.name] = _store(args, control.encoder, source, folder, pooling, args.overwrite, changes)
+    return main, found
+
+
+def _store(args, encoder, source: ClipSource, root: Path, pooling: str, overwrite: bool, changes: dict) -> FeatureStore:
     return extract_features(
         encoder,
         source,
-        directory,
+        root / SET_NAME,
         captures=[args.capture],
         poolings=[pooling],
         overwrite=overwrite,
         reuse_existing=args.reuse_features,
-        **pass_options(args),
+        **{**pass_options(args), **changes},
     )
 
 
@@ -107,4 +128,4 @@ def _is_complete(directory: Path, args, encoder, source: ClipSource, pooling: st
     options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
     settings = store_settings(encoder, source, [args.capture], [pooling], **options)
     # plan() refuses other settings by name, which is what should happen to them
-    return not FeatureStore.plan(directory, settings, source.clips, None).missing_shards()
+    return not FeatureStore.plan(directory, settings, with_content(source), None).missing_shards()
