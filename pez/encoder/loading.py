@@ -139,7 +139,7 @@ def _sized(spec: ModelSpec, resolution: int | None) -> ModelSpec:
     return ModelSpec(**{**spec.__dict__, "resolution": resolution})
 
 
-def encoder_config(spec: ModelSpec, **overrides) -> VJEPA2Config:
+def encoder_config(spec: ModelSpec) -> VJEPA2Config:
     """transformers' configuration of an encoder of these sizes (its predictor is not used)."""
     return VJEPA2Config(
         patch_size=spec.patch_size,
@@ -152,7 +152,6 @@ def encoder_config(spec: ModelSpec, **overrides) -> VJEPA2Config:
         mlp_ratio=(spec.mlp_width + 0.5) / spec.width,
         frames_per_clip=16,
         pred_num_hidden_layers=1,
-        **overrides,
     )
 
 

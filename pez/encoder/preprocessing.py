@@ -11,17 +11,13 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as vision
 
 from pez.errors import UserError
+from pez.stimuli.clipset import even_indices
 from pez.store import TRANSFORM_NAMES
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def even_indices(n_available: int, n_wanted: int) -> list[int]:
-    """`n_wanted` frame indices spread evenly over `n_available`, first and last included."""
-    return np.linspace(0, n_available - 1, n_wanted).round().astype(int).tolist()
 
 
 def read_frames(paths: list[Path], n_frames: int) -> torch.Tensor:

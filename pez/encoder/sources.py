@@ -12,12 +12,11 @@ from pez.encoder.preprocessing import (
     IMAGE_SUFFIXES,
     TRANSFORMS,
     VIDEO_SUFFIXES,
-    even_indices,
     read_frames,
 )
 from pez.errors import UserError
 from pez.files import fingerprint
-from pez.stimuli.clipset import read_clip_set
+from pez.stimuli.clipset import even_indices, read_clip_set
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.runs import progress
+from pez.stimuli.clipset import even_indices
 
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
 MOVIES = ("1", "2", "3", "4")
@@ -91,15 +92,10 @@ def data_name(root) -> str:
 
 
 def sample_frames(n_frames: int, n_sample: int) -> np.ndarray:
-    """Indices (from 0) of `n_sample` frames spread evenly over a movie, the first and the last included.
-
-    The k-th is `k * (n_frames - 1) / (n_sample - 1)` rounded to the nearest whole number, halves to the
-    even one: numpy.linspace and numpy.rint. 16 of 100 frames: 0, 7, 13, 20, ... 92, 99.
-    UserError if the movie has fewer frames than asked for.
-    """
+    """Indices (from 0) of `n_sample` frames of a movie by `even_indices`; UserError if it has fewer than asked for."""
     if not 1 <= n_sample <= n_frames:
         raise UserError(f"--n-frames-sample {n_sample} is not in 1 ... {n_frames}, the frames of a movie")
-    return np.rint(np.linspace(0, n_frames - 1, n_sample)).astype(int)
+    return np.array(even_indices(n_frames, n_sample))
 
 
 def frame_paths(directory, frames: Iterable[int]) -> list[Path]:
