@@ -1,14 +1,18 @@
 """Files appear whole or not at all, and two runs never write to one place."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from pez.errors import UserError
 
@@ -118,18 +122,61 @@ def exclusive(directory: str | os.PathLike) -> Iterator[None]:
 
     The lock is the operating system's (`flock` on `.lock`), so it dies with its process.
     """
-    directory = Path(directory)
+    with _held(Path(directory), fcntl.LOCK_EX):
+        yield
+
+
+@contextlib.contextmanager
+def shared(directory: str | os.PathLike) -> Iterator[None]:
+    """Hold `directory` beside others that hold it shared; UserError while a process holds it exclusively."""
+    with _held(Path(directory), fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _held(directory: Path, kind: int) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
+        if not _flock(lock, kind):
             raise UserError(
-                f"{directory} is being written by {holder}: wait for it, or choose another output folder"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
+                f"{directory} is being written by {_holder(lock)}: wait for it, or choose another output folder"
+            )
+        _sign(lock)
         yield
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, quietly: bool = False) -> Iterator[None]:
+    """Hold the file `path` for this process, once whoever holds it lets go; unless `quietly`, a wait is told."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as lock:
+        if not _flock(lock, fcntl.LOCK_EX):
+            if not quietly:
+                print(f"{path} is held by {_holder(lock)}: waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _sign(lock)
+        yield
+
+
+def _flock(lock: TextIO, kind: int) -> bool:
+    """Whether the lock could be had at once. On a file system that has no locks it always can."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
+
+
+def _holder(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "another process"
+
+
+def _sign(lock: TextIO) -> None:
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
