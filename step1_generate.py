@@ -5,10 +5,11 @@
     python step1_generate.py --limit 8 --output-root /tmp/look   # to try things out
     python step1_generate.py --backend kubric      # by Kubric, as the paper did; after `make kubric`
     python step1_generate.py --dataset intphys_mini   # 30 IntPhys-like scenes of 4 movies
+    python step1_generate.py --num-shards 8 --shard-index 0   # an eighth of every set; the others anywhere, any time
 
 Under Blender the arguments come after a bare `--`. Writes OUTPUT_ROOT/{velocity,acceleration}/: 16 PNG frames a
 clip, clips.parquet, frames.parquet, clipset.json (pez/stimuli/clipset.py says what is in them), contact_sheet.png
-and sample.gif. The same seed gives the same bytes whatever --workers is; a rerun renders only what is missing.
+and sample.gif. The same seed gives the same bytes whatever --workers and shards; a rerun renders only what is missing.
 
 intphys_mini writes ARTIFACTS/intphys_mini/dev/{O1,O2,O3}/{01..}/{1..4}: movies in the layout of IntPhys' public dev
 split, with STAND_IN.json, a contact sheet and a GIF a block beside them. They are made by this project and are not
@@ -25,8 +26,9 @@ import pez.stimuli.inside_blender  # noqa: F401 - before anything that a Blender
 from constants import DATA_DIR, INTPHYS_MINI_ROOT, RESOLUTION, STIMULUS_GRIDS, STIMULUS_SEED
 from pez.cli import Parser, run_script
 from pez.errors import UserError
+from pez.shards import Shard, add_shard_arguments, check_shard, whose
 from pez.stimuli.backends import BACKENDS, CYCLES_DEVICES, KubricOptions
-from pez.stimuli.clipset import read_clip_set
+from pez.stimuli.clipset import read_clip_set, shards_of
 from pez.stimuli.conditions import SETS, START_POSITIONS
 from pez.stimuli.generate import Outcome, set_settings, write_clip_set
 from pez.stimuli.intphys_mini import NOTICE, mini_settings, write_mini_set
@@ -66,13 +68,15 @@ def parser() -> Parser:
     mini.add_argument("--scenes-per-block", type=int, default=10, help="quadruplets in each of O1, O2 and O3")
     mini.add_argument("--frames", type=int, default=100, help="of a movie")
     mini.add_argument("--movie-size", type=int, default=288, help="pixels a side")
+    add_shard_arguments(parser)
     return parser
 
 
 def main(args) -> None:
-    """Make every set that was asked for."""
+    """Make every set that was asked for, or a shard of each."""
+    shard = check_shard(args.num_shards, args.shard_index)
     if args.dataset == MINI:
-        return make_mini(args)
+        return make_mini(args, shard)
     kubric = KubricOptions(args.samples_per_pixel, args.cycles_device, args.full_frame)
     names = SETS if args.dataset == "all" else [args.dataset]
     described = [
@@ -80,20 +84,25 @@ def main(args) -> None:
         for name in names
     ]
     for settings in described:
-        outcome = write_clip_set(args.output_root or DATA_DIR, settings, args.limit, args.workers, args.overwrite)
+        outcome = write_clip_set(
+            args.output_root or DATA_DIR, settings, args.limit, args.workers, args.overwrite, shard
+        )
         report(outcome)
     return None
 
 
-def make_mini(args) -> None:
+def make_mini(args, shard: Shard) -> None:
     """Make the stand-in and say what it is."""
     refuse_ball_options(args)
     settings = mini_settings(args.frames, args.movie_size, args.seed, args.backend)
     root = args.output_root or INTPHYS_MINI_ROOT
-    outcome = write_mini_set(root, settings, args.scenes_per_block, args.workers, args.overwrite)
+    outcome = write_mini_set(root, settings, args.scenes_per_block, args.workers, args.overwrite, shard)
     print(f"{MINI}: {len(outcome.scenes)} scenes of 4 movies in {root} ({outcome.rendered} rendered now)\n  {NOTICE}")
+    if outcome.missing:
+        return print(f"  {len(outcome.missing)} of them are still to come{whose(root, outcome.missing)}")
     for path in write_mini_previews(root):
         print(f"  look at {path}")
+    return None
 
 
 def refuse_ball_options(args) -> None:
@@ -106,16 +115,20 @@ def refuse_ball_options(args) -> None:
 
 
 def report(outcome: Outcome) -> None:
-    """Say what was made, how many clips leave the view, and where to look."""
-    sheet, gif = write_previews(read_clip_set(outcome.directory))
-    clips = outcome.clips
+    """Say what was made, how many clips leave the view, and where to look; pictures once no clip is missing."""
+    clips, directory = outcome.clips, outcome.directory
+    print(f"{directory.name}: {len(clips)} clips in {directory} ({outcome.rendered} rendered now)")
+    if outcome.missing:
+        others = shards_of(directory, clips, outcome.missing)
+        return print(f"  {len(outcome.missing)} of them are still to come{others}", flush=True)
+    sheet, gif = write_previews(read_clip_set(directory))
     leaving = int((clips["visible_fraction"] < 1).sum())
-    print(f"{outcome.directory.name}: {len(clips)} clips in {outcome.directory} ({outcome.rendered} rendered now)")
     print(
         f"  the ball is not fully in view in every frame of {leaving} of {len(clips)} clips; "
         f"in view on average {clips['visible_fraction'].mean():.1%} of the frames"
     )
     print(f"  contact sheet {sheet}\n  animation {gif}", flush=True)
+    return None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -20,27 +21,41 @@ MAX_NAME = 200  # bytes of a run's name: file systems allow 255, and files add t
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, owner: str = "") -> Iterator[Path]:
     """Yield a temporary path beside `path`, moved onto it when the block ends without an error.
 
     The temporary name keeps the suffix of `path`, so writers that look at it work. Folders are
     written the same way: create the yielded path as a folder. A folder that is already there is replaced.
+    What a killed process leaves is found by its `owner`, see `remove_partial`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent)) / path.name
+    temporary = Path(tempfile.mkdtemp(prefix=f".partial-{owner}", dir=path.parent)) / path.name
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():  # a folder cannot be moved onto another
-            path.rename(temporary.parent / "replaced")
-        temporary.replace(path)
+        _move(temporary, path)
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
-def remove_partial(directory: str | os.PathLike) -> None:
-    """Remove what a killed run left half-written directly inside `directory`."""
-    for leftover in Path(directory).glob(".partial-*"):
+def _move(temporary: Path, path: Path) -> None:
+    if not temporary.is_dir():
+        temporary.replace(path)
+        return
+    for attempt in itertools.count():  # a folder cannot be moved onto another, which a process beside us may put there
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(temporary.parent / f"replaced-{attempt}")
+        try:
+            temporary.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def remove_partial(directory: str | os.PathLike, owner: str = "") -> None:
+    """Remove what a killed run left half-written directly inside `directory`: all of it, or one owner's."""
+    for leftover in Path(directory).glob(f".partial-{owner}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -91,8 +91,10 @@ def holding(directory: str | Path, shard: Shard = WHOLE) -> Iterator[None]:
         yield
 
 
-def describing(directory: str | Path):
+def describing(directory: str | Path, shard: Shard):
     """Hold the right to look at and write what describes a folder as a whole, for a moment, beside other shards."""
+    if shard.is_whole:
+        return contextlib.nullcontext()  # it holds the folder anyway
     return locked(Path(directory) / FOLDER / "describing", quietly=True)
 
 

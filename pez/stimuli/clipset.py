@@ -26,6 +26,7 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.files import fingerprint, read_json
+from pez.shards import whose
 
 FORMAT = 1
 
@@ -88,19 +89,30 @@ def read_clip_set(directory: str | Path) -> ClipSet:
             f"no clip set at {directory}: make it with `python step1_generate.py --dataset {directory.name}`"
         )
     described = read_json(directory / "clipset.json")
-    clip_set = ClipSet(
-        directory=directory,
-        settings=described["settings"],
-        clips=_read_parquet(directory / "clips.parquet"),
-        frames=_read_parquet(directory / "frames.parquet"),
-    )
-    missing = [clip for clip in clip_set.clips["clip_id"] if not clip_directory(directory, clip).is_dir()]
+    clips, frames = read_manifests(directory)
+    missing = missing_clips(directory, clips)
     if missing:
         raise UserError(
-            f"{directory}: {len(missing)} of {len(clip_set.clips)} clips are missing, first {missing[0]}: "
-            "rerun the step1_generate.py command that made the set; it renders only what is missing"
+            f"{directory}: {len(missing)} of {len(clips)} clips are missing, first {missing[0]}: rerun the "
+            f"step1_generate.py command that made the set{shards_of(directory, clips, missing)}; it renders only "
+            "what is missing"
         )
-    return clip_set
+    return ClipSet(directory, described["settings"], clips, frames)
+
+
+def read_manifests(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """clips.parquet and frames.parquet of a set; UserError if one is missing or damaged."""
+    return _read_parquet(directory / "clips.parquet"), _read_parquet(directory / "frames.parquet")
+
+
+def missing_clips(directory: Path, clips: pd.DataFrame) -> list[str]:
+    """Ids of the clips in a set's table that have no folder."""
+    return [clip for clip in clips["clip_id"] if not clip_directory(directory, clip).is_dir()]
+
+
+def shards_of(directory: Path, clips: pd.DataFrame, wanted: list[str]) -> str:
+    """Which shards have the clips `wanted`, in words; empty if the set was made by one process."""
+    return whose(directory, clips.index[clips["clip_id"].isin(wanted)].tolist())
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

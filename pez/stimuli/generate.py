@@ -1,5 +1,6 @@
 """Make a clip set on disk: conditions, physics, manifests, then the clips that are not there yet."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -10,10 +11,11 @@ import pandas as pd
 
 from constants import N_FRAMES
 from pez.errors import UserError, check_choice
-from pez.files import exclusive, fingerprint, read_json, remove_partial, write_json, write_parquet
+from pez.files import fingerprint, read_json, remove_partial, write_json, write_parquet
 from pez.runs import progress, provenance
+from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import KubricOptions, check_resolution, render_settings, resolve
-from pez.stimuli.clipset import FORMAT, clip_directory, frame_paths
+from pez.stimuli.clipset import FORMAT, clip_directory, frame_paths, missing_clips, read_manifests
 from pez.stimuli.conditions import START_POSITIONS, condition_table, grid_settings
 from pez.stimuli.manifests import manifests
 from pez.stimuli.physics import DEFAULT_PHYSICS
@@ -25,11 +27,12 @@ PNG_END = b"IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `write_clip_set` did."""
+    """What `write_clip_set` did: `clips` of the whole set, how many were made now, which are `missing` still."""
 
     directory: Path
     clips: pd.DataFrame
     rendered: int
+    missing: list[str]
 
 
 def set_settings(
@@ -58,28 +61,35 @@ def set_settings(
 
 
 def write_clip_set(
-    root: Path, settings: dict, limit: int | None = None, workers: int = 1, overwrite: bool = False
+    root: Path,
+    settings: dict,
+    limit: int | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+    shard: Shard = WHOLE,
 ) -> Outcome:
-    """Write (or finish) the clip set of `settings` under `root`; clips that are complete are kept.
+    """Write (or finish) the clip set of `settings` under `root`, or one shard of it; complete clips are kept.
 
     `limit` makes the first clips only; a later call without it goes on from there. Raises UserError if
     the folder holds a set made with other settings, or another run is writing to it.
     """
     _check_counts(limit, workers)
+    refuse_with_shards(shard, overwrite=overwrite)
     directory = Path(root) / settings["set"]
     conditions = condition_table(settings)
     make_folder(directory)
-    with exclusive(directory):
+    with holding(directory, shard):
         if overwrite:
             _clear(directory)
-        there = _clips_there(directory, settings)
-        conditions = conditions.head(len(conditions) if limit is None else max(limit, there))
-        clips, frames = manifests(conditions, settings)
-        _describe(directory, settings, clips, frames)
-        remove_partial(directory / "clips")
-        jobs = _missing(directory, clips, frames)
-        _render(directory, settings, jobs, len(clips), workers)
-    return Outcome(directory, clips, len(jobs))
+        with describing(directory, shard):
+            there = _clips_there(directory, settings)
+            conditions = conditions.head(len(conditions) if limit is None else max(limit, there))
+            clips, frames = _described(directory, settings, conditions, shard)
+        remove_partial(directory / "clips", shard.owner)
+        own = clips.iloc[own_share(range(len(clips)), *shard)]
+        jobs = _missing(directory, own, frames)
+        _render(directory, settings, jobs, len(own), workers, shard)
+    return Outcome(directory, clips, len(jobs), missing_clips(directory, clips))
 
 
 def clip_is_complete(set_directory: Path, clip_id: str, n_frames: int) -> bool:
@@ -116,7 +126,8 @@ def make_folder(directory: Path) -> None:
 def _clear(directory: Path) -> None:
     for name in ("clipset.json", "clips.parquet", "frames.parquet", "contact_sheet.png", "sample.gif"):
         (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / "clips", ignore_errors=True)
+    for name in ("clips", FOLDER):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _clips_there(directory: Path, settings: dict) -> int:
@@ -150,6 +161,20 @@ def _flat(settings: dict, prefix: str = "") -> dict:
     return flat
 
 
+def _described(
+    directory: Path, settings: dict, conditions: pd.DataFrame, shard: Shard
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both manifests of `conditions`, written; of several shards the first one simulates, the others read."""
+    if not shard.is_whole and (directory / "clipset.json").is_file():
+        with contextlib.suppress(UserError):  # missing or damaged: written anew
+            there = read_manifests(directory)
+            if all(set(table["clip_id"]) == set(conditions["clip_id"]) for table in there):
+                return there
+    clips, frames = manifests(conditions, settings)
+    _describe(directory, settings, clips, frames)
+    return clips, frames
+
+
 def _describe(directory: Path, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame) -> None:
     path = directory / "clipset.json"
     if not path.is_file():
@@ -169,10 +194,11 @@ def _missing(directory: Path, clips: pd.DataFrame, frames: pd.DataFrame) -> list
     return [{"clip_id": clip, "positions": np.asarray(places[clip]).tolist()} for clip in missing]
 
 
-def _render(directory: Path, settings: dict, jobs: list[dict], total: int, workers: int) -> None:
+def _render(directory: Path, settings: dict, jobs: list[dict], total: int, workers: int, shard: Shard) -> None:
     names = ("backend", "resolution", "camera", "look", "sampling")
     work = {
         "set_directory": str(directory.resolve()),
+        "owner": shard.owner,
         "ball_radius": settings["physics"]["ball_radius_m"],
         "render": {name: settings[name] for name in names},
     }

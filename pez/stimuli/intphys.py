@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pez.errors import UserError
+from pez.files import read_json
 from pez.runs import progress
 from pez.stimuli.clipset import even_indices
 
@@ -196,11 +197,12 @@ def _png_size(path: Path) -> tuple[int, int] | None:
 
 
 def _missing_scenes(root: Path, movies: list[_Movie], problems: list[Problem], stand_in: bool) -> list[Problem]:
-    """Scenes that a block lacks: of the archive's 01 to 30, or in a stand-in of those that another block has."""
+    """Scenes that a block lacks: of the archive's 01 to 30, or in a stand-in of those that it was to have."""
     there = {movie.key for movie in movies} | {problem.scene for problem in problems}
     blocks = [block for block in SUBTASKS if (block, None) not in there]  # an empty block has its line already
     names = {scene for _, scene in there if scene is not None}
-    expected = names if stand_in else {f"{number:02d}" for number in range(1, N_SCENES + 1)}
+    n_scenes = read_json(root / _STAND_IN_FILE).get("scenes_per_block", 0) if stand_in else N_SCENES
+    expected = {f"{number:02d}" for number in range(1, n_scenes + 1)} | (names if stand_in else set())
     found = []
     for block in blocks:
         own = {scene for name, scene in there if name == block}

@@ -1,6 +1,6 @@
 """The IntPhys stand-in on disk: scenes of this project's own making, in the layout of the public dev split.
 
-    <root>/STAND_IN.json, README.txt              that it is not IntPhys; settings, provenance
+    <root>/STAND_IN.json, README.txt              that it is not IntPhys; settings, provenance, scenes a block
     <root>/{O1,O2,O3}/{01..}/{1..4}/scene/scene_001.png ...
     <root>/{O1,O2,O3}/{01..}/{1..4}/status.json   {"header": {"is_possible": true|false}}
     <root>/{O1,O2,O3}/{01..}/stand_in.json        what happens in the scene, and where the movies were spliced
@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pez.errors import UserError
-from pez.files import exclusive, fingerprint, read_json, remove_partial, write_json, write_text
+from pez.files import fingerprint, read_json, remove_partial, write_json, write_text
 from pez.runs import progress, provenance
+from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import resolve
 from pez.stimuli.generate import make_folder, png_is_whole, refuse_difference
 from pez.stimuli.intphys import MOVIES, SUBTASKS
@@ -37,11 +38,12 @@ MAX_SCENES = 99
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `write_mini_set` did: `scenes` are all that are there, `rendered` how many were made now."""
+    """What `write_mini_set` did: all `scenes` of the set, how many were made now, which are `missing` still."""
 
     root: Path
     scenes: list[Scene]
     rendered: int
+    missing: list[int]
 
 
 def mini_settings(n_frames: int, movie_size: int, seed: int, backend: str = "auto") -> dict:
@@ -63,27 +65,36 @@ def mini_settings(n_frames: int, movie_size: int, seed: int, backend: str = "aut
 
 
 def write_mini_set(
-    root: Path, settings: dict, scenes_per_block: int, workers: int = 1, overwrite: bool = False
+    root: Path,
+    settings: dict,
+    scenes_per_block: int,
+    workers: int = 1,
+    overwrite: bool = False,
+    shard: Shard = WHOLE,
 ) -> Outcome:
-    """Write (or finish) the stand-in of `settings` at `root`; scenes that are whole are kept.
+    """Write (or finish) the stand-in of `settings` at `root`, or one shard of it; scenes that are whole are kept.
 
     More `scenes_per_block` than before adds scenes; fewer takes none away. Raises UserError if the folder
     holds a stand-in made with other settings, or movies that are not a stand-in at all.
     """
     _check_range("--scenes-per-block", scenes_per_block, 1, MAX_SCENES)
     _check_range("--workers", workers, 1, None)
+    refuse_with_shards(shard, overwrite=overwrite)
     root = Path(root)
     _refuse_others_movies(root)
     make_folder(root)
-    with exclusive(root):
-        if overwrite:
-            _clear(root)
-        count = max(scenes_per_block, _scenes_there(root, settings))
-        _describe(root, settings)
+    with holding(root, shard):
+        with describing(root, shard):
+            if overwrite:
+                _clear(root)
+            count = max(scenes_per_block, _scenes_there(root, settings))
+            _describe(root, settings, count)
         scenes = [draw_scene(block, n, settings["seed"]) for block in SUBTASKS for n in range(1, count + 1)]
-        missing = _missing(root, scenes, settings)
-        _render(root, settings, missing, len(scenes), workers)
-    return Outcome(root, scenes, len(missing))
+        own = own_share(scenes, *shard)
+        todo = _todo(root, own, settings, shard)
+        _render(root, settings, todo, len(own), workers, shard)
+    missing = [number for number, scene in enumerate(scenes) if not (root / scene.scene_id).is_dir()]
+    return Outcome(root, scenes, len(todo), missing)
 
 
 def _check_range(flag: str, value: int, low: int, high: int | None) -> None:
@@ -104,31 +115,38 @@ def _refuse_others_movies(root: Path) -> None:
 def _clear(root: Path) -> None:
     for path in (*preview_files(root), root / "README.txt"):
         path.unlink(missing_ok=True)
-    for block in SUBTASKS:
-        shutil.rmtree(root / block, ignore_errors=True)
+    for name in (*SUBTASKS, FOLDER):
+        shutil.rmtree(root / name, ignore_errors=True)
     (root / "STAND_IN.json").unlink(missing_ok=True)  # last: without it the movies would count as IntPhys
 
 
 def _scenes_there(root: Path, settings: dict) -> int:
-    """The highest scene number in the folder, 0 if none; UserError if its settings differ."""
+    """Scenes a block in the folder, or begun there, 0 if none; UserError if its settings differ."""
     if not (root / "STAND_IN.json").is_file():
         return 0
-    refuse_difference(root, read_json(root / "STAND_IN.json")["settings"], settings)
+    described = read_json(root / "STAND_IN.json")
+    refuse_difference(root, described["settings"], settings)
     names = [path.name for block in SUBTASKS for path in (root / block).glob("*")]
-    return max([int(name) for name in names if re.fullmatch(r"\d\d", name)], default=0)
+    numbers = [int(name) for name in names if re.fullmatch(r"\d\d", name)]
+    return max([described.get("scenes_per_block", 0), *numbers])
 
 
-def _describe(root: Path, settings: dict) -> None:
-    if not (root / "STAND_IN.json").is_file():
+def _describe(root: Path, settings: dict, scenes_per_block: int) -> None:
+    path = root / "STAND_IN.json"
+    if path.is_file():
+        described = read_json(path)
+    else:
         described = {"notice": NOTICE, "format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings)}
-        write_json(root / "STAND_IN.json", {**described, "provenance": provenance()})
+        described["provenance"] = provenance()
+    if described.get("scenes_per_block") != scenes_per_block:
+        write_json(path, {**described, "scenes_per_block": scenes_per_block})
     write_text(root / "README.txt", f"{NOTICE}\n\n{(__doc__ or '').strip()}\n")
 
 
-def _missing(root: Path, scenes: list[Scene], settings: dict) -> list[Scene]:
+def _todo(root: Path, scenes: list[Scene], settings: dict, shard: Shard) -> list[Scene]:
     """Scenes that are not whole; what is there of them, and what killed runs left, is removed."""
     for block in SUBTASKS:
-        remove_partial(root / block)
+        remove_partial(root / block, shard.owner)
     missing = [scene for scene in scenes if not _is_whole(root / scene.scene_id, settings["n_frames"])]
     for scene in missing:
         shutil.rmtree(root / scene.scene_id, ignore_errors=True)
@@ -141,10 +159,11 @@ def _is_whole(folder: Path, n_frames: int) -> bool:
     return all(path.is_file() and path.stat().st_size for path in files) and all(map(png_is_whole, frames))
 
 
-def _render(root: Path, settings: dict, scenes: list[Scene], total: int, workers: int) -> None:
+def _render(root: Path, settings: dict, scenes: list[Scene], total: int, workers: int, shard: Shard) -> None:
     work = {
         "task": "intphys_mini",
         "set_directory": str(root.resolve()),
+        "owner": shard.owner,
         "n_frames": settings["n_frames"],
         "resolution": settings["movie_size"],
     }

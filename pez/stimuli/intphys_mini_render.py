@@ -56,12 +56,13 @@ class SceneTask:
 
     def __init__(self, work: dict):
         self._root, self._n_frames, self._resolution = Path(work["set_directory"]), work["n_frames"], work["resolution"]
+        self._owner = work.get("owner", "")
 
     def write(self, job: dict) -> str:
         """Render one scene and move its folder into place; returns its id."""
         scene = scene_from(job["scene"])
         possible = render_possible(scene, self._n_frames, self._resolution)
-        write_scene(self._root, scene, possible, splice_frame(scene, *possible))
+        write_scene(self._root, scene, possible, splice_frame(scene, *possible), self._owner)
         return job["clip_id"]
 
     def close(self) -> None:
@@ -105,10 +106,13 @@ def spliced(first: Movie, second: Movie, frame: int) -> dict[str, list[bytes]]:
     }
 
 
-def write_scene(root: Path, scene: Scene, possible: tuple[Movie, Movie], frame: int) -> None:
-    """Write the four movies of a scene in the public layout, and beside them how they were made."""
+def write_scene(root: Path, scene: Scene, possible: tuple[Movie, Movie], frame: int, owner: str = "") -> None:
+    """Write the four movies of a scene in the public layout, and beside them how they were made.
+
+    `owner` as in `pez.files.atomic_path`.
+    """
     movies = spliced(*possible, frame)
-    with atomic_path(root / scene.scene_id) as folder:
+    with atomic_path(root / scene.scene_id, owner) as folder:
         for number, made in zip(MOVIES, scene.order, strict=True):
             _write_movie(folder / number, movies[made], made.startswith("P"))
         facts = {"splice_frame": frame + 1, "movies": dict(zip(MOVIES, scene.order, strict=True)), **asdict(scene)}

@@ -3,7 +3,7 @@
 It reads one JSON line that describes the work, then one line a clip, and answers each on what was its
 standard output (renderers print there, so theirs is sent to standard error):
 
-    {"set_directory": ..., "ball_radius": ..., "render": {...}, "threads": ...}      -> {"ready": true}
+    {"set_directory": ..., "owner": ..., "ball_radius": ..., "render": {...}, "threads": ...}      -> {"ready": true}
     {"clip_id": ..., "positions": [[x, y, z], ...]}                  -> {"done": clip_id}
 
 A first line with "task": "intphys_mini" is for intphys_mini_render.py, which says what its lines hold.
@@ -23,10 +23,10 @@ from pez.stimuli.backends import ball_renderer
 from pez.stimuli.clipset import clip_directory, frame_paths
 
 
-def write_clip(renderer, set_directory: Path, job: dict) -> str:
-    """Render one clip and move its folder into place whole; returns the clip's id."""
+def write_clip(renderer, set_directory: Path, job: dict, owner: str = "") -> str:
+    """Render one clip and move its folder into place whole; returns the clip's id. `owner`: see `atomic_path`."""
     frames = renderer.clip(job["positions"])
-    with atomic_path(clip_directory(set_directory, job["clip_id"])) as folder:
+    with atomic_path(clip_directory(set_directory, job["clip_id"]), owner) as folder:
         folder.mkdir()
         for path, frame in zip(frame_paths(set_directory, job["clip_id"], len(frames)), frames, strict=True):
             Image.fromarray(frame).save(folder / path.name)
@@ -37,12 +37,12 @@ class BallTask:
     """Renders clips of a ball set with one renderer."""
 
     def __init__(self, work: dict):
-        self._set_directory = Path(work["set_directory"])
+        self._set_directory, self._owner = Path(work["set_directory"]), work.get("owner", "")
         self._renderer = ball_renderer(work["render"], work["ball_radius"], work.get("threads", 1))
 
     def write(self, job: dict) -> str:
         """Write one clip; returns its id."""
-        return write_clip(self._renderer, self._set_directory, job)
+        return write_clip(self._renderer, self._set_directory, job, self._owner)
 
     def close(self) -> None:
         """Free the renderer."""
