@@ -6,6 +6,7 @@
 Reads artifacts/data/{velocity,acceleration} (or --clips DIR) and writes one feature store a set under
 --output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
 A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny --weights random.
+--num-shards 8 --shard-index 0 writes an eighth of each store; the others run anywhere over a shared folder, any time.
 --control adds stores of the same clips for an encoder that knows nothing, under --output-root/controls
 (pez/encoder/controls.py); step 3 draws them with the main curve.
 """
@@ -22,6 +23,7 @@ from pez.encoder.loading import Encoder
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.sources import ClipSource, ball_source, folder_source
 from pez.errors import UserError
+from pez.shards import add_shard_arguments, check_shard, whose
 from pez.store import CAPTURES
 
 BALL_SETS = ("velocity", "acceleration")
@@ -45,6 +47,7 @@ def make_parser() -> Parser:
     parser.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="further passes, as controls")
     parser.add_argument("--control-seeds", type=int, default=3, help="random encoders of --control random_weights")
     add_encoder_arguments(parser)
+    add_shard_arguments(parser)
     return parser
 
 
@@ -63,6 +66,7 @@ def find_sources(args) -> list[ClipSource]:
 
 
 def main(args) -> None:
+    check_shard(args.num_shards, args.shard_index)
     sources = find_sources(args)
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
@@ -85,9 +89,12 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
         poolings=args.pooling,
         overwrite=args.overwrite,
         reuse_existing=args.reuse_existing,
+        shard=check_shard(args.num_shards, args.shard_index),
         **{**pass_options(args), **changes},
     )
     print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
+    if missing := store.missing_shards():
+        print(f"  {len(missing)} of the shards are still to come{whose(store.directory, missing)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
 
 State h_0 is the patch embedding and h_{i+1} the output of block i. `resid_pre` layer i is h_i and
 `resid_post` layer i is h_{i+1}: two views of the same depth + 1 states. Shards make resuming, several
-GPUs and several machines the same thing: a shard is done when its file exists.
+GPUs and several machines the same thing: a shard is done when its file exists. (With --num-shards N, process I writes
+every N-th of these files.)
 """
 
 import errno
@@ -27,6 +28,7 @@ from safetensors.torch import save_file
 from pez.errors import UserError, check_choice
 from pez.files import atomic_path, fingerprint, read_json, remove_partial, write_json, write_parquet
 from pez.runs import provenance
+from pez.shards import WHOLE, Shard, own_share, whose
 
 CAPTURES = ("resid_pre", "resid_post")
 TRANSFORM_NAMES = (
@@ -58,17 +60,21 @@ class FeatureStore:
     """Features of one clip set. Use `FeatureStore.plan` to write and `FeatureStore.open` to read.
 
     Attributes: `directory`; `settings` (what made the features: model, weights_sha256, captures, poolings,
-    transform, depth, width, clip_set, ...); `clips` (the clip table with `shard` and `row`).
+    transform, depth, width, clip_set, ...); `clips` (the clip table with `shard` and `row`); `writer`, the share of
+    the store's shards that this process writes (pez/shards.py; by default all).
     """
 
-    def __init__(self, directory: Path, settings: dict, clips: pd.DataFrame):
+    def __init__(self, directory: Path, settings: dict, clips: pd.DataFrame, writer: Shard = WHOLE):
         self.directory = directory
         self.settings = settings
         self.clips = clips
+        self.writer = writer
 
     @classmethod
-    def plan(cls, directory, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame | None) -> "FeatureStore":
-        """Start or go on with a store of these settings and clips.
+    def plan(
+        cls, directory, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame | None, writer: Shard = WHOLE
+    ) -> "FeatureStore":
+        """Start or go on with a store of these settings and clips, to write all of it or one `writer`'s share.
 
         Raises UserError, naming the first setting that differs, if the folder holds other features.
         """
@@ -78,9 +84,10 @@ class FeatureStore:
         clips["row"] = clips.index % settings["shard_clips"]
         if (directory / "features.json").is_file():
             _refuse_difference(directory, read_json(directory / "features.json")["settings"], settings)
-            remove_partial(directory / "shards")
-            store = cls(directory, settings, clips)
-            write_parquet(directory / "clips.parquet", clips)
+            remove_partial(directory / "shards", writer.owner)
+            store = cls(directory, settings, clips, writer)
+            if not _holds_table(directory / "clips.parquet", clips):
+                write_parquet(directory / "clips.parquet", clips)
             store._remove_stale_shards()
             return store
         if frames is not None:
@@ -88,7 +95,7 @@ class FeatureStore:
         write_parquet(directory / "clips.parquet", clips)
         described = {"settings": settings, "fingerprint": fingerprint(settings), "provenance": provenance()}
         write_json(directory / "features.json", described)
-        return cls(directory, settings, clips)
+        return cls(directory, settings, clips, writer)
 
     @classmethod
     def open(cls, directory) -> "FeatureStore":
@@ -104,8 +111,8 @@ class FeatureStore:
         missing = store.missing_shards()
         if missing:
             raise UserError(
-                f"{directory}: {len(missing)} of {store.n_shards} shards are missing (first {missing[0]}): "
-                "rerun the step2_extract.py command that made it; it extracts only what is missing"
+                f"{directory}: {len(missing)} of {store.n_shards} shards are missing (first {missing[0]}): rerun the "
+                f"step2_extract.py command that made it{whose(directory, missing)}; it extracts only what is missing"
             )
         return store
 
@@ -137,6 +144,10 @@ class FeatureStore:
         """Shards that are not on disk yet."""
         return [shard for shard in range(self.n_shards) if not self.shard_path(shard).is_file()]
 
+    def own_shards(self) -> list[int]:
+        """Shards that this store's `writer` writes."""
+        return own_share(range(self.n_shards), *self.writer)
+
     def clips_of(self, shard: int) -> pd.DataFrame:
         """Rows of `clips` in one shard, in row order."""
         return self.clips[self.clips["shard"] == shard].sort_values("row")
@@ -148,7 +159,7 @@ class FeatureStore:
 
     def _remove_stale_shards(self) -> None:
         """Remove shards of clips whose frames have changed since, so that they are made again."""
-        there = [shard for shard in range(self.n_shards) if self.shard_path(shard).is_file()]
+        there = [shard for shard in self.own_shards() if self.shard_path(shard).is_file()]
         stale = [shard for shard in there if _metadata(self.shard_path(shard)) != self._fingerprint(shard)]
         for shard in stale:
             self.shard_path(shard).unlink()
@@ -172,7 +183,7 @@ class FeatureStore:
                 )
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         metadata = {"fingerprint": self._fingerprint(shard)}  # one entry: several have no fixed order on disk
-        with atomic_path(self.shard_path(shard)) as temporary:
+        with atomic_path(self.shard_path(shard), self.writer.owner) as temporary:
             try:
                 save_file(contiguous, temporary, metadata=metadata)
             except SafetensorError as error:
@@ -266,6 +277,13 @@ def _refuse_difference(directory: Path, there: dict, wanted: dict) -> None:
                 f"{directory} holds features made with {key} = {there.get(key)!r}, now asked for {wanted.get(key)!r}: "
                 "choose another folder for the features, or replace these with --overwrite"
             )
+
+
+def _holds_table(path: Path, table: pd.DataFrame) -> bool:
+    try:
+        return pd.read_parquet(path).equals(table)
+    except (FileNotFoundError, ValueError, OSError):  # missing or damaged
+        return False
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +16,14 @@ from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, normalise
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
-from pez.files import exclusive, fingerprint_of_files, read_json
+from pez.files import fingerprint_of_files, read_json
 from pez.runs import progress
+from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
 from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
+HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 
 
 def extract_features(
@@ -38,11 +41,13 @@ def extract_features(
     workers: int | None = None,
     overwrite: bool = False,
     reuse_existing: bool = False,
+    shard: Shard = WHOLE,
+    finish: bool = False,
 ) -> FeatureStore:
-    """Encode every clip of `source` and store its pooled residual states under `directory`.
+    """Encode every clip of `source`, or a share of them, and store their pooled residual states under `directory`.
 
     Goes on where a killed run of the same settings stopped; what it then holds is identical to an
-    undisturbed run, because batches never cross shards.
+    undisturbed run, because batches never cross the store's shards. Given a share, the result may be incomplete.
 
     Args:
         captures: resid_pre, resid_post or both.
@@ -55,26 +60,41 @@ def extract_features(
         workers: decoding processes (default 1 on a CPU, up to 16 on a GPU; 0: decode in this process).
         overwrite: replace what the folder holds.
         reuse_existing: be content with a complete store that holds these captures and poolings among others.
+        shard: the share of this process (pez/shards.py).
+        finish: after its own share do the others' in turn, waiting for those that are at work, so that the result is
+            complete.
 
     Raises:
         UserError: the folder holds other features or another run writes to it; a clip cannot be read.
     """
+    refuse_with_shards(shard, overwrite=overwrite)
     directory = Path(directory)
     settings = store_settings(encoder, source, captures, poolings, transform, frame_order, dtype, store_dtype)
-    with exclusive(directory):
-        if overwrite:
-            _clear(directory)
-        clips = with_content(source)
-        if reuse_existing and not overwrite and _holds(directory, settings, clips):
+    for writer in _in_turn(shard) if finish else [shard]:
+        with holding(directory, writer):
+            if overwrite:
+                _clear(directory)
+            clips = with_content(source)
+            with describing(directory, writer):
+                if reuse_existing and not overwrite and _holds(directory, settings, clips):
+                    return FeatureStore.open(directory)
+                store = FeatureStore.plan(directory, settings, clips, source.frames, writer)
+            _fill(store, encoder, source, batch_size, workers)
+        if not store.missing_shards():
             return FeatureStore.open(directory)
-        store = FeatureStore.plan(directory, settings, clips, source.frames)
-        _fill(store, encoder, source, batch_size, workers)
-    return FeatureStore.open(directory)
+    return store
+
+
+def _in_turn(shard: Shard) -> list[Shard]:
+    """All shards, this one first."""
+    return [Shard(shard.count, (shard.index + step) % shard.count) for step in range(shard.count)]
 
 
 def with_content(source: ClipSource) -> pd.DataFrame:
     """The source's clip table with `content`, a hash of every clip's frames."""
-    return source.clips.assign(content=[fingerprint_of_files(source.paths[clip]) for clip in source.clips["clip_id"]])
+    paths = [source.paths[clip] for clip in source.clips["clip_id"]]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return source.clips.assign(content=list(pool.map(fingerprint_of_files, paths)))
 
 
 def store_settings(
@@ -112,14 +132,17 @@ def store_settings(
 def _clear(directory: Path) -> None:
     for name in ("features.json", "clips.parquet", "frames.parquet"):
         (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / "shards", ignore_errors=True)
+    for name in ("shards", FOLDER):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
-    """Whether a store there was made the same way of the same frames, with the wanted captures and poolings."""
+    """Whether a store there was made the same way of the same frames, with the wanted captures, poolings and more."""
     if not (directory / "features.json").is_file():
         return False
     there = read_json(directory / "features.json")["settings"]
+    if there == wanted:
+        return False  # it may be incomplete: whoever plans it goes on with it
     several = ("captures", "poolings")
     same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
     columns = ["clip_id", "content"]
@@ -129,13 +152,15 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
 
 
 def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size, workers) -> None:
-    missing = store.missing_shards()
+    own = set(store.own_shards())
+    missing = [shard for shard in store.missing_shards() if shard in own]
+    n_own = int(store.clips["shard"].isin(own).sum())
     on_gpu = encoder.device.type == "cuda"
     batch_size = batch_size or (16 if on_gpu else 2)
     shards = [store.clips_of(shard)["clip_id"].tolist() for shard in missing]
     with progress(
-        total=len(store.clips),
-        initial=len(store.clips) - sum(map(len, shards)),
+        total=n_own,
+        initial=n_own - sum(map(len, shards)),
         description=f"{store.name}: {encoder.model}, {encoder.weights_label}",
         unit="clip",
     ) as bar:
