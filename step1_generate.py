@@ -16,7 +16,6 @@ split, with STAND_IN.json, a contact sheet and a GIF a block beside them. They a
 IntPhys. The step_intphys scripts read them with --intphys-root ./artifacts/intphys_mini/dev.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import pez.stimuli.inside_blender  # noqa: F401 - before anything that a Blender
 from constants import DATA_DIR, INTPHYS_MINI_ROOT, RESOLUTION, STIMULUS_GRIDS, STIMULUS_SEED
 from pez.cli import Parser, run_script
 from pez.errors import UserError
+from pez.machine import available_cores
 from pez.shards import Shard, add_shard_arguments, check_shard, whose
 from pez.stimuli.backends import BACKENDS, CYCLES_DEVICES, KubricOptions
 from pez.stimuli.clipset import read_clip_set, shards_of
@@ -50,7 +50,7 @@ def parser() -> Parser:
     parser.add_argument("--samples-per-pixel", type=int, default=kubric.samples_per_pixel, help="of kubric")
     parser.add_argument("--cycles-device", default=kubric.cycles_device, choices=CYCLES_DEVICES, help="of kubric")
     parser.add_argument("--full-frame", action="store_true", help="kubric: render all pixels of every frame")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="render processes")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="render processes")
     parser.add_argument("--output-root", type=Path, default=None, help=f"instead of {DATA_DIR}, or {INTPHYS_MINI_ROOT}")
     parser.add_argument(
         "--start-positions",

@@ -1,6 +1,5 @@
 """Clips to per-layer features: one encoder pass serves every capture and every pooling."""
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, normalise
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
 from pez.files import fingerprint_of_files, read_json
+from pez.machine import available_cores
 from pez.runs import progress
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
 from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
@@ -188,7 +188,7 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
         start = end
     on_gpu = encoder.device.type == "cuda"
     if workers is None:
-        workers = min(16, os.cpu_count() or 1) if on_gpu else 1
+        workers = min(16, available_cores()) if on_gpu else 1
     dataset = ClipDataset(
         source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.spec.resolution
     )

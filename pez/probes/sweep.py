@@ -17,7 +17,6 @@ lock inside its operators); a GPU solves as many problems at once as its memory 
 
 import collections
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
+from pez.machine import available_cores
 from pez.probes.problems import (  # noqa: F401  (the sweep's public face)
     LOSSES,
     NORM_MODES,
@@ -98,11 +98,6 @@ def solve(
         return
     for batch in _batches(problems, _device_bytes(device, memory_gib)):
         yield from _solve_batch(batch, **options)
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _solve_on_cpu(problems, threads: int, options: dict) -> Iterator[SweepResult]:

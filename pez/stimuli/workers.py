@@ -6,7 +6,6 @@ interpreter, and starting one may take long, so it renders many clips.
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from pez.errors import UserError
+from pez.machine import available_cores
 from pez.stimuli.backends import renders_anywhere, worker_command
 from pez.stimuli.programs import environment
 from pez.stimuli.worker import open_task
@@ -93,7 +93,7 @@ class _Pool:
     """Threads that each feed one worker process from a shared queue of jobs."""
 
     def __init__(self, work: dict, jobs: Sequence[dict], workers: int):
-        self._work = {**work, "threads": max(1, (os.cpu_count() or 1) // workers)}
+        self._work = {**work, "threads": max(1, available_cores() // workers)}
         self._command, self._count = worker_command(work), len(jobs)
         self._jobs, self._results = queue.SimpleQueue(), queue.SimpleQueue()
         for job in jobs:
