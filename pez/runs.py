@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import pez
+from pez.reports import VARIABLE as REPORT
+from pez.reports import ReportingBar
 
 _LIBRARIES = ("numpy", "torch", "transformers", "pandas", "pybullet")
 
@@ -45,9 +48,13 @@ def provenance() -> dict:
 
 
 def progress(iterable=None, *, total: int | None = None, description: str = "", unit: str = "it", initial: int = 0):
-    """A tqdm bar on standard error; in a log file it prints a line every ten seconds instead of redrawing."""
+    """A tqdm bar on standard error; in a log file it prints a line every ten seconds instead of redrawing.
+
+    In a shard that launch.py started it also reports to it.
+    """
     interactive = sys.stderr.isatty()
-    return tqdm(
+    bar = ReportingBar if os.environ.get(REPORT) else tqdm
+    return bar(
         iterable,
         total=total,
         desc=description,

@@ -1,0 +1,63 @@
+"""One display for all shards of a launch: their reports (pez/reports.py), added up."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pez.runs import progress
+
+
+def report_path(folder: Path, index: int) -> Path:
+    """Report of shard `index` of a launch."""
+    return folder / "reports" / f"shard_{index}.json"
+
+
+class Display:
+    """One bar for the shards that are done, and one for each kind of work in them."""
+
+    def __init__(self, name: str, folder: Path, count: int):
+        self._paths = [report_path(folder, index) for index in range(count)]
+        self._shards = progress(total=count, description=f"{name}: done", unit="shard")
+        self._bars: dict[tuple[str, int], tqdm] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for bar in (*self._bars.values(), self._shards):
+            bar.close()
+
+    def update(self, done: int) -> None:
+        """Read every report and redraw; `done` shards are complete."""
+        for key, (so_far, total, unit) in added_up(map(_read, self._paths)).items():
+            if key not in self._bars:
+                self._bars[key] = progress(total=total, description=key[0], unit=unit, initial=so_far)
+            bar = self._bars[key]
+            bar.total = total
+            bar.update(so_far - bar.n)  # backwards where a shard starts again
+        self._shards.update(done - self._shards.n)
+
+
+def added_up(reports: Sequence[list]) -> dict[tuple[str, int], tuple[int, int, str]]:
+    """(done, total, unit) of each kind of work over all shards' reports.
+
+    A kind is a description and which time it comes in its shard: two passes may be called the same.
+    """
+    found: dict[tuple[str, int], tuple[int, int, str]] = {}
+    for report in reports:
+        times: dict[str, int] = {}
+        for description, done, total, unit in report:
+            key = (description, times.get(description, 0))
+            times[description] = key[1] + 1
+            before = found.get(key, (0, 0, unit))
+            found[key] = (before[0] + done, before[1] + (total or 0), unit)
+    return found
+
+
+def _read(path: Path) -> list:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the shard has not begun
+        return []
