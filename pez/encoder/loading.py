@@ -227,6 +227,17 @@ def _random_module(spec: ModelSpec, seed: int) -> nn.Module:
     return encoder
 
 
+def encoder_from_state(
+    state: dict[str, torch.Tensor], model: str, spec: ModelSpec, label: str, device: torch.device
+) -> Encoder:
+    """A frozen encoder with tensors under transformers' names, copied; `label` is what figures call its weights."""
+    encoder = _blank(spec)
+    encoder.load_state_dict(
+        {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}, assign=True
+    )
+    return _finished(encoder, spec, model, label, None, device)
+
+
 def random_encoder(model: str, spec: ModelSpec, seed: int, device: torch.device) -> Encoder:
     """An encoder of these sizes with random weights, initialised as the original is."""
     return _finished(_random_module(spec, seed), spec, model, f"random weights (seed {seed})", None, device)

@@ -1,0 +1,1 @@
+"""Training a small V-JEPA 2 from videos made on the fly."""

@@ -1,0 +1,74 @@
+"""Multi-block masks of V-JEPA 2: blocks in space, kept through all tubelets, hide what is to be predicted.
+
+The visible tokens are the context, all others the targets (Bardes et al. 2024, section 3; Assran et al. 2025). One
+mask serves a whole batch, so every clip has as many context tokens without any being dropped, and RoPE's
+rotations are computed once.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+ASPECTS = (0.75, 1.5)
+
+
+@dataclass(frozen=True)
+class MaskKind:
+    """How one mask is drawn: `n_blocks` blocks of `area` of the frame each; context from the first tubelets only."""
+
+    name: str
+    n_blocks: int
+    area: float
+    context_share: float = 1.0  # of the tubelets that context may come from, the first ones
+
+
+# the two kinds of V-JEPA 2, and one whose context ends early: what follows has to be extrapolated
+KINDS = (
+    MaskKind("short_range", 8, 0.15),
+    MaskKind("long_range", 2, 0.7),
+    MaskKind("future", 4, 0.15, context_share=0.5),
+)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Token indices, time-major, then rows, then columns: `context` [c] that the encoder sees, `target` [t] to be predicted."""
+
+    context: torch.Tensor
+    target: torch.Tensor
+
+
+def draw_mask(
+    kind: MaskKind, tubelets: int, side: int, generator: torch.Generator, asked: float = 1.0, least: float = 0.05
+) -> Mask:
+    """A mask over `tubelets` x `side` x `side` tokens, drawn again while context is less than `least` of all tokens.
+
+    `asked` is the share of the hidden tokens that are predicted, chosen at random: fewer cost less.
+    """
+    while True:
+        hidden = torch.zeros(tubelets, side, side, dtype=torch.bool)
+        for _ in range(kind.n_blocks):
+            top, left, height, width = _block(kind.area, side, generator)
+            hidden[:, top : top + height, left : left + width] = True
+        hidden[max(1, round(kind.context_share * tubelets)) :] = True
+        context = torch.nonzero(~hidden.flatten())[:, 0]
+        if least * hidden.numel() <= len(context) < hidden.numel():
+            return Mask(context.to(generator.device), _some(torch.nonzero(hidden.flatten())[:, 0], asked, generator))
+
+
+def _some(tokens: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """A random share of the token indices, in order, on the generator's device."""
+    order = torch.randperm(len(tokens), generator=generator, device=generator.device)
+    kept = order[: max(1, round(share * len(tokens)))]
+    return tokens.to(generator.device)[kept.sort().values]
+
+
+def _block(area: float, side: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height, width of one block, in patches."""
+    draws = torch.rand(3, generator=generator, device=generator.device).tolist()
+    aspect = math.exp(math.log(ASPECTS[0]) + draws[0] * math.log(ASPECTS[1] / ASPECTS[0]))
+    height = min(side, max(1, round(side * math.sqrt(area * aspect))))
+    width = min(side, max(1, round(side * math.sqrt(area / aspect))))
+    top, left = (int(draw * (side - length + 1)) for draw, length in zip(draws[1:], (height, width)))
+    return top, left, height, width
