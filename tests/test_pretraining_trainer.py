@@ -78,7 +78,7 @@ def test_a_collapse_stops_the_run_and_keeps_what_was_saved(tmp_path):
 def test_the_loss_falls(tmp_path):
     Trainer(replace(SMALL, steps=40, warmup=10), tmp_path, CPU).run(every=20)
     log = pd.read_csv(tmp_path / "log.csv")
-    assert log["loss"].tail(5).mean() < 0.8 * log["loss"].head(5).mean()
+    assert log["loss"].tail(5).mean() < 0.9 * log["loss"].head(5).mean()
     assert log["effective_rank"].dropna().min() > 10
 
 

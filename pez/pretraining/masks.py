@@ -33,7 +33,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Mask:
-    """Token indices, time-major, then rows, then columns: `context` [c] that the encoder sees, `target` [t] to be predicted."""
+    """Indices of tokens (time-major, then rows, then columns): `context` [c] is seen, `target` [t] to be predicted."""
 
     context: torch.Tensor
     target: torch.Tensor

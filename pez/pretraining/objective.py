@@ -1,8 +1,9 @@
 """V-JEPA 2's objective: predict, in latent space, what a slowly following copy of the encoder makes of hidden tokens.
 
-The context encoder sees the visible tokens only; the predictor gets its output and a mask token for every hidden place;
-the target is the output of the target encoder (an exponential moving average of the context encoder), layer-normalised, of
-the whole clip; the loss is their mean absolute difference. transformers' VJEPA2Model gives the modules.
+The context encoder sees the visible tokens only; the predictor gets its output and a mask token for every hidden
+place; the target is the layer-normalised output, for the whole clip, of the target encoder (an exponential moving
+average of the context encoder); the loss is their mean absolute difference (Bardes et al. 2024; Assran et al. 2025).
+transformers' VJEPA2Model gives the modules.
 """
 
 import copy
@@ -49,7 +50,7 @@ class JEPA(nn.Module):
 
     @torch.no_grad()
     def encode_targets(self, clips: torch.Tensor) -> torch.Tensor:
-        """Output of the target encoder for normalised clips, float32 [B, tokens, width]; the loss wants it normalised."""
+        """Output of the target encoder for normalised clips, float32 [B, tokens, width], not yet layer-normalised."""
         return self.target_encoder(clips).last_hidden_state.float()
 
     def context(self, embedded: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -80,6 +81,6 @@ class JEPA(nn.Module):
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Move the target encoder towards the context encoder: target = momentum * target + (1 - momentum) * context."""
+        """Move the target encoder towards the context encoder, of which it takes a share of 1 - momentum."""
         for slow, fast in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             slow.lerp_(fast, 1 - momentum)

@@ -118,8 +118,8 @@ class Trainer:
         measured = spread(tokens[:: max(1, len(tokens) // DIAGNOSED_TOKENS)])
         if self.step >= self.settings.warmup and has_collapsed(measured):
             raise UserError(
-                f"the targets collapsed at step {self.step} (standard deviation {measured['target_std']:.2g}, effective "
-                f"rank {measured['effective_rank']:.1f}): start anew with a lower --learning-rate or another --seed"
+                f"the targets collapsed at step {self.step} (standard deviation {measured['target_std']:.2g}, "
+                f"effective rank {measured['effective_rank']:.1f}): start anew with a lower --learning-rate or another --seed"
             )
         return measured
 

@@ -1,9 +1,9 @@
 """Training videos made on the fly, on the training device: textured shapes that move over textured backgrounds.
 
 Everything is drawn anew for every clip: number, outline, size, colour, texture and spin of the shapes, the background,
-a drifting camera, brightness and its drift, and the motion: constant velocity, constant acceleration, or elastic bounces
-off the frame's border, in any direction. It is flat drawing, no renderer: no clip shows a probing set's scene, and
-directions and speeds are continuous, not the grid of the probing sets.
+a drifting camera, brightness and its drift, and the motion: constant velocity, constant acceleration, or elastic
+bounces off the frame's border, in any direction. It is flat drawing, no renderer: no clip shows a probing set's scene,
+and directions and speeds are continuous, not the grid of the probing sets.
 """
 
 import math
