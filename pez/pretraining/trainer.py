@@ -119,7 +119,8 @@ class Trainer:
         if self.step >= self.settings.warmup and has_collapsed(measured):
             raise UserError(
                 f"the targets collapsed at step {self.step} (standard deviation {measured['target_std']:.2g}, "
-                f"effective rank {measured['effective_rank']:.1f}): start anew with a lower --learning-rate or another --seed"
+                f"effective rank {measured['effective_rank']:.1f}): start anew with a lower --learning-rate or "
+                "another --seed"
             )
         return measured
 
