@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from pez.errors import UserError
 from pez.probes.intphys_folds import check_n_folds, inner_split, scene_folds
 from pez.probes.intphys_intervals import BOOTSTRAPPED, interval_rows, movie_scores
-from pez.probes.intphys_scores import METRICS, scene_margins, score_folds, score_movies, score_rows
+from pez.probes.intphys_scores import METRICS, score_folds, score_movies, score_rows
 
 
 def noisy(n_scenes=10, seed=0):
@@ -70,12 +70,6 @@ def test_near_ties_are_counted_but_not_halved():
     table.loc[close, "score"] = 0.001
     scores = score_movies(table)
     assert (scores["relative_accuracy"], scores["n_ties"], scores["n_near_ties"]) == (1.0, 0, 3)
-
-
-def test_margins_name_their_scene():
-    margins = scene_margins(noisy())
-    assert len(margins) == 30
-    assert not margins.duplicated(["block", "scene"]).any()
 
 
 def test_rows_by_sub_task_and_spread_over_folds():
@@ -180,7 +174,7 @@ def test_pooled_scores_are_those_of_all_movies_and_fold_scales_do_not_matter():
 def test_the_bootstrap_counts_the_ties_that_the_scores_count():
     table = out_of_fold_table(n_layers=1)
     scores = movie_scores(table)
-    score = np.where(scores.possible, scores.score, -scores.score)[0]
+    score = np.where(scores.possible, scores.score[0], -scores.score[0])[0]
     margins = pd.Series(score).groupby(scores.scene).sum().abs()
     assert (margins <= 1e-5).sum() == score_folds(table).set_index("subtask").loc["overall", "n_ties"] >= 2
 

@@ -20,7 +20,7 @@ are counted too (`n_near_ties`): their share says how much of a relative accurac
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from pez.probes.bootstrap import TIE_TOLERANCE
 from pez.stimuli.intphys import SUBTASKS
@@ -47,26 +47,20 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
     """
     scores = table["score"].to_numpy(dtype=np.float64)
     possible = table["possible"].to_numpy(dtype=bool)
+    scene, n_scenes = _scene_numbers(table)
     tolerance, near = tolerances(table) if limits is None else limits
-    margins = scene_margins(table)["margin"].to_numpy()
-    pairs = _pair_differences(table)
+    margins = np.bincount(scene, np.where(possible, scores, -scores), n_scenes)
+    pairs = _pair_differences(scores, possible, scene)
     return {
         "clip_accuracy": float(np.where(scores == 0, 0.5, (scores > 0) == possible).mean()),
-        "auc": float(roc_auc_score(possible, scores)),
+        "auc": _auc(scores, possible),
         "relative_accuracy": _half_for_ties(margins, tolerance),
         "pairwise_accuracy": _half_for_ties(pairs, tolerance),
-        "n_scenes": len(margins),
+        "n_scenes": n_scenes,
         "n_ties": int((np.abs(margins) <= tolerance).sum()),
         "n_near_ties": int((np.abs(margins) <= near).sum()),
         "n_pair_ties": int((np.abs(pairs) <= tolerance).sum()),
     }
-
-
-def scene_margins(table: pd.DataFrame) -> pd.DataFrame:
-    """`block`, `scene` and `margin`: sum of the possible movies' scores minus sum of the impossible ones'."""
-    signed = table["score"].astype(np.float64) * np.where(table["possible"], 1.0, -1.0)
-    keys = [table["block"], table["scene"]]
-    return signed.rename("margin").groupby(keys).sum().reset_index()
 
 
 def score_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -81,28 +75,44 @@ def score_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_folds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over folds, one row a sub-task.
+    """Mean and spread over folds, of all repeats if `table` has a column `repeat`; one row a sub-task.
 
     Columns `subtask`; METRIC_mean and METRIC_std (over folds, population standard deviation, as the published
-    values have it); COUNTS summed over folds; `n_folds` (folds that hold a scene of that sub-task).
+    values have it); COUNTS summed over folds; `n_folds` (folds that hold a scene of that sub-task); `n_repeats`, over
+    which COUNTS and `n_folds` are summed as well.
     """
-    folds = pd.concat([score_rows(part) for _, part in table.groupby("fold")])
+    keys = ["repeat", "fold"] if "repeat" in table else ["fold"]
+    folds = pd.concat([score_rows(part) for _, part in table.groupby(keys)])
     grouped = folds.groupby("subtask", sort=False)
     summary = grouped[list(COUNTS)].sum()
     for metric in METRICS:
         summary[f"{metric}_mean"] = grouped[metric].mean()
         summary[f"{metric}_std"] = grouped[metric].std(ddof=0)
     summary["n_folds"] = grouped.size()
+    summary["n_repeats"] = table["repeat"].nunique() if "repeat" in table else 1
     rows = [name for name in SUBTASK_ROWS if name in summary.index]
     return summary.loc[rows].reset_index()
 
 
-def _pair_differences(table: pd.DataFrame) -> np.ndarray:
+def _scene_numbers(table: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """Scene of every movie as a number from 0, [movies], and how many there are."""
+    block, _ = pd.factorize(table["block"])
+    scene, names = pd.factorize(table["scene"])
+    found = np.unique(block * len(names) + scene, return_inverse=True)[1]
+    return found, int(found.max()) + 1
+
+
+def _auc(scores: np.ndarray, possible: np.ndarray) -> float:
+    """ROC AUC as the Mann-Whitney statistic: the share of pairs in which the possible movie ranks higher."""
+    n_possible = int(possible.sum())
+    won = rankdata(scores)[possible].sum() - n_possible * (n_possible + 1) / 2
+    return float(won / (n_possible * (len(scores) - n_possible)))
+
+
+def _pair_differences(scores: np.ndarray, possible: np.ndarray, scene: np.ndarray) -> np.ndarray:
     """Possible minus impossible score of every such pair within a scene."""
-    possible = table[table["possible"]]
-    impossible = table[~table["possible"]]
-    pairs = possible.merge(impossible, on=["block", "scene"], suffixes=("", "_impossible"))
-    return pairs["score"].to_numpy(np.float64) - pairs["score_impossible"].to_numpy(np.float64)
+    mates = scene[possible][:, None] == scene[~possible]
+    return (scores[possible][:, None] - scores[~possible])[mates]
 
 
 def _half_for_ties(differences: np.ndarray, tolerance: float) -> float:
