@@ -5,9 +5,10 @@
       --run-name figure8_intphys_large_attentive
 
 Reads artifacts/intphys/dev (--intphys-root), which it checks first. Writes features under --feature-root and, under
-artifacts/results, results_RUN.csv, summary_RUN.json, predictions_RUN.parquet and figure_RUN.png. Layers are kept in
-artifacts/results/layers_RUN as they finish; the same command goes on from there.
-No checkpoint at hand: --model tiny --weights random.
+artifacts/results, results_RUN.csv, summary_RUN.json, predictions_RUN.parquet and figure_RUN.png, and controls_RUN.csv
+with --control. Every layer and fold is kept in artifacts/results/layers_RUN as it finishes; the same command goes on
+from there. With --num-shards N the same command for each --shard-index, anywhere over a shared folder, makes its share
+of them, and whichever completes them writes the results. No checkpoint at hand: --model tiny --weights random.
 """
 
 import itertools
@@ -17,12 +18,21 @@ from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
-from pez.files import check_run_name, run_lock
+from pez.files import check_run_name
+from pez.probes.attentive_curve import Plan
 from pez.probes.attentive_training import TOKEN_NORMS, Recipe
-from pez.probes.intphys_attentive import POOLINGS, probe_layers
-from pez.probes.intphys_features import SELECTION_METRICS, add_intphys_arguments, intphys_store
+from pez.probes.intphys_attentive import (
+    POOLINGS,
+    PROTOCOL_CHOICES,
+    attentive_protocols,
+    count_units,
+    probe_curves,
+)
+from pez.probes.intphys_controls import add_control_arguments, run_curves
+from pez.probes.intphys_features import SELECTION_METRICS, add_intphys_arguments
 from pez.probes.intphys_folds import check_n_folds
-from pez.probes.intphys_results import FIXED, print_summary, write_run
+from pez.probes.intphys_results import print_summary, write_run
+from pez.shards import Shard, add_shard_arguments, check_shard, describing, holding
 
 PROBE_SET = "intphys_attentive"
 
@@ -38,7 +48,14 @@ def make_parser() -> Parser:
         "--selection-metric",
         default="relative_accuracy",
         choices=SELECTION_METRICS,
-        help="chooses among several settings, on validation scenes inside the training folds",
+        help="chooses among several settings",
+    )
+    parser.add_argument(
+        "--protocol",
+        default="both",
+        choices=PROTOCOL_CHOICES,
+        help="where setting and stopping epoch are chosen: pez/probes/intphys_attentive.py; both: nested, with paper's "
+        "scores beside it; fixed: one setting, its last epoch, half the work",
     )
     parser.add_argument("--num-epochs", type=int, default=20)
     parser.add_argument("--warmup-epochs", type=float, default=0.0, help="linear warm-up of the learning rate")
@@ -51,6 +68,8 @@ def make_parser() -> Parser:
     parser.add_argument("--folds", type=int, default=N_FOLDS, help="cross-validation folds, by scene")
     parser.add_argument("--seed", type=int, default=0, help="of folds, starts and batch orders")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
+    add_control_arguments(parser)
+    add_shard_arguments(parser)
     add_intphys_arguments(parser, heads_option="--encoder-num-heads")
     return parser
 
@@ -69,35 +88,52 @@ def make_recipe(args) -> Recipe:
     )
 
 
+def make_plan(args, depth: int) -> Plan:
+    """What the options ask for, of an encoder of `depth` layers."""
+    settings = list(itertools.product(args.lr, args.wd))
+    return Plan(
+        capture=args.capture,
+        pooling=args.patch_pool,
+        layers=args.layers or range(depth),
+        recipe=make_recipe(args),
+        settings=settings,
+        protocols=attentive_protocols(args.protocol, args.folds, len(settings)),
+        selection_metric=args.selection_metric,
+        n_folds=args.folds,
+        repeats=args.repeats,
+        device=args.device,
+        memory_bytes=None if args.memory_gb is None else int(args.memory_gb * 2**30),
+    )
+
+
 def main(args) -> None:
     check_run_name(args.run_name)
-    recipe, settings = make_recipe(args), list(itertools.product(args.lr, args.wd))
-    check_n_folds(args.folds, chooses=len(settings) > 1)
-    with run_lock(args.results_dir, args.run_name):
-        written = probe(args, recipe, settings)
-    print_summary(written[0])
+    check_n_folds(args.folds)
+    make_plan(args, depth=1)  # bad options are told before any work
+    shard = check_shard(args.num_shards, args.shard_index)
+    with holding(args.results_dir / ".locks" / args.run_name, shard):
+        written = probe(args, shard)
+    if written:
+        print_summary(written[0])
     for path in written:
         print(f"wrote {path}")
 
 
-def probe(args, recipe: Recipe, settings: list[tuple[float, float]]) -> list[Path]:
-    """Extract, probe and write the files of a run; returns their paths."""
-    store = intphys_store(args, args.patch_pool)
-    choice = {"capture": args.capture, "pooling": args.patch_pool, "selection_metric": args.selection_metric}
-    predictions = probe_layers(
-        store,
-        args.results_dir / f"layers_{args.run_name}",
-        layers=args.layers or range(store.depth),
-        recipe=recipe,
-        settings=settings,
-        n_folds=args.folds,
-        device=args.device,
-        memory_bytes=None if args.memory_gb is None else int(args.memory_gb * 2**30),
-        **choice,
-    )
-    protocol = "nested" if len(settings) > 1 else FIXED
-    described = {**choice, "protocol": protocol, **asdict(recipe)}
-    return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, described)
+def probe(args, shard: Shard) -> list[Path]:
+    """Extract, probe and, if nothing is left to other shards, write the files of a run; returns their paths."""
+    curves = run_curves(args, args.patch_pool, shard)
+    store = curves[0].store
+    plan, directory = make_plan(args, store.depth), args.results_dir / f"layers_{args.run_name}"
+    predictions = probe_curves(curves, directory, plan, shard)
+    if predictions is None:
+        there, total = count_units(curves, directory, plan)
+        print(f"{directory}: {there} of {total} layers x folds; the shard that completes them writes the results")
+        return []
+    protocol = "both" if len(plan.protocols) > 1 else plan.protocols[0]
+    choice = {"capture": plan.capture, "pooling": plan.pooling, "selection_metric": plan.selection_metric}
+    described = {**choice, "protocol": protocol, **asdict(plan.recipe)}
+    with describing(args.results_dir / ".locks" / args.run_name, shard):
+        return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, described)
 
 
 if __name__ == "__main__":

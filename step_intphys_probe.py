@@ -12,18 +12,15 @@ No checkpoint at hand: --model tiny --weights random.
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
 from pez.files import check_run_name, run_lock
-from pez.probes.intphys_features import (
-    CONTROL_PASSES,
-    METRIC_OF,
-    SELECTION_METRICS,
-    add_intphys_arguments,
-    intphys_stores,
-)
+from pez.probes.intphys_controls import add_control_arguments, run_curves, tagged
+from pez.probes.intphys_features import METRIC_OF, SELECTION_METRICS, add_intphys_arguments
 from pez.probes.intphys_folds import check_n_folds
-from pez.probes.intphys_linear import CONTROLS, probe_linear
+from pez.probes.intphys_linear import probe_linear
 from pez.probes.intphys_results import print_summary, write_run
 from pez.probes.protocols import CHOICES, chosen_protocols
 
@@ -43,17 +40,10 @@ def make_parser() -> Parser:
         choices=CHOICES,
         help="where that choice is made: pez/probes/intphys_linear.py; both: nested, with paper's scores beside it",
     )
-    parser.add_argument(
-        "--control",
-        nargs="+",
-        default=[],
-        choices=(*CONTROLS, *CONTROL_PASSES),
-        help="probe these too, into controls_RUN.csv; all but shuffled_labels take an encoder pass",
-    )
-    parser.add_argument("--control-seeds", type=int, default=1, help="random encoders of --control random_weights")
     parser.add_argument("--folds", type=int, default=N_FOLDS, help="cross-validation folds, by scene")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
+    add_control_arguments(parser)
     add_intphys_arguments(parser)
     return parser
 
@@ -71,17 +61,18 @@ def main(args) -> None:
 
 def probe(args, protocols: tuple[str, ...]) -> list[Path]:
     """Extract, probe and write the files of a run; returns their paths."""
-    passes = [name for name in args.control if name in CONTROL_PASSES]
-    store, control_stores = intphys_stores(args, POOLING, passes)
+    main, *controls = run_curves(args, POOLING)
     asked = {
         "capture": args.capture,
-        "layers": range(store.depth),
+        "layers": range(main.store.depth),
         "metric": METRIC_OF[args.selection_metric],
         "n_folds": args.folds,
         "seed": args.seed,
+        "repeats": args.repeats,
         "device": args.device,
     }
-    predictions = probe_linear(store, protocol=args.protocol, **asked)
+    tables = [tagged(main, probe_linear(main, protocol=args.protocol, **asked))]
+    tables += [tagged(curve, probe_linear(curve, protocol=protocols[-1], **asked)) for curve in controls]
     settings = {
         "capture": args.capture,
         "pooling": POOLING,
@@ -89,10 +80,8 @@ def probe(args, protocols: tuple[str, ...]) -> list[Path]:
         "protocol": protocols[0] if len(protocols) == 1 else "both",
         "seed": args.seed,
     }
-    alone = {**asked, "protocol": protocols[-1]}
-    controls = {name: probe_linear(store, control=name, **alone) for name in args.control if name in CONTROLS}
-    controls |= {name: probe_linear(other, **alone) for name, other in control_stores.items()}
-    return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, store.settings, settings, controls)
+    predictions = pd.concat(tables, ignore_index=True)
+    return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, main.store.settings, settings)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Stacked training: equal to PyTorch's own loop one probe at a time, resumable, and right on planted data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +12,12 @@ from torch.nn import functional as F
 from pez.errors import UserError
 from pez.probes import attentive_training
 from pez.probes.attentive import AttentiveClassifier
+from pez.probes.attentive_curve import Plan
 from pez.probes.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
-from pez.probes.intphys_attentive import probe_layers
+from pez.probes.intphys_attentive import probe_curves
+from pez.probes.intphys_controls import Curve, movies_of
 from pez.probes.intphys_scores import score_movies
+from pez.shards import WHOLE
 
 RECIPE = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=3, batch_size=8)
 N, TOKENS, WIDTH = 30, 6, 16
@@ -76,8 +81,8 @@ def test_each_stacked_probe_is_the_probe_trained_alone():
     assert sorted(len(group) for group in groups) == [4, 4, 4, 4]
     for group in groups:
         for problem, scores in zip(group, train_stack(group, tokens.__getitem__, labels, RECIPE)):
-            assert len(scores) == N - len(problem.train_rows)
-            np.testing.assert_allclose(scores, train_alone(problem, tokens, labels, RECIPE), rtol=2e-4, atol=2e-5)
+            assert scores.shape == (1, N - len(problem.train_rows))
+            np.testing.assert_allclose(scores[0], train_alone(problem, tokens, labels, RECIPE), rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -119,16 +124,18 @@ def test_unusable_recipes_are_one_line():
 
 # ---------------------------------------------------------------- on a store
 
-OPTIONS = {
-    "capture": "resid_pre",
-    "pooling": "temporal_last_patch",
-    "recipe": Recipe(num_probe_blocks=2, num_heads=2, num_epochs=8, batch_size=8),
-    "n_folds": 3,
-}
+PLAN = Plan(
+    capture="resid_pre",
+    pooling="temporal_last_patch",
+    layers=(0, 1, 2),
+    recipe=Recipe(num_probe_blocks=2, num_heads=2, num_epochs=8, batch_size=8),
+    settings=((3e-3, 0.01),),
+    n_folds=3,
+)
 
 
-def probe(store, directory, layers=(0, 1, 2), settings=((3e-3, 0.01),), **options):
-    return probe_layers(store, directory, layers=layers, settings=settings, **{**OPTIONS, **options})
+def probe(store, directory, shard=WHOLE, controls=(), **options):
+    return probe_curves([Curve(store, movies_of(store)), *controls], directory, replace(PLAN, **options), shard)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +192,7 @@ def test_a_killed_run_goes_on_with_the_layers_it_lacks(store, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         probe(store, tmp_path / "killed", **small)
     kept = {path.name for path in (tmp_path / "killed").glob("layer_*.parquet")}
-    assert kept == {"layer_00.parquet", "layer_01.parquet"}
+    assert kept == {f"layer_{layer:02d}_fold_{fold}.parquet" for layer in (0, 1) for fold in range(3)}
     trained.clear()
     monkeypatch.setattr(
         attentive_training, "train_stack", lambda p, **o: trained.append(p[0].layer) or train_stack(p, **o)

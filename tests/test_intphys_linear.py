@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from intphys_trees import planted_store
 
+from pez.probes.intphys_controls import Curve, movies_of, shuffled_labels
 from pez.probes.intphys_linear import PROTOCOLS, probe_linear
 from pez.probes.intphys_results import layer_rows, protocol_rows
 from pez.probes.intphys_scores import METRICS
@@ -12,8 +13,9 @@ from pez.probes.sweep import Setting
 FEW = (Setting(1e-3, 0.01), Setting(5e-3, 0.01))
 
 
-def probe(store, **options):
-    return probe_linear(store, capture="resid_pre", layers=range(store.depth), **{"settings": FEW, **options})
+def probe(store, movies=None, control="", **options):
+    curve = Curve(store, movies_of(store) if movies is None else movies, control)
+    return probe_linear(curve, capture="resid_pre", layers=range(store.depth), **{"settings": FEW, **options})
 
 
 def overall(table, store):
@@ -70,7 +72,7 @@ def test_both_protocols_are_each_of_them_and_their_difference_is_named(tmp_path)
 
 def test_shuffled_labels_leave_two_possible_movies_a_scene_and_chance(tmp_path):
     store = planted_store(tmp_path / "intphys", n_scenes=10, depth=1, width=6, planted={0: 3.0})
-    shuffled = probe(store, control="shuffled_labels")
+    shuffled = probe(store, shuffled_labels(movies_of(store), seed=0))
     assert shuffled.groupby(["block", "scene"])["possible"].sum().eq(2).all()
     truth = store.clips.set_index("clip_id")["possible"]
     assert 0.3 < (shuffled["possible"].to_numpy() == truth[shuffled["clip_id"]].to_numpy()).mean() < 0.7

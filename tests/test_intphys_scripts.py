@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ import step_intphys_probe
 from pez.cli import run_script
 from pez.files import exclusive
 from pez.probes.intphys_results import layer_rows
+from pez.probes.intphys_scores import METRICS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,15 +107,57 @@ def test_the_attentive_script_writes_and_goes_on(folder, capsys):
     rows = pd.read_csv(folder / "results/results_att.csv")
     assert sorted(rows["layer"].unique()) == [0, 7]
     assert set(rows["probe_set"]) == {"intphys_attentive"}
-    assert set(rows["protocol"]) == {"fixed setting"}
-    layer = folder / "results/layers_att/layer_07.parquet"
-    written = layer.stat().st_mtime_ns
-    (folder / "results/layers_att/layer_00.parquet").unlink()
+    assert set(rows["protocol"]) == {"both"} and rows["best_epoch_median"].between(1, 2).all()
+    np.testing.assert_allclose(rows["auc_optimism"], rows["auc_paper_mean"] - rows["auc_mean"])
+    kept = folder / "results/layers_att/layer_07_fold_1.parquet"
+    written = kept.stat().st_mtime_ns
+    (folder / "results/layers_att/layer_00_fold_1.parquet").unlink()
     assert run_attentive(folder, "--run-name", "att", "--reuse-features") == 0
-    assert layer.stat().st_mtime_ns == written
+    assert kept.stat().st_mtime_ns == written
     pd.testing.assert_frame_equal(pd.read_csv(folder / "results/results_att.csv"), rows, rtol=1e-3)
-    assert run_attentive(folder, "--run-name", "att", "--reuse-features", "--lr", "1e-3") == 2
-    assert "layers probed with settings" in capsys.readouterr().err
+    for changed, named in (("--lr", "settings"), ("--protocol", "protocols")):
+        value = {"--lr": "1e-3", "--protocol": "paper"}[changed]
+        assert run_attentive(folder, "--run-name", "att", "--reuse-features", changed, value) == 2
+        assert f"layers probed with {named} = " in capsys.readouterr().err
+
+
+def test_a_fixed_setting_is_both_protocols_at_once(folder):
+    assert run_attentive(folder, "--run-name", "fixed", "--reuse-features", "--protocol", "fixed") == 0
+    rows = pd.read_csv(folder / "results/results_fixed.csv")
+    assert set(rows["protocol"]) == {"fixed setting"} and set(rows["best_epoch_median"]) == {2}
+    for metric in METRICS:
+        assert (rows[f"{metric}_paper_mean"] == rows[f"{metric}_mean"]).all()
+        assert (rows[f"{metric}_optimism"] == 0).all()
+
+
+def test_attentive_controls_in_shards(folder, capsys):
+    named = ("shuffled_labels", "random_weights", "pixels", "static_last")
+    asked = ("--control", *named, "--control-seeds", "2", "--num-heads", "3")
+    options = ("--run-name", "shards", "--protocol", "fixed", "--num-shards", "3", *asked)
+    results = folder / "results"
+    for shard in ("2", "0", "2"):
+        assert run_attentive(folder, *options, "--shard-index", shard) == 0
+        assert not (results / "results_shards.csv").exists()
+    assert "layers_shards: 26 of 39 layers x folds" in capsys.readouterr().out
+    assert run_attentive(folder, *options, "--shard-index", "1") == 0
+    controls, predictions = pd.read_csv(results / "controls_shards.csv"), results / "predictions_shards.parquet"
+    pairs = controls[["control", "control_seed"]].drop_duplicates().itertuples(index=False, name=None)
+    seeded = {("shuffled_labels", 0), ("shuffled_labels", 1), ("random_weights", 1), ("random_weights", 2)}
+    assert set(pairs) == seeded | {(name, 0) for name in named[2:]}
+    assert (
+        controls.groupby(["control", "control_seed", "subtask"])["layer"].apply(list).map(lambda x: x == [0, 7]).all()
+    )
+    there = controls[controls["subtask"] == "overall"]
+    gained = pd.read_csv(results / "results_shards.csv").set_index(["subtask", "layer"])["auc_pooled"]
+    mean = controls.groupby(["control", "subtask", "layer"])["auc_pooled"].mean()
+    for row in there.itertuples():
+        expected = gained["overall", row.layer] - mean[row.control, "overall", row.layer]
+        assert row.auc_selectivity == pytest.approx(expected)
+        assert row.auc_selectivity_low <= row.auc_selectivity + 1e-9
+    whole = pd.read_parquet(predictions)
+    assert whole.groupby(["control", "control_seed"])["layer"].unique().map(list).loc["pixels"].tolist() == [[0]]
+    assert run_attentive(folder, *options, "--num-shards", "1") == 0  # any later reader: nothing is left to do
+    pd.testing.assert_frame_equal(pd.read_parquet(predictions), whole)
 
 
 def test_bad_options_are_one_line(folder, capsys):
@@ -123,12 +167,19 @@ def test_bad_options_are_one_line(folder, capsys):
         assert run(step_intphys_probe, folder, "--folds", folds) == 2
         assert run_attentive(folder, "--folds", folds) == 2
     assert run(step_intphys_probe, folder, "--folds", "2", "--protocol", "nested") == 2
-    assert run_attentive(folder, "--folds", "2", "--lr", "1e-3", "1e-4") == 2
+    assert run_attentive(folder, "--folds", "2", "--protocol", "nested") == 2
+    assert run_attentive(folder, "--protocol", "fixed", "--lr", "1e-3", "1e-4") == 2
+    assert run_attentive(folder, "--num-shards", "2", "--shard-index", "2") == 2
+    assert run_attentive(folder, "--num-shards", "2", "--shard-index", "1", "--overwrite") == 2
+    for options in (["--control", "position"], ["--control", "reversed"], ["--control-seeds", "0"], ["--repeats", "0"]):
+        assert run_linear(folder, "--reuse-features", *options) == 2
     for script in (step_intphys_probe, step_intphys_attentive):
         assert run(script, folder, "--run-name", "../elsewhere") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    named = ["--num-epochs", "--n-frames-sample", *["--folds"] * 4, "--protocol", "--folds", *["--run-name"] * 2]
+    named = ["--num-epochs", "--n-frames-sample", *["--folds"] * 4, *["--protocol"] * 3, "--shard-index", "--overwrite"]
+    named += ["--control", "--control", "--control-seeds", "--repeats", *["--run-name"] * 2]
     assert [line.split(" ")[1] for line in errors] == named
+    assert "--control position is not for IntPhys: the public archive has no ground truth" in "".join(errors)
 
 
 def test_a_run_name_in_use_is_refused(folder, capsys):
@@ -148,7 +199,7 @@ def test_a_control_is_kept_with_its_predictions_until_a_run_without_one(folder):
     assert kept.groupby(["control", "protocol"]).size().to_dict() == dict.fromkeys(
         [("", "paper"), ("shuffled_labels", "paper")], 12 * 12
     )
-    shuffled = kept[kept["control"] == "shuffled_labels"].drop(columns=["control", "protocol"])
+    shuffled = kept[kept["control"] == "shuffled_labels"]
     again = layer_rows(shuffled, 12)
     pd.testing.assert_series_equal(again["relative_accuracy_mean"], rows["relative_accuracy_mean"])
     assert run_linear(folder, *options) == 0
@@ -158,12 +209,16 @@ def test_a_control_is_kept_with_its_predictions_until_a_run_without_one(folder):
 
 def test_controls_with_a_pass_of_their_own(folder):
     options = ("--run-name", "passes", "--protocol", "paper", "--folds", "3", "--reuse-features")
-    named = ("shuffled_labels", "static_last", "random_weights")
-    assert run_linear(folder, *options, "--control", *named, "--control-seeds", "2") == 0
+    named = ("shuffled_labels", "pixels", "static_last", "random_weights")
+    assert run_linear(folder, *options, "--control", *named, "--control-seeds", "2", "--repeats", "2") == 0
     rows = pd.read_csv(folder / "results/controls_passes.csv")
-    found = {"shuffled_labels", "static_last", "random_weights_seed1", "random_weights_seed2"}
-    assert set(rows["control"]) == found and len(rows) == len(found) * 4 * 12
-    assert set(pd.read_parquet(folder / "results/predictions_passes.parquet")["control"]) == {"", *found}
+    seeds = {"shuffled_labels": [0, 1], "pixels": [0], "static_last": [0], "random_weights": [1, 2]}
+    assert rows.groupby("control")["control_seed"].unique().map(sorted).to_dict() == seeds
+    assert len(rows) == 6 * 4 * 12
+    pixels = rows[(rows["control"] == "pixels") & (rows["subtask"] == "overall")]
+    assert pixels["layer"].tolist() == list(range(12)) and len(set(pixels["auc_pooled"])) == 1
+    kept = pd.read_parquet(folder / "results/predictions_passes.parquet")
+    assert set(kept["control"]) == {"", *seeds} and set(kept["repeat"]) == {0}  # of 3 scenes every seed deals the same
     kept = folder / "features/controls/static_last/intphys/features.json"
     assert json.loads(kept.read_text())["settings"]["frame_order"] == "static_last"
 

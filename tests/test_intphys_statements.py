@@ -11,9 +11,10 @@ from pez.errors import UserError
 from pez.figures.intphys import compare_table, draw_run, with_controls
 from pez.figures.intphys_files import build_figure6, published_curves
 from pez.figures.intphys_statements import THRESHOLD, depth_of, evidence_lines, run_evidence
+from pez.probes.intphys_controls import shuffled_labels
 from pez.probes.intphys_folds import scene_folds
-from pez.probes.intphys_linear import shuffled_labels
-from pez.probes.intphys_results import all_predictions, control_rows, protocol_rows
+from pez.probes.intphys_intervals import bootstrap_curves
+from pez.probes.intphys_results import control_rows, protocol_rows
 from pez.probes.onset import NO_ONSET, find_onsets
 
 DEPTH = 24
@@ -39,13 +40,23 @@ def predictions(effect, n_scenes=30, seed=0, shuffled=False):
     )
 
 
+def together(main, **controls):
+    """Predictions of a run and its controls as a run writes them."""
+    named = {"": main, **controls}
+    tables = [table.assign(control=name, control_seed=0, repeat=0) for name, table in named.items()]
+    return pd.concat(tables, ignore_index=True).assign(protocol="fixed setting")
+
+
 @functools.cache
 def tables():
     """Predictions, results and controls of a run whose curve is as published."""
-    main = predictions(AS_PUBLISHED)
-    controls = {"shuffled_labels": predictions(AS_PUBLISHED, seed=1, shuffled=True)}
-    rows = protocol_rows(main, DEPTH).assign(run_name="run", probe_set="intphys_linear", model="large", weights="v.pt")
-    return all_predictions(main, controls, "fixed setting"), rows, control_rows("run", controls, DEPTH)
+    found = together(predictions(AS_PUBLISHED), shuffled_labels=predictions(AS_PUBLISHED, seed=1, shuffled=True))
+    main = found[found["control"] == ""]
+    curves = bootstrap_curves(main)
+    rows = protocol_rows(main, DEPTH, curves).assign(
+        run_name="run", probe_set="intphys_linear", model="large", weights="v.pt"
+    )
+    return found, rows, control_rows("run", found, DEPTH, curves)
 
 
 def write_run(folder):
@@ -59,7 +70,7 @@ def write_run(folder):
 def write_predictions(folder, effect, n_scenes=30):
     """Predictions without a control, and what of their results table is needed to read them."""
     main = predictions(effect, n_scenes)
-    all_predictions(main, {}, "fixed setting").to_parquet(folder / "predictions_run.parquet")
+    together(main).to_parquet(folder / "predictions_run.parquet")
     return pd.DataFrame({"run_name": "run", "layer": range(DEPTH), "layer_fraction": np.arange(DEPTH) / DEPTH})
 
 
@@ -99,8 +110,9 @@ def test_a_curve_at_chance_has_no_onset(tmp_path):
 
 def test_a_curve_no_better_than_its_control_has_no_onset(tmp_path):
     rows, _ = write_run(tmp_path)
-    leaky = {"shuffled_labels": predictions(AS_PUBLISHED, seed=1)}  # a control that scores as the probe does
-    all_predictions(predictions(AS_PUBLISHED), leaky, "fixed setting").to_parquet(tmp_path / "predictions_run.parquet")
+    leaky = predictions(AS_PUBLISHED, seed=1)  # a control that scores as the probe does
+    found = together(predictions(AS_PUBLISHED), shuffled_labels=leaky)
+    found.to_parquet(tmp_path / "predictions_run.parquet")
     evidence = run_evidence(tmp_path, rows)
     curve = evidence.curves[KEY]
     control = curve.controls["shuffled_labels"]

@@ -29,11 +29,17 @@ CONTROLS = ("random_weights", "pixels", *ORDERS)
 
 @dataclass(frozen=True)
 class Control:
-    """One control's pass: folder `name`, the encoder to run, the order of the frames."""
+    """One control's pass: which `kind`, the encoder to run, the order of the frames, the seed of random weights."""
 
-    name: str
+    kind: str
     encoder: Encoder
     frame_order: str
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Folder of its features."""
+        return f"{self.kind}_seed{self.seed}" if self.kind == "random_weights" else self.kind
 
 
 def control_directory(feature_root: str | Path, name: str) -> Path:
@@ -50,7 +56,7 @@ def controls(encoder: Encoder, names: Sequence[str], frame_order: str, n_seeds: 
     for name in dict.fromkeys(names):
         if name == "random_weights":
             for seed in range(1, n_seeds + 1):
-                yield Control(f"random_weights_seed{seed}", _random_like(encoder, seed), frame_order)
+                yield Control(name, _random_like(encoder, seed), frame_order, seed)
         elif name == "pixels":
             yield Control(name, pixel_encoder(encoder.spec, encoder.device), frame_order)
         elif frame_order != "original":

@@ -41,16 +41,17 @@ CONTROL_NOTE = "Thin grey: relative accuracy with labels shuffled within scenes.
 
 
 def with_controls(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with the shuffled labels' scores beside each as shuffled_labels_METRIC_mean, where there are any.
+    """`rows` with every control's scores beside each as CONTROL_METRIC_mean, the mean over its seeds.
 
     Both as pez.probes.intphys_results writes them; `controls` may be empty or of other runs.
     """
     if "control" not in controls:
         return rows
-    keys = ["run_name", "subtask", "layer"]
-    names = {f"{metric}_mean": f"{CONTROL}_{metric}_mean" for metric in METRICS}
-    chosen = controls.loc[controls["control"] == CONTROL, [*keys, *names]].rename(columns=names)
-    return rows.merge(chosen, on=keys, how="left")
+    keys, means = ["run_name", "subtask", "layer"], [f"{metric}_mean" for metric in METRICS]
+    for control in controls["control"].unique():
+        own = controls[controls["control"] == control].groupby(keys)[means].mean()
+        rows = rows.merge(own.add_prefix(f"{control}_"), left_on=keys, right_index=True, how="left")
+    return rows
 
 
 def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:

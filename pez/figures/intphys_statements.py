@@ -5,13 +5,12 @@ middle, declines late. The checks, their words and their verdicts are those of t
 on accuracies: chance is 0.5, and 0.1 above it would count as readable. Onsets are by the three rules of
 pez.probes.onset, with threshold 0.75, half way from chance to perfect; 0.5, the balls' threshold, is chance here.
 Both rest on resamples of scenes of the out-of-fold scores (pez.probes.intphys_intervals), so on the pooled score, and
-are made against chance and, where it was run, against the control shuffled_labels.
+are made against chance and every control that was run (the mean over its seeds; pez.probes.intphys_controls).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pez.errors import UserError
@@ -20,12 +19,12 @@ from pez.figures.intphys_verdict import CHANCE, KEY_METRIC, TITLES, spoken
 from pez.figures.statements import Evidence, Statement, check
 from pez.probes import onset as onset_rules
 from pez.probes.bootstrap import FEW_GROUPS
-from pez.probes.intphys_intervals import LEAST_SCENES, MovieScores, movie_scores
+from pez.probes.intphys_intervals import bootstrap_curves, mean_of_seeds
 from pez.probes.intphys_scores import OVERALL, SUBTASK_ROWS
 from pez.probes.onset import find_onsets
+from pez.probes.protocols import main_protocol, quoted
 
 THRESHOLD = 0.75
-PREFERRED = ("nested", "fixed setting", "paper")
 CLAIMS = (
     ("one third", "possible versus impossible appears at about one third of the depth"),
     ("middle", "relative accuracy peaks in the middle layers"),
@@ -51,13 +50,17 @@ def run_evidence(results_dir, run: pd.DataFrame) -> RunEvidence:
     if not path.is_file():
         raise UserError(f"{path} is missing: rerun the step that made run {name}")
     main, controls, protocol = _parts(pd.read_parquet(path), name)
-    depth = depth_of(run)
-    curves = {}
-    for subtask, metric in CURVES:
-        if subtask == OVERALL or (main["subtask"] == subtask).any():
-            found = _evidence(main, controls, subtask, metric, depth)
-            curves |= {} if found is None else {(subtask, metric): found}
-    return RunEvidence(protocol, movie_scores(main).n_scenes, tuple(controls), curves)
+    curves = bootstrap_curves(main, CURVES)
+    others = {}
+    for control, table in controls.items():
+        seeds = [bootstrap_curves(own, CURVES) for _, own in table.groupby("control_seed")]
+        others[control] = mean_of_seeds(seeds, curves.layers)
+    found, depth = {}, depth_of(run)
+    for key, curve in curves.by_name.items():
+        if curve is not None:
+            rivals = {control: other.by_name[key] for control, other in others.items()}
+            found[key] = Evidence(curves.layers, depth, curve, rivals, CHANCE)
+    return RunEvidence(protocol, curves.n_scenes, tuple(controls), found)
 
 
 def depth_of(run: pd.DataFrame) -> int:
@@ -68,34 +71,16 @@ def depth_of(run: pd.DataFrame) -> int:
 
 
 def _parts(table: pd.DataFrame, run_name: str) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], str]:
-    """Main predictions, the controls' by name, and the main ones' protocol ("" in tables that do not say)."""
-    control = table.get("control", pd.Series("", index=table.index))
-    main = table[control == ""]
+    """Main predictions by the protocol to quote, the controls' by name, and that protocol ("" in old tables)."""
+    defaults = {"control": "", "control_seed": 0, "protocol": ""}
+    table = table.assign(**{name: table.get(name, value) for name, value in defaults.items()})
+    main = table[table["control"] == ""]
     if main.empty:
         raise UserError(f"the predictions of run {run_name} hold controls only: rerun its step")
-    controls = {str(name): table[control == name] for name in control.unique() if name}
-    if "protocol" not in table:
-        return main, controls, ""
-    there = set(main["protocol"])
-    protocol = next((name for name in PREFERRED if name in there), sorted(there)[0])
+    protocol = main_protocol(main["protocol"])
+    names = [name for name in table["control"].unique() if name]
+    controls = {str(name): quoted(table[table["control"] == name]) for name in names}
     return main[main["protocol"] == protocol], controls, protocol
-
-
-def _evidence(main, controls: dict, subtask: str, metric: str, depth: int) -> Evidence | None:
-    scores = movie_scores(main, subtask)
-    if scores.n_scenes < LEAST_SCENES:
-        return None
-    resamples = scores.resamples()
-    others = {name: movie_scores(table, subtask) for name, table in controls.items()}
-    for name, other in others.items():
-        _check_layers(name, scores, other)
-    curves = {name: other.curve(metric, resamples) for name, other in others.items()}
-    return Evidence(scores.layers, depth, scores.curve(metric, resamples), curves, CHANCE)
-
-
-def _check_layers(name: str, scores: MovieScores, other: MovieScores) -> None:
-    if not np.array_equal(other.layers, scores.layers):
-        raise UserError(f"control {name} was probed at other layers than its run: rerun both together")
 
 
 def evidence_lines(evidence: RunEvidence) -> list[str]:

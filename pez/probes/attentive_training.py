@@ -5,8 +5,7 @@ AdamW with one parameter group and PyTorch's other defaults, batches of 16, 20 e
 learning rate to 0 over all steps, no warm-up, constant weight decay, no dropout, no augmentation. Ours
 alone: a single logit with binary cross-entropy (they have a softmax over many classes); each token layer-normalised
 without parameters (`token_norm`), because the official probe reads tokens behind the encoder's final norm
-and residual states are on no fixed scale; with a single setting nothing is chosen, so a fold's probe is trained
-on all other folds and its last epoch is reported; with several, see pez/probes/intphys_attentive.py.
+and residual states are on no fixed scale. Which setting and epoch are reported: pez/probes/intphys_attentive.py.
 """
 
 import math
@@ -20,8 +19,9 @@ import torch
 from torch.nn import functional as F
 
 from pez.errors import UserError
+from pez.machine import available_cores
 from pez.probes.attentive_stack import initial_parameters, stacked_forward
-from pez.probes.sweep import available_cores, one_blas_thread
+from pez.probes.sweep import one_blas_thread
 
 TOKEN_NORMS = ("layer", "none")
 
@@ -53,7 +53,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Problem:
-    """One probe: a layer's tokens, a setting, the clips (rows) that it learns from and those that it scores."""
+    """One probe: a layer's tokens, a setting, the clips (rows) that it learns from and those that it scores.
+
+    `epochs`, ascending from 1: after which of them it scores; it stops after the last. None: after the recipe's last.
+    """
 
     layer: int
     fold: int
@@ -61,10 +64,16 @@ class Problem:
     weight_decay: float
     train_rows: np.ndarray
     predict_rows: np.ndarray
+    epochs: tuple[int, ...] | None = None
+    repeat: int = 0
 
     def seed(self, seed: int) -> int:
-        """Start and batch order depend on run, layer and fold; settings of one fold share them."""
-        return int(np.random.SeedSequence([seed, self.layer, self.fold]).generate_state(1)[0])
+        """Start and batch order depend on run, repeat, layer and fold; settings of one fold share them."""
+        return int(np.random.SeedSequence([seed + self.repeat, self.layer, self.fold]).generate_state(1)[0])
+
+    def scored(self, recipe: Recipe) -> tuple[int, ...]:
+        """The epochs after which it scores."""
+        return self.epochs or (recipe.num_epochs,)
 
 
 def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
@@ -121,23 +130,36 @@ def train_stack(
         labels: 1.0 for possible, 0.0 for impossible, [clips].
 
     Returns:
-        For each problem the logits of its `predict_rows`, float64 [rows].
+        For each problem the logits of its `predict_rows` after each epoch that it scores, float64 [epochs, rows].
     """
     first = problems[0]
     sizes = recipe.sizes(tokens(first.layer).shape[-1])
     parameters = initial_parameters([problem.seed(recipe.seed) for problem in problems], sizes, device)
     optimizer = torch.optim.AdamW(parameters.values(), lr=first.lr, weight_decay=first.weight_decay, fused=True)
     orders = [_batch_order(problem, recipe) for problem in problems]
+    n_steps, wanted = len(orders[0]), [problem.scored(recipe) for problem in problems]
+    found = [[] for _ in problems]
     for step, batch in enumerate(zip(*orders)):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, len(orders[0]), first.lr, recipe)
-        logits = _logits(parameters, problems, batch, tokens, recipe, device)
-        wanted = torch.stack([labels[rows] for rows in batch]).to(device)
-        # Summed over problems: each keeps the gradient of its own mean.
-        F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum().backward()
+            group["lr"] = learning_rate(step, n_steps, first.lr, recipe)
+        _descend(parameters, problems, batch, tokens, labels, recipe, device)
         optimizer.step()
         optimizer.zero_grad()
-    return _predict(parameters, problems, tokens, recipe, device)
+        epoch, rest = divmod((step + 1) * recipe.num_epochs, n_steps)
+        if rest == 0 and any(epoch in own for own in wanted):
+            scores = _predict(parameters, problems, tokens, recipe, device)
+            for kept, own, score in zip(found, wanted, scores):
+                kept += [score] if epoch in own else []
+            if epoch == max(map(max, wanted)):
+                break
+    return [np.stack(kept) for kept in found]
+
+
+def _descend(parameters, problems, batch, tokens, labels, recipe, device) -> None:
+    """Gradients of every problem's own mean loss: summed over problems, each keeps its own."""
+    logits = _logits(parameters, problems, batch, tokens, recipe, device)
+    wanted = torch.stack([labels[rows] for rows in batch]).to(device)
+    F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum().backward()
 
 
 def learning_rate(step: int, n_steps: int, peak: float, recipe: Recipe) -> float:

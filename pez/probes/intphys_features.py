@@ -9,15 +9,16 @@ import pandas as pd
 from constants import FEATURES_DIR, INTPHYS_ROOT, N_FRAMES
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.controls import control_directory, controls
-from pez.encoder.extract import extract_features, store_settings, with_content
+from pez.encoder.extract import extract_features, store_settings
 from pez.encoder.sources import ClipSource
+from pez.errors import UserError
 from pez.files import fingerprint
 from pez.probes.intphys_scores import METRICS
+from pez.shards import WHOLE, Shard, refuse_with_shards
 from pez.stimuli.intphys import DATA, data_name, frame_paths, read_intphys, sample_frames
 from pez.store import CAPTURES, FeatureStore
 
 SET_NAME = "intphys"
-CONTROL_PASSES = ("random_weights", "static_last", "static_first", "shuffled_frames")  # that need an encoder pass
 SELECTION_METRICS = ("accuracy", "relative_accuracy")
 METRIC_OF = {"accuracy": METRICS[0], "relative_accuracy": METRICS[2]}
 
@@ -68,20 +69,16 @@ def intphys_source(movies: pd.DataFrame, n_frames_sample: int, data: str = DATA)
     return ClipSource(SET_NAME, clips, None, paths, settings, n_frames_sample)
 
 
-def intphys_store(args: argparse.Namespace, pooling: str) -> FeatureStore:
-    """Features of the movies that the options name, extracted or reused; see `intphys_stores`."""
-    return intphys_stores(args, pooling, ())[0]
-
-
 def intphys_stores(
-    args: argparse.Namespace, pooling: str, wanted: Sequence[str]
-) -> tuple[FeatureStore, dict[str, FeatureStore]]:
-    """Features of the movies that the options name, and of the passes that the controls `wanted` need, by name.
+    args: argparse.Namespace, pooling: str, passes: Sequence[str] = (), shard: Shard = WHOLE
+) -> tuple[FeatureStore, list[tuple[FeatureStore, str, int]]]:
+    """Features of the movies that the options name, made or reused, and (features, name, seed) of control `passes`.
 
-    A control's complete store is always reused. Raises UserError for a damaged tree, an encoder that cannot be had,
-    or a folder with other features, naming the first setting (model, weights, frames, transform, capture, ...) that
-    differs.
+    A control's complete store is always reused; beside other shards so is the main one. Raises UserError for a damaged
+    tree, an encoder that cannot be had, or a folder with other features, naming the first setting (model, weights,
+    frames, transform, capture, ...) that differs.
     """
+    refuse_with_shards(shard, overwrite=args.overwrite)
     movies = read_intphys(
         args.intphys_root, skip_damaged=args.skip_damaged, max_scenes_per_block=args.max_scenes_per_block
     )
@@ -91,26 +88,25 @@ def intphys_stores(
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
     print(f"{data}: {len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
     root = args.feature_root or default_root(args, encoder, pooling)
-    again = not args.reuse_features and _is_complete(root / SET_NAME, args, encoder, source, pooling)
-    main = _store(args, encoder, source, root, pooling, args.overwrite or again, {})
-    found = {}
-    for control in controls(encoder, wanted, args.frame_order, getattr(args, "control_seeds", 1)):
+    make_again = shard.is_whole and not args.reuse_features
+    again = make_again and _is_complete(root / SET_NAME, args, encoder, source, pooling)
+    chosen = {"overwrite": args.overwrite or again, "shard": shard}
+    main = _store(args, encoder, source, root, pooling, chosen)
+    found = []
+    for control in controls(encoder, passes, args.frame_order, getattr(args, "control_seeds", 1)):
         print(f"control {control.name}")
-        folder, changes = control_directory(root, control.name), {"frame_order": control.frame_order}
-        found[control.name] = _store(args, control.encoder, source, folder, pooling, args.overwrite, changes)
+        folder = control_directory(root, control.name)
+        chosen = {"overwrite": args.overwrite, "shard": shard, "frame_order": control.frame_order}
+        store = _store(args, control.encoder, source, folder, pooling, chosen)
+        found.append((store, control.kind, control.seed))  # not the control: it holds an encoder
     return main, found
 
 
-def _store(args, encoder, source: ClipSource, root: Path, pooling: str, overwrite: bool, changes: dict) -> FeatureStore:
+def _store(args, encoder, source: ClipSource, root: Path, pooling: str, chosen: dict) -> FeatureStore:
+    """A complete store as the options and, over them, `chosen` say."""
+    options = {**pass_options(args), "reuse_existing": args.reuse_features, **chosen}
     return extract_features(
-        encoder,
-        source,
-        root / SET_NAME,
-        captures=[args.capture],
-        poolings=[pooling],
-        overwrite=overwrite,
-        reuse_existing=args.reuse_features,
-        **{**pass_options(args), **changes},
+        encoder, source, root / SET_NAME, captures=[args.capture], poolings=[pooling], finish=True, **options
     )
 
 
@@ -122,10 +118,10 @@ def default_root(args: argparse.Namespace, encoder, pooling: str) -> Path:
 
 def _is_complete(directory: Path, args, encoder, source: ClipSource, pooling: str) -> bool:
     """Whether the folder already holds all of exactly these features."""
-    if not (directory / "features.json").is_file():
-        return False
     options = pass_options(args)
     options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
     settings = store_settings(encoder, source, [args.capture], [pooling], **options)
-    # plan() refuses other settings by name, which is what should happen to them
-    return not FeatureStore.plan(directory, settings, with_content(source), None).missing_shards()
+    try:
+        return FeatureStore.open(directory).settings == settings
+    except UserError:  # missing, incomplete or damaged: extract_features makes of it what can be made
+        return False

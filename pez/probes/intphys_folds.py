@@ -25,6 +25,21 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.nda
     return np.array([fold_of[key] for key in movies[["block", "scene"]].itertuples(index=False, name=None)])
 
 
+def repeated_scene_folds(movies: pd.DataFrame, n_folds: int, seed: int, repeats: int) -> list[np.ndarray]:
+    """Folds [movies] of `repeats` cross-validations, dealt with seeds `seed`, `seed` + 1, ...: see `scene_folds`.
+
+    Fewer where a later seed deals the same scenes together again, as it may where scenes are few. UserError for
+    `repeats` below 1.
+    """
+    if repeats < 1:
+        raise UserError(f"--repeats must be at least 1; got {repeats}")
+    different: dict[tuple, np.ndarray] = {}
+    for repeat in range(repeats):
+        folds = scene_folds(movies, n_folds, seed + repeat)
+        different.setdefault(tuple(pd.factorize(folds)[0]), folds)  # equal but for the folds' numbers: the same
+    return list(different.values())
+
+
 def check_n_folds(n_folds: int, chooses: bool = False) -> None:
     """UserError for fewer than 2 folds, or fewer than 3 if a setting `chooses` its validation scenes among them."""
     least = 3 if chooses else 2

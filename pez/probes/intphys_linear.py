@@ -8,9 +8,6 @@ paper     on the fold that is reported, which is how "best by validation perform
 
 `accuracy` and `relative_accuracy` choose a setting by that metric on the validation scenes. Few scenes make many
 equal values, between which the smaller validation loss decides. Stopping is by validation loss either way.
-
-Control `shuffled_labels`: within each scene the movies' labels are permuted, so a scene still has two possible and two
-impossible movies and every metric keeps its chance level.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,20 +16,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pez.probes.intphys_folds import scene_folds
+from pez.probes.intphys_controls import Curve
+from pez.probes.intphys_folds import repeated_scene_folds
 from pez.probes.intphys_scores import score_movies
 from pez.probes.protocols import Choice, FoldResult, chosen_protocols, n_problems, out_of_fold
 from pez.probes.sweep import Problem, Setting, SweepResult, paper_settings, row_problem, solve
 from pez.runs import progress
-from pez.store import FeatureStore
 
 PROTOCOLS = ("nested", "paper")
-CONTROLS = ("shuffled_labels",)
-MOVIE_COLUMNS = ["clip_id", "block", "subtask", "scene", "movie", "possible"]
 
 
 def probe_linear(
-    store: FeatureStore,
+    curve: Curve,
     *,
     capture: str,
     layers: Sequence[int],
@@ -41,40 +36,35 @@ def probe_linear(
     settings: Sequence[Setting] | None = None,
     n_folds: int = 5,
     seed: int = 0,
+    repeats: int = 1,
     device: str = "cpu",
-    control: str | None = None,
 ) -> pd.DataFrame:
     """Scores of every movie at every layer, by probes that did not train on its scene.
 
     Args:
-        store: mean-pooled features of IntPhys movies; its clip table has the labels.
+        curve: mean-pooled features of IntPhys movies, and the movies' labels.
+        layers: of the main curve; a control with one layer is probed there.
         metric: a name in pez.probes.intphys_scores.METRICS, by which a setting is chosen.
-        protocol: nested, paper, or both: then both protocols' rows, told apart by a column `protocol`.
+        protocol: nested, paper, or both.
         settings: default the paper's 20.
-        control: `shuffled_labels`, drawn with `seed`; `possible` is then the shuffled label.
 
     Returns:
-        One row a movie and layer: `clip_id block subtask scene movie possible layer fold score lr weight_decay`.
+        One row a movie, layer, repeat and protocol: `clip_id block subtask scene movie possible layer fold score lr
+        weight_decay protocol repeat`.
     """
-    movies = store.clips[MOVIE_COLUMNS].reset_index(drop=True)  # the order of store.layer's rows
-    movies = movies if control is None else shuffled_labels(movies, seed)
-    folds = scene_folds(movies, n_folds, seed)
-    task = LinearTask(store, capture, movies, folds, metric, tuple(settings or paper_settings()), device)
-    protocols = chosen_protocols(protocol, task.n_folds)
-    total = n_problems(protocols, len(layers), task.n_folds)
-    with progress(total=total, description=f"{len(task.settings)}-setting sweeps", unit="sweep") as bar:
-        found = list(out_of_fold(task, layers, protocols, bar.update))
-    tables = [task.table(result) for result in found]
-    if len(protocols) > 1:
-        tables = [table.assign(protocol=result.protocol) for table, result in zip(tables, found)]
+    every = repeated_scene_folds(curve.movies, n_folds, seed, repeats)
+    options = {"metric": metric, "settings": tuple(settings or paper_settings()), "device": device}
+    tasks = [LinearTask(curve, capture, folds, **options) for folds in every]
+    layers, protocols = curve.layers(layers), chosen_protocols(protocol, tasks[0].n_folds)
+    total = sum(n_problems(protocols, len(layers), task.n_folds) for task in tasks)
+    what = f"{curve.name}: " if curve.name else ""
+    with progress(total=total, description=f"{what}{len(tasks[0].settings)}-setting sweeps", unit="sweep") as bar:
+        tables = [
+            task.table(result).assign(protocol=result.protocol, repeat=repeat)
+            for repeat, task in enumerate(tasks)
+            for result in out_of_fold(task, layers, protocols, bar.update)
+        ]
     return pd.concat(tables, ignore_index=True)
-
-
-def shuffled_labels(movies: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """`movies` with `possible` permuted among the movies of each scene."""
-    rng = np.random.default_rng(seed)
-    shuffled = movies.groupby(["block", "scene"])["possible"].transform(lambda own: rng.permutation(own.to_numpy()))
-    return movies.assign(possible=shuffled.astype(bool))
 
 
 class LinearTask:
@@ -83,18 +73,19 @@ class LinearTask:
     transfers = False
     outputs = (1,)
 
-    def __init__(self, store, capture: str, movies: pd.DataFrame, folds: np.ndarray, metric: str, settings, device):
-        self.store, self.capture, self.metric = store, capture, metric
+    def __init__(self, curve: Curve, capture: str, folds: np.ndarray, metric: str, settings, device):
+        self.curve, self.capture, self.metric = curve, capture, metric
         self.settings, self.device = settings, device
-        self.movies, self.folds = movies, folds
-        self.labels = torch.as_tensor(movies["possible"].to_numpy(dtype=np.float32))
+        self.movies, self.folds = curve.movies, folds
+        self.labels = torch.as_tensor(self.movies["possible"].to_numpy(dtype=np.float32))
         self.n_folds = int(folds.max()) + 1
         self._loaded: tuple[int, torch.Tensor] | None = None
 
     def problem(self, layer: int, left_out, validation, predict, **changes) -> Problem:
         """Train on all folds but `left_out`, judge on fold `validation`, predict fold `predict`."""
         train = np.flatnonzero(~np.isin(self.folds, left_out))
-        chosen = {"settings": self.settings, "loss": "logistic", **changes}
+        normalise = "center" if self.curve.control == "pixels" else "zscore"
+        chosen = {"settings": self.settings, "loss": "logistic", "normalise": normalise, **changes}
         return row_problem(
             self._features(layer), self.labels, train, self._rows(validation), self._rows(predict), **chosen
         )
@@ -104,7 +95,7 @@ class LinearTask:
 
     def _features(self, layer: int) -> torch.Tensor:
         if self._loaded is None or self._loaded[0] != layer:
-            self._loaded = layer, self.store.layer(self.capture, "mean", layer).float()
+            self._loaded = layer, self.curve.store.layer(self.capture, "mean", layer).float()
         return self._loaded[1]
 
     def solve(self, problems: Iterable[Problem]) -> Iterator[SweepResult]:

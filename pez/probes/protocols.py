@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import pandas as pd
 import torch
 
 from pez.errors import UserError, check_choice
@@ -22,6 +23,8 @@ from pez.probes.sweep import SweepResult
 
 PROTOCOLS = ("paper", "nested")
 CHOICES = (*PROTOCOLS, "both")
+FIXED = "fixed setting"  # of a probe with one setting and a fixed number of epochs: nothing is chosen
+PREFERRED = ("nested", FIXED, "paper")  # which of several is quoted
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,17 @@ def chosen_protocols(protocol: str, n_folds: int) -> tuple[str, ...]:
     if protocol != "both":
         return (protocol,)
     return PROTOCOLS if n_folds >= 3 else ("paper",)
+
+
+def main_protocol(names: Iterable[str]) -> str:
+    """Of the protocols that a curve was probed by, the one to quote; any where none is known."""
+    there = set(names)
+    return next((name for name in PREFERRED if name in there), min(there))
+
+
+def quoted(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Of predictions with a column `protocol`, those by the one to quote."""
+    return predictions[predictions["protocol"] == main_protocol(predictions["protocol"])]
 
 
 def n_problems(protocols: Sequence[str], n_layers: int, n_folds: int) -> int:
