@@ -1,15 +1,14 @@
 """Start every shard of a step: a process on each GPU of this machine, or an array of SLURM jobs.
 
     python launch.py step2_extract.py --output-root ./artifacts/features/large --gpus 0,1,2,3
-    python launch.py step1_generate.py --processes 4
     python launch.py step1_generate.py --slurm --partition cpu --num-shards 16 --time 2:00:00
     python launch.py step2_extract.py --output-root ./artifacts/features/large --device cuda:0 \
       --slurm --partition gpu --num-shards 8 --array-parallelism 4 --time 1:00:00 --after step1_generate --wait
-    python launch.py step2_extract.py --status           # or --cancel
+    python launch.py step2_extract.py --status           # or --wait, --cancel
 
 STEP is a script of this folder; options that are not launch.py's own are the step's, and are checked first. A launch
 keeps its logs and reports in artifacts/launch/NAME, where NAME is --job-name, by default the step's name. The same
-command again does what is left, and nothing if all is there.
+command again does what is left.
 """
 
 import sys
@@ -19,6 +18,7 @@ from constants import ARTIFACTS_DIR
 from pez.cli import Parser, run_script
 from pez.errors import UserError
 from pez.files import check_run_name, exclusive
+from pez.launch import slurm
 from pez.launch.local import places, run_here
 from pez.launch.steps import find_step
 
@@ -42,20 +42,90 @@ def make_parser() -> LaunchParser:
     here = parser.add_argument_group("this machine")
     here.add_argument("--gpus", metavar="0,1,...", help="a process on each (default: all that are visible)")
     here.add_argument("--processes", type=int, metavar="N", help="instead: N processes on the CPU")
+    _add_slurm(parser.add_argument_group("SLURM"))
     return parser
 
 
+def _add_slurm(group) -> None:
+    group.add_argument("--slurm", action="store_true", help="submit the shards as a job array")
+    group.add_argument("--partition", help="partitions to run in")
+    group.add_argument("--array-parallelism", type=int, metavar="K", help="shards at a time (default: all)")
+    group.add_argument("--time", default="12:00:00", help="limit of a shard, which is requeued when it reaches it")
+    group.add_argument("--cpus-per-task", type=int, default=8, help="cores a shard")
+    group.add_argument("--gpus-per-task", type=int, help="GPUs a shard (default: 1 with --device cuda..., else 0)")
+    group.add_argument("--mem", help="memory a shard, such as 64G")
+    group.add_argument("--account", help="to be charged")
+    group.add_argument("--qos", help="quality of service")
+    group.add_argument("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options of sbatch")
+    group.add_argument(
+        "--after", nargs="+", default=[], metavar="NAME", help="start once these launches, or job ids, have ended well"
+    )
+    group.add_argument("--wait", action="store_true", help="stay until it has ended, and show how far it is")
+    group.add_argument("--status", action="store_true", help="say what became of each shard of a submitted launch")
+    group.add_argument("--cancel", action="store_true", help="cancel a submitted launch")
+
+
 def main(args) -> None:
-    where = places(args.gpus, args.processes)
-    num_shards = args.num_shards if args.num_shards is not None else len(where)
-    if num_shards < 1:
-        raise UserError(f"--num-shards must be at least 1; got {num_shards}")
-    step = find_step(args.step, args.step_arguments, num_shards)
-    name = check_run_name(args.job_name or step.name)
+    name = check_run_name(args.job_name or Path(args.step).stem)
     folder = args.launch_dir / name
+    if args.status or args.cancel:
+        return report(args, folder)
+    attach = args.wait and args.gpus is None and args.processes is None
+    if not args.slurm and not attach:
+        return run(args, folder)
+    if args.slurm:
+        submit(args, folder)
+    if args.wait:
+        slurm.wait(folder)
+        print(f"{name}: all shards are done; logs in {folder / 'slurm'}")
+    return None
+
+
+def run(args, folder: Path) -> None:
+    """All shards on this machine."""
+    where = places(args.gpus, args.processes)
+    num_shards = _num_shards(args, len(where))
+    step = find_step(args.step, args.step_arguments, num_shards)
     with exclusive(folder):
-        run_here(step, num_shards, where, folder, name)
-    print(f"{name}: all {num_shards} shards are done; logs in {folder / 'logs'}")
+        run_here(step, num_shards, where, folder, folder.name)
+    print(f"{folder.name}: all {num_shards} shards are done; logs in {folder / 'logs'}")
+
+
+def submit(args, folder: Path) -> None:
+    """All shards as a job array."""
+    if args.gpus is not None or args.processes is not None:
+        raise UserError("--gpus and --processes are for this machine: with --slurm say --num-shards")
+    step = find_step(args.step, args.step_arguments, _num_shards(args, 1))
+    on_gpu = str(getattr(step.parsed, "device", "")).startswith("cuda")
+    wanted = slurm.Wanted(
+        partition=args.partition,
+        minutes=slurm.minutes(args.time),
+        array_parallelism=args.array_parallelism,
+        cpus=args.cpus_per_task,
+        gpus=int(on_gpu) if args.gpus_per_task is None else args.gpus_per_task,
+        memory=args.mem,
+        account=args.account,
+        qos=args.qos,
+        more=slurm.sbatch_options(args.sbatch),
+    )
+    after = [name if name.isdigit() else slurm.dependency(args.launch_dir / name) for name in args.after]
+    with exclusive(folder):
+        job = slurm.submit(step, _num_shards(args, 1), folder, wanted, [job for job in after if job])
+    print(f"{folder.name}: job {job}, {_num_shards(args, 1)} shards; --status, --wait or --cancel with the same step")
+
+
+def report(args, folder: Path) -> None:
+    """What became of a submitted launch, after its end if it is to be ended."""
+    if args.cancel:
+        print(f"{folder.name}: job {slurm.cancel(folder)} is cancelled; what is complete is kept")
+    else:
+        print(f"{folder.name}: job {slurm.described(folder)['job']}\n{slurm.summary(slurm.fates(folder))}")
+
+
+def _num_shards(args, default: int) -> int:
+    if args.num_shards is not None and args.num_shards < 1:
+        raise UserError(f"--num-shards must be at least 1; got {args.num_shards}")
+    return args.num_shards or default
 
 
 if __name__ == "__main__":

@@ -167,13 +167,15 @@ def _signal(process: subprocess.Popen, number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def last_line(path: Path) -> str:
-    """The last line of a log that says something; a progress bar is no such line."""
+def last_words(path: Path) -> str:
+    """The last error line of a log, or else its last line that is no progress bar."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip() and "it/s]" not in line), "")
+        return "no log"
+    said = [line.strip() for line in lines if line.strip() and "%|" not in line]
+    errors = [line for line in said if line.startswith("error: ")]
+    return (errors or said or ["nothing said"])[-1].removeprefix("error: ")
 
 
 def _what_is_left(failed: Mapping[int, int], num_shards: int, folder: Path) -> str:
@@ -182,5 +184,5 @@ def _what_is_left(failed: Mapping[int, int], num_shards: int, folder: Path) -> s
     ending = f"exit code {failed[first]}" if failed[first] >= 0 else f"killed by signal {-failed[first]}"
     return (
         f"{len(failed)} of {num_shards} shards failed twice: --shard-index {left} (first: {ending}: "
-        f"{last_line(log_path(folder, first))}); see {log_path(folder, first)}; the same command does what is left"
+        f"{last_words(log_path(folder, first))}); see {log_path(folder, first)}; the same command does what is left"
     )

@@ -70,5 +70,9 @@ def on_a_gpu(step: Step) -> list[str]:
 
 def share_of_cores(processes: int) -> dict[str, str]:
     """Environment that keeps each of several processes to its share of this machine's cores."""
-    share = str(max(1, available_cores() // processes))
-    return {"PEZ_CORES": share, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
+    return thread_limits(max(1, available_cores() // processes))
+
+
+def thread_limits(cores: int) -> dict[str, str]:
+    """Environment that keeps a process to so many cores, or to fewer threads where the user says so."""
+    return {"PEZ_CORES": str(cores), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores))}
