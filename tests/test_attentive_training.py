@@ -6,18 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from attentive_reference import scores_by_epoch
 from intphys_trees import planted_store
-from torch.nn import functional as F
 
 from pez.errors import UserError
 from pez.probes import attentive_training
-from pez.probes.attentive import AttentiveClassifier
 from pez.probes.attentive_curve import Plan
 from pez.probes.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
 from pez.probes.intphys_attentive import probe_curves
 from pez.probes.intphys_controls import Curve, movies_of
 from pez.probes.intphys_scores import score_movies
-from pez.shards import WHOLE
 
 RECIPE = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=3, batch_size=8)
 N, TOKENS, WIDTH = 30, 6, 16
@@ -51,29 +49,6 @@ def problems(settings=((1e-3, 0.1),), n_train=(22,)):
     ]
 
 
-def train_alone(problem, tokens, labels, recipe):
-    """The same probe by the book: module, torch.optim.AdamW, torch's own schedulers, one batch after another."""
-    with torch.random.fork_rng():
-        torch.manual_seed(problem.seed(recipe.seed))
-        probe = AttentiveClassifier(WIDTH, recipe.num_heads, recipe.num_probe_blocks)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=problem.lr, weight_decay=problem.weight_decay)
-    rows = torch.as_tensor(problem.train_rows)
-    n_steps = recipe.num_epochs * -(-len(rows) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    schedule.step()  # the official schedule steps before the first update
-    inputs = F.layer_norm(tokens[problem.layer], (WIDTH,))
-    order = torch.Generator().manual_seed(problem.seed(recipe.seed))
-    for _ in range(recipe.num_epochs):
-        for batch in rows[torch.randperm(len(rows), generator=order)].split(recipe.batch_size):
-            optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(probe(inputs[batch])[:, 0], labels[batch]).backward()
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        return probe(inputs[problem.predict_rows])[:, 0].numpy()
-
-
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_each_stacked_probe_is_the_probe_trained_alone():
     tokens, labels = toy()
     every = problems(settings=((1e-3, 0.1), (3e-3, 0.8)), n_train=(22, 20))
@@ -82,7 +57,8 @@ def test_each_stacked_probe_is_the_probe_trained_alone():
     for group in groups:
         for problem, scores in zip(group, train_stack(group, tokens.__getitem__, labels, RECIPE)):
             assert scores.shape == (1, N - len(problem.train_rows))
-            np.testing.assert_allclose(scores[0], train_alone(problem, tokens, labels, RECIPE), rtol=2e-4, atol=2e-5)
+            alone = scores_by_epoch(problem, tokens, labels, RECIPE)[-1]
+            np.testing.assert_allclose(scores[0], alone, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -134,8 +110,8 @@ PLAN = Plan(
 )
 
 
-def probe(store, directory, shard=WHOLE, controls=(), **options):
-    return probe_curves([Curve(store, movies_of(store)), *controls], directory, replace(PLAN, **options), shard)
+def probe(store, directory, **options):
+    return probe_curves([Curve(store, movies_of(store))], directory, replace(PLAN, **options))
 
 
 @pytest.fixture(scope="module")
