@@ -8,7 +8,7 @@ import pytest
 from intphys_trees import movie_table
 
 from pez.errors import UserError
-from pez.figures.intphys import compare_table, draw_run, with_controls
+from pez.figures.intphys import compare_table, draw_metrics, draw_run, with_controls
 from pez.figures.intphys_files import build_figure6, published_curves
 from pez.figures.intphys_statements import THRESHOLD, depth_of, evidence_lines, run_evidence
 from pez.probes.intphys_controls import shuffled_labels
@@ -157,19 +157,31 @@ def test_controls_stand_beside_the_rows_they_are_for_and_in_the_figures_table(tm
     assert with_controls(rows, pd.DataFrame()) is rows
 
 
-def test_the_control_is_a_grey_line_and_the_papers_mean_a_dotted_one(tmp_path, monkeypatch):
-    rows, controls = write_run(tmp_path)
-    rows = with_controls(rows.assign(relative_accuracy_paper_mean=0.77), controls)
+def test_every_control_is_a_line_of_its_own_and_the_papers_mean_a_dotted_one(tmp_path, monkeypatch):
+    rows, shuffled = write_run(tmp_path)
+    mean, names = "relative_accuracy_mean", ("static_last", "random_weights", "random_weights")
+    others = [
+        shuffled.assign(control=name, control_seed=seed, **{mean: shuffled[mean] / 2 + 0.1 * seed})
+        for seed, name in enumerate(names)
+    ]
+    rows = with_controls(rows.assign(relative_accuracy_paper_mean=0.77), pd.concat([shuffled, *others]))
     drawn = []
     monkeypatch.setattr("pez.figures.intphys.save_figure", lambda figure, path: drawn.append(figure) or [path])
     draw_run(rows, tmp_path / "figure_run.png")
-    overall = rows[rows["subtask"] == "overall"].sort_values("layer")
-    lines = drawn[0].axes[0].lines
-    grey = next(line for line in lines if line.get_color() == "#777777")
-    np.testing.assert_allclose(grey.get_ydata(), overall["shuffled_labels_relative_accuracy_mean"])
-    assert any(len(line.get_ydata()) == DEPTH and np.allclose(line.get_ydata(), 0.77) for line in lines)
-    note = drawn[0].legends[0].get_title().get_text().replace("\n", " ")
-    assert "Thin grey: relative accuracy with labels shuffled" in note and "Dotted: settings chosen" in note
+    draw_metrics(rows, published_curves([]), tmp_path / "figure_1.png")
+    truth = shuffled[shuffled["subtask"] == "overall"].sort_values("layer")[mean]
+    expected = {"shuffled_labels": truth, "static_last": truth / 2, "random_weights": truth / 2 + 0.15}
+    for lines in (figure.axes[0].lines for figure in drawn):
+        for name, values in expected.items():
+            (line,) = (line for line in lines if line.get_gid() == name)
+            np.testing.assert_allclose(line.get_ydata(), values)
+        assert not any(line.get_gid() == "pixels" for line in lines)
+        assert any(len(line.get_ydata()) == DEPTH and np.allclose(line.get_ydata(), 0.77) for line in lines)
+    legend = drawn[0].legends[0]
+    assert {"shuffled labels", "random weights", "static last"} <= {text.get_text() for text in legend.get_texts()}
+    note = legend.get_title().get_text().replace("\n", " ")
+    assert "Grey: relative accuracy of controls, the mean over seeds" in note and "Dotted: settings chosen" in note
+    assert {"random weights", "pairwise accuracy"} <= {text.get_text() for text in drawn[1].axes[0].texts}
 
 
 def test_depth_comes_from_the_layer_fraction():

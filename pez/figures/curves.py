@@ -15,6 +15,7 @@ import pandas as pd
 from pez.figures.style import (
     X_LABEL,
     LineStyle,
+    control_style,
     draw_band,
     draw_interval,
     drawing_style,
@@ -40,8 +41,6 @@ POOLED = "R² pooled over held-out clips (95 % interval)"
 OVER_FOLDS = "R² of held-out folds (mean ± s.d.)"
 _NESTED, _PUBLISHED = "nested protocol", "paper protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
-_DASHES = ((0, (1, 1)), (0, (4, 1)), (0, (4, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2)))
-_GREYS = ("#6b6b6b", "#8f8f8f", "#525252")
 _PANEL = (4.6, 3.1)  # inches
 
 
@@ -174,14 +173,14 @@ def _draw_control(ax, index: int, item: tuple[str, pd.DataFrame], x: np.ndarray)
             np.array([x.min(), max(x.max(), x.min() + 0.02)]),
             *(np.repeat(v, 2) for v in (mean, low, high)),
         )
-    color, dash = _GREYS[index % len(_GREYS)], _DASHES[index % len(_DASHES)]
-    ax.plot(at, mean, color=color, ls=dash, lw=1.1, zorder=1.6)
+    style = control_style(index)
+    ax.plot(at, mean, color=style.color, ls=style.line, lw=1.1, zorder=1.6)
     label = name.replace("_", " ")
     if seeds.shape[1] > 1:
-        ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0, zorder=1.2)
+        ax.fill_between(at, low, high, color=style.color, alpha=0.2, lw=0, zorder=1.2)
         label += f" ({seeds.shape[1]} seeds)"
     if len(mean) and np.isfinite(mean[-1]):
-        ax.ends.append((at[-1], max(mean[-1], _FLOOR), label, color))
+        ax.ends.append((at[-1], max(mean[-1], _FLOOR), label, style.color))
     return mean
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
@@ -15,6 +16,7 @@ from pez.figures.intphys_verdict import CHANCE, data_of, spoken
 from pez.figures.style import (
     X_LABEL,
     LineStyle,
+    control_style,
     draw_band,
     draw_curve,
     drawing_style,
@@ -23,6 +25,7 @@ from pez.figures.style import (
     save_figure,
     titled,
 )
+from pez.probes.intphys_controls import CONTROLS
 from pez.probes.intphys_scores import COUNTS, METRICS, OVERALL, SUBTASK_ROWS
 from pez.stimuli.intphys import DATA
 
@@ -36,8 +39,10 @@ SHOWN = ("relative_accuracy", "auc", "clip_accuracy")
 STYLES: dict[str, LineStyle] = {metric: line_style(index) for index, metric in enumerate(NAMES)}
 PUBLISHED_NOTE = "Thin solid lines: published reproduction, overall."
 PAPER_NOTE = "Dotted: settings chosen on the reported fold (published protocol)."
-CONTROL, CONTROL_METRIC = "shuffled_labels", "relative_accuracy"
-CONTROL_NOTE = "Thin grey: relative accuracy with labels shuffled within scenes."
+CONTROL_METRIC = "relative_accuracy"
+CONTROL_NOTE = "Grey: relative accuracy of controls, the mean over seeds (pez/probes/intphys_controls.py)."
+CONTROL_STYLES: dict[str, LineStyle] = {control: control_style(index) for index, control in enumerate(CONTROLS)}
+CONTROL_LOOK = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
 
 
 def with_controls(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +83,17 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 
 def _extra_columns() -> list[str]:
     kinds = ("pooled", "low", "high", "paper_mean")
-    return [f"{m}_{kind}" for m in METRICS for kind in kinds] + [f"{CONTROL}_{m}_mean" for m in METRICS]
+    columns = [f"{m}_{kind}" for m in METRICS for kind in kinds]
+    return ["n_repeats", *columns, *(f"{control}_{m}_mean" for control in CONTROLS for m in METRICS)]
+
+
+def _drawn_controls(rows: pd.DataFrame) -> list[str]:
+    """The controls that `rows`, of `with_controls`, have a score of."""
+    return [name for name in CONTROL_STYLES if _known(rows, f"{name}_{CONTROL_METRIC}_mean")]
+
+
+def _known(rows: pd.DataFrame, column: str) -> bool:
+    return column in rows and bool(rows[column].notna().any())
 
 
 def draw_run(rows: pd.DataFrame, path) -> Path:
@@ -108,9 +123,11 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
         ax.set_title(titled(_run_title(overall), overall["weights"].unique()))
         figure.supxlabel(_wrapped(_note(overall, theirs), figure), fontsize=7, color="#555555", x=0.01, ha="left")
         last = overall.loc[overall["layer"].idxmax()]
-        label_ends(
-            ax, [(last["layer_fraction"], last[f"{m}_mean"], NAMES[m], STYLES[m].color) for m in NAMES if m in METRICS]
-        )
+        ends = [(f"{m}_mean", NAMES[m], STYLES[m].color) for m in NAMES]
+        controls = _drawn_controls(overall)
+        ends += [(f"{c}_{CONTROL_METRIC}_mean", spoken(c), CONTROL_STYLES[c].color) for c in controls]
+        placed = [(last["layer_fraction"], last[column], text, color) for column, text, color in ends]
+        label_ends(ax, [end for end in placed if np.isfinite(end[1])], 7.5 if controls else 8.5)
         return save_figure(figure, path)[0]
 
 
@@ -148,11 +165,17 @@ def _draw_panel(ax, part: pd.DataFrame, metrics: Sequence[str], published: pd.Da
     draw_band(ax)
     ax.axhline(CHANCE, color="#999999", lw=0.8, zorder=0.5)
     part = part.sort_values("layer")
-    control = f"{CONTROL}_{CONTROL_METRIC}_mean"
-    if control in part and CONTROL_METRIC in metrics:
-        ax.plot(part["layer_fraction"], part[control], color="#777777", lw=0.9, zorder=1.2)
+    for control in _drawn_controls(part) if CONTROL_METRIC in metrics else ():
+        values, style = part[f"{control}_{CONTROL_METRIC}_mean"], CONTROL_STYLES[control]
+        look = {
+            "color": style.color,
+            "ls": style.line,
+            "marker": style.marker,
+            "markevery": _marked(control, len(part)),
+        }
+        ax.plot(part["layer_fraction"], values, **look, **CONTROL_LOOK, zorder=1.2, gid=control)
     for metric in metrics:
-        if f"{metric}_paper_mean" in part:
+        if _optimistic(part, metric):
             paper = part[f"{metric}_paper_mean"]
             ax.plot(part["layer_fraction"], paper, color=STYLES[metric].color, ls=(0, (1, 1.6)), lw=0.9, zorder=1.3)
         if published is not None:
@@ -161,6 +184,19 @@ def _draw_panel(ax, part: pd.DataFrame, metrics: Sequence[str], published: pd.Da
             ax.plot(theirs["layer"] / depth, theirs["mean"], color=STYLES[metric].color, lw=0.8, alpha=0.75, zorder=1)
         draw_curve(ax, part["layer_fraction"], part[f"{metric}_mean"], part[f"{metric}_std"], STYLES[metric])
     ax.set_xlim(-0.02, 1.0)
+
+
+def _marked(control: str, n_layers: int) -> list[int]:
+    """Layers at which a control has a marker: some eight, each control's elsewhere, the last among them."""
+    step = max(1, round(n_layers / 8))
+    first = list(CONTROL_STYLES).index(control) % step
+    return sorted({*range(first, n_layers, step), n_layers - 1})
+
+
+def _optimistic(rows: pd.DataFrame, metric: str) -> bool:
+    """Whether there is another score under the published protocol: where nothing is chosen it is the same."""
+    paper = f"{metric}_paper_mean"
+    return _known(rows, paper) and not rows[paper].equals(rows[f"{metric}_mean"])
 
 
 def _published_of(table: pd.DataFrame) -> pd.DataFrame:
@@ -181,10 +217,11 @@ def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], publish
         for metric, style in STYLES.items()
         if metric in metrics
     ]
+    columns = max(2, min(len(handles), int(figure.get_figwidth() / 1.7)))
     figure.legend(
-        handles=handles,
+        handles=[*handles, *_control_handles(rows)],
         loc="outside lower left",
-        ncols=len(handles),
+        ncols=columns,
         frameon=False,
         handlelength=3,
         title=_wrapped(_note(rows, published) + absent, figure),
@@ -193,13 +230,23 @@ def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], publish
     )
 
 
+def _control_handles(rows: pd.DataFrame) -> list[Line2D]:
+    """Legend entries of the controls that are drawn."""
+    styles = {control: CONTROL_STYLES[control] for control in _drawn_controls(rows)}
+    return [
+        Line2D([], [], color=s.color, ls=s.line, marker=s.marker, **CONTROL_LOOK, label=spoken(control))
+        for control, s in styles.items()
+    ]
+
+
 def _wrapped(text: str, figure, per_inch: int = 19) -> str:
     return textwrap.fill(text, int(per_inch * figure.get_figwidth()))  # default: characters of 7 points
 
 
 def _limits(rows: pd.DataFrame, metrics: Sequence[str], published: pd.DataFrame | None) -> tuple[float, float]:
     lows = [(rows[f"{metric}_mean"] - rows[f"{metric}_std"]).min() for metric in metrics]
-    thin = [f"{metric}_paper_mean" for metric in metrics] + [f"{CONTROL}_{CONTROL_METRIC}_mean"]
+    thin = [f"{metric}_paper_mean" for metric in metrics]
+    thin += [f"{control}_{CONTROL_METRIC}_mean" for control in _drawn_controls(rows)]
     lows += [rows[name].min() for name in thin if name in rows and rows[name].notna().any()]
     if published is not None and len(published):
         lows.append(published["mean"].min())
@@ -218,11 +265,8 @@ def _note(rows: pd.DataFrame, published: pd.DataFrame | None) -> str:
 
 
 def _thin_notes(rows: pd.DataFrame, published: pd.DataFrame | None) -> list[str]:
-    def drawn(column: str) -> bool:
-        return column in rows and bool(rows[column].notna().any())
-
-    notes = [PAPER_NOTE] if drawn(f"{CONTROL_METRIC}_paper_mean") else []
-    notes += [CONTROL_NOTE] if drawn(f"{CONTROL}_{CONTROL_METRIC}_mean") else []
+    notes = [PAPER_NOTE] if any(_optimistic(rows, metric) for metric in METRICS) else []
+    notes += [CONTROL_NOTE] if _drawn_controls(rows) else []
     return notes + ([PUBLISHED_NOTE] if published is not None and len(published) else [])
 
 

@@ -42,6 +42,18 @@ LINE_STYLES = (
     LineStyle("#E69F00", "P", (0, (2.5, 1))),
 )
 
+_CONTROL_DASHES = (
+    (0, (1, 1)),
+    (0, (4, 1)),
+    (0, (4, 1, 1, 1)),
+    (0, (2, 1)),
+    (0, (6, 1, 1, 1, 1, 1)),
+    (0, (1, 2)),
+    (0, (6, 2)),
+)
+_CONTROL_GREYS = ("#6b6b6b", "#8f8f8f", "#525252")
+_CONTROL_MARKERS = ("o", "s", "^", "D", "v", "<", ">")
+
 _PARAMETERS = {
     "figure.dpi": 150,
     "savefig.dpi": 200,
@@ -73,6 +85,14 @@ def drawing_style() -> Iterator[None]:
 def line_style(index: int) -> LineStyle:
     """Style of the `index`-th curve of a figure."""
     return LINE_STYLES[index % len(LINE_STYLES)]
+
+
+def control_style(index: int) -> LineStyle:
+    """Style of the `index`-th control of a figure: grey, told apart by dashes and, where there are some, markers."""
+    color = _CONTROL_GREYS[index % len(_CONTROL_GREYS)]
+    return LineStyle(
+        color, _CONTROL_MARKERS[index % len(_CONTROL_MARKERS)], _CONTROL_DASHES[index % len(_CONTROL_DASHES)]
+    )
 
 
 def titled(title: str, weights: Sequence[str] = ()) -> str:
