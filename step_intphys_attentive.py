@@ -28,10 +28,11 @@ from pez.probes.intphys_attentive import (
     count_units,
     probe_curves,
 )
-from pez.probes.intphys_controls import add_control_arguments, run_curves
-from pez.probes.intphys_features import SELECTION_METRICS, add_intphys_arguments
+from pez.probes.intphys_controls import add_control_arguments
+from pez.probes.intphys_features import add_intphys_arguments, run_curves
 from pez.probes.intphys_folds import check_n_folds
 from pez.probes.intphys_results import print_summary, write_run
+from pez.probes.intphys_scores import SELECTION_METRICS
 from pez.shards import Shard, add_shard_arguments, check_shard, describing, holding
 
 PROBE_SET = "intphys_attentive"

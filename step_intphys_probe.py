@@ -17,11 +17,12 @@ import pandas as pd
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
 from pez.files import check_run_name, run_lock
-from pez.probes.intphys_controls import add_control_arguments, run_curves, tagged
-from pez.probes.intphys_features import METRIC_OF, SELECTION_METRICS, add_intphys_arguments
+from pez.probes.intphys_controls import add_control_arguments, tagged
+from pez.probes.intphys_features import add_intphys_arguments, run_curves
 from pez.probes.intphys_folds import check_n_folds
 from pez.probes.intphys_linear import probe_linear
 from pez.probes.intphys_results import print_summary, write_run
+from pez.probes.intphys_scores import METRIC_OF, SELECTION_METRICS
 from pez.probes.protocols import CHOICES, chosen_protocols
 
 PROBE_SET = "intphys_linear"

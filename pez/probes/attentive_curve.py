@@ -16,9 +16,8 @@ from pez.probes.attentive_stack import stack_size
 from pez.probes.attentive_training import Problem, Recipe, train
 from pez.probes.attentive_units import Unit
 from pez.probes.intphys_controls import Curve
-from pez.probes.intphys_features import METRIC_OF
 from pez.probes.intphys_folds import inner_split, repeated_scene_folds
-from pez.probes.intphys_scores import score_movies
+from pez.probes.intphys_scores import METRIC_OF, score_movies
 from pez.probes.protocols import FIXED
 
 CPU_MEMORY_BYTES = 3 * 2**30

@@ -23,8 +23,6 @@ import pandas as pd
 
 from pez.errors import UserError, check_choice
 from pez.probes.controls import SEEDED
-from pez.probes.intphys_features import intphys_stores
-from pez.shards import WHOLE, Shard
 from pez.store import FeatureStore
 
 CONTROL_PASSES = ("random_weights", "pixels", "static_last", "static_first", "shuffled_frames")
@@ -90,24 +88,6 @@ def known_control(name: str) -> str:
     if name in MEANINGLESS:
         raise UserError(f"--control {name} is not for IntPhys: {MEANINGLESS[name]}")
     return check_choice("--control", name, CONTROLS)
-
-
-def run_curves(args: argparse.Namespace, pooling: str, shard: Shard = WHOLE) -> list[Curve]:
-    """The main curve first, then one for every control and seed that the options name, in order of CONTROLS.
-
-    Makes the features that are missing; with a `shard`, beside other shards. UserError as of `intphys_stores`, or
-    for --control-seeds below 1.
-    """
-    if args.control_seeds < 1:
-        raise UserError(f"--control-seeds must be at least 1; got {args.control_seeds}")
-    wanted = [name for name in CONTROLS if name in args.control]
-    store, passes = intphys_stores(args, pooling, [name for name in wanted if name in CONTROL_PASSES], shard)
-    movies = movies_of(store)
-    found = [Curve(store, movies)]
-    if "shuffled_labels" in wanted:
-        seeds = range(args.control_seeds)
-        found += [Curve(store, shuffled_labels(movies, args.seed + k), "shuffled_labels", k) for k in seeds]
-    return found + [Curve(other, movies_of(other), control, seed) for other, control, seed in passes]
 
 
 def tagged(curve: Curve, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -13,14 +13,12 @@ from pez.encoder.extract import extract_features, store_settings
 from pez.encoder.sources import ClipSource
 from pez.errors import UserError
 from pez.files import fingerprint
-from pez.probes.intphys_scores import METRICS
+from pez.probes.intphys_controls import CONTROL_PASSES, CONTROLS, Curve, movies_of, shuffled_labels
 from pez.shards import WHOLE, Shard, refuse_with_shards
 from pez.stimuli.intphys import DATA, data_name, frame_paths, read_intphys, sample_frames
 from pez.store import CAPTURES, FeatureStore
 
 SET_NAME = "intphys"
-SELECTION_METRICS = ("accuracy", "relative_accuracy")
-METRIC_OF = {"accuracy": METRICS[0], "relative_accuracy": METRICS[2]}
 
 
 def add_intphys_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
@@ -67,6 +65,24 @@ def intphys_source(movies: pd.DataFrame, n_frames_sample: int, data: str = DATA)
     }
     settings = {"name": SET_NAME, "fingerprint": fingerprint(content), "settings": chosen}
     return ClipSource(SET_NAME, clips, None, paths, settings, n_frames_sample)
+
+
+def run_curves(args: argparse.Namespace, pooling: str, shard: Shard = WHOLE) -> list[Curve]:
+    """The main curve first, then one for every control and seed that the options name, in order of CONTROLS.
+
+    Makes the features that are missing; with a `shard`, beside other shards. UserError as of `intphys_stores`, or
+    for --control-seeds below 1.
+    """
+    if args.control_seeds < 1:
+        raise UserError(f"--control-seeds must be at least 1; got {args.control_seeds}")
+    wanted = [name for name in CONTROLS if name in args.control]
+    store, passes = intphys_stores(args, pooling, [name for name in wanted if name in CONTROL_PASSES], shard)
+    movies = movies_of(store)
+    found = [Curve(store, movies)]
+    if "shuffled_labels" in wanted:
+        seeds = range(args.control_seeds)
+        found += [Curve(store, shuffled_labels(movies, args.seed + k), "shuffled_labels", k) for k in seeds]
+    return found + [Curve(other, movies_of(other), control, seed) for other, control, seed in passes]
 
 
 def intphys_stores(

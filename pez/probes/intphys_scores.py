@@ -26,6 +26,8 @@ from pez.probes.bootstrap import TIE_TOLERANCE
 from pez.stimuli.intphys import SUBTASKS
 
 METRICS = ("clip_accuracy", "auc", "relative_accuracy", "pairwise_accuracy")
+SELECTION_METRICS = ("accuracy", "relative_accuracy")  # names of --selection-metric
+METRIC_OF = {"accuracy": "clip_accuracy", "relative_accuracy": "relative_accuracy"}
 COUNTS = ("n_scenes", "n_ties", "n_near_ties", "n_pair_ties")
 OVERALL = "overall"
 SUBTASK_ROWS = (OVERALL, *SUBTASKS.values())
