@@ -4,9 +4,10 @@
 
 Each simulated data set goes the whole way: features of 24 layers, in which a target is planted by a known curve of
 signal strength; 64 groups of 6 clips that share part of target and noise (the paper's velocity set has 392 clips, in
-62 groups by direction and sector); grouped folds, ridge probes of pez.probes, out-of-fold predictions, a shuffled
-control, the bootstrap over groups, the three onset rules. Noise is carried from layer to layer, as a residual stream
-does. Truth is the same rule applied to the population's curve: the R^2 of many such probes on many fresh clips.
+62 groups by direction and sector); grouped folds, ridge probes of pez.probes, out-of-fold predictions, a control of
+labels shuffled three times, the bootstrap over groups, the three onset rules. Noise is carried from layer to layer,
+as a residual stream does. Truth is the same rule applied to the population's curve: the R^2 of many such probes on
+many fresh clips.
 
 Prints a table and writes it as JSON (--output). Columns: `planted`, the planted layer, and `truth`, the population's;
 `within 1`, share of data sets whose onset is within one layer of the planted (or else the true) one; `covered`, share
@@ -29,14 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pez.cli import Parser, run_script
 from pez.files import write_json
-from pez.probes.bootstrap import BootstrapCurve, bootstrap_r2, group_resamples
+from pez.probes.bootstrap import BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
 from pez.probes.folds import grouped_folds
 from pez.probes.onset import AT_FIRST, NO_ONSET, RULES, BendFit, crossing, find_onsets
-from pez.probes.problems import row_problem
+from pez.probes.problems import Problem, row_problem
+from pez.probes.protocols import choose_by_loss, out_of_fold
 from pez.probes.ridge import ridge_settings, solve_ridge
 from pez.runs import progress, provenance
 
 N_LAYERS, N_GROUPS, GROUP_SIZE, WIDTH, N_FOLDS = 24, 64, 6, 32, 5
+N_SHUFFLES = 3  # permutations of the control, as step 3 has by default
 CARRIED = 0.9  # correlation of a layer's noise with the next layer's
 GROUP_SHARE = {"target": 0.5, "noise": 0.3}  # of the variance
 STRENGTH = 100.0  # of the ridge probes that choose nothing
@@ -96,48 +99,85 @@ def simulate(scenario: Scenario, rng: np.random.Generator, n_groups: int = N_GRO
     return group, target, features
 
 
-def predicted(features: np.ndarray, targets: np.ndarray, train, rows, choose: bool) -> np.ndarray:
-    """Predictions [layers, rows, variables] of probes trained on rows `train`, a variable a column of `targets`."""
-    settings = ridge_settings() if choose else ridge_settings([STRENGTH])
-    shared = {"settings": settings, "outputs": (1,) * targets.shape[1], "dtype": torch.float64}
-    problems = (row_problem(torch.from_numpy(layer), targets, train, rows, **shared) for layer in features)
-    results = solve_ridge(problems)
-    return np.stack([result.chosen(result.validation_prediction).numpy() for result in results])
+class RidgeTask:
+    """Ridge probes on the layers of one data set, for pez.probes.protocols.out_of_fold."""
+
+    transfers, choose = False, staticmethod(choose_by_loss)
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray, fold: np.ndarray, choose: bool):
+        self.features, self.targets, self.fold = torch.from_numpy(features), targets, fold
+        self.n_folds, self.outputs = int(fold.max()) + 1, (1,) * targets.shape[1]
+        self.settings = ridge_settings() if choose else ridge_settings([STRENGTH])
+
+    def problem(self, layer: int, left_out, validation: int, _predict, **changes) -> Problem:
+        shared = {"settings": self.settings, "outputs": self.outputs, "dtype": torch.float64, **changes}
+        train, judged = np.flatnonzero(~np.isin(self.fold, left_out)), np.flatnonzero(self.fold == validation)
+        return row_problem(self.features[layer], self.targets, train, judged, **shared)
+
+    def solve(self, problems):
+        return solve_ridge(problems)
+
+
+def predicted(features: np.ndarray, targets: np.ndarray, fold: np.ndarray, choose: bool, read=None) -> np.ndarray:
+    """Predictions [layers, n, variables] of probes trained on the other folds, a variable a column of `targets`.
+
+    With one setting there is nothing to choose, else it is chosen as the published protocol does. `read`: only this
+    fold is held out and predicted.
+    """
+    task, layers = RidgeTask(features, targets, fold, choose), range(len(features))
+    values = np.full((len(features), *targets.shape), np.nan)
+    if read is not None:
+        results = task.solve(task.problem(layer, (read,), read, None) for layer in layers)
+        for layer, result in enumerate(results):
+            values[layer, fold == read] = result.chosen(result.validation_prediction)
+        return values
+    for result in out_of_fold(task, layers, ("paper",)):
+        values[result.layer, fold == result.fold] = result.prediction
+    return values
 
 
 def curves_of(scenario: Scenario, seed: int, n_resamples: int) -> tuple[BootstrapCurve, BootstrapCurve]:
     """Main and shuffled-label curves of data set `seed`, from out-of-fold predictions."""
     rng = np.random.default_rng(seed)
     group, target, features = simulate(scenario, rng)
-    targets = np.stack([target, rng.permutation(target)], axis=1)
-    fold = grouped_folds(group, N_FOLDS, seed)
-    prediction = np.empty((len(features), *targets.shape))
-    for held_out in range(N_FOLDS):
-        train, rows = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
-        prediction[:, rows] = predicted(features, targets, train, rows, scenario.choose)
+    targets = np.stack([target, *(rng.permutation(target) for _ in range(N_SHUFFLES))], axis=1)
+    prediction = predicted(features, targets, grouped_folds(group, N_FOLDS, seed), scenario.choose)
     resamples = group_resamples(group, n_resamples, seed, n_folds=N_FOLDS)
-    main, control = (bootstrap_r2(targets[:, i], prediction[..., i], group, resamples) for i in range(2))
-    return main, control
+    main, *shuffled = (
+        bootstrap_r2(column, prediction[..., index], group, resamples) for index, column in enumerate(targets.T)
+    )
+    return main, mean_curve(shuffled)
 
 
-def population_curve(scenario: Scenario, n_probes: int = 60, seed: int = 10**6) -> np.ndarray:
-    """R^2 [layers] of probes on fresh clips, each trained on as many groups as a fold's are."""
+@dataclass(frozen=True)
+class Population:
+    """`curve` [layers]: R^2 on fresh clips of probes trained on as many groups as a fold's are; `chance`: the R^2 of
+    such probes of labels that the features do not hold, the mean over layers."""
+
+    curve: np.ndarray
+    chance: float
+
+    def onsets(self) -> dict[str, float]:
+        """Each rule applied to the curve; the highest layer is the peak, for there is no noise."""
+        levels = {"threshold": 0.5, "half-rise": (self.chance + self.curve.max()) / 2}
+        truth = {rule: float(crossing(LAYERS, self.curve[None], level)[0]) for rule, level in levels.items()}
+        return {**truth, "breakpoint": float(BendFit(LAYERS.astype(float)).bend(self.curve[None])[0])}
+
+
+def population_of(scenario: Scenario, n_probes: int = 60, seed: int = 10**6) -> Population:
+    """The Population of a scenario, from `n_probes` training sets."""
     rng, error, variance = np.random.default_rng(seed), 0.0, 0.0
     for _ in range(n_probes):
         group, target, features = simulate(scenario, rng, n_groups=N_GROUPS + 150)
         order = rng.permutation(N_GROUPS)[: round(N_GROUPS * (1 - 1 / N_FOLDS))]
-        train, fresh = np.flatnonzero(np.isin(group, order)), np.flatnonzero(group >= N_GROUPS)
-        prediction = predicted(features, target[:, None], train, fresh, choose=False)[..., 0]
-        error, variance = error + np.square(prediction - target[fresh]).mean(1), variance + target[fresh].var()
-    return 1 - error / variance
-
-
-def true_onsets(population: np.ndarray) -> dict[str, float]:
-    """Each rule applied to the population's curve."""
-    curve = population[None]
-    levels = {"threshold": 0.5, "half-rise": curve.max() / 2}
-    truth = {rule: float(crossing(LAYERS, curve, level)[0]) for rule, level in levels.items()}
-    return {**truth, "breakpoint": float(BendFit(LAYERS.astype(float)).bend(curve)[0])}
+        fold = np.select([group >= N_GROUPS, np.isin(group, order)], [1, 0], default=2)
+        kept, targets = fold < 2, np.stack([target, rng.permutation(target)], axis=1)
+        values = predicted(features[:, kept], targets[kept], fold[kept], choose=False, read=1)
+        fresh = fold[kept] == 1
+        error = error + np.square(values[:, fresh] - targets[kept][fresh]).mean(1)
+        variance = variance + targets[kept][fresh].var(0)
+    main, control = (1 - error / variance).T
+    return Population(main, float(control.mean()))
 
 
 def unwidened(curve: BootstrapCurve) -> BootstrapCurve:
@@ -147,12 +187,12 @@ def unwidened(curve: BootstrapCurve) -> BootstrapCurve:
     return dataclasses.replace(curve, samples=samples)
 
 
-def judge(scenario: Scenario, population: np.ndarray, seed: int, n_resamples: int) -> list[dict]:
+def judge(scenario: Scenario, population: Population, seed: int, n_resamples: int) -> list[dict]:
     """One row a rule: what was found in data set `seed` and whether it is true."""
     main, control = curves_of(scenario, seed, n_resamples)
     low, high = main.interval().T
-    curve_covered = float(((low <= population) & (population <= high)).mean())
-    truth = true_onsets(population)
+    curve_covered = float(((low <= population.curve) & (population.curve <= high)).mean())
+    truth = population.onsets()
     pairs = zip(find_onsets(LAYERS, main, control), find_onsets(LAYERS, unwidened(main), unwidened(control)))
     return [
         {
@@ -175,9 +215,9 @@ def _holds(onset, truth: dict) -> float:
     return float(onset.low - 1e-9 <= true <= onset.high + 1e-9) if known else float("nan")
 
 
-def summarize(scenario: Scenario, population: np.ndarray, rows: pd.DataFrame) -> list[dict]:
+def summarize(scenario: Scenario, population: Population, rows: pd.DataFrame) -> list[dict]:
     """One row a rule: shares over data sets."""
-    truth, table = true_onsets(population), []
+    truth, table = population.onsets(), []
     for rule in RULES:
         part = rows[rows["rule"] == rule]
         table.append(
@@ -206,7 +246,7 @@ def calibrate(
     """The table of `summarize` over `scenarios`; `pool` is an executor to spread data sets over."""
     table = []
     for scenario in progress(scenarios, description="scenarios", unit="scenario"):
-        population = population_curve(scenario, n_probes)
+        population = population_of(scenario, n_probes)
         seeds = range(seed, seed + n_datasets)
         size = [[item] * n_datasets for item in (scenario, population)]
         judged = (pool.map if pool else map)(judge, *size, seeds, [n_resamples] * n_datasets)

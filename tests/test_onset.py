@@ -50,18 +50,23 @@ def test_a_bend_is_found_exactly_and_named(slopes, bend, kind):
     assert kind in fit.kind(curve)
 
 
-def test_gain_of_a_bend_is_the_drop_in_squared_error_that_least_squares_finds():
+def test_gain_of_a_bend_is_the_drop_in_weighted_squared_error_of_aitkens_formula():
     curve = np.random.default_rng(3).normal(size=13)
     fit = onset.BendFit(LAYERS)
+    weight = np.linalg.inv(0.3 * np.eye(13) + 0.7 * 0.85 ** np.abs(LAYERS[:, None] - LAYERS))
+
+    def fitted(*columns):
+        design = np.stack([np.ones(13), LAYERS, *columns], axis=1)
+        return design @ np.linalg.inv(design.T @ weight @ design) @ design.T @ weight @ curve
 
     def squared_error(*columns):
-        design = np.stack([np.ones(13), LAYERS, *columns], axis=1)
-        return np.square(curve - design @ np.linalg.lstsq(design, curve, rcond=None)[0]).sum()
+        rest = curve - fitted(*columns)
+        return rest @ weight @ rest
 
     drops = [squared_error() - squared_error(np.maximum(LAYERS - bend, 0)) for bend in fit.bends]
     assert fit.gain(curve[None])[0] == pytest.approx(max(drops))
     assert fit.bend(curve[None])[0] == fit.bends[int(np.argmax(drops))]
-    np.testing.assert_allclose(fit.line(curve), np.polyval(np.polyfit(LAYERS, curve, 1), LAYERS))
+    np.testing.assert_allclose(fit.line(curve), fitted())
 
 
 def test_the_rules_on_one_sharp_rise():
@@ -85,13 +90,26 @@ def test_interval_of_a_crossing_has_its_closed_form():
     assert (found.low, found.high) == (pytest.approx(low, abs=0.05), pytest.approx(high, abs=0.05))
 
 
-def test_half_rise_counts_from_the_control_or_from_chance_if_that_is_higher():
-    curve = planted(np.interp(LAYERS, [0, 12], [0.2, 0.8]))
-    shuffled, rival = planted(np.full(13, -0.6)), planted(np.full(13, 0.2))
-    middle = {"chance": 4.0, "rival": 6.0}  # 0.4 and 0.5 on a line of slope 0.05
-    assert onset.onset_at_half_rise(LAYERS, curve, None).layer == pytest.approx(middle["chance"])
-    assert onset.onset_at_half_rise(LAYERS, curve, shuffled).layer == pytest.approx(middle["chance"])
-    assert onset.onset_at_half_rise(LAYERS, curve, rival).layer == pytest.approx(middle["rival"])
+def test_half_rise_counts_from_what_a_control_that_knows_nothing_scores():
+    """On a line of slope 0.05 from 0.2 to 0.8, by the middle between chance level and 0.8."""
+    curve = planted(np.interp(LAYERS, [0, 12], [0.2, 0.8]), spread=0.002)
+    overfitted = planted(-0.2 + np.tile([0.02, -0.02], 7)[:13], spread=0.01)  # uneven, about a mean of -0.2
+    rival = planted(np.interp(LAYERS, [0, 12], [0.2, 0.5]), spread=0.002)  # knows something, ever more
+    assert onset.onset_at_half_rise(LAYERS, curve, None).layer == pytest.approx(4.0)
+    mean = overfitted.estimate.mean()
+    expected = ((mean + 0.8) / 2 - 0.2) / 0.05
+    assert onset.onset_at_half_rise(LAYERS, curve, overfitted).layer == pytest.approx(expected)
+    assert onset.onset_at_half_rise(LAYERS, curve, rival).layer == pytest.approx(6.0)  # of a line from 0 to 0.3
+
+
+def test_the_peak_is_the_mean_of_what_may_be_as_high_as_the_highest_layer():
+    """Errors of the layers are independent: two standard errors of a difference are 2 * sqrt(2) * 0.02 = 0.057."""
+    curve = np.array([0.1, 0.58, 0.3, 0.56, 0.55, 0.6, 0.57, 0.5, 0.56, 0.1, 0.1, 0.1, 0.1])
+    rise = planted(curve, spread=0.02, shared=0.0)
+    np.testing.assert_array_equal(np.flatnonzero(onset.plateau(rise)), [1, 3, 4, 5, 6, 8])
+    found = onset.onset_at_half_rise(LAYERS, rise)
+    assert found.layer == pytest.approx((curve[[1, 3, 4, 5, 6, 8]].mean() / 2 - 0.1) / 0.48)
+    np.testing.assert_array_equal(np.flatnonzero(onset.plateau(planted(LAYERS / 12, spread=0.001))), [12])
 
 
 def test_a_curve_that_is_up_from_the_start():

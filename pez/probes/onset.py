@@ -5,12 +5,15 @@
 `main` and `control` are BootstrapCurves over the same resamples. The rules, fixed here for every curve:
 
 threshold    first crossing of a fixed score (default 0.5, half of the variance)
-half-rise    first crossing of the middle between chance level and peak. Chance level at a layer is the control's score
-             there, or the score of knowing nothing (0 for R^2, 0.5 for accuracies) if that is higher or there is no
-             control. The peak is the layer where the curve stands highest above it; in every resample too it is that
-             layer, for the highest of many layers is higher in a resample than it should be, and drags the middle up
-breakpoint   where the best continuous line of two straight segments bends (least squares over all layers). It is an
-             onset only together with its kind: the start of a rise, or its end
+half-rise    first crossing of the middle between chance level and peak. Chance level: what probes score that know
+             nothing, the mean over layers of a control that is itself nowhere above the score of knowing nothing (0 for
+             R^2, 0.5 for accuracies); of a control that knows something, its score at each layer, or that of knowing
+             nothing if higher; without a control, the latter. The peak is the mean over the layers that are at most
+             two standard errors below the highest (of the difference, from the resamples): the highest of many
+             layers alone is higher than it should be, and drags the middle up
+breakpoint   where the best continuous line of two straight segments bends. Errors of neighbouring layers are alike, so
+             the fit is by generalised least squares with a fixed correlation (`BendFit`). It is an onset only together
+             with its kind: the start of a rise, or its end
 
 Crossings are interpolated between layers, so "layer 7.4" means: below at 7, above at 8. A curve that is above already
 at the first layer has its onset "at or before the first layer". Intervals are percentiles of the rule applied to every
@@ -19,8 +22,8 @@ resample; an end past the last layer is infinite.
 No onset: the curve is not above its control anywhere. Tested by the largest, over layers, of main minus control in
 its standard errors, against the same maximum of the centred resamples: one test for all layers at level 0.05 (the
 max-T step of Westfall & Young 1993, Resampling-based Multiple Testing). Control here is the higher of control and
-knowing nothing, as above. A breakpoint needs a second test: the drop in squared error from one line to two must beat
-that of resampled noise around the one line.
+knowing nothing, layer by layer. A breakpoint needs a second test: the drop in squared error from one line to two must
+beat that of resampled noise around the one line.
 
 What intervals were tried, and how often they hold: docs/onset.md, from benchmarks/onset_calibration.py.
 """
@@ -44,6 +47,9 @@ NO_BREAKPOINT = "no breakpoint"
 NO_ONSET = "no onset"
 
 _BEND_STEP = 0.05  # layers between candidate bends
+_NEIGHBOURS = 0.85  # correlation of the errors of neighbouring layers, as simulated curves have it (docs/onset.md)
+_ALONE = 0.3  # share of the errors' variance that layers do not share: curves are never quite two straight lines
+_PLATEAU_ERRORS = 2.0  # standard errors
 _FEWEST_LAYERS = 5  # for a bend: four parameters
 
 
@@ -142,10 +148,27 @@ def onset_at_half_rise(
     layers: np.ndarray, main: BootstrapCurve, control: BootstrapCurve | None = None, chance: float = 0.0
 ) -> Onset:
     """First crossing of the middle between chance level and peak."""
-    rise = rise_above(main, control, chance)
-    peak = int(rise.estimate.argmax())
-    onset = _onset("half-rise", layers, rise, lambda rows: crossing(layers, rows, RISE_SHARE * rows[:, peak]))
-    return _because(onset, f"{rise.estimate[peak] * RISE_SHARE:.3f} above chance level")
+    rise = rise_over_chance(main, control, chance)
+    top = plateau(rise)
+    onset = _onset("half-rise", layers, rise, lambda rows: crossing(layers, rows, RISE_SHARE * rows[:, top].mean(1)))
+    return _because(onset, f"{rise.estimate[top].mean() * RISE_SHARE:.3f} above chance level")
+
+
+def rise_over_chance(main: BootstrapCurve, control: BootstrapCurve | None, chance: float) -> BootstrapCurve:
+    """How far a curve stands above what probes score that know nothing, layer by layer and resample by resample.
+
+    A control that knows nothing has one level for all layers, and its mean has less noise than its layers.
+    """
+    if control is None or above_control(control, None, chance).found:
+        return rise_above(main, control, chance)
+    return main - control.map(lambda rows: np.repeat(rows.mean(1, keepdims=True), rows.shape[1], axis=1))
+
+
+def plateau(rise: BootstrapCurve) -> np.ndarray:
+    """The layers that make the peak, [layers] bool: the highest and those that may be as high."""
+    peak, samples = int(rise.estimate.argmax()), _finite_samples(rise)
+    error = (samples[:, [peak]] - samples).std(0)
+    return rise.estimate[peak] - rise.estimate <= _PLATEAU_ERRORS * error
 
 
 def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
@@ -180,37 +203,50 @@ def crossing(layers: np.ndarray, curves: np.ndarray, level) -> np.ndarray:
 
 
 class BendFit:
-    """Least-squares fits of one line, and of two that meet at a bend, to curves over `layers`; bends on a grid."""
+    """Fits of one line, and of two that meet at a bend, to curves over `layers`; bends on a grid.
+
+    Generalised least squares (Aitken 1935): errors correlate by 0.85 to the power of the layers between them, but for a
+    share that each layer has alone. The correlation is fixed, so that a curve has one bend whatever its noise.
+    """
 
     def __init__(self, layers: np.ndarray):
         steps = int(round((layers[-2] - layers[1]) / _BEND_STEP))
         self.bends = np.linspace(layers[1], layers[-2], steps + 1)
-        straight = np.stack([np.ones_like(layers), layers], axis=1)
-        hinges = np.maximum(layers[:, None] - self.bends, 0.0)
-        self._line = np.linalg.qr(straight)[0]  # [layers, 2]
-        rest = hinges - self._line @ (self._line.T @ hinges)
-        self._hinges = rest / np.linalg.norm(rest, axis=0)  # [layers, bends], orthogonal to every line
+        self._straight = np.stack([np.ones_like(layers), layers], axis=1)
+        self._hinges = np.maximum(layers[:, None] - self.bends, 0.0)
+        alike = _NEIGHBOURS ** np.abs(layers[:, None] - layers)
+        covariance = _ALONE * np.eye(len(layers)) + (1 - _ALONE) * alike
+        self._whiten = np.linalg.inv(np.linalg.cholesky(covariance))
+        line, hinges = np.linalg.qr(self._whiten @ self._straight)[0], self._whiten @ self._hinges
+        rest = hinges - line @ (line.T @ hinges)
+        self._directions = rest / np.linalg.norm(rest, axis=0)  # [layers, bends], orthogonal to every line
 
     def line(self, curve: np.ndarray) -> np.ndarray:
         """The straight line that fits a curve [layers] best, [layers]."""
-        return self._line @ (self._line.T @ curve)
+        return self._straight @ self._coefficients(self._straight, curve)
 
     def gain(self, curves: np.ndarray) -> np.ndarray:
-        """By how much the best bend lowers a line's sum of squared errors: [rows, layers] -> [rows]."""
-        return np.square(curves @ self._hinges).max(1)
+        """By how much the best bend lowers a line's weighted sum of squared errors: [rows, layers] -> [rows]."""
+        return self._gains(curves).max(1)
 
     def bend(self, curves: np.ndarray) -> np.ndarray:
         """The best bends, in layers: [rows, layers] -> [rows]."""
-        return self.bends[np.square(curves @ self._hinges).argmax(1)]
+        return self.bends[self._gains(curves).argmax(1)]
 
     def kind(self, curve: np.ndarray) -> str:
         """Which way a curve [layers] bends at its best bend."""
-        projections = curve @ self._hinges
-        best = int(np.square(projections).argmax())
-        if projections[best] > 0:
+        hinge = self._hinges[:, self._gains(curve[None]).argmax()]
+        _, slope, change = self._coefficients(np.column_stack([self._straight, hinge]), curve)
+        if change > 0:
             return "bends upward: the start of a rise"
-        fitted = self.line(curve) + projections[best] * self._hinges[:, best]
-        return "bends downward: the end of a rise" if fitted[1] > fitted[0] else "bends downward: the start of a fall"
+        rising = slope > 1e-9 * abs(change)  # a flat line has some rounding
+        return f"bends downward: the {'end of a rise' if rising else 'start of a fall'}"
+
+    def _gains(self, curves: np.ndarray) -> np.ndarray:
+        return np.square(curves @ self._whiten.T @ self._directions)
+
+    def _coefficients(self, design: np.ndarray, curve: np.ndarray) -> np.ndarray:
+        return np.linalg.lstsq(self._whiten @ design, self._whiten @ curve, rcond=None)[0]
 
 
 def _onset(rule: str, layers, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray]) -> Onset:
