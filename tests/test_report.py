@@ -17,9 +17,11 @@ from PIL import Image
 import plot_figures
 from pez.cli import run_script
 from pez.figures.report import BALL, INTPHYS, gather
+from pez.figures.report_movies import control_tables, intphys_table
 from pez.figures.report_notes import banners, shown
 from pez.figures.report_page import Pictures, build_report, inches, markdown, render
-from pez.figures.report_tables import CONTROL_MEANINGS, audit_tables, control_tables, intphys_table, numbers_table
+from pez.figures.report_sources import runs_table
+from pez.figures.report_tables import CONTROL_MEANINGS, audit_tables, numbers_table
 from pez.figures.report_warnings import warnings
 from pez.probes.controls import CONTROLS
 from pez.probes.intphys_scores import COUNTS, METRICS, SUBTASK_ROWS
@@ -227,21 +229,38 @@ def test_numbers_and_controls_in_tables(results):
     assert decoded.columns == ["target", "end x"]
 
 
-def test_controls_and_optimism_of_movies(results):
-    movies_run(results)
+def test_controls_intervals_and_optimism_of_movies(results):
     path = results / "results_movies.csv"
-    table = pd.read_csv(path)
-    table.assign(relative_accuracy_mean=0.5, control="shuffled_labels").to_csv(
-        results / "controls_movies.csv", index=False
-    )
-    table.assign(relative_accuracy_optimism=0.125, protocol="both").to_csv(path, index=False)
+    table = pd.read_csv(path).assign(relative_accuracy_optimism=0.125, protocol="both")
+    ends = {"relative_accuracy_pooled": 0.74, "relative_accuracy_low": 0.6, "relative_accuracy_high": 0.9}
+    table.assign(**ends).to_csv(path, index=False)
+    ends = {"relative_accuracy_pooled": 0.5, "relative_accuracy_low": 0.4, "relative_accuracy_high": 0.6}
+    ends |= {f"relative_accuracy_selectivity{end}": value for end, value in (("", 0.24), ("_low", 0.1), ("_high", 0.3))}
+    controls = [table.assign(control="shuffled_labels", control_seed=seed, **ends) for seed in (0, 1)]
+    controls.append(table.assign(control="pixels", control_seed=0, **{**ends, "relative_accuracy_pooled": 0.45}))
+    pd.concat(controls).to_csv(results / "controls_movies.csv", index=False)
     report = gather(results)
     table = intphys_table(report.of_kind(INTPHYS)[0])
     row = next(row for row in table.rows if row[0] == "relative accuracy")
-    assert table.columns[-2:] == ["optimism", "shuffled labels there"]
-    assert row == ["relative accuracy", "0.500", "0.750", "5", "0.750", "0.125", "0.500"]
+    assert row == ["relative accuracy", "0.500", "0.750", "5", "0.740", "0.600 to 0.900", "0.750", "0.125"]
+    assert table.rows[0][4:6] == ["–", "–"]  # clip accuracy, of which this table has no interval
+    shuffled, pixels = control_tables(report)[-1].rows
+    gained = ["0.240", "0.100 to 0.300"]
+    assert shuffled[1:] == ["shuffled labels (2 seeds)", "5", "0.740", "0.500", "0.400 to 0.600", *gained]
+    assert pixels[1:] == ["pixels", "5", "0.740", "0.450", "0.400 to 0.600", *gained]
+    said = next(note.text for note in shown(report) if note.subject.startswith("possible or impossible"))
+    assert "(pooled 0.740, 95\u00a0% interval 0.600 to 0.900)" in said
+    assert "Highest control there: shuffled labels, 0.500 (the curve minus it: 0.240" in said
     assert "movies: it adds 0.125 relative accuracy" in found(report)["Optimistic protocol"]
-    assert "movies" not in found(report)["Controls not run"]
+    assert "movies: without random weights, static last, " in found(report)["Controls not run"]
+
+
+def test_scenes_of_repeats_are_counted_once(results):
+    path = results / "results_movies.csv"
+    pd.read_csv(path).assign(n_repeats=2, n_scenes=24, n_folds=10).to_csv(path, index=False)
+    report = gather(results)
+    assert "overall 12, object permanence 12" in found(report)["Few groups"]
+    assert "10 folds of whole scenes in 2 repeats" in str(runs_table(report).rows)
 
 
 def test_a_figure_is_as_wide_as_it_was_drawn(tmp_path):

@@ -8,10 +8,20 @@ import pandas as pd
 
 from pez.figures.intphys_verdict import KEY_METRIC, TITLES
 from pez.figures.report import BALL, INTPHYS, Report, Run
-from pez.figures.report_tables import control_rows_at, curve_of, ends_of, interval, number, peak_of, score_of, spoken
+from pez.figures.report_movies import closest_control, overall_of, peak_layer
+from pez.figures.report_tables import (
+    NONE,
+    control_rows_at,
+    curve_of,
+    ends_of,
+    interval,
+    number,
+    peak_of,
+    score_of,
+    spoken,
+)
 from pez.figures.statements import FAILS, HOLDS, UNDECIDED
 from pez.probes.controls import is_floor
-from pez.probes.intphys_scores import OVERALL
 from pez.stimuli.intphys import STAND_IN
 
 _VERDICT_ROW = re.compile(rf"^\|[^|]*\|[^|]*\| \*\*({HOLDS}|{FAILS}|{UNDECIDED})\*\* \|", re.MULTILINE)
@@ -103,18 +113,23 @@ def _intphys_notes(report: Report) -> Iterator[Note]:
     done = set()
     for run in report.of_kind(INTPHYS):
         probe, model = str(run.value("probe_set")).removeprefix("intphys_"), str(run.value("model"))
-        overall = run.table[run.table["subtask"] == OVERALL].sort_values("layer").set_index("layer")
-        values = overall[f"{KEY_METRIC}_mean"].dropna()
-        if (probe, model) in done or values.empty:
+        overall = overall_of(run.table)
+        values, peak = overall[f"{KEY_METRIC}_mean"].dropna(), peak_layer(overall, KEY_METRIC)
+        if (probe, model) in done or peak is None:
             continue
         done.add((probe, model))
-        peak = values.idxmax()
         yield Note(
             f"possible or impossible, {probe} probe",
             f"{number(values.iloc[0])} at layer {values.index[0]}, highest {number(values.max())} at layer {peak}"
-            f"{_close(overall, peak)}, {number(values.iloc[-1])} at layer {values.index[-1]}.",
+            f"{_sure(overall.loc[peak])}{_close(overall, peak)}, {number(values.iloc[-1])} at layer "
+            f"{values.index[-1]}. {closest_control(run, KEY_METRIC, peak)}".strip(),
             f"{TITLES[KEY_METRIC].capitalize()}, chance 0.5; {model}, {run.value('weights')}; {run.data}",
         )
+
+
+def _sure(row: pd.Series) -> str:
+    ends = interval(row.get(f"{KEY_METRIC}_low"), row.get(f"{KEY_METRIC}_high"))
+    return "" if ends == NONE else f" (pooled {number(row[f'{KEY_METRIC}_pooled'])}, 95\u00a0% interval {ends})"
 
 
 def _close(overall: pd.DataFrame, layer: int) -> str:

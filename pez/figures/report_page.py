@@ -18,6 +18,7 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 from PIL import Image
 
+from pez.figures import report_movies as movies
 from pez.figures import report_sources as sources
 from pez.figures import report_tables as tables
 from pez.figures.report import Report, gather
@@ -66,6 +67,7 @@ def render(report: Report) -> str:
         "inches": inches,
         "markdown": markdown,
         "tables": tables,
+        "movies": movies,
         "sources": sources,
     }
     return environment.get_template(_TEMPLATE).render(

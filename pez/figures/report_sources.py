@@ -21,7 +21,10 @@ def _run_row(run: Run) -> list[str]:
     if run.kind == INTPHYS:
         features = next(iter(run.features.values()), {})
         readout = " ".join([*features.get("captures", []), *features.get("poolings", [])]) or NONE
-        folds = f"{run.value('n_folds', '?')} folds of whole scenes"
+        repeats, folds = int(run.value("n_repeats", 1)), run.value("n_folds", "?")
+        folds = (
+            f"{folds} folds of whole scenes" if repeats == 1 else f"{folds} folds of whole scenes in {repeats} repeats"
+        )
         clips = f"{run.value('n_movies', '?')} movies: {run.data}"
         return [*row, clips, readout, folds, str(run.value("protocol", NONE))]
     sizes = "/".join(str(n) for n in dict.fromkeys(run.table.get("n_clips", [])))

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pez.figures.curves import NAMES
-from pez.figures.intphys import NAMES as METRIC_NAMES
-from pez.figures.report import BALL, INTPHYS, Audit, Report, Run
-from pez.probes.intphys_scores import METRICS, OVERALL
+from pez.figures.report import Audit, Run
 from pez.probes.summary import depth_of, one_third
 from pez.stimuli.clipset import ClipSet
 from pez.stimuli.conditions import UNITS
 
 NONE = "–"
 _BROAD = 6  # columns
-_INTERVAL = "95\u00a0% interval"
+INTERVAL = "95\u00a0% interval"
 CONTROL_MEANINGS = {  # in short; pez/probes/controls.py has them in full
-    "shuffled_labels": "targets of other clips: what the probe fits where there is nothing to be read",
+    "shuffled_labels": "targets of other clips (of movies: of others in the scene): what the probe fits where there is "
+    "nothing to be read",
     "random_weights": "the same architecture, never trained, over several seeds",
     "pixels": "downsampled pixels in place of features",
     "position": "the ball's true place, a point a tubelet that the pooling sees",
@@ -129,7 +128,7 @@ def _any(rows: pd.DataFrame, flags: pd.Series) -> pd.Series:
 def numbers_table(run: Run) -> Table:
     """Where each curve of a ball run starts, stands at one third, peaks and ends."""
     score = score_of(run.table)
-    columns = ["variable", "first layer", "one third", "highest", "at layer", _INTERVAL, "last layer", "optimism"]
+    columns = ["variable", "first layer", "one third", "highest", "at layer", INTERVAL, "last layer", "optimism"]
     rows = [_number_row(curve_of(run, variable), score) for variable in run.variables]
     return Table(f"{run.name}: {score.words}", columns, rows, frozenset(range(1, 8)))
 
@@ -163,34 +162,8 @@ def controls_table(run: Run) -> Table:
             named = spoken(name) + (f" ({row['seeds']} seeds)" if row["seeds"] > 1 else "")
             rows.append([spoken(variable), named, where, number(peak[score.value]), number(row["r2_pooled"])])
             rows[-1] += [interval(row.get("r2_pooled_low"), row.get("r2_pooled_high")), number(gain), interval(*ends)]
-    columns = ["variable", "control", "layer", "main", "control's R²", _INTERVAL, "selectivity", _INTERVAL]
+    columns = ["variable", "control", "layer", "main", "control's R²", INTERVAL, "selectivity", INTERVAL]
     return Table(f"{run.name}: controls where the main curve is highest", columns, rows, frozenset(range(2, 8)))
-
-
-def intphys_table(run: Run) -> Table:
-    """Overall scores of an IntPhys run, a row a metric, with its controls at the layer where the metric is highest."""
-    overall = _overall(run.table)
-    controls = {name: _overall(rows) for name, rows in run.controls.groupby("control")} if len(run.controls) else {}
-    metrics = [metric for metric in METRICS if len(overall) and f"{metric}_mean" in overall]
-    rows = [_metric_row(metric, overall, controls) for metric in metrics]
-    columns = ["metric (chance 0.5)", "first layer", "highest", "at layer", "last layer", "optimism"]
-    columns += [f"{spoken(name)} there" for name in controls]
-    protocol = {"both": "nested"}.get(str(run.value("protocol")), run.value("protocol", "unknown"))
-    caption = f"{run.name}: overall, means over folds, {protocol} protocol, {run.data}"
-    return Table(caption, columns, rows, frozenset(range(1, len(columns))))
-
-
-def _overall(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["subtask"] == OVERALL].sort_values("layer").set_index("layer")
-
-
-def _metric_row(metric: str, overall: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> list[str]:
-    values, optimism = overall[f"{metric}_mean"], overall.get(f"{metric}_optimism")
-    peak = values.idxmax() if values.notna().any() else None
-    row = [METRIC_NAMES.get(metric, metric), number(values.iloc[0]), number(values.max())]
-    row += [NONE if peak is None else str(peak), number(values.iloc[-1])]
-    row += [NONE if optimism is None else number(optimism.mean())]
-    return row + [number(rows.get(f"{metric}_mean", pd.Series(dtype=float)).get(peak)) for rows in controls.values()]
 
 
 def audit_tables(audit: Audit) -> list[Table]:
@@ -218,20 +191,3 @@ def _plain_table(audit: Audit) -> Table:
     ]
     columns = [str(name).replace("_", " ") for name in audit.table.columns]
     return Table(f"audit_{audit.name}.csv", columns, rows, frozenset(i for i, flag in enumerate(numeric) if flag))
-
-
-def number_tables(report: Report) -> list[Table]:
-    """Numbers of every run, ball runs first."""
-    return [numbers_table(run) for run in report.of_kind(BALL)] + [intphys_table(r) for r in report.of_kind(INTPHYS)]
-
-
-def control_tables(report: Report) -> list[Table]:
-    """Controls of every ball run that has some."""
-    tables = [controls_table(run) for run in report.of_kind(BALL)]
-    return [table for table in tables if table.rows]
-
-
-def control_meanings(report: Report) -> dict[str, str]:
-    """What each control is, of those that were run."""
-    there = {name for run in report.of_kind(BALL) if "control" in run.controls for name in run.controls["control"]}
-    return {name: meaning for name, meaning in CONTROL_MEANINGS.items() if name in there}

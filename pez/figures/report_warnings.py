@@ -4,7 +4,7 @@ Clips that leave the view or are not those that were probed, a pooling that sees
 reported fold, a scalar angle, few groups, missing folds and controls, ties, uncommitted code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -23,6 +23,7 @@ from pez.figures.report_tables import (
     unit_of,
 )
 from pez.probes.bootstrap import FEW_GROUPS
+from pez.probes.intphys_controls import CONTROLS as CONTROLS_OF_MOVIES
 from pez.probes.intphys_scores import OVERALL
 
 
@@ -77,7 +78,7 @@ def warnings(report: Report) -> list[Trap]:
         (
             "Controls not run",
             "A curve is worth little without what an encoder that knows nothing scores.",
-            [*_bare(ball), *_each(movies, _bare_movies)],
+            [*_bare(ball, CONTROL_MEANINGS), *_bare(movies, CONTROLS_OF_MOVIES)],
         ),
         (
             "Ties and near-ties",
@@ -168,7 +169,8 @@ def _few_groups(run: Run) -> Iterator[str]:
 
 
 def _few_scenes(run: Run) -> Iterator[str]:
-    counts = run.table.groupby("subtask", sort=False)["n_scenes"].max() if "n_scenes" in run.table else {}
+    counts = run.table.groupby("subtask", sort=False)["n_scenes"].max() if "n_scenes" in run.table else pd.Series()
+    counts = counts // int(run.value("n_repeats", 1))  # they are summed over repeats
     few = [f"{spoken(subtask)} {int(count)}" for subtask, count in counts.items() if count < FEW_GROUPS]
     if few:
         yield f"scenes: {', '.join(few)}."
@@ -194,22 +196,15 @@ def _unscored_folds(run: Run) -> Iterator[str]:
         yield f"{spoken(row.variable)}, {row.n_folds - row.n_folds_scored} of {row.n_folds} folds."
 
 
-def _bare(runs: list[Run]) -> Iterator[str]:
+def _bare(runs: list[Run], wanted: Collection[str]) -> Iterator[str]:
     by_missing: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         there = set(run.controls["control"]) if "control" in run.controls else set()
-        by_missing.setdefault(tuple(name for name in CONTROL_MEANINGS if name not in there), []).append(run)
+        by_missing.setdefault(tuple(name for name in wanted if name not in there), []).append(run)
     for missing, without in by_missing.items():
         if missing:
-            which = (
-                "none was run" if len(missing) == len(CONTROL_MEANINGS) else f"without {listed(map(spoken, missing))}"
-            )
+            which = "none was run" if len(missing) == len(wanted) else f"without {listed(map(spoken, missing))}"
             yield f"{names(without)}: {which}."
-
-
-def _bare_movies(run: Run) -> Iterator[str]:
-    if run.controls.empty:
-        yield "none was run."
 
 
 def _ties(run: Run) -> Iterator[str]:
