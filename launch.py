@@ -66,7 +66,7 @@ def _add_slurm(group) -> None:
 
 
 def main(args) -> None:
-    name = check_run_name(args.job_name or Path(args.step).stem)
+    name = check_run_name(args.job_name or Path(args.step).stem, "--job-name")
     folder = args.launch_dir / name
     if args.status or args.cancel:
         return report(args, folder)

@@ -96,12 +96,12 @@ def write_csv(path, frame) -> Path:
     return Path(path)
 
 
-def check_run_name(name: str) -> str:
-    """`name` if it can be part of file names; UserError for an empty or long one, slashes or a leading dot."""
+def check_run_name(name: str, option: str = "--run-name") -> str:
+    """`name`, given as `option`, if it can name files; UserError for an empty or long one, slashes or a leading dot."""
     if not name or Path(name).name != name or name.startswith("."):
-        raise UserError(f"--run-name names files, so no slashes or leading dots; got {name!r}")
+        raise UserError(f"{option} names files, so no slashes or leading dots; got {name!r}")
     if len(os.fsencode(name)) > MAX_NAME:
-        raise UserError(f"--run-name names files, so at most {MAX_NAME} bytes; got {len(os.fsencode(name))}")
+        raise UserError(f"{option} names files, so at most {MAX_NAME} bytes; got {len(os.fsencode(name))}")
     return name
 
 

@@ -1,5 +1,6 @@
 """Small clip sets on disk for tests: a bright square that moves, in the format of pez.stimuli.clipset."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,10 @@ def write_moving_squares(directory: Path, n_clips: int = 5, size: int = 256, n_f
     write_parquet(directory / "frames.parquet", pd.DataFrame(truth))
     write_json(directory / "clipset.json", {"format": 1, "settings": {"set": directory.name, "seed": 0}})
     return directory
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """SHA-256 of every picture, table and features file under a folder, by relative path."""
+    kinds = (".png", ".parquet", ".safetensors")
+    files = [path for path in sorted(directory.rglob("*")) if path.suffix in kinds]
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,7 +1,6 @@
 """Shards of steps 1 and 2: any order, twice, killed, two at once; the set is the one that a single process makes."""
 
 import errno
-import hashlib
 import itertools
 import os
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from clips import write_moving_squares
+from clips import contents, write_moving_squares
 from conftest import DATA, REPOSITORY
 
 import step1_generate
@@ -38,13 +37,6 @@ from pez.store import FeatureStore
 SETTINGS = set_settings("velocity", "quick", "auto", 0, "paper", 32)
 CLIPS = 7
 FIXTURE = str(DATA / "vjepa2_small_headdim64.pt")  # a checkpoint of an encoder of two small blocks
-
-
-def contents(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file that readers see, by relative path; what is hidden or dated is left out."""
-    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.suffix in (".png", ".parquet")]
-    files += sorted(directory.rglob("*.safetensors"))
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def leftovers(directory: Path) -> list[Path]:
