@@ -49,9 +49,10 @@ reproduce: $(INSTALLED)
 	@$(QUICK) $(RUN) step3_probe.py audit --feature-root $(FEATURES)/tiny_random
 	@echo "== IntPhys stand-in: linear and attentive probes"
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
-		--selection-metric relative_accuracy --control shuffled_labels
+		--selection-metric relative_accuracy --control shuffled_labels pixels static_last
 	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
-		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2
+		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2 \
+		--control shuffled_labels
 	@echo "== Figures and report"
 	@$(QUICK) $(RUN) plot_figures.py --reference
 
@@ -105,10 +106,12 @@ reproduce-paper: $(INSTALLED) $(KUBRIC_INSTALLED)
 
 reproduce-intphys: $(INSTALLED)
 	@$(RUN) step_intphys_probe.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
-		--selection-metric relative_accuracy --control shuffled_labels random_weights static_last --reuse-features \
+		--selection-metric relative_accuracy --reuse-features \
+		--control shuffled_labels random_weights pixels static_last shuffled_frames \
 		--run-name figure6_intphys_$(MODEL)_linear_full
 	@$(RUN) step_intphys_attentive.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \
-		--patch-pool temporal_last_patch --reuse-features --run-name figure8_intphys_$(MODEL)_attentive
+		--patch-pool temporal_last_patch --reuse-features --control shuffled_labels random_weights static_last \
+		--run-name figure8_intphys_$(MODEL)_attentive
 
 test: $(INSTALLED)
 	@$(RUN) -m ruff check .

@@ -42,6 +42,7 @@ PAPER_NOTE = "Dotted: settings chosen on the reported fold (published protocol).
 CONTROL_METRIC = "relative_accuracy"
 CONTROL_NOTE = "Grey: relative accuracy of controls, the mean over seeds (pez/probes/intphys_controls.py)."
 CONTROL_STYLES: dict[str, LineStyle] = {control: control_style(index) for index, control in enumerate(CONTROLS)}
+_TITLE_PER_INCH = 12  # characters
 CONTROL_LOOK = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
 
 
@@ -210,8 +211,7 @@ def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], publish
     for ax in axes[-1]:
         ax.set_xlabel(X_LABEL)
     axes[0, 0].set_ylim(*_limits(rows, metrics, published))
-    lines = titled(title, rows["weights"].unique()).split("\n")
-    figure.suptitle("\n".join(_wrapped(line, figure, 12) for line in lines), fontsize=10.5, x=0.01, ha="left")
+    figure.suptitle(_title(title, rows, figure), fontsize=10.5, x=0.01, ha="left")
     handles = [
         Line2D([], [], color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=NAMES[metric])
         for metric, style in STYLES.items()
@@ -228,6 +228,14 @@ def _finish_grid(figure, axes, rows, title: str, metrics: Sequence[str], publish
         title_fontproperties={"size": 7},
         alignment="left",
     )
+
+
+def _title(title: str, rows: pd.DataFrame, figure) -> str:
+    """`title` with a warning of random weights, which has a line of its own where one line is too narrow."""
+    lines = titled(title, rows["weights"].unique()).split("\n")
+    if max(map(len, lines)) > int(_TITLE_PER_INCH * figure.get_figwidth()):
+        lines = [part for line in lines for part in line.split(" — ")]
+    return "\n".join(_wrapped(line, figure, _TITLE_PER_INCH) for line in lines)
 
 
 def _control_handles(rows: pd.DataFrame) -> list[Line2D]:
