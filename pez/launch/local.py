@@ -148,18 +148,24 @@ def log_path(folder: Path, index: int) -> Path:
 
 
 def end(processes: Sequence[subprocess.Popen]) -> None:
-    """End processes and their children: SIGTERM, and SIGKILL for those that do not heed it."""
+    """End processes and their children: SIGTERM, and SIGKILL for those that do not heed it.
+
+    Safe in a signal handler: it never calls Popen.wait, whose lock the interrupted code may hold.
+    """
     for process in processes:
         _signal(process, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
     try:
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
+        _gone(processes, GRACE_SECONDS)
     finally:  # a second Ctrl-C ends the wait
         for process in processes:
             _signal(process, signal.SIGKILL)
-            process.wait()
+        _gone(processes, GRACE_SECONDS)
+
+
+def _gone(processes: Sequence[subprocess.Popen], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pez.files import read_json, write_json
 from pez.launch.display import report_path
-from pez.launch.local import end
+from pez.launch.local import POLL_SECONDS, end
 from pez.launch.steps import thread_limits
 from pez.reports import VARIABLE as REPORT
 
@@ -39,7 +40,8 @@ class ShardTask:
             start_new_session=True,
             preexec_fn=_leave_user_signals,
         )
-        code = self._process.wait()
+        while (code := self._process.poll()) is None:  # wait() would hold a lock that `checkpoint` needs
+            time.sleep(POLL_SECONDS)
         self._tell(code)
         if code:
             sys.exit(code if code > 0 else 128 - code)  # the job script requeues what was killed
