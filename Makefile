@@ -1,6 +1,7 @@
 # make reproduce   the quick preset end to end on two CPU cores: clips, features, probes, figures
 # make test        the whole test suite
 # Both make .venv and install requirements.txt into it on first use.
+# make benchmarks  every step beside what a user would otherwise do, into BENCHMARKS.md; some ten minutes
 # make kubric      an environment of its own for step1_generate.py --backend kubric (1.7 GB)
 # make reproduce-paper [MODEL=large] [WEIGHTS=FILE] [DEVICE=cuda:0]   the paper preset through Kubric, then every
 #                  later step; the IntPhys figures too if its dev split is at artifacts/intphys/dev
@@ -120,6 +121,9 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	@$(RUN) -m ruff format .
 	@$(RUN) -m ruff check .
+
+benchmarks: $(INSTALLED)
+	@$(RUN) -m benchmarks --write BENCHMARKS.md
 
 clean:
 	rm -rf artifacts/quick
