@@ -18,6 +18,7 @@ from pez.figures.ball import build_figure2b, build_figure2c
 from pez.figures.intphys_files import build_figure1, build_figure6, build_figure8
 from pez.figures.report_page import build_report
 from pez.files import exclusive
+from pez.probes.result_tables import result_paths
 
 # Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths.
 BUILDERS = {
@@ -41,7 +42,7 @@ def make_parser() -> Parser:
 
 def check_runs(results_dir: Path, runs: list[str] | None) -> None:
     """UserError if the folder or a named run is not there."""
-    there = [path.stem.removeprefix("results_") for path in sorted(results_dir.glob("results_*.csv"))]
+    there = [path.stem.removeprefix("results_") for path in result_paths(results_dir)]
     if not there:
         raise UserError(f"no results in {results_dir}: make some with step3_probe.py run or step_intphys_probe.py")
     for run in runs or []:

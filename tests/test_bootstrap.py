@@ -13,7 +13,7 @@ from pez.probes import bootstrap as bs
 from pez.probes.circular import angular_error, circular_correlation
 from pez.probes.intphys_scores import score_movies
 from pez.probes.metrics import r2
-from pez.probes.outoffold import out_of_fold
+from pez.probes.outoffold import out_of_fold_arrays
 
 LAYERS = 4
 
@@ -240,14 +240,14 @@ def test_predictions_table_to_arrays_whatever_the_order_of_rows():
         }
     )
     shuffled = pd.concat([table.iloc[:2], table.iloc[2:].sample(frac=1, random_state=0)])
-    found = out_of_fold(shuffled, "velocity_xy", "nested")
+    found = out_of_fold_arrays(shuffled, "velocity_xy", "nested")
     np.testing.assert_array_equal(found.prediction, prediction)
     np.testing.assert_array_equal(found.target, target)
     np.testing.assert_array_equal(found.group, group)
     assert found.components == ("vx", "vy")
     held_out = table.assign(fold=np.where(clip < 3, -1, 0))
-    assert list(out_of_fold(held_out, "velocity_xy", "nested").clips) == list(found.clips[3:])
+    assert list(out_of_fold_arrays(held_out, "velocity_xy", "nested").clips) == list(found.clips[3:])
     with pytest.raises(UserError, match="rerun"):
-        out_of_fold(table.iloc[1:], "velocity_xy", "nested")
+        out_of_fold_arrays(table.iloc[1:], "velocity_xy", "nested")
     with pytest.raises(UserError, match="protocol paper"):
-        out_of_fold(table, "velocity_xy", "paper")
+        out_of_fold_arrays(table, "velocity_xy", "paper")

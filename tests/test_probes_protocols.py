@@ -18,7 +18,7 @@ from pez.probes.folds import repeated_folds
 from pez.probes.intphys_linear import probe_linear
 from pez.probes.layer_scores import fold_scores, layer_scores, resamples_of
 from pez.probes.metrics import r2
-from pez.probes.outoffold import out_of_fold
+from pez.probes.outoffold import out_of_fold_arrays
 from pez.probes.probe_set import ProbeOptions, plan
 from pez.probes.protocols import chosen_protocols
 from pez.probes.sweep import Setting
@@ -143,7 +143,7 @@ def test_repeats_are_the_cross_validations_of_their_seeds_together(planted):
     for repeat, one in enumerate(apart):
         own = together.predictions[together.predictions["repeat"] == repeat].reset_index(drop=True)
         pd.testing.assert_series_equal(own["prediction"], one.predictions["prediction"])
-        arrays = out_of_fold(together.predictions, "velocity_xy", "paper", repeat=repeat)
+        arrays = out_of_fold_arrays(together.predictions, "velocity_xy", "paper", repeat=repeat)
         assert arrays.prediction.shape == (1, 128, 2)
         (folds,) = repeated_folds(probe_set.store, "condition", 5, 4 + repeat, 1)
         scores.append(fold_scores(probe_set.variables[0].targets, arrays.prediction[0], folds))
@@ -169,7 +169,7 @@ def test_a_direction_always_comes_with_its_partner_and_circular_scores(planted, 
     angle = "direction" if asked == "angle" else partner if partner == "direction_angle" else None
     assert {name for name, note in rows["note"].items() if note == ANGLE_NOTE} == ({angle} if angle else set())
     for name in ("direction", partner):
-        arrays = out_of_fold(found.predictions, name, "nested")
+        arrays = out_of_fold_arrays(found.predictions, name, "nested")
         truth = arrays.clips.astype(object)
         degrees = np.array([float(clip.split("_d")[1].split("_")[0]) for clip in truth])
         guess = arrays.prediction[0]
@@ -192,7 +192,7 @@ def test_held_out_values_are_predicted_only_where_they_were_left_out(planted):
     speed = magnitude[found.predictions["variable"] == "speed"]
     assert set(speed) == {3, 5} and set(magnitude[found.predictions["variable"] == "acceleration"]) == {6}
     assert rows.loc["speed", "n_folds"] == 2 and rows.loc["speed", "protocol"] == "paper"
-    arrays = out_of_fold(found.predictions, "speed", "paper")
+    arrays = out_of_fold_arrays(found.predictions, "speed", "paper")
     assert rows.loc["speed", "r2_pooled"] == pytest.approx(r2(arrays.target, arrays.prediction[0]))
     assert rows.loc["speed", "mae"] == pytest.approx(np.abs(arrays.target - arrays.prediction[0]).mean())
     assert rows["r2_pooled_low"].isna().all()  # two groups are no sample

@@ -15,7 +15,8 @@ from pez.figures.reference import LABEL, published_curves
 from pez.figures.style import save_figure
 from pez.figures.verdicts import build_verdict
 from pez.files import write_csv
-from pez.probes.summary import RUN_COLUMNS, NoRunsError, read_runs, read_table
+from pez.probes.result_tables import read_table
+from pez.probes.summary import RUN_COLUMNS, NoRunsError, read_runs
 
 FIGURE_2C = (("speed",), ("direction",), ("acceleration",))
 FIGURE_2B = (("velocity_xy", "vx", "vy"), ("acceleration_xy", "ax", "ay"))  # the axes where there is no xy run

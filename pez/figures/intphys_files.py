@@ -21,6 +21,7 @@ from pez.figures.intphys_statements import evidence_lines, rules, run_evidence
 from pez.figures.intphys_verdict import verdict
 from pez.figures.reference import PUBLISHED_FILE
 from pez.files import write_csv, write_text
+from pez.probes.result_tables import read_table, result_tables
 from pez.stimuli.intphys import DATA
 
 MODELS_SHOWN = ("large", "huge", "giant")
@@ -32,27 +33,23 @@ def read_runs(results_dir, probe_set: str, runs: Sequence[str] | None = None) ->
 
     `probe_set`: intphys_linear or intphys_attentive. Empty if there are none. UserError for a damaged table.
     """
-    tables = []
-    for path in sorted(Path(results_dir).glob("results_*.csv")):
-        table = _read_table(path)
-        wanted = not runs or bool(len(table)) and table.get("run_name", pd.Series([None])).iloc[0] in runs
-        if "probe_set" in table and wanted and (table["probe_set"] == probe_set).any():
-            tables.append(table.assign(written=path.stat().st_mtime))
+    tables = [
+        table
+        for table in result_tables(results_dir)
+        if "probe_set" in table and (table["probe_set"] == probe_set).any() and _is_named(table, runs)
+    ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _is_named(table: pd.DataFrame, runs: Sequence[str] | None) -> bool:
+    return not runs or "run_name" in table and table["run_name"].iloc[0] in runs
 
 
 def read_controls(results_dir, rows: pd.DataFrame) -> pd.DataFrame:
     """Tables of the controls of the runs in `rows`, one after another; empty if there are none."""
     paths = [Path(results_dir) / f"controls_{run}.csv" for run in rows["run_name"].unique()]
-    tables = [_read_table(path) for path in paths if path.is_file()]
+    tables = [read_table(path) for path in paths if path.is_file()]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable table ({error}): remove it, or rerun its step") from None
 
 
 def newest_by_model(rows: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,7 @@ import constants
 from pez.errors import UserError
 from pez.figures.intphys_verdict import spoken
 from pez.files import read_json
+from pez.probes.result_tables import read_table, result_paths
 from pez.probes.summary import RUN_COLUMNS
 from pez.stimuli.clipset import ClipSet, read_clip_set
 from pez.stimuli.intphys import DATA, STAND_IN, SUBTASKS
@@ -181,7 +182,7 @@ def gather(results_dir, runs: Sequence[str] | None = None) -> Report:
 def read_runs(report: Report, wanted: Sequence[str] | None) -> list[Run]:
     """Every run of the folder, newest first; unreadable tables are named and left out."""
     found = []
-    for path in sorted(report.results_dir.glob("results_*.csv")):
+    for path in result_paths(report.results_dir):
         name = path.stem.removeprefix("results_")
         table = _table(report, path)
         kind = None if table is None or table.empty else kind_of(table)
@@ -279,7 +280,7 @@ def beside(results_dir: Path, name: str, otherwise: Path) -> Path:
 
 def _table(report: Report, path: Path) -> pd.DataFrame | None:
     try:
-        return pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        report.absent.append(f"{path.name} is not a readable table: {error}")
+        return read_table(path)
+    except (UserError, OSError) as error:
+        report.absent.append(str(error))
         return None

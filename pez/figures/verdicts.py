@@ -21,7 +21,7 @@ from pez.probes import onset as onset_rules
 from pez.probes.bootstrap import FEW_GROUPS, BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
 from pez.probes.controls import SEEDED, is_floor
 from pez.probes.onset import find_onsets
-from pez.probes.outoffold import OutOfFold, out_of_fold
+from pez.probes.outoffold import OutOfFold, out_of_fold_arrays
 from pez.probes.summary import depth_of
 
 FEWEST_GROUPS = 8  # with fewer a bootstrap over groups has too few different resamples to say anything
@@ -125,7 +125,7 @@ def _parts(table: pd.DataFrame, variable: str, protocol: str) -> dict[str, list[
     parts: dict[str, list[OutOfFold]] = {}
     for (control, seed, repeat), rows in table.groupby(list(defaults), sort=True):
         used = protocol if (rows["protocol"] == protocol).any() else rows["protocol"].iloc[0]
-        parts.setdefault(control, []).append(out_of_fold(rows, variable, used, control, seed, repeat))
+        parts.setdefault(control, []).append(out_of_fold_arrays(rows, variable, used, control, seed, repeat))
     if "" not in parts:
         raise UserError(f"the predictions of {variable} hold controls only: rerun step3_probe.py run")
     return parts

@@ -23,7 +23,7 @@ class OutOfFold:
     prediction: np.ndarray
 
 
-def out_of_fold(
+def out_of_fold_arrays(
     table: pd.DataFrame, variable: str, protocol: str, control: str = "", control_seed: int = 0, repeat: int = 0
 ) -> OutOfFold:
     """The arrays of one variable and protocol of one run: its main curve or a `control`, one seed and repeat of it.

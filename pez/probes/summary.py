@@ -7,12 +7,11 @@ its peak; curves that never rise above chance have none. They describe a curve a
 by the rules of pez/probes/onset.py, are in the verdict files.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.errors import UserError
+from pez.probes.result_tables import result_tables
 
 RUN_COLUMNS = ("run_name", "variable", "layer", "r2_mean", "r2_std", "weights")
 _ONSET_SHARE = 0.5
@@ -27,24 +26,10 @@ def read_runs(results_dir) -> pd.DataFrame:
 
     Other tables of the folder are left out. NoRunsError if there are none, UserError if one is damaged.
     """
-    tables = []
-    for path in sorted(Path(results_dir).glob("results_*.csv")):
-        table = read_table(path)
-        if set(RUN_COLUMNS) <= set(table.columns):
-            tables.append(table.assign(written=path.stat().st_mtime))
+    tables = [table for table in result_tables(results_dir) if set(RUN_COLUMNS) <= set(table.columns)]
     if not tables:
         raise NoRunsError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
     return pd.concat(tables, ignore_index=True)
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV that step 3 wrote; UserError if it is damaged."""
-    try:
-        return pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not a readable table ({error}): remove it, or rerun the step that wrote it"
-        ) from None
 
 
 def summarize_runs(runs: pd.DataFrame) -> pd.DataFrame:
