@@ -8,8 +8,10 @@ tokens from the same starts in the same order; the largest difference of their s
 """
 
 import argparse
+import contextlib
 import sys
-import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,61 @@ from pez.probes.attentive_stack import stack_size
 from pez.probes.attentive_training import Problem, Recipe, _batch_order, learning_rate, train
 
 
-def make_problems(layers: int, folds: int, movies: int) -> list[Problem]:
-    fold = np.arange(movies) % folds
+@dataclass(frozen=True)
+class Task:
+    """Random tokens [layers, clips, tokens, width] and labels [clips], and a probe for each layer and fold."""
+
+    problems: list[Problem]
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, clips, width=32, heads=2, depth=4, tokens=16, batch_size=16, epochs=5, layers=12, folds=5) -> "Task":
+        """Of these sizes."""
+        drawn = torch.randn(layers, clips, tokens, width, generator=torch.Generator().manual_seed(0))
+        labels = (torch.arange(clips) // 2 % 2).float()
+        return cls(make_problems(layers, folds, clips), drawn, labels, Recipe(depth, heads, epochs, batch_size))
+
+    @property
+    def stack(self) -> int:
+        """How many probes fit a stack."""
+        tokens, width = self.tokens.shape[2:]
+        return stack_size(self.recipe.sizes(width), self.recipe.batch_size, tokens, "cpu", 3 * 2**30)
+
+
+def make_problems(layers: int, folds: int, clips: int) -> list[Problem]:
+    """One problem a layer and fold."""
+    fold = np.arange(clips) % folds
     rows = [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(folds)]
     return [Problem(layer, index, 1e-3, 0.1, *rows[index]) for layer in range(layers) for index in range(folds)]
 
 
-def train_alone(problem: Problem, tokens: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> np.ndarray:
+@contextlib.contextmanager
+def stacked(**size) -> Iterator[Callable]:
+    """Work that trains all probes in stacks; its answer are the held-out clips' scores, problem by problem."""
+    task = Task.of(**size)
+    options = (task.tokens.__getitem__, task.labels, task.recipe)
+    list(train(task.problems[:1], *options))  # warm up
+
+    def work() -> np.ndarray:
+        found = {id(problem): scores for problem, scores in train(task.problems, *options, size=task.stack)}
+        return np.concatenate([found[id(problem)].ravel() for problem in task.problems])
+
+    yield work
+
+
+@contextlib.contextmanager
+def one_at_a_time(**size) -> Iterator[Callable]:
+    """The same, one probe after another."""
+    task = Task.of(**size)
+    train_alone(task.problems[0], task)  # warm up
+    yield lambda: np.concatenate([train_alone(problem, task) for problem in task.problems])
+
+
+def train_alone(problem: Problem, task: Task) -> np.ndarray:
+    """Scores of one probe's held-out clips."""
+    tokens, recipe = task.tokens[problem.layer], task.recipe
     torch.manual_seed(problem.seed(recipe.seed))
     probe = AttentiveClassifier(**recipe.sizes(tokens.shape[-1]))
     optimizer = torch.optim.AdamW(probe.parameters(), lr=problem.lr, weight_decay=problem.weight_decay, fused=True)
@@ -37,42 +87,29 @@ def train_alone(problem: Problem, tokens: torch.Tensor, labels: torch.Tensor, re
     for step, batch in enumerate(batches):
         optimizer.param_groups[0]["lr"] = learning_rate(step, len(batches), problem.lr, recipe)
         optimizer.zero_grad()
-        inputs = F.layer_norm(tokens[problem.layer][batch], tokens.shape[-1:])
-        F.binary_cross_entropy_with_logits(probe(inputs)[:, 0], labels[batch]).backward()
+        inputs = F.layer_norm(tokens[batch], tokens.shape[-1:])
+        F.binary_cross_entropy_with_logits(probe(inputs)[:, 0], task.labels[batch]).backward()
         optimizer.step()
     with torch.no_grad():
-        return probe(F.layer_norm(tokens[problem.layer][problem.predict_rows], tokens.shape[-1:]))[:, 0].numpy()
-
-
-def timed(function):
-    start = time.perf_counter()
-    return function(), time.perf_counter() - start
+        return probe(F.layer_norm(tokens[problem.predict_rows], tokens.shape[-1:]))[:, 0].numpy()
 
 
 def main() -> None:
+    from benchmarks.measure import measure
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options = {"width": 32, "heads": 2, "depth": 4, "tokens": 16, "batch-size": 16, "movies": 120, "epochs": 5}
+    options = {"width": 32, "heads": 2, "depth": 4, "tokens": 16, "batch-size": 16, "clips": 120, "epochs": 5}
     for name, value in {**options, "layers": 12, "folds": 5, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    recipe = Recipe(args.depth, args.heads, args.epochs, args.batch_size)
-    labels = (torch.arange(args.movies) // 2 % 2).float()
-    tokens = torch.randn(args.layers, args.movies, args.tokens, args.width)
-    problems = make_problems(args.layers, args.folds, args.movies)
-    size = stack_size(recipe.sizes(args.width), args.batch_size, args.tokens, "cpu", 3 * 2**30)
-    print(f"{len(problems)} probes of width {args.width}, {args.tokens} tokens; up to {size} would fit a stack")
-    list(train(problems[:2], tokens.__getitem__, labels, recipe))  # warm up
-    alone, alone_s = timed(lambda: [train_alone(problem, tokens, labels, recipe) for problem in problems])
-    found, stacked_s = timed(lambda: list(train(problems, tokens.__getitem__, labels, recipe, size=size)))
-    stacked = {id(problem): scores for problem, scores in found}
-    stacked = [stacked[id(problem)] for problem in problems]
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(alone, stacked))
-    spread = float(np.std(np.concatenate(alone)))
-    print(f"one at a time  {alone_s:7.2f} s   {1000 * alone_s / len(problems):7.1f} ms a probe")
-    print(f"stacked        {stacked_s:7.2f} s   {1000 * stacked_s / len(problems):7.1f} ms a probe")
-    print(f"{alone_s / stacked_s:.1f} times faster")
-    print(f"scores differ by at most {difference:.1e} (their spread is {spread:.2f})")
+    size = vars(parser.parse_args())
+    threads, n_probes = size.pop("threads"), size["layers"] * size["folds"]
+    ours, theirs = (measure(prepare, size, threads) for prepare in (stacked, one_at_a_time))
+    print(f"{n_probes} probes of width {size['width']}, {size['tokens']} tokens; a stack holds {Task.of(**size).stack}")
+    for name, found in (("one at a time", theirs), ("stacked", ours)):
+        print(f"{name:14s} {found.seconds:7.2f} s   {1000 * found.seconds / n_probes:7.1f} ms a probe")
+    print(f"{theirs.seconds / ours.seconds:.1f} times faster")
+    print(f"scores differ by at most {np.abs(ours.answer - theirs.answer).max():.1e} ", end="")
+    print(f"(their spread is {theirs.answer.std():.2f})")
 
 
 if __name__ == "__main__":

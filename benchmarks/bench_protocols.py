@@ -9,12 +9,16 @@ intervals of 24 layers x 3 variables (392 clips), both protocols: under 10 s is 
 """
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
@@ -30,6 +34,31 @@ STORES = {
     "quick": {"preset": "quick", "depth": 12, "width": 192, "rounds": 3},
     "large": {"preset": "paper", "depth": 24, "width": 1024, "rounds": 1},
 }
+
+
+@contextlib.contextmanager
+def probing(protocol: str, layers: int, preset: str = "quick", **store: int) -> Iterator[Callable]:
+    """Work that probes velocity_xy on a planted store under one protocol, without bootstrap."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = planted_root(folder, preset=preset, **store)
+        asked = {"probe_set": "fig2b_velocity_xy", "bootstrap": 0, "threads": torch.get_num_threads()}
+        options = ProbeOptions(protocol, root, protocol=protocol, layers=tuple(range(layers)), **asked)
+        probe_curves(dataclasses.replace(options, layers=(0,), solver="ridge"))  # libraries warm up
+
+        def work() -> None:
+            probe_curves(options)
+
+        yield work
+
+
+def both(**size):
+    """The published protocol and the nested one."""
+    return probing("both", **size)
+
+
+def paper_alone(**size):
+    """The published protocol."""
+    return probing("paper", **size)
 
 
 def timed(function):

@@ -6,10 +6,12 @@ Prints both rates, their ratio, the largest difference between the pictures, and
 of the paper preset would take. Writes nothing that stays.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,15 +29,6 @@ from pez.stimuli.tinyrender import TinyRenderer
 PAPER_CLIPS = 672
 
 
-def parser() -> Parser:
-    """The command line."""
-    parser = Parser(prog="bench_render.py", description="Box rendering against full-frame rendering.")
-    parser.add_argument("--clips", type=int, default=6, help="clips rendered both ways, in one process")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the real pipeline")
-    parser.add_argument("--pipeline-clips", type=int, default=60, help="clips through the real pipeline")
-    return parser
-
-
 def some_clips(count: int) -> list[np.ndarray]:
     """Ball centres [frames, 3] of `count` clips spread over the paper's velocity grid."""
     settings = set_settings("velocity", "paper", "auto", 0, "paper", RESOLUTION)
@@ -45,12 +38,24 @@ def some_clips(count: int) -> list[np.ndarray]:
     return [rows[["x_m", "y_m", "z_m"]].to_numpy() for _, rows in frames.groupby("clip_id")]
 
 
-def render(clips: list[np.ndarray], whole: bool) -> tuple[np.ndarray, float]:
-    """All frames and the seconds it took."""
+def render(clips: list[np.ndarray], whole: bool) -> np.ndarray:
+    """All frames, [clips * frames, height, width, 3]."""
     with TinyRenderer([floor(), ball(0.3)], RESOLUTION) as renderer:
-        start = time.perf_counter()
-        pictures = [renderer.frame([place], whole=whole) for places in clips for place in places]
-        return np.stack(pictures), time.perf_counter() - start
+        return np.stack([renderer.frame([place], whole=whole) for places in clips for place in places])
+
+
+@contextlib.contextmanager
+def boxes(clips: int, frames: int = 16) -> Iterator[Callable]:
+    """Work that renders the box round the ball; its answer are the frames."""
+    places = [clip[:frames] for clip in some_clips(clips)]
+    yield lambda: render(places, whole=False)
+
+
+@contextlib.contextmanager
+def full_frames(clips: int, frames: int = 16) -> Iterator[Callable]:
+    """The same, every frame as a whole."""
+    places = [clip[:frames] for clip in some_clips(clips)]
+    yield lambda: render(places, whole=True)
 
 
 def pipeline(count: int, workers: int) -> float:
@@ -65,14 +70,14 @@ def pipeline(count: int, workers: int) -> float:
 
 def main(args) -> None:
     """Measure and print."""
-    clips = some_clips(args.clips)
-    boxes, box_seconds = render(clips, whole=False)
-    full, full_seconds = render(clips, whole=True)
-    difference = np.abs(boxes.astype(int) - full)
+    from benchmarks.measure import measure
+
+    both = [measure(prepare, {"clips": args.clips}, 1) for prepare in (boxes, full_frames)]
+    difference = np.abs(both[0].answer.astype(int) - both[1].answer)
     print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {args.clips} clips both ways")
-    print(f"box       {args.clips / box_seconds:8.2f} clips/s")
-    print(f"full      {args.clips / full_seconds:8.2f} clips/s")
-    print(f"ratio     {full_seconds / box_seconds:8.1f} x")
+    for name, found in zip(("box", "full"), both):
+        print(f"{name:9s} {args.clips / found.seconds:8.2f} clips/s")
+    print(f"ratio     {both[1].seconds / both[0].seconds:8.1f} x")
     print(f"largest difference {difference.max()} of 255, in {(difference > 0).mean():.1e} of the values")
     count = args.pipeline_clips // len(SETS) * len(SETS)
     seconds = pipeline(count, args.workers)
@@ -81,4 +86,8 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(parser(), main))
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=6, help="clips rendered both ways, in one process")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the real pipeline")
+    parser.add_argument("--pipeline-clips", type=int, default=60, help="clips through the real pipeline")
+    sys.exit(run_script(parser, main))

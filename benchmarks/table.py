@@ -1,0 +1,181 @@
+"""Measurements to records, and records to the tables of BENCHMARKS.md."""
+
+import math
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cases import Case
+from benchmarks.measure import Measured
+from pez.errors import UserError
+from pez.files import write_text
+from pez.runs import provenance
+
+GROWTH = 4
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def record(case: Case, size: dict, ours: list[Measured], theirs: list[Measured], grown: Measured | None) -> dict:
+    """What the JSON says of a case: the fastest round of either side, and what its answers differ by."""
+    best = _best(ours)
+    row = {"name": case.name, "work": case.work, "rival": case.rival, "size": size, "ours": _numbers(best)}
+    row |= {"most_times": case.most_times, "most_seconds": case.most_seconds}
+    if theirs:
+        rival = _best(theirs)
+        row |= {"theirs": _numbers(rival), "ratio": rival.seconds / best.seconds}
+        row["difference"] = difference(best.answer, rival.answer)
+    if grown is not None:
+        row["grown"] = _numbers(grown)
+    return row
+
+
+def _best(rounds: list[Measured]) -> Measured:
+    return min(rounds, key=lambda found: found.seconds)
+
+
+def _numbers(found: Measured) -> dict[str, float | None]:
+    names = ("seconds", "cpu_seconds", "memory_mib")
+    values = {name: getattr(found, name) for name in names}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def difference(ours, theirs) -> float | None:
+    """Largest difference of two answers: arrays, or arrays by name (those that both have). None without answers."""
+    if ours is None:
+        return None
+    if not isinstance(ours, dict):
+        ours, theirs = {"": ours}, {"": theirs}
+    shared = sorted(set(ours) & set(theirs))
+    return max(float(np.abs(ours[name].astype(float) - theirs[name].astype(float)).max()) for name in shared)
+
+
+def machine(threads: int) -> dict:
+    """Where and how it was measured."""
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in _lines(info) if line.startswith("model name")]
+    return {
+        **provenance(),
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def tables(results: dict) -> str:
+    """The tables in Markdown, with machine and date."""
+    there, rows = results["machine"], results["rows"]
+    head = (
+        f"{there['written'][:10]}, {there['processor']}, {there['cores']} cores, {there['threads']} threads, "
+        f"load average {there['load_average']} at the start; PyTorch {there['libraries']['torch']}, Python "
+        f"{there['python']}, code {there['code_version']}; sizes: {results['scale']}, the fastest of "
+        f"{results['rounds']} rounds."
+    )
+    bounded = [row for row in rows if row["most_times"] or row["most_seconds"]]
+    compared = [row for row in rows if row not in bounded]
+    parts = [head, _table(_COMPARED, compared), _table(_BOUNDED, bounded), _forwards(results.get("forwards"))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(columns: dict[str, Callable[[dict], str]], rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows])
+
+
+def _work(row: dict) -> str:
+    shown = ("clips", "frames", "layers", "folds", "width", "epochs", "resamples", "model")
+    sizes = [f"{name} {row['size'][name]}" for name in shown if name in row["size"]]
+    return f"{row['work']} ({', '.join(sizes)})"
+
+
+def _seconds(side: str) -> Callable[[dict], str]:
+    return lambda row: f"{row[side]['seconds']:.3g} s" if side in row else "-"
+
+
+def _memory(side: str) -> Callable[[dict], str]:
+    return lambda row: _mib(row[side]["memory_mib"]) if side in row else "-"
+
+
+def _mib(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} MiB"
+
+
+def _growth(name: str) -> Callable[[dict], str]:
+    def cell(row: dict) -> str:
+        grown, before = (row.get(side, {}).get(name) for side in ("grown", "ours"))
+        return f"{grown / before:.1f} ×" if grown and before else "-"
+
+    return cell
+
+
+def _apart(row: dict) -> str:
+    return "-" if row.get("difference") is None else "none" if row["difference"] == 0 else f"{row['difference']:.0e}"
+
+
+def _bound(row: dict) -> str:
+    return f"{row['most_seconds']:g} s" if row["most_seconds"] else f"{row['most_times']:g} ×"
+
+
+def _cost(row: dict) -> str:
+    return _seconds("ours")(row) if row["most_seconds"] else f"{1 / row['ratio']:.2f} ×"
+
+
+def _met(row: dict) -> str:
+    cost = row["ours"]["seconds"] if row["most_seconds"] else 1 / row["ratio"]
+    return "yes" if cost <= (row["most_seconds"] or row["most_times"]) else "**no**"
+
+
+_COMPARED = {
+    "step": lambda row: row["name"],
+    "what is done": _work,
+    "time": _seconds("ours"),
+    "compared with": lambda row: row["rival"],
+    "its time": _seconds("theirs"),
+    "ratio": lambda row: f"**{row['ratio']:.3g} ×**",
+    "memory": _memory("ours"),
+    "its memory": _memory("theirs"),
+    f"time for {GROWTH} × the clips": _growth("seconds"),
+    "memory for it": _growth("memory_mib"),
+    "answers differ by": _apart,
+}
+_BOUNDED = {
+    "cost": lambda row: row["name"],
+    "what is done": _work,
+    "relative to": lambda row: row["rival"] or "the clock",
+    "measured": _cost,
+    "at most": _bound,
+    "met": _met,
+    "memory": _memory("ours"),
+}
+
+
+def _forwards(found: dict | None) -> str:
+    if not found:
+        return ""
+    done, rate = found["flops_per_second"], found["matmul_flops_per_second"]
+    return (
+        f"Encoder forwards ({found['model']} on {found['device']}, batches in memory): {done / 1e12:.3g} TFLOP/s, "
+        f"{done / rate:.0%} of the {rate / 1e12:.3g} TFLOP/s that large matrix products reach here."
+    )
+
+
+def write_page(path: Path, results: dict) -> Path:
+    """Replace what stands between the markers of `path` by the tables; UserError if it has no markers."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: --write takes a page with the markers {BEGIN} and {END}") from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UserError(f"{path} has no markers {BEGIN} and {END} between which the tables could go")
+    return write_text(path, f"{before}{begin}\n\n{tables(results)}\n\n{end}{after}")
