@@ -15,6 +15,7 @@ from pez.probes.bootstrap import bootstrap_mean, group_resamples
 from pez.probes.circular import angular_error, circular_correlation
 from pez.probes.curves import ANGLE_NOTE, probe_curves
 from pez.probes.folds import repeated_folds
+from pez.probes.intphys_controls import Curve, movies_of
 from pez.probes.intphys_linear import probe_linear
 from pez.probes.layer_scores import fold_scores, layer_scores, resamples_of
 from pez.probes.metrics import r2
@@ -66,8 +67,9 @@ def test_on_noise_nested_accuracy_is_a_half_within_its_interval_and_the_publishe
     right = {"nested": [], "paper": []}
     for seed in range(3):
         store = planted_store(tmp_path / str(seed) / "intphys", n_scenes=10, depth=2, width=12, seed=seed)
+        curve = Curve(store, movies_of(store))
         table = probe_linear(
-            store, capture="resid_pre", layers=range(2), metric="clip_accuracy", protocol="both", settings=settings
+            curve, capture="resid_pre", layers=range(2), metric="clip_accuracy", protocol="both", settings=settings
         )
         for name, rows in table.groupby("protocol"):
             correct = ((rows["score"] > 0) == rows["possible"]).astype(float)
