@@ -102,6 +102,16 @@ def test_half_rise_counts_from_what_a_control_that_knows_nothing_scores():
     assert onset.onset_at_half_rise(LAYERS, curve, rival).layer == pytest.approx(6.0)  # of a line from 0 to 0.3
 
 
+def test_the_foot_of_a_curve_counts_as_much_as_the_control():
+    """Low layers at -0.1 and a control at -0.2 have chance level at -0.15; a curve that is up at once has no foot."""
+    curve = np.array([-0.08, -0.1, -0.12, -0.1, 0.2, 0.5, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8])
+    curve, control = planted(curve, spread=0.05), planted(np.full(13, -0.2), spread=0.05, seed=1)
+    np.testing.assert_array_equal(np.flatnonzero(onset.foot(curve - control)), [0, 1, 2, 3])
+    found = onset.onset_at_half_rise(LAYERS, curve, control)
+    assert found.layer == pytest.approx(4 + ((-0.15 + 0.8) / 2 - 0.2) / 0.3)
+    assert not onset.foot(planted(np.full(13, 0.8))).any()
+
+
 def test_the_peak_is_the_mean_of_what_may_be_as_high_as_the_highest_layer():
     """Errors of the layers are independent: two standard errors of a difference are 2 * sqrt(2) * 0.02 = 0.057."""
     curve = np.array([0.1, 0.58, 0.3, 0.56, 0.55, 0.6, 0.57, 0.5, 0.56, 0.1, 0.1, 0.1, 0.1])

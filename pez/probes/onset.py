@@ -6,11 +6,13 @@
 
 threshold    first crossing of a fixed score (default 0.5, half of the variance)
 half-rise    first crossing of the middle between chance level and peak. Chance level: what probes score that know
-             nothing, the mean over layers of a control that is itself nowhere above the score of knowing nothing (0 for
-             R^2, 0.5 for accuracies); of a control that knows something, its score at each layer, or that of knowing
-             nothing if higher; without a control, the latter. The peak is the mean over the layers that are at most
-             two standard errors below the highest (of the difference, from the resamples): the highest of many
-             layers alone is higher than it should be, and drags the middle up
+             nothing. A control that is itself nowhere above the score of knowing nothing (0 for R^2, 0.5 for
+             accuracies) has it at every layer, and so has the foot of the curve, the layers before its peak that are
+             not above the control and at most two standard errors above the lowest: the mean of the two means. Of a
+             control that knows something it is its score at each layer, or that of knowing nothing if higher;
+             without a control, the latter. The peak is the mean over the layers that are at most two standard errors
+             below the highest (of the difference, from the resamples): the highest of many layers alone is higher
+             than it should be, and drags the middle up
 breakpoint   where the best continuous line of two straight segments bends. Errors of neighbouring layers are alike, so
              the fit is by generalised least squares with a fixed correlation (`BendFit`). It is an onset only together
              with its kind: the start of a rise, or its end
@@ -49,7 +51,7 @@ NO_ONSET = "no onset"
 _BEND_STEP = 0.05  # layers between candidate bends
 _NEIGHBOURS = 0.85  # correlation of the errors of neighbouring layers, as simulated curves have it (docs/onset.md)
 _ALONE = 0.3  # share of the errors' variance that layers do not share: curves are never quite two straight lines
-_PLATEAU_ERRORS = 2.0  # standard errors
+_ALIKE_ERRORS = 2.0  # standard errors of a difference within which two layers may be equally high
 _FEWEST_LAYERS = 5  # for a bend: four parameters
 
 
@@ -157,18 +159,35 @@ def onset_at_half_rise(
 def rise_over_chance(main: BootstrapCurve, control: BootstrapCurve | None, chance: float) -> BootstrapCurve:
     """How far a curve stands above what probes score that know nothing, layer by layer and resample by resample.
 
-    A control that knows nothing has one level for all layers, and its mean has less noise than its layers.
+    A control that knows nothing has one level for all layers, and its mean has less noise than its layers. Layers at
+    the foot of the curve have that level too, and noise that the rest of the curve shares: half of either is taken.
     """
     if control is None or above_control(control, None, chance).found:
         return rise_above(main, control, chance)
-    return main - control.map(lambda rows: np.repeat(rows.mean(1, keepdims=True), rows.shape[1], axis=1))
+    rise = main - control.map(lambda rows: np.repeat(rows.mean(1, keepdims=True), rows.shape[1], axis=1))
+    low = foot(rise)
+    return rise.map(lambda rows: rows - rows[:, low].mean(1, keepdims=True) / 2) if low.any() else rise
+
+
+def foot(rise: BootstrapCurve) -> np.ndarray:
+    """The layers before the peak that are not above zero and may be as low as the lowest of them, [layers] bool.
+
+    None for a curve that is above from its first layer on.
+    """
+    above, samples = above_control(rise).above, _finite_samples(rise)
+    before = np.arange(len(above)) < rise.estimate.argmax()
+    if above[0] or not before.any():
+        return np.zeros_like(before)
+    lowest = int(np.where(before, rise.estimate, np.inf).argmin())
+    error = (samples - samples[:, [lowest]]).std(0)
+    return before & ~above & (rise.estimate - rise.estimate[lowest] <= _ALIKE_ERRORS * error)
 
 
 def plateau(rise: BootstrapCurve) -> np.ndarray:
     """The layers that make the peak, [layers] bool: the highest and those that may be as high."""
     peak, samples = int(rise.estimate.argmax()), _finite_samples(rise)
     error = (samples[:, [peak]] - samples).std(0)
-    return rise.estimate[peak] - rise.estimate <= _PLATEAU_ERRORS * error
+    return rise.estimate[peak] - rise.estimate <= _ALIKE_ERRORS * error
 
 
 def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
