@@ -140,9 +140,11 @@ def test_every_file_is_written_and_missing_models_are_named(tmp_path, capsys):
         "figure6_intphys_overall_compare.csv",
         "figure6_intphys_overall_compare.png",
         "figure6_verdict.md",
+        "figure6_verdict.json",
         "figure8_intphys_overall_compare.csv",
         "figure8_intphys_overall_compare.png",
         "figure8_verdict.md",
+        "figure8_verdict.json",
     ]
     for path in written:
         if path.suffix == ".png":

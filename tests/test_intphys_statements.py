@@ -1,6 +1,7 @@
 """Statements and onsets of IntPhys runs whose curves are planted: what must hold, what must not, and what is said."""
 
 import functools
+import json
 
 import numpy as np
 import pandas as pd
@@ -126,14 +127,18 @@ def test_predictions_that_are_missing_are_named(tmp_path):
     (tmp_path / "predictions_run.parquet").unlink()
     with pytest.raises(UserError, match="predictions_run.parquet is missing"):
         run_evidence(tmp_path, rows)
-    verdict = build_figure6(tmp_path)[-1].read_text()
+    verdict = build_figure6(tmp_path)[-2].read_text()
     assert "Statements and onsets left out: " in verdict
     assert "Relative accuracy minus published" in verdict
 
 
 def test_the_verdict_file_has_statements_beside_differences(tmp_path):
     write_run(tmp_path)
-    text = build_figure6(tmp_path)[-1].read_text()
+    *_, markdown, data = build_figure6(tmp_path)
+    text, record = markdown.read_text(), json.loads(data.read_text())
+    assert (record["status"], [item["verdict"] for item in record["statements"]]) == ("failed", ["holds"] * 3)
+    against = [finding["against"] for finding in record["statements"][0]["findings"]]
+    assert against == ["chance", "shuffled_labels"]
     assert "appears at about one third of the depth | **holds** |" in text
     assert "| overall | relative accuracy | shuffled labels | half-rise | layer 7." in text
     assert "Relative accuracy minus published" in text

@@ -132,7 +132,9 @@ def results(tmp_path):
     controls(folder)
     movies_run(folder)
     (folder / "figure2c_verdict.md").write_text(VERDICT)
+    (folder / "figure2c_verdict.json").write_text('{"statements": [{"verdict": "holds"}, {"verdict": "undecided"}]}')
     (folder / "figure6_verdict.md").write_text("# Figure 6\n\nStatus: **not comparable**\n")
+    (folder / "figure6_verdict.json").write_text('{"status": "not comparable", "statements": []}')
     for name in ("figure2c_final", "figure6_intphys_overall_compare", "figure_ball", "audit_velocity"):
         picture(folder / f"{name}.png")
     audit = [

@@ -1,5 +1,7 @@
 """Verdicts on curves that are planted to be true, false or undecidable; the files they end up in."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -216,5 +218,9 @@ def test_a_run_without_predictions_is_named_and_left_out(tmp_path):
 def test_plotting_figure_2c_writes_its_verdict(tmp_path):
     write(tmp_path, [predictions({MAIN: FLAT})], results())
     written = build_figure2c(tmp_path)
-    assert tmp_path / "figure2c_verdict.md" in written
-    assert "**holds**" in (tmp_path / "figure2c_verdict.md").read_text()
+    assert {tmp_path / "figure2c_verdict.md", tmp_path / "figure2c_verdict.json"} <= set(written)
+    text = (tmp_path / "figure2c_verdict.md").read_text()
+    record = json.loads((tmp_path / "figure2c_verdict.json").read_text())["statements"]
+    for word in ("holds", "does not hold", "undecided"):
+        assert text.count(f"**{word}**") == [item["verdict"] for item in record].count(word)
+    assert "holds" in {item["verdict"] for item in record}

@@ -2,8 +2,8 @@
 
     figure_intphys_possible_impossible_full_metrics16.png    one linear run, every metric (Figure 1)
     figure6_intphys_overall_compare.csv, .png                linear probes, models side by side
-    figure6_verdict.md                                       what they say, computed
-    figure8_intphys_overall_compare.csv, .png, figure8_verdict.md    the same for attentive probes
+    figure6_verdict.md, .json                                what they say, computed, for people and as data
+    figure8_intphys_overall_compare.csv, .png, figure8_verdict.md, .json    the same, attentive
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs of a model the newest counts, unless `runs` names others. With `reference` published
@@ -17,10 +17,11 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.figures.intphys import compare_table, draw_comparison, draw_metrics, with_controls
-from pez.figures.intphys_statements import evidence_lines, rules, run_evidence
-from pez.figures.intphys_verdict import verdict
+from pez.figures.intphys_statements import RunEvidence, checked_statements, evidence_lines, rules, run_evidence
+from pez.figures.intphys_verdict import status, verdict
 from pez.figures.reference import PUBLISHED_FILE
-from pez.files import write_csv, write_text
+from pez.figures.statements import verdict_record
+from pez.files import write_csv, write_json, write_text
 from pez.probes.result_tables import read_table, result_tables
 from pez.stimuli.intphys import DATA
 
@@ -113,21 +114,34 @@ def _build_comparison(results_dir, number, title: str, rows, published, script: 
     return [
         write_csv(stem.with_suffix(".csv"), table),
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
-        write_text(
-            stem.with_name(f"figure{number}_verdict.md"),
-            verdict(title, rows, published, missing, checked_lines(results_dir, rows), rules()),
-        ),
+        *_write_verdict(results_dir, number, title, rows, published, missing),
     ]
 
 
-def checked_lines(results_dir, rows: pd.DataFrame) -> dict[str, list[str]]:
-    """Statements and onsets of each model's run; a line that says so for a run without readable predictions."""
-    found = {}
+def _write_verdict(results_dir, number: int, title: str, rows, published, missing: Sequence[str]) -> list[Path]:
+    evidence = evidence_of(results_dir, rows)
+    lines, statements = {}, []
+    for model, found in evidence.items():
+        if isinstance(found, RunEvidence):
+            lines[model] = evidence_lines(found)
+            statements += checked_statements(model, found)
+        else:
+            lines[model] = [f"- Statements and onsets left out: {found}"]
+    path = Path(results_dir) / f"figure{number}_verdict.md"
+    return [
+        write_text(path, verdict(title, rows, published, missing, lines, rules())),
+        write_json(path.with_suffix(".json"), verdict_record(statements, status=status(rows, published))),
+    ]
+
+
+def evidence_of(results_dir, rows: pd.DataFrame) -> dict[str, RunEvidence | UserError]:
+    """What each model's run shows; of a run without readable predictions, the error that says so."""
+    found: dict[str, RunEvidence | UserError] = {}
     for model, run in rows.groupby("model", sort=False):
         try:
-            found[model] = evidence_lines(run_evidence(results_dir, run))
+            found[model] = run_evidence(results_dir, run)
         except UserError as error:
-            found[model] = [f"- Statements and onsets left out: {error}"]
+            found[model] = error
     return found
 
 

@@ -8,6 +8,7 @@ Both rest on resamples of scenes of the out-of-fold scores (pez.probes.intphys_i
 are made against chance and every control that was run (the mean over its seeds; pez.probes.intphys_controls).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 from pez.errors import UserError
 from pez.figures import statements
 from pez.figures.intphys_verdict import CHANCE, KEY_METRIC, TITLES, spoken
-from pez.figures.statements import Evidence, Statement, check
+from pez.figures.statements import Checked, Evidence, Statement, checked
 from pez.probes import onset as onset_rules
 from pez.probes.bootstrap import FEW_GROUPS
 from pez.probes.intphys_intervals import bootstrap_curves, mean_of_seeds
@@ -85,7 +86,7 @@ def _parts(table: pd.DataFrame, run_name: str) -> tuple[pd.DataFrame, dict[str, 
 
 def evidence_lines(evidence: RunEvidence) -> list[str]:
     """Markdown: notes, the statements with their verdicts, and the onset of every curve."""
-    return [*_notes(evidence), "", *_statement_lines(evidence), "", *_onset_lines(evidence)]
+    return [*_notes(evidence), "", *_statement_lines(checked_statements("", evidence)), "", *_onset_lines(evidence)]
 
 
 def _notes(evidence: RunEvidence) -> list[str]:
@@ -104,15 +105,18 @@ def _notes(evidence: RunEvidence) -> list[str]:
     return notes
 
 
-def _statement_lines(evidence: RunEvidence) -> list[str]:
-    lines = ["| the paper says | verdict | against | measured (95 % interval) |", "|---" * 4 + "|"]
+def checked_statements(model: str, evidence: RunEvidence) -> list[Checked]:
+    """The paper's statements about a model's run, each with its verdict."""
     key = evidence.curves.get((OVERALL, KEY_METRIC))
-    if key is None:
-        return [*lines, *(f"| {words} | **{statements.UNDECIDED}** | | too few scenes |" for _, words in CLAIMS)]
-    for name, words in CLAIMS:
-        findings = check(Statement("intphys", KEY_METRIC, words, name), key)
-        lines.append(f"| {words} | **{statements.overall(findings)}** | | |")
-        lines += [f"| | {found.verdict} | {spoken(found.against)} | {found.measured} |" for found in findings]
+    claims = [Statement("intphys", KEY_METRIC, words, name) for name, words in CLAIMS]
+    return [checked(model, claim, key, "too few scenes") for claim in claims]
+
+
+def _statement_lines(checked_ones: Sequence[Checked]) -> list[str]:
+    lines = ["| the paper says | verdict | against | measured (95 % interval) |", "|---" * 4 + "|"]
+    for item in checked_ones:
+        lines.append(f"| {item.claim} | **{item.verdict}** | | {item.why} |")
+        lines += [f"| | {found.verdict} | {spoken(found.against)} | {found.measured} |" for found in item.findings]
     return lines
 
 

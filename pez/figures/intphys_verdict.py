@@ -70,7 +70,7 @@ def verdict(
         rules: how those were computed.
     """
     models = list(rows["model"].drop_duplicates())
-    lines = [f"# {title}", "", f"Status: **{_status(rows, published, models)}**", ""]
+    lines = [f"# {title}", "", f"Status: **{status(rows, published)}**", ""]
     lines += [f"- Missing, left out: {', '.join(missing)}." if missing else "- All models of the figure are present."]
     for model in models:
         run = rows[rows["model"] == model]
@@ -147,7 +147,9 @@ def _difference_line(overall: pd.DataFrame, published: pd.DataFrame, metric: str
     )
 
 
-def _status(rows: pd.DataFrame, published: pd.DataFrame, models: list[str]) -> str:
+def status(rows: pd.DataFrame, published: pd.DataFrame) -> str:
+    """The status of a figure by the rules above; arguments as of `verdict`."""
+    models = list(rows["model"].drop_duplicates())
     rows = rows[rows["data"] != STAND_IN] if "data" in rows else rows
     compared = [model for model in models if (published["model"] == model).any() and (rows["model"] == model).any()]
     if not compared:

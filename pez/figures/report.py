@@ -3,8 +3,8 @@
     gather(results_dir)    -> Report; what is absent is left out and named in `Report.absent`, never an error
 
 Files read, all optional: in the results folder results_*.csv, controls_*.csv, config_*.json, summary_*.json,
-figure*.png, figure*_verdict.md, audit_*.csv and .png; beside it the clip sets (data/velocity, data/acceleration) and
-the IntPhys stand-in (intphys_mini/dev), or where constants.py has them if they are not there.
+figure*.png, figure*_verdict.md and .json, audit_*.csv and .png; beside it the clip sets (data/velocity,
+data/acceleration) and the IntPhys stand-in (intphys_mini/dev), or where constants.py has them if they are not there.
 """
 
 from collections.abc import Sequence
@@ -124,11 +124,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The Markdown of a verdict file."""
+    """The Markdown of a verdict file, and what it says as data (empty where that is not there)."""
 
     spec: FigureSpec
     path: Path
     text: str
+    record: dict
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,8 @@ def kind_of(table: pd.DataFrame) -> str | None:
 
 def _run(report: Report, name: str, kind: str, table: pd.DataFrame, written: float) -> Run:
     prefix = "config" if kind == BALL else "summary"
-    record, controls = {}, report.results_dir / f"controls_{name}.csv"
-    try:
-        record = read_json(report.results_dir / f"{prefix}_{name}.json")
-    except UserError as error:
-        report.absent.append(f"Settings of run {name}: {error}")
+    controls = report.results_dir / f"controls_{name}.csv"
+    record = _record(report, report.results_dir / f"{prefix}_{name}.json")
     control_rows = _table(report, controls) if controls.is_file() else None
     picture = report.results_dir / f"figure_{name}.png"
     controls_table = pd.DataFrame() if control_rows is None else control_rows
@@ -225,7 +223,8 @@ def read_figures(report: Report) -> tuple[list[Picture], list[Verdict]]:
             )
         path = report.results_dir / f"{spec.verdict}.md"
         if spec.verdict and path.is_file():
-            verdicts.append(Verdict(spec, path, path.read_text(encoding="utf-8", errors="replace")))
+            text = path.read_text(encoding="utf-8", errors="replace")
+            verdicts.append(Verdict(spec, path, text, _record(report, path.with_suffix(".json"))))
         elif spec.verdict and paths:
             report.absent.append(f"Verdict of Figure {spec.number}: no {path.name} (plot_figures.py)")
     return pictures, verdicts
@@ -276,6 +275,15 @@ def beside(results_dir: Path, name: str, otherwise: Path) -> Path:
     """The folder `name` next to the results folder if there is one, else `otherwise`."""
     folder = results_dir.resolve().parent / name
     return folder if folder.is_dir() else otherwise
+
+
+def _record(report: Report, path: Path) -> dict:
+    """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        report.absent.append(str(error))
+        return {}
 
 
 def _table(report: Report, path: Path) -> pd.DataFrame | None:

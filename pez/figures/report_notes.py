@@ -1,6 +1,5 @@
 """What a report says first: banners, and a few sentences that sum up curves and verdicts, computed from the files."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -23,9 +22,6 @@ from pez.figures.report_tables import (
 from pez.figures.statements import FAILS, HOLDS, UNDECIDED
 from pez.probes.controls import is_floor
 from pez.stimuli.intphys import STAND_IN
-
-_VERDICT_ROW = re.compile(rf"^\|[^|]*\|[^|]*\| \*\*({HOLDS}|{FAILS}|{UNDECIDED})\*\* \|", re.MULTILINE)
-_STATUS = re.compile(r"^Status: \*\*(.+?)\*\*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -141,13 +137,15 @@ def _close(overall: pd.DataFrame, layer: int) -> str:
 
 def _verdict_notes(report: Report) -> Iterator[Note]:
     for verdict in report.verdicts:
-        rows, status = _VERDICT_ROW.findall(verdict.text), _STATUS.search(verdict.text)
-        subject = f"Figure {verdict.spec.number}"
-        if rows:
-            counts = ", ".join(f"{word}: {rows.count(word)}" for word in (HOLDS, FAILS, UNDECIDED))
-            yield Note(subject, f"{counts}, of {len(rows)} statements.", "The paper's statements, checked")
-        elif status:
-            yield Note(subject, f"{status[1]}.", "Status against the published values")
+        verdicts = [statement["verdict"] for statement in verdict.record.get("statements", [])]
+        counts = ", ".join(f"{word}: {verdicts.count(word)}" for word in (HOLDS, FAILS, UNDECIDED))
+        if verdicts:
+            of = "The paper's statements, checked"
+            yield Note(f"Figure {verdict.spec.number}", f"{counts}, of {len(verdicts)} statements.", of)
+    for verdict in report.verdicts:
+        if verdict.record.get("status"):
+            of = "Status against the published values"
+            yield Note(f"Figure {verdict.spec.number}", f"{verdict.record['status']}.", of)
 
 
 def _runs(runs: list[Run]) -> str:

@@ -15,8 +15,8 @@ curve that might be higher but was not shown to be leaves them undecided. Layers
 what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -50,6 +50,17 @@ class Finding:
     against: str
     verdict: str
     measured: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A statement with one verdict: what it is `of`, its `claim`, the findings behind it, or `why` there are none."""
+
+    of: str
+    claim: str
+    verdict: str
+    findings: tuple[Finding, ...] = ()
+    why: str = ""
 
 
 def _statements(figure: str, variable: str, appears: str) -> tuple[Statement, ...]:
@@ -92,6 +103,19 @@ def check(statement: Statement, evidence: Evidence) -> list[Finding]:
     """A finding against chance and each control."""
     function = CHECKS[statement.check]
     return [Finding(name, *function(evidence, control)) for name, control in evidence.comparisons.items()]
+
+
+def checked(of: str, statement: Statement, evidence: Evidence | None, why: str = "") -> Checked:
+    """A statement checked on `evidence`; undecided without any, for which `why` is the reason."""
+    if evidence is None:
+        return Checked(of, statement.claim, UNDECIDED, why=why)
+    findings = check(statement, evidence)
+    return Checked(of, statement.claim, overall(findings), tuple(findings))
+
+
+def verdict_record(statements: Sequence[Checked], **more) -> dict:
+    """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more`."""
+    return {**more, "statements": [asdict(statement) for statement in statements]}
 
 
 def overall(findings: list[Finding]) -> str:

@@ -15,8 +15,8 @@ import pandas as pd
 from pez.errors import UserError
 from pez.figures import statements
 from pez.figures.curves import NAMES
-from pez.figures.statements import STATEMENTS, UNDECIDED, Evidence, check, overall
-from pez.files import write_text
+from pez.figures.statements import STATEMENTS, UNDECIDED, Checked, Evidence, checked, verdict_record
+from pez.files import write_json, write_text
 from pez.probes import onset as onset_rules
 from pez.probes.bootstrap import FEW_GROUPS, BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
 from pez.probes.controls import SEEDED, is_floor
@@ -48,7 +48,9 @@ class VariableVerdict:
 
 
 def build_verdict(results_dir, figure: str, rows: pd.DataFrame) -> list[Path]:
-    """Write figureFIGURE_verdict.md for the runs in `rows` (results tables, one run a variable); returns its path.
+    """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
+
+    `rows` are results tables, one run a variable.
 
     A run without readable predictions is named in the file and left out of it.
     """
@@ -62,7 +64,11 @@ def build_verdict(results_dir, figure: str, rows: pd.DataFrame) -> list[Path]:
                 verdicts.append(variable_verdict(table, partner, curve))
         except UserError as error:
             notes.append(f"{NAMES.get(variable, variable)} left out: {error}")
-    return [write_text(Path(results_dir) / f"figure{figure}_verdict.md", verdict_text(figure, verdicts, notes))]
+    path = Path(results_dir) / f"figure{figure}_verdict.md"
+    return [
+        write_text(path, verdict_text(figure, verdicts, notes)),
+        write_json(path.with_suffix(".json"), verdict_record(checked_statements(figure, verdicts))),
+    ]
 
 
 def read_predictions(results_dir, run_name: str) -> pd.DataFrame:
@@ -194,18 +200,21 @@ def _warnings(verdicts: list[VariableVerdict]) -> list[str]:
     return notes
 
 
+def checked_statements(figure: str, verdicts: list[VariableVerdict]) -> list[Checked]:
+    """The paper's statements of `figure` about these variables, each with its verdict."""
+    return [
+        checked(_name(item), statement, None if item.too_few else item.evidence, item.too_few)
+        for item in verdicts
+        for statement in STATEMENTS
+        if (statement.figure, statement.variable) == (figure, item.variable)
+    ]
+
+
 def _statement_lines(figure: str, verdicts: list[VariableVerdict]) -> list[str]:
     lines = ["| variable | the paper says it | verdict | against | measured (95 % interval) |", "|---" * 5 + "|"]
-    for item in verdicts:
-        for statement in STATEMENTS:
-            if (statement.figure, statement.variable) != (figure, item.variable):
-                continue
-            if item.too_few:
-                lines.append(f"| {_name(item)} | {statement.claim} | **{UNDECIDED}** | | {item.too_few} |")
-                continue
-            findings = check(statement, item.evidence)
-            lines.append(f"| {_name(item)} | {statement.claim} | **{overall(findings)}** | | |")
-            lines += [f"| | | {found.verdict} | {_spoken(found.against)} | {found.measured} |" for found in findings]
+    for item in checked_statements(figure, verdicts):
+        lines.append(f"| {item.of} | {item.claim} | **{item.verdict}** | | {item.why} |")
+        lines += [f"| | | {found.verdict} | {_spoken(found.against)} | {found.measured} |" for found in item.findings]
     return lines
 
 
