@@ -21,7 +21,7 @@ from pez.probes.intphys_controls import add_control_arguments, tagged
 from pez.probes.intphys_features import add_intphys_arguments, run_curves
 from pez.probes.intphys_folds import check_n_folds
 from pez.probes.intphys_linear import probe_linear
-from pez.probes.intphys_results import print_summary, write_run
+from pez.probes.intphys_results import print_summary, run_notes, write_run
 from pez.probes.intphys_scores import METRIC_OF, SELECTION_METRICS
 from pez.probes.protocols import CHOICES, chosen_protocols
 
@@ -82,6 +82,8 @@ def probe(args, protocols: tuple[str, ...]) -> list[Path]:
         "seed": args.seed,
     }
     predictions = pd.concat(tables, ignore_index=True)
+    for note in run_notes(predictions, args.protocol, args.repeats):
+        print(note)
     return write_run(args.results_dir, args.run_name, PROBE_SET, predictions, main.store.settings, settings)
 
 

@@ -78,7 +78,7 @@ def test_a_probe_starts_the_same_whatever_it_is_stacked_with():
 
 
 def test_bad_sizes_are_one_line():
-    with pytest.raises(UserError, match="--num-heads 5 does not divide the encoder's width 64"):
+    with pytest.raises(UserError, match="--num-heads 5 does not divide the tokens' width 64"):
         AttentiveClassifier(64, 5)
     with pytest.raises(UserError, match="--num-probe-blocks 0"):
         AttentiveClassifier(64, 4, 0)

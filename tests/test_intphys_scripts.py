@@ -121,7 +121,9 @@ def test_the_attentive_script_writes_and_goes_on(folder, capsys):
         assert f"layers probed with {named} = " in capsys.readouterr().err
 
 
-def test_a_fixed_setting_is_both_protocols_at_once(folder):
+def test_a_fixed_setting_is_both_protocols_at_once(folder, capsys):
+    assert run_attentive(folder, "--run-name", "two", "--reuse-features", "--folds", "2", "--num-epochs", "1") == 0
+    assert "note: 2 folds are too few for the nested protocol" in capsys.readouterr().out
     assert run_attentive(folder, "--run-name", "fixed", "--reuse-features", "--protocol", "fixed") == 0
     rows = pd.read_csv(folder / "results/results_fixed.csv")
     assert set(rows["protocol"]) == {"fixed setting"} and set(rows["best_epoch_median"]) == {2}
@@ -132,7 +134,7 @@ def test_a_fixed_setting_is_both_protocols_at_once(folder):
 
 def test_attentive_controls_in_shards(folder, capsys):
     named = ("shuffled_labels", "random_weights", "pixels", "static_last")
-    asked = ("--control", *named, "--control-seeds", "2", "--num-heads", "3")
+    asked = ("--control", *named, "--control-seeds", "2", "--num-probe-blocks", "1", "--num-epochs", "1")
     options = ("--run-name", "shards", "--protocol", "fixed", "--num-shards", "3", *asked)
     results = folder / "results"
     for shard in ("2", "0", "2"):
@@ -168,6 +170,7 @@ def test_bad_options_are_one_line(folder, capsys):
         assert run_attentive(folder, "--folds", folds) == 2
     assert run(step_intphys_probe, folder, "--folds", "2", "--protocol", "nested") == 2
     assert run_attentive(folder, "--folds", "2", "--protocol", "nested") == 2
+    assert run_attentive(folder, "--reuse-features", "--num-heads", "5") == 2
     assert run_attentive(folder, "--protocol", "fixed", "--lr", "1e-3", "1e-4") == 2
     assert run_attentive(folder, "--num-shards", "2", "--shard-index", "2") == 2
     assert run_attentive(folder, "--num-shards", "2", "--shard-index", "1", "--overwrite") == 2
@@ -176,8 +179,16 @@ def test_bad_options_are_one_line(folder, capsys):
     for script in (step_intphys_probe, step_intphys_attentive):
         assert run(script, folder, "--run-name", "../elsewhere") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    named = ["--num-epochs", "--n-frames-sample", *["--folds"] * 4, *["--protocol"] * 3, "--shard-index", "--overwrite"]
-    named += ["--control", "--control", "--control-seeds", "--repeats", *["--run-name"] * 2]
+    named = ["--num-epochs", "--n-frames-sample", *["--folds"] * 4, *["--protocol"] * 2, "--num-heads", "--protocol"]
+    named += [
+        "--shard-index",
+        "--overwrite",
+        "--control",
+        "--control",
+        "--control-seeds",
+        "--repeats",
+        *["--run-name"] * 2,
+    ]
     assert [line.split(" ")[1] for line in errors] == named
     assert "--control position is not for IntPhys: the public archive has no ground truth" in "".join(errors)
 
@@ -207,10 +218,11 @@ def test_a_control_is_kept_with_its_predictions_until_a_run_without_one(folder):
     assert set(pd.read_parquet(folder / "results/predictions_ctl.parquet")["control"]) == {""}
 
 
-def test_controls_with_a_pass_of_their_own(folder):
+def test_controls_with_a_pass_of_their_own(folder, capsys):
     options = ("--run-name", "passes", "--protocol", "paper", "--folds", "3", "--reuse-features")
     named = ("shuffled_labels", "pixels", "static_last", "random_weights")
     assert run_linear(folder, *options, "--control", *named, "--control-seeds", "2", "--repeats", "2") == 0
+    assert "note: 2 seeds deal these scenes into 1 different sets of folds" in capsys.readouterr().out
     rows = pd.read_csv(folder / "results/controls_passes.csv")
     seeds = {"shuffled_labels": [0, 1], "pixels": [0], "static_last": [0], "random_weights": [1, 2]}
     assert rows.groupby("control")["control_seed"].unique().map(sorted).to_dict() == seeds

@@ -30,7 +30,7 @@ class AttentiveClassifier(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int = 16, depth: int = 4, num_classes: int = 1, mlp_ratio=4.0):
         super().__init__()
-        _check_sizes(embed_dim, num_heads, depth)
+        check_sizes(embed_dim, num_heads, depth)
         self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
         self.linear = nn.Linear(embed_dim, num_classes)
 
@@ -155,11 +155,12 @@ def _join_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(-3, -2).flatten(-2)
 
 
-def _check_sizes(embed_dim: int, num_heads: int, depth: int) -> None:
+def check_sizes(embed_dim: int, num_heads: int, depth: int) -> None:
+    """UserError for sizes that no probe can have."""
     if depth < 1:
         raise UserError(f"an attentive probe needs at least one block; got --num-probe-blocks {depth}")
     if num_heads < 1 or embed_dim % num_heads:
         raise UserError(
-            f"--num-heads {num_heads} does not divide the encoder's width {embed_dim}: choose a divisor, "
+            f"--num-heads {num_heads} does not divide the tokens' width {embed_dim}: choose a divisor, "
             "such as the encoder's own number of heads"
         )

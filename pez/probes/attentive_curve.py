@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import log_loss
 
+from pez.probes.attentive import check_sizes
 from pez.probes.attentive_stack import stack_size
 from pez.probes.attentive_training import Problem, Recipe, train
 from pez.probes.attentive_units import Unit
@@ -68,6 +69,7 @@ class CurveProbe:
 
     def __init__(self, curve: Curve, plan: Plan):
         self.curve, self.plan = curve, plan
+        check_sizes(**plan.recipe.sizes(curve.store.settings["width"]))
         self.layers = curve.layers(plan.layers)
         self.device = torch.device(plan.device)
         self.labels = torch.as_tensor(curve.movies["possible"].to_numpy(dtype=np.float32))

@@ -71,10 +71,11 @@ def run_curves(args: argparse.Namespace, pooling: str, shard: Shard = WHOLE) -> 
     """The main curve first, then one for every control and seed that the options name, in order of CONTROLS.
 
     Makes the features that are missing; with a `shard`, beside other shards. UserError as of `intphys_stores`, or
-    for --control-seeds below 1.
+    for --control-seeds or --repeats below 1.
     """
-    if args.control_seeds < 1:
-        raise UserError(f"--control-seeds must be at least 1; got {args.control_seeds}")
+    for flag, value in (("--control-seeds", args.control_seeds), ("--repeats", args.repeats)):
+        if value < 1:
+            raise UserError(f"{flag} must be at least 1; got {value}")
     wanted = [name for name in CONTROLS if name in args.control]
     store, passes = intphys_stores(args, pooling, [name for name in wanted if name in CONTROL_PASSES], shard)
     movies = movies_of(store)

@@ -151,6 +151,17 @@ def _summary(run_name: str, probe_set: str, rows: pd.DataFrame, store_settings: 
     return {**described, "features": store_settings, "curves": facts, "provenance": provenance()}
 
 
+def run_notes(predictions: pd.DataFrame, protocol: str, repeats: int) -> list[str]:
+    """What a user should know of a run that could not be all that --protocol and --repeats asked for."""
+    notes = []
+    if protocol == "both" and set(predictions["protocol"]) == {"paper"}:
+        notes.append("note: 2 folds are too few for the nested protocol: only the published one was run")
+    different = predictions["repeat"].nunique()
+    if different < repeats:
+        notes.append(f"note: {repeats} seeds deal these scenes into {different} different sets of folds")
+    return notes
+
+
 def print_summary(rows_path: Path) -> None:
     """Print where the overall curve starts, peaks and ends."""
     rows = pd.read_csv(rows_path)
