@@ -56,7 +56,7 @@ def _add_slurm(group) -> None:
     group.add_argument("--mem", help="memory a shard, such as 64G")
     group.add_argument("--account", help="to be charged")
     group.add_argument("--qos", help="quality of service")
-    group.add_argument("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options of sbatch")
+    group.add_argument("--sbatch", nargs="+", default=[], metavar="KEY[=VALUE]", help="further options of sbatch")
     group.add_argument(
         "--after", nargs="+", default=[], metavar="NAME", help="start once these launches, or job ids, have ended well"
     )

@@ -166,7 +166,7 @@ def test_a_bar_reports_when_it_is_told_where(tmp_path, monkeypatch):
         (["step1_generate.py", "--processes", "2", "--shard-index", "0"], "gives each shard its --shard-index"),
         (["step1_generate.py", "--slurm", "--gpus", "0"], "--gpus and --processes are for this machine"),
         (["step1_generate.py", "--slurm", "--time", "soon"], "--time takes minutes, H:MM:SS or D-HH; got 'soon'"),
-        (["step1_generate.py", "--slurm", "--sbatch", "exclusive"], "--sbatch takes KEY=VALUE"),
+        (["step1_generate.py", "--slurm", "--sbatch", "Exclusive"], "--sbatch takes KEY or KEY=VALUE"),
         (["step1_generate.py", "--slurm", "--after", "clips"], "nothing was submitted as clips"),
         (["step1_generate.py", "--status"], "nothing was submitted as step1_generate"),
         (["step1_generate.py", "--cancel", "--job-name", "a/b"], "--job-name names files"),
@@ -220,7 +220,8 @@ def test_time_limits_as_slurm_writes_them():
 def test_words_for_fates_options_and_logs(tmp_path):
     fates = [Fate(0, False, True, "done"), Fate(1, True, False, "running"), Fate(2, False, True, "done")]
     assert summary(fates) == "  done: 2 (0, 2)\n  running: 1 (1)"
-    assert sbatch_options(["constraint=a100", "reservation=x=y"]) == {"constraint": "a100", "reservation": "x=y"}
+    more = sbatch_options(["constraint=a100", "reservation=x=y", "exclusive"])
+    assert more == {"constraint": "a100", "reservation": "x=y", "exclusive": True}
     log = tmp_path / "log"
     log.write_text("velocity:  10%|#   | 1/9\rvelocity:  20%|##  | 2/9\nerror: the reason\nsrun: it ended\n")
     assert last_words(log) == "the reason"

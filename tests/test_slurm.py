@@ -75,11 +75,17 @@ def processes(*words: str) -> list[int]:
     return found
 
 
-def start_again_now(slurm, task: str) -> None:
-    """SLURM lets a requeued task wait for two minutes; this one is not to."""
-    until(lambda: "Restarts=1" in slurm("scontrol", "show", "job", task), f"{task} is requeued")
-    until(lambda: "PENDING" in slurm("scontrol", "show", "job", task), f"{task} is in the queue")
-    assert slurm("scontrol", "update", f"JobId={task}", "StartTime=now") == ""
+def runs_again(slurm, *tasks: str) -> None:
+    """Wait until these tasks have been requeued and started; SLURM would let them wait for two minutes before."""
+
+    def has_begun(task: str) -> bool:
+        told = slurm("scontrol", "show", "job", task)
+        if "Reason=BeginTime" in told:
+            slurm("scontrol", "update", f"JobId={task}", "StartTime=now")
+        return "Restarts=1" in told and ("JobState=RUNNING" in told or "JobState=COMPLETED" in told)
+
+    for task in tasks:
+        until(lambda task=task: has_begun(task), f"{task} runs again")
 
 
 def test_killed_and_preempted_tasks_are_requeued_and_the_results_are_undisturbed(slurm, tmp_path, capsys):
@@ -89,17 +95,16 @@ def test_killed_and_preempted_tasks_are_requeued_and_the_results_are_undisturbed
     assert launched(tmp_path, "step2_extract.py", *features, *ON_SLURM, "--after", "clips") == 0
     first, second = job_of(tmp_path, "clips"), job_of(tmp_path, "step2_extract")
     there = tmp_path / "data" / "velocity" / "clips"
-    until(lambda: list(there.glob("velocity_*")), "a clip is rendered")
-    for process in processes(str(tmp_path / "data"), "--shard-index", "0", sys.executable):
-        os.kill(process, signal.SIGKILL)
+    until(lambda: (there / "velocity_dir0_mag1_start0").exists(), "shard 0 has rendered its first clip")
+    (process,) = processes(str(tmp_path / "data"), "--shard-index", "0", sys.executable)
+    os.kill(process, signal.SIGKILL)
     assert len(list(there.glob("velocity_*"))) < 12
-    start_again_now(slurm, f"{first}_0")
     assert launched(tmp_path, "step2_extract.py", "--status") == 0
     assert "pending (dependency): 2 (0, 1)" in capsys.readouterr().out
+    runs_again(slurm, f"{first}_0")
     until(lambda: slurm("squeue", "-h", "-r", "-o%T", f"-j{second}").split() == ["RUNNING"] * 2, "step 2 runs")
     slurm("sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=true")
-    for task in (f"{second}_0", f"{second}_1"):
-        start_again_now(slurm, task)
+    runs_again(slurm, f"{second}_0", f"{second}_1")
     assert launched(tmp_path, "step2_extract.py", "--wait") == 0
     capsys.readouterr()
     assert launched(tmp_path, "step1_generate.py", "--status", "--job-name", "clips") == 0
@@ -139,6 +144,7 @@ def test_a_step_that_fails_is_told_with_its_reason(slurm, tmp_path, capsys):
     assert launched(tmp_path, *clips, *SMALL, "--partition", "none-such") == 2
     error = capsys.readouterr().err
     assert "SLURM refused the job" in error and error.count("\n") == 1
-    assert launched(tmp_path, *clips, "--overwrite", *ON_SLURM, "--wait") == 2
+    one = [*ON_SLURM, "--num-shards", "1", "--sbatch", "exclusive"]  # no array, and no shard for the step
+    assert launched(tmp_path, *clips, "--limit", "0", *one, "--wait") == 2
     error = capsys.readouterr().err
-    assert "first: failed with exit code 2: --overwrite would remove what other shards write" in error
+    assert "1 of 1 shards are not done: --shard-index 0 (first: failed with exit code 2: --limit must be" in error

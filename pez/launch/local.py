@@ -64,8 +64,10 @@ def visible_gpus() -> list[str]:
 def run_here(step: Step, num_shards: int, where: Sequence[Place], folder: Path, name: str) -> None:
     """Run every shard, a failed one once more; UserError that names those that failed again.
 
-    However this ends, no process that it started is left.
+    However this ends, but by SIGKILL, no process that it started is left.
     """
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a lost terminal ends it as SIGTERM does; nohup does not
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with _Runner(step, num_shards, where, folder) as runner, Display(name, folder, num_shards) as display:
         for done in runner.run():
             display.update(done)

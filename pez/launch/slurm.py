@@ -32,6 +32,7 @@ from pez.shards import Shard
 MAX_TIMEOUTS = 20  # a shard that reaches its time limit more often is given up
 MAX_KILLS = 2
 POLL_SECONDS = 2.0
+PATIENCE = 3  # times that a shard must seem lost, or SLURM not answer, before it is believed
 # squeue's words for a job that may still run; any other has ended
 LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 LIVE |= {"REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -56,7 +57,7 @@ class Wanted:
     memory: str | None = None
     account: str | None = None
     qos: str | None = None
-    more: Mapping[str, str] = field(default_factory=dict)  # further options of sbatch
+    more: Mapping[str, str | bool] = field(default_factory=dict)  # further options of sbatch
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Fate:
     live: bool
     ok: bool
     word: str
+
+    @property
+    def lost(self) -> bool:
+        """Whether it ended neither by itself nor because it was cancelled."""
+        return not self.live and not self.ok and not self.word.startswith(("failed", "cancelled"))
 
 
 def submit(step: Step, num_shards: int, folder: Path, wanted: Wanted, after: Sequence[str]) -> str:
@@ -196,13 +202,24 @@ def wait(folder: Path) -> None:
     """Show how far a launch is until it has ended; UserError that names the shards that are not done."""
     with Display(folder.name, folder, described(folder)["num_shards"]) as display:
         while True:
-            now = fates(folder)
+            now = _patiently(folder)
             display.update(sum(fate.ok for fate in now))
             if not any(fate.live for fate in now):
                 break
             time.sleep(POLL_SECONDS)
     if left := [fate for fate in now if not fate.ok]:
         raise UserError(what_is_left(folder, left, len(now)))
+
+
+def _patiently(folder: Path) -> list[Fate]:
+    """`fates`, asked again where SLURM does not answer or a shard seems lost: it may be going back to the queue."""
+    for _ in range(PATIENCE):
+        with contextlib.suppress(UserError):
+            now = fates(folder)
+            if not any(fate.lost for fate in now):
+                return now
+        time.sleep(POLL_SECONDS)
+    return fates(folder)
 
 
 def what_is_left(folder: Path, left: Sequence[Fate], count: int) -> str:
@@ -261,9 +278,10 @@ def summary(now: Sequence[Fate]) -> str:
     return "\n".join(lines)
 
 
-def sbatch_options(pairs: Sequence[str]) -> dict[str, str]:
-    """Further options of sbatch from KEY=VALUE pairs."""
-    for pair in pairs:
-        if not re.fullmatch(r"[a-z][a-z-]*=.+", pair):
-            raise UserError(f"--sbatch takes KEY=VALUE, such as constraint=a100; got {pair!r}")
-    return dict(pair.split("=", 1) for pair in pairs)
+def sbatch_options(given: Sequence[str]) -> dict[str, str | bool]:
+    """Further options of sbatch from words such as constraint=a100 or exclusive."""
+    for word in given:
+        if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", word):
+            raise UserError(f"--sbatch takes KEY or KEY=VALUE, such as constraint=a100; got {word!r}")
+    pairs = (word.partition("=") for word in given)
+    return {key: value if equals else True for key, equals, value in pairs}
