@@ -211,7 +211,7 @@ def test_what_it_shows_follows_from_the_tables(results):
     )
     assert "Highest control there: position, 0.070." in said["speed"]
     assert said["possible or impossible, linear probe"].startswith(
-        "0.500 at layer 0, highest 0.750 at layer 5 (where 7 of 12"
+        "0.500 at layer 0, highest 0.750 at layer 5 (7 of 12"
     )
     assert said["Figure 2(c)"] == "holds: 1, does not hold: 0, undecided: 1, of 2 statements."
     assert said["Figure 6"] == "not comparable."
@@ -251,7 +251,7 @@ def test_controls_intervals_and_optimism_of_movies(results):
     assert shuffled[1:] == ["shuffled labels (2 seeds)", "5", "0.740", "0.500", "0.400 to 0.600", *gained]
     assert pixels[1:] == ["pixels", "5", "0.740", "0.450", "0.400 to 0.600", *gained]
     said = next(note.text for note in shown(report) if note.subject.startswith("possible or impossible"))
-    assert "(pooled 0.740, 95\u00a0% interval 0.600 to 0.900)" in said
+    assert "(pooled 0.740, 95\u00a0% interval 0.600 to 0.900; 7 of 12 scenes are decided" in said
     assert "Highest control there: shuffled labels, 0.500 (the curve minus it: 0.240" in said
     assert "movies: it adds 0.125 relative accuracy" in found(report)["Optimistic protocol"]
     assert "movies: without random weights, static last, " in found(report)["Controls not run"]

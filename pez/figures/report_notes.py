@@ -117,22 +117,21 @@ def _intphys_notes(report: Report) -> Iterator[Note]:
         yield Note(
             f"possible or impossible, {probe} probe",
             f"{number(values.iloc[0])} at layer {values.index[0]}, highest {number(values.max())} at layer {peak}"
-            f"{_sure(overall.loc[peak])}{_close(overall, peak)}, {number(values.iloc[-1])} at layer "
+            f"{_sure(overall, peak)}, {number(values.iloc[-1])} at layer "
             f"{values.index[-1]}. {closest_control(run, KEY_METRIC, peak)}".strip(),
             f"{TITLES[KEY_METRIC].capitalize()}, chance 0.5; {model}, {run.value('weights')}; {run.data}",
         )
 
 
-def _sure(row: pd.Series) -> str:
+def _sure(overall: pd.DataFrame, layer: int) -> str:
+    """What makes the highest score more or less sure, in brackets."""
+    row, parts = overall.loc[layer], []
     ends = interval(row.get(f"{KEY_METRIC}_low"), row.get(f"{KEY_METRIC}_high"))
-    return "" if ends == NONE else f" (pooled {number(row[f'{KEY_METRIC}_pooled'])}, 95\u00a0% interval {ends})"
-
-
-def _close(overall: pd.DataFrame, layer: int) -> str:
-    if "n_near_ties" not in overall or not overall.loc[layer, "n_near_ties"]:
-        return ""
-    near, scenes = overall.loc[layer, "n_near_ties"], overall.loc[layer, "n_scenes"]
-    return f" (where {near} of {scenes} scenes are decided by next to nothing, see below)"
+    if ends != NONE:
+        parts.append(f"pooled {number(row[f'{KEY_METRIC}_pooled'])}, 95\u00a0% interval {ends}")
+    if row.get("n_near_ties"):
+        parts.append(f"{row['n_near_ties']} of {row['n_scenes']} scenes are decided by next to nothing, see below")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _verdict_notes(report: Report) -> Iterator[Note]:

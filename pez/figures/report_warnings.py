@@ -25,6 +25,7 @@ from pez.figures.report_tables import (
 from pez.probes.bootstrap import FEW_GROUPS
 from pez.probes.intphys_controls import CONTROLS as CONTROLS_OF_MOVIES
 from pez.probes.intphys_scores import OVERALL
+from pez.probes.protocols import FIXED
 
 
 @dataclass
@@ -145,7 +146,7 @@ def _optimism_of_movies(run: Run) -> Iterator[str]:
     column = f"{KEY_METRIC}_optimism"
     if run.value("protocol") == "paper":
         yield "only that protocol was run; by how much it flatters is unknown."
-    elif column in run.table:
+    elif column in run.table and run.value("protocol") != FIXED:
         values = run.table.loc[run.table["subtask"] == OVERALL, column]
         yield f"it adds {number(values.mean())} relative accuracy on average, at most {number(values.max())}."
 
