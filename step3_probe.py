@@ -67,6 +67,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--layers", type=int, nargs="+", help="only these (default: all)")
     run.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     run.add_argument("--threads", "--workers", type=int, help="CPU threads, one problem each (default: all cores)")
+    run.add_argument(
+        "--memory-gib", type=float, help="bound of the probes trained at once (default: half of a GPU, a CPU's caches)"
+    )
     run.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
 
 

@@ -182,6 +182,7 @@ BAD = {
     "--layers 6": ["--layers", "6"],
     "--folds": ["--folds", "1"],
     "--threads": ["--threads", "0"],
+    "--memory-gib": ["--memory-gib", "0"],
     "--run-name": ["--run-name", "a/b"],
     "at most 200 bytes; got 201": ["--run-name", "x" * 201],
     "did you mean 'eval_preproc'": ["--preprocessing", "eval_preprocs"],

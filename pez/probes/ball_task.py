@@ -61,7 +61,14 @@ class BallTask:
         if options.solver == "ridge":
             return self._ridge(problems)
         epochs, patience = (100, 10) if options.solver == "adamw100" else (PROBE_EPOCHS, PROBE_PATIENCE)
-        return solve(problems, epochs=epochs, patience=patience, device=options.device, threads=options.threads)
+        return solve(
+            problems,
+            epochs=epochs,
+            patience=patience,
+            device=options.device,
+            threads=options.threads,
+            memory_gib=options.memory_gib,
+        )
 
     def _ridge(self, problems: Iterable[Problem]) -> Iterator[SweepResult]:
         """Ridge on as many threads as the options say; small problems on busy cores are fastest on one."""

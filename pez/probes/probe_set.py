@@ -41,6 +41,7 @@ class ProbeOptions:
     layers: tuple[int, ...] | None = None
     device: str = "cpu"
     threads: int | None = None
+    memory_gib: float | None = None
 
 
 @dataclass(frozen=True)

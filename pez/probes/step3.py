@@ -40,6 +40,8 @@ def options_from(args) -> ProbeOptions:
     check_run_name(args.run_name)
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads must be at least 1; got {args.threads}")
+    if args.memory_gib is not None and not args.memory_gib > 0:
+        raise UserError(f"--memory-gib must be more than 0; got {args.memory_gib:g}")
     if args.device != "cpu":
         from pez.encoder.loading import find_device  # imports transformers, which a CPU run can do without
 

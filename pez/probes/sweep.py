@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
+from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.problems import (  # noqa: F401  (the sweep's public face)
     LOSSES,
@@ -37,7 +38,7 @@ from pez.probes.problems import (  # noqa: F401  (the sweep's public face)
 )
 from pez.probes.training import train_together
 
-_CACHE_BYTES = 4_000_000  # working set of a CPU batch: stays near a core, and makes small problems share calls
+_CACHE_BYTES = 8_000_000  # of a CPU batch (`_bytes`): stays near a core, and makes small problems share calls
 
 
 @dataclass(frozen=True)
@@ -88,30 +89,39 @@ def solve(
     """Solve problems and yield a SweepResult each, in their order and on the CPU.
 
     `problems` is read lazily, a few batches ahead, so a generator that loads a layer at a time never has all
-    layers in memory. `threads` (CPU): default one a core. `memory_gib` (GPU): bound of a batch, default half of
-    what is free. Problems that follow each other with the same d, outputs and settings count share a batch.
+    layers in memory. `threads` (CPU): default one a core. `memory_gib` bounds what the problems in work take together,
+    with what training them needs; default: half of what is free on a GPU, a cache-sized batch a thread on a CPU.
+    Problems that follow each other with the same d, outputs and settings count share a batch.
+
+    Raises UserError for a bound that a single problem exceeds.
     """
     device = torch.device(device)
     options = {"epochs": epochs, "patience": patience, "keep_weights": keep_weights, "device": device}
     if device.type == "cpu":
-        yield from _solve_on_cpu(problems, threads or available_cores(), options)
+        limit = None if memory_gib is None else memory_gib * 2**30
+        yield from _solve_on_cpu(problems, threads or available_cores(), limit, options)
         return
-    for batch in _batches(problems, _device_bytes(device, memory_gib)):
+    for batch in _batches(problems, _device_bytes(device, memory_gib), memory_gib):
         yield from _solve_batch(batch, **options)
 
 
-def _solve_on_cpu(problems, threads: int, options: dict) -> Iterator[SweepResult]:
-    ahead = collections.deque()
+def _solve_on_cpu(problems, threads: int, limit: float | None, options: dict) -> Iterator[SweepResult]:
+    ahead, busy = collections.deque(), 0  # (result to come, bytes); bytes of all of them
+    size = _CACHE_BYTES if limit is None else min(_CACHE_BYTES, limit)
     with one_blas_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for batch in _batches(problems, _CACHE_BYTES):
-                ahead.append(pool.submit(_solve_batch, batch, **options))
-                if len(ahead) > threads:
-                    yield from ahead.popleft().result()
+            for batch in _batches(problems, size, None if limit is None else limit / 2**30):
+                needed = sum(map(_bytes, batch))
+                while ahead and (len(ahead) > threads or busy + needed > (limit or float("inf"))):
+                    result, freed = ahead.popleft()
+                    yield from result.result()
+                    busy -= freed
+                ahead.append((pool.submit(_solve_batch, batch, **options), needed))
+                busy += needed
             while ahead:
-                yield from ahead.popleft().result()
+                yield from ahead.popleft()[0].result()
         finally:
-            for waiting in ahead:
+            for waiting, _ in ahead:
                 waiting.cancel()
 
 
@@ -130,11 +140,19 @@ def _device_bytes(device: torch.device, memory_gib: float | None) -> float:
     return memory_gib * 2**30 if memory_gib else torch.cuda.mem_get_info(device)[0] / 2
 
 
-def _batches(problems: Iterable[Problem], limit: float) -> Iterator[list[Problem]]:
-    """Runs of like problems whose working set stays under `limit` bytes (at least one problem each)."""
+def _batches(problems: Iterable[Problem], limit: float, memory_gib: float | None = None) -> Iterator[list[Problem]]:
+    """Runs of like problems whose working set stays under `limit` bytes (at least one problem each).
+
+    Raises UserError for a problem that needs more than `memory_gib`.
+    """
     batch, size = [], 0
     for problem in problems:
         needed = _bytes(problem)
+        if memory_gib is not None and needed > memory_gib * 2**30:
+            raise UserError(
+                f"--memory-gib {memory_gib:g} is too little: a single probe of these features needs "
+                f"{needed / 2**30:.3g} GiB (settings x rows x width): raise it, or choose a pooling with less width"
+            )
         if batch and (size + needed > limit or _likeness(problem) != _likeness(batch[0])):
             yield batch
             batch, size = [], 0
@@ -157,11 +175,15 @@ def _likeness(problem: Problem) -> tuple:
 
 
 def _bytes(problem: Problem) -> int:
+    """What a problem takes while it is trained: its own tensors, those of one that is made meanwhile for the next
+    batch, and what pez.probes.training makes of them."""
     inputs = problem.rows if problem.gram is None else problem.gram
     columns = len(problem.settings) * sum(problem.outputs)
-    state = 5 * columns * problem.evaluation.shape[1]
-    residuals = 3 * columns * (len(problem.evaluation) + (0 if problem.rows is None else len(problem.rows)))
-    return problem.evaluation.element_size() * (inputs.numel() + problem.evaluation.numel() + state + residuals)
+    rows, evaluation = (0 if problem.rows is None else len(problem.rows)), len(problem.evaluation)
+    data = 4 * inputs.numel() + 5 * problem.evaluation.numel()  # own, next, stacked, and while these are joined
+    state = 6 * columns * problem.evaluation.shape[1]  # weights, two moments, gradient, room to drop rows
+    residuals = columns * (3 * rows + 6 * evaluation)
+    return problem.evaluation.element_size() * (data + state + residuals)
 
 
 def _solve_batch(batch: list[Problem], *, epochs, patience, keep_weights, device) -> list[SweepResult]:
