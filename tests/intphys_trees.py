@@ -63,12 +63,14 @@ def planted_store(
     tokens: int | None = None,
     planted: dict[int, float] | None = None,
     constant: bool = False,
+    loud: int | None = None,
     model: str = "tiny",
     seed: int = 0,
 ) -> FeatureStore:
     """Noise features of IntPhys movies; at `planted` layers possible movies lie that much further along channel 0.
 
-    `tokens` None: pooling "mean", else "temporal_last_patch" with so many. `constant`: every feature is 1.
+    `tokens` None: pooling "mean", else "temporal_last_patch" with so many. `constant`: every feature is 1. `loud`: a
+    channel that is made a hundred times as large.
     """
     movies = movie_table(n_scenes, seed)
     pooling = "mean" if tokens is None else "temporal_last_patch"
@@ -99,6 +101,8 @@ def planted_store(
             noise = torch.randn(len(possible), *shape, generator=generator)
             x = torch.ones_like(noise) if constant else noise
             x[..., 0] += ((planted or {}).get(layer, 0.0) * possible).reshape(-1, *[1] * (len(shape) - 1))
+            if loud is not None:
+                x[..., loud] *= 100
             tensors[tensor_name(pooling, layer)] = x
         store.write_shard(shard, tensors)
     return FeatureStore.open(directory)

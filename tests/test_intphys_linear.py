@@ -1,6 +1,7 @@
 """The linear IntPhys probe on planted features, and that nothing leaks from the reported fold."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from intphys_trees import planted_store
 
@@ -68,6 +69,26 @@ def test_both_protocols_are_each_of_them_and_their_difference_is_named(tmp_path)
         np.testing.assert_allclose(rows[f"{metric}_mean"], nested[f"{metric}_mean"])
         np.testing.assert_allclose(rows[f"{metric}_paper_std"], paper[f"{metric}_std"])
         np.testing.assert_allclose(rows[f"{metric}_optimism"], paper[f"{metric}_mean"] - nested[f"{metric}_mean"])
+
+
+def test_a_repeat_is_the_probe_with_the_next_seed(tmp_path):
+    store = planted_store(tmp_path / "intphys", n_scenes=5, depth=1, width=6, planted={0: 1.0})
+    twice = probe(store, repeats=2, seed=3)
+    for repeat in (0, 1):
+        alone = probe(store, seed=3 + repeat)
+        own = twice[twice["repeat"] == repeat].reset_index(drop=True)
+        columns = ["clip_id", "fold", "lr", "weight_decay"]
+        pd.testing.assert_frame_equal(own[columns], alone[columns])
+        np.testing.assert_allclose(own["score"], alone["score"], rtol=1e-3, atol=1e-4)
+    assert twice.groupby("clip_id")["fold"].nunique().max() == 2  # dealt otherwise
+
+
+def test_pixels_are_centred_and_never_scaled(tmp_path):
+    store = planted_store(tmp_path / "intphys", n_scenes=5, depth=1, width=4, planted={0: 2.0})
+    loud = planted_store(tmp_path / "loud/intphys", n_scenes=5, depth=1, width=4, planted={0: 2.0}, loud=1)
+    scores = {name: [probe(each, control=name)["score"] for each in (store, loud)] for name in ("", "pixels")}
+    np.testing.assert_allclose(*scores[""], rtol=1e-2, atol=1e-3)  # a channel's size does not matter, z-scored
+    assert not np.allclose(*scores["pixels"], rtol=0.1)
 
 
 def test_shuffled_labels_leave_two_possible_movies_a_scene_and_chance(tmp_path):
