@@ -109,9 +109,9 @@ class RidgeTask:
         self.n_folds, self.outputs = int(fold.max()) + 1, (1,) * targets.shape[1]
         self.settings = ridge_settings() if choose else ridge_settings([STRENGTH])
 
-    def problem(self, layer: int, left_out, validation: int, _predict, **changes) -> Problem:
+    def problem(self, layer: int, left_out, validation, _predict, **changes) -> Problem:
         shared = {"settings": self.settings, "outputs": self.outputs, "dtype": torch.float64, **changes}
-        train, judged = np.flatnonzero(~np.isin(self.fold, left_out)), np.flatnonzero(self.fold == validation)
+        train, judged = np.flatnonzero(~np.isin(self.fold, left_out)), np.flatnonzero(np.isin(self.fold, validation))
         return row_problem(self.features[layer], self.targets, train, judged, **shared)
 
     def solve(self, problems):
@@ -127,7 +127,7 @@ def predicted(features: np.ndarray, targets: np.ndarray, fold: np.ndarray, choos
     task, layers = RidgeTask(features, targets, fold, choose), range(len(features))
     values = np.full((len(features), *targets.shape), np.nan)
     if read is not None:
-        results = task.solve(task.problem(layer, (read,), read, None) for layer in layers)
+        results = task.solve(task.problem(layer, (read,), (read,), None) for layer in layers)
         for layer, result in enumerate(results):
             values[layer, fold == read] = result.chosen(result.validation_prediction)
         return values

@@ -152,6 +152,37 @@ def test_batching_and_threads_change_nothing(data, loss, monkeypatch):
                 torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("solver", ["mse", "gram", "logistic", "ridge"])
+def test_each_judge_finds_what_it_would_alone(data, solver, monkeypatch):
+    x, y = data
+    y = (y > 7).double() if solver == "logistic" else y
+    shared = {"loss": "logistic" if solver == "logistic" else "mse", "outputs": (1, 2), "dtype": torch.float64}
+    shared |= {"gram": solver == "gram", "settings": ridge_settings() if solver == "ridge" else FEW}
+    folds = [(VALIDATION, PREDICT[:7]), (PREDICT[:9], VALIDATION[:6])]  # two sweeps of one batch, judges of all sizes
+    alone = [[row_problem(x, y, TRAIN, rows, **shared) for rows in pair] for pair in folds]
+    together = [
+        row_problem(x, y, TRAIN, np.concatenate(pair), judges=tuple(map(len, pair)), **shared) for pair in folds
+    ]
+    monkeypatch.setattr(sweep, "_CACHE_BYTES", 1e12)
+    solving = solve_ridge if solver == "ridge" else functools.partial(solve, epochs=300, patience=5)
+    for result, problems in zip(solving(together), alone):
+        parts, expected = result.by_judge(), list(solving(problems))
+        for own, one in zip(parts, expected, strict=True):
+            assert torch.equal(own.best_epoch, one.best_epoch) and not own.judges
+            for name in ("validation_loss", "validation_prediction"):
+                torch.testing.assert_close(getattr(own, name), getattr(one, name), rtol=1e-9, atol=1e-9)
+        if solver != "ridge":  # else each could be the other's by chance
+            assert not torch.equal(parts[0].best_epoch, parts[1].best_epoch)
+
+
+def test_judges_must_be_all_of_the_validation_rows_and_keep_no_weights(data):
+    with pytest.raises(ValueError, match="judges of"):
+        row_problem(*data, TRAIN, VALIDATION, judges=(3, 4))
+    problem = row_problem(*data, TRAIN, VALIDATION, judges=(3, len(VALIDATION) - 3), settings=FEW)
+    with pytest.raises(ValueError, match="cannot be kept for several judges"):
+        list(solve([problem], keep_weights=True))
+
+
 def test_weights_give_the_predictions(data):
     x, y = data
     problem = row_problem(x, y, TRAIN, VALIDATION, PREDICT, outputs=(1, 2), settings=FEW, dtype=torch.float64)

@@ -35,7 +35,7 @@ class BallTask:
         self._loaded: int | None = None
 
     def problem(self, layer: int, left_out, validation, predict, **changes) -> Problem:
-        """Train on all folds but `left_out`, judge on fold `validation`, predict fold `predict`."""
+        """Train on all folds but `left_out`, judge on each of the folds `validation`, predict fold `predict`."""
         if layer != self._loaded:
             self._load(layer)
         shared = {
@@ -45,7 +45,10 @@ class BallTask:
             "dtype": torch.float64 if self.options.solver == "ridge" else torch.float32,
             **changes,
         }
-        judged, predicted = self._held_out(validation), self._held_out(predict)
+        parts, predicted = [self._rows[fold] for fold in validation], self._held_out(predict)
+        judged = np.concatenate([self._held_out(None), *parts])
+        if len(parts) > 1:
+            shared["judges"] = tuple(map(len, parts))
         if self._moments is None:
             train = np.flatnonzero(~np.isin(self.probe_set.folds.fold, left_out))
             return row_problem(self._features, self._targets, train, judged, predicted + self._shift, **shared)

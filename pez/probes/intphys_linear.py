@@ -82,13 +82,15 @@ class LinearTask:
         self._loaded: tuple[int, torch.Tensor] | None = None
 
     def problem(self, layer: int, left_out, validation, predict, **changes) -> Problem:
-        """Train on all folds but `left_out`, judge on fold `validation`, predict fold `predict`."""
+        """Train on all folds but `left_out`, judge on each of the folds `validation`, predict fold `predict`."""
         train = np.flatnonzero(~np.isin(self.folds, left_out))
         normalise = "center" if self.curve.control == "pixels" else "zscore"
         chosen = {"settings": self.settings, "loss": "logistic", "normalise": normalise, **changes}
-        return row_problem(
-            self._features(layer), self.labels, train, self._rows(validation), self._rows(predict), **chosen
-        )
+        judged = [self._rows(fold) for fold in validation]
+        if len(judged) > 1:
+            chosen["judges"] = tuple(map(len, judged))
+        rows = np.concatenate(judged) if judged else None
+        return row_problem(self._features(layer), self.labels, train, rows, self._rows(predict), **chosen)
 
     def _rows(self, fold: int | None) -> np.ndarray | None:
         return None if fold is None else np.flatnonzero(self.folds == fold)

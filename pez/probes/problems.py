@@ -98,7 +98,8 @@ class Problem:
     `rows` [n, D] and `y` [k, n], or `gram` [D, D] and `xy` [k, D] instead; `count` training rows;
     `evaluation` [m + p, D]; `y_validation` [k, m]; `outputs` sizes of the variables, summing to k; `settings`;
     `target_mean`, `target_scale` [k], which undo the standardisation; `stop_epochs` [S, V] or None: with it the
-    sweep ignores validation and stops each setting and variable after that many epochs (a refit).
+    sweep ignores validation and stops each setting and variable after that many epochs (a refit). `judges`: sizes of
+    groups of validation rows, one after another, that each find a best epoch of their own; empty: one, of all rows.
     """
 
     count: int
@@ -116,6 +117,12 @@ class Problem:
     gram: torch.Tensor | None = None
     xy: torch.Tensor | None = None
     stop_epochs: torch.Tensor | None = None
+    judges: tuple[int, ...] = ()
+
+    @property
+    def judge_sizes(self) -> tuple[int, ...]:
+        """Validation rows of every judge."""
+        return self.judges or (self.n_validation,)
 
     @property
     def has_bias(self) -> bool:
@@ -141,6 +148,7 @@ def row_problem(
     outputs: tuple[int, ...] | None = None,
     gram: bool | None = None,
     stop_epochs=None,
+    judges: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Problem:
     """A problem from `features` [n, d] and `targets` [n, k] and integer row indices (or None for no rows).
@@ -148,7 +156,8 @@ def row_problem(
     Normalisation of features ("zscore" | "center" | "none") and, for "mse", standardisation of targets use
     training rows only; a constant column is centred and left at that. "logistic" takes targets of 0 and 1 and
     leaves them. `outputs` are the sizes of the variables that share the features (default: one of size k); each
-    has its own loss, early stopping and best setting. `gram` None chooses the cheaper form of an epoch.
+    has its own loss, early stopping and best setting; so has each of the `judges`. `gram` None chooses the cheaper
+    form of an epoch.
     float32 follows torch.optim.AdamW in float32; where learning rates are high both wander from float64.
 
     Raises UserError for features or targets that are not finite.
@@ -163,9 +172,8 @@ def row_problem(
     else:
         form = _row_form(x, y, loss, normalise, dtype)
     evaluation = features[torch.cat([_index(validation), _index(predict)])]
-    return _finish(
-        form, evaluation, targets[_index(validation)], loss, normalise, settings, outputs, stop_epochs, dtype
-    )
+    chosen = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
+    return _finish(form, evaluation, targets[_index(validation)], loss, normalise, dtype, **chosen)
 
 
 def moment_problem(
@@ -178,6 +186,7 @@ def moment_problem(
     normalise: str = "zscore",
     outputs: tuple[int, ...] | None = None,
     stop_epochs=None,
+    judges: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Problem:
     """A least-squares problem from the training rows' `moments`.
@@ -187,7 +196,8 @@ def moment_problem(
     """
     parts = [validation_features] + ([] if predict_features is None else [predict_features])
     form = _gram_form(moments, normalise, dtype)
-    return _finish(form, torch.cat(parts), validation_targets, "mse", normalise, settings, outputs, stop_epochs, dtype)
+    chosen = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
+    return _finish(form, torch.cat(parts), validation_targets, "mse", normalise, dtype, **chosen)
 
 
 def _index(rows) -> torch.Tensor:
@@ -272,7 +282,7 @@ def _normalised(x, mean: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, 
 
 
 def _finish(
-    form: dict, evaluation, y_validation, loss: str, normalise, settings, outputs, stop_epochs, dtype
+    form: dict, evaluation, y_validation, loss: str, normalise, dtype, *, settings, outputs, stop_epochs, judges
 ) -> Problem:
     y_mean, y_scale = form["target_mean"], form["target_scale"]
     y_validation = torch.as_tensor(y_validation, device=y_mean.device)
@@ -280,6 +290,8 @@ def _finish(
     outputs = tuple(outputs) if outputs else (len(y_mean),)
     if sum(outputs) != len(y_mean):
         raise ValueError(f"variables of sizes {outputs} do not make {len(y_mean)} outputs")
+    if judges and sum(judges) != len(y_validation):
+        raise ValueError(f"judges of {judges} rows do not make {len(y_validation)} validation rows")
     if not len(y_validation) and stop_epochs is None:
         raise UserError("a probe has no clip to validate on: use fewer --folds or another --grouping")
     ones = _needs_bias(loss, normalise)
@@ -291,4 +303,5 @@ def _finish(
         settings=tuple(settings) if settings else paper_settings(),
         loss=loss,
         stop_epochs=None if stop_epochs is None else torch.as_tensor(stop_epochs, dtype=torch.int64),
+        judges=tuple(judges),
     )

@@ -7,11 +7,14 @@ nested    on the other folds alone. For each reported fold, every one of the oth
           of them, and the reported fold is read once.
 
 The inner folds are the outer ones without the reported, so groups stay whole inside as well and patch features need
-their Gram matrix once a fold. Both protocols share the passes over the features.
+their Gram matrix once a fold. A probe that reports fold a and is validated on b has the training rows of one that
+reports b and is validated on a: it is trained once, and each fold judges it for the other. Both protocols share the
+passes over the features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Protocol
 
 import pandas as pd
@@ -58,9 +61,9 @@ class ProbeTask(Protocol):
     settings: tuple[Setting, ...]
 
     def problem(
-        self, layer: int, left_out: tuple[int, ...], validation: int | None, predict: int | None, **changes
+        self, layer: int, left_out: tuple[int, ...], validation: tuple[int, ...], predict: int | None, **changes
     ) -> Problem:
-        """Train on all folds but `left_out`, judge on fold `validation`, predict fold `predict`."""
+        """Train on all folds but `left_out`, judge on each of the folds `validation`, predict fold `predict`."""
 
     def solve(self, problems: Iterable[Problem]) -> Iterator[SweepResult]:
         """Solve problems in order."""
@@ -71,13 +74,10 @@ class ProbeTask(Protocol):
 
 @dataclass(frozen=True)
 class _Fit:
-    layer: int
-    fold: int
-    validation: int
+    """A sweep over a layer without these folds: one is judged on and reported, or each of two judges for the other."""
 
-    @property
-    def left_out(self) -> tuple[int, ...]:
-        return tuple(sorted({self.fold, self.validation}))
+    layer: int
+    folds: tuple[int, ...]
 
 
 def chosen_protocols(protocol: str, n_folds: int) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def quoted(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def n_problems(protocols: Sequence[str], n_layers: int, n_folds: int) -> int:
     """Problems that `out_of_fold` solves, for a progress bar."""
-    each = {"paper": n_folds, "nested": n_folds * n_folds}  # n (n - 1) to choose, n to train again
+    each = {"paper": n_folds, "nested": n_folds * (n_folds + 1) // 2}  # n (n - 1) / 2 to choose, n to train again
     return n_layers * sum(each[protocol] for protocol in protocols)
 
 
@@ -117,35 +117,34 @@ def out_of_fold(
 ) -> Iterator[FoldResult]:
     """Yield every layer's and fold's predictions under each protocol; `step` is called after each problem."""
     fits = [fit for layer in layers for protocol in protocols for fit in _fits(protocol, layer, task.n_folds)]
-    problems = (task.problem(fit.layer, fit.left_out, fit.validation, _predicted(task, fit)) for fit in fits)
+    problems = (task.problem(fit.layer, fit.folds, fit.folds, _predicted(task, fit)) for fit in fits)
     inner: dict[tuple[int, int], list[tuple[int, SweepResult]]] = {}
     for fit, result in zip(fits, task.solve(problems), strict=True):
         step()
-        if fit.fold == fit.validation:
+        if len(fit.folds) == 1:
             yield _reported(task, fit, result)
-        else:
-            inner.setdefault((fit.layer, fit.fold), []).append((fit.validation, result))
-    chosen = {key: task.choose(judged) for key, judged in inner.items()}
-    yield from _refitted(task, chosen, step)
+            continue
+        for judge, reported, own in zip(fit.folds, reversed(fit.folds), result.by_judge()):
+            inner.setdefault((fit.layer, reported), []).append((judge, own))
+    keys = [(layer, fold) for layer in layers for fold in range(task.n_folds) if (layer, fold) in inner]
+    yield from _refitted(task, {key: task.choose(inner[key]) for key in keys}, step)
 
 
 def _fits(protocol: str, layer: int, n_folds: int) -> list[_Fit]:
-    folds = range(n_folds)
-    if protocol == "paper":
-        return [_Fit(layer, fold, fold) for fold in folds]
-    return [_Fit(layer, fold, inner) for fold in folds for inner in folds if inner != fold]
+    return [_Fit(layer, folds) for folds in combinations(range(n_folds), 1 if protocol == "paper" else 2)]
 
 
 def _predicted(task: ProbeTask, fit: _Fit) -> int | None:
     """The paper protocol reports what it judged by, unless the probe is to be read on other features."""
-    return fit.fold if task.transfers and fit.fold == fit.validation else None
+    return fit.folds[0] if task.transfers and len(fit.folds) == 1 else None
 
 
 def _reported(task: ProbeTask, fit: _Fit, result: SweepResult) -> FoldResult:
-    choices = task.choose([(fit.fold, result)])
+    (fold,) = fit.folds
+    choices = task.choose([(fold, result)])
     rows = result.prediction if task.transfers else result.validation_prediction
     prediction = result.chosen(rows, [choice.setting for choice in choices])
-    return FoldResult("paper", fit.layer, fit.fold, prediction, choices)
+    return FoldResult("paper", fit.layer, fold, prediction, choices)
 
 
 def _refitted(task: ProbeTask, chosen: dict, step: Callable[[], object]) -> Iterator[FoldResult]:
@@ -162,7 +161,7 @@ def _refit_problem(task: ProbeTask, layer: int, fold: int, choices: tuple[Choice
     for variable, choice in enumerate(choices):
         epochs[variable, variable] = choice.epochs
     settings = tuple(task.settings[choice.setting] for choice in choices)
-    return task.problem(layer, (fold,), None, fold, settings=settings, stop_epochs=epochs)
+    return task.problem(layer, (fold,), (), fold, settings=settings, stop_epochs=epochs)
 
 
 def choose_by_loss(judged: list[tuple[int, SweepResult]]) -> tuple[Choice, ...]:

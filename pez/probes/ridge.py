@@ -60,8 +60,9 @@ def _from_gram(gram: torch.Tensor, xy: torch.Tensor, strengths: torch.Tensor) ->
 def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> SweepResult:
     rows = problem.evaluation[:, : weights.shape[2]].double() @ weights.mT + bias[:, None]  # [S, m + p, k]
     m = problem.n_validation
-    error = (rows[:, :m] - problem.y_validation.double().T).square().mean(1)  # [S, k]
-    loss = torch.stack([part.mean(1) for part in error.split(list(problem.outputs), dim=1)], dim=1)
+    squares = (rows[:, :m] - problem.y_validation.double().T).square()  # [S, m, k]
+    loss = torch.stack([_loss(part, problem.outputs) for part in squares.split(problem.judge_sizes, dim=1)], dim=2)
+    loss = loss if problem.judges else loss[:, :, 0]
     rows = (rows * problem.target_scale + problem.target_mean).cpu()
     raw = weights * problem.target_scale[:, None] / problem.feature_scale
     raw_bias = bias * problem.target_scale + problem.target_mean - raw @ problem.feature_mean
@@ -74,4 +75,10 @@ def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> Swee
         prediction=rows[:, m:],
         weights=raw.cpu(),
         bias=raw_bias.cpu(),
+        judges=problem.judges,
     )
+
+
+def _loss(squares: torch.Tensor, outputs: tuple[int, ...]) -> torch.Tensor:
+    """Mean of squared errors [S, m, k] over rows and each variable's outputs, [S, V]."""
+    return torch.stack([part.mean(1) for part in squares.mean(1).split(list(outputs), dim=1)], dim=1)

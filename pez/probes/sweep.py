@@ -19,7 +19,7 @@ import collections
 import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,7 +48,8 @@ class SweepResult:
     `settings` (S of them); `outputs` variable sizes; `best_epoch` [S, V], from 1; `validation_loss` [S, V], on
     standardised targets, NaN after a refit; `validation_prediction` [S, m, k] and `prediction` [S, p, k] in the
     targets' units (logits for "logistic"), float64; `weights` [S, k, d] and `bias` [S, k] for raw features and
-    targets, or None unless asked for.
+    targets, or None unless asked for. With J `judges` (sizes, as the problem's) `best_epoch` and `validation_loss` are
+    [S, V, J], and every judge's rows are predicted at its own best epoch: `by_judge` takes them apart.
     """
 
     settings: tuple[Setting, ...]
@@ -59,6 +60,19 @@ class SweepResult:
     prediction: torch.Tensor
     weights: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    judges: tuple[int, ...] = ()
+
+    def by_judge(self) -> list["SweepResult"]:
+        """A result for every judge, as of a sweep that only this judge had a say in."""
+        if not self.judges:
+            return [self]
+        parts = zip(
+            self.best_epoch.unbind(2),
+            self.validation_loss.unbind(2),
+            self.validation_prediction.split(list(self.judges), dim=1),
+        )
+        names = ("best_epoch", "validation_loss", "validation_prediction")
+        return [replace(self, **dict(zip(names, part)), judges=()) for part in parts]
 
     def best(self) -> list[int]:
         """Index of each variable's setting of lowest validation loss; of equals the first."""
@@ -170,6 +184,7 @@ def _likeness(problem: Problem) -> tuple:
         problem.evaluation.shape[1],
         problem.gram is None,
         problem.stop_epochs is None,
+        len(problem.judge_sizes),
         problem.evaluation.dtype,
     )
 
@@ -187,6 +202,8 @@ def _bytes(problem: Problem) -> int:
 
 
 def _solve_batch(batch: list[Problem], *, epochs, patience, keep_weights, device) -> list[SweepResult]:
+    if keep_weights and batch[0].judges:
+        raise ValueError("weights are those of one best epoch: they cannot be kept for several judges")
     found = train_together(batch, epochs=epochs, patience=patience, keep_weights=keep_weights, device=device)
     return [_result(problem, found, index) for index, problem in enumerate(batch)]
 
@@ -196,16 +213,18 @@ def _result(problem: Problem, found, index: int) -> SweepResult:
     mean, scale = problem.target_mean.cpu(), problem.target_scale.cpu()
     rows = found.prediction[index].cpu().double().unflatten(0, (settings, k)).mT * scale + mean
     m, last = problem.n_validation, len(problem.evaluation) - problem.n_validation
+    units = (settings, variables, len(problem.judges)) if problem.judges else (settings, variables)
     weights, bias = (None, None) if found.weights is None else _raw_weights(problem, found.weights[index].cpu())
     return SweepResult(
         settings=problem.settings,
         outputs=problem.outputs,
-        best_epoch=found.best_epoch[index].cpu().view(settings, variables),
-        validation_loss=found.loss[index].cpu().view(settings, variables),
+        best_epoch=found.best_epoch[index].cpu().view(units),
+        validation_loss=found.loss[index].cpu().view(units),
         validation_prediction=rows[:, :m],
         prediction=rows[:, found.first_prediction_row : found.first_prediction_row + last],
         weights=weights,
         bias=bias,
+        judges=problem.judges,
     )
 
 

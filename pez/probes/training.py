@@ -1,7 +1,7 @@
 """AdamW on a batch of like probe problems at once: the inner loop of pez/probes/sweep.py.
 
 Names of sizes: B problems; C rows, one for each setting and output; D features (and a column of ones); n training,
-m validation, p prediction rows; U = settings x variables units, each with its own early stopping.
+m validation, p prediction rows; U = settings x variables units, each with its own early stopping by each of J judges.
 Shorter problems are padded with rows of zeros (in the column of ones too), which predict 0 and pull at nothing.
 Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it.
 """
@@ -20,7 +20,7 @@ _GPU_LOOK = 20  # epochs between looks at whether all have stopped: a look waits
 
 @dataclass(frozen=True)
 class Trained:
-    """`best_epoch` and `loss` [B, U]; `prediction` [B, C, m + p], the p rows from `first_prediction_row`;
+    """`best_epoch` and `loss` [B, U, J]; `prediction` [B, C, m + p], the p rows from `first_prediction_row`;
     `weights` [B, C, D] or None."""
 
     best_epoch: torch.Tensor
@@ -43,7 +43,7 @@ def train_together(batch: list[Problem], *, epochs: int, patience: int, keep_wei
             improved = state.judge(data.losses(predicted, state), epoch, patience)
         else:
             improved = state.follow(data.stop_epochs, epoch)
-        state.keep(improved, predicted)
+        state.keep(improved, predicted, data.judge)
         if epoch % look == 0:
             if not state.active.any():
                 break
@@ -92,10 +92,16 @@ class _Data:
         self.n_validation = validation.shape[1]
         self.evaluation = torch.cat([validation, rest], dim=1)
         self.y_validation = _stack([problem.y_validation for problem in batch], 1, device)
-        counts = torch.tensor([problem.n_validation for problem in batch], device=device)
-        inside = torch.arange(self.n_validation, device=device) < counts[:, None]
-        share = inside.to(self.evaluation.dtype) / counts.clamp_min(1)[:, None]
-        self.share = share[:, None]  # weight of a validation row, [B, 1, m]
+        self._set_judges([problem.judge_sizes for problem in batch], device)
+
+    def _set_judges(self, sizes: list[tuple[int, ...]], device) -> None:
+        """Weight of a validation row for each judge, [B, J, m], and the judge of every column, [B, m + p]."""
+        sizes = torch.tensor(sizes, device=device)
+        column = torch.arange(self.evaluation.shape[1], device=device).expand(len(sizes), -1).contiguous()
+        judge = torch.searchsorted(sizes.cumsum(1), column, right=True)
+        inside = judge[:, None, : self.n_validation] == torch.arange(sizes.shape[1], device=device)[:, None]
+        self.share = inside.to(self.evaluation.dtype) / sizes.clamp_min(1)[:, :, None]
+        self.judge = judge.clamp_max(sizes.shape[1] - 1)
 
     def _set_rows(self, batch, device) -> None:
         rows = _stack([problem.rows for problem in batch], 0, device)
@@ -130,13 +136,14 @@ class _Data:
         return self.predicted[:, :, self.n_train :]
 
     def losses(self, predicted: torch.Tensor, state: "_State") -> torch.Tensor:
-        """Validation loss of every unit, [B, U]."""
+        """Validation loss of every unit for every judge, [B, U, J]."""
         predicted, y = predicted[:, :, : self.n_validation], self.row_validation
         if self.loss == "logistic":
             loss = softplus(predicted).sub_(y * predicted)
         else:
             loss = torch.sub(y, predicted).square_()
-        rows = loss.mul_(self.share).sum(2).mul_(state.loss_scale[:, :, 0])
+        rows = torch.stack([(loss * share[:, None]).sum(2) for share in self.share.unbind(1)], dim=2)
+        rows = rows.mul_(state.loss_scale)
         return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
 
 
@@ -150,7 +157,7 @@ class _State:
         self.weights, self.m, self.v = first.evaluation.new_zeros(3, *shape, device=device)
         self.kept = torch.zeros_like(self.weights) if keep_weights else None
         self._set_rows(batch, settings, self.weights.dtype)
-        units = (len(batch), settings * len(first.outputs))
+        units = (len(batch), settings * len(first.outputs), len(first.judge_sizes))
         self.best_loss = first.evaluation.new_full(units, float("inf"), device=device)
         self.best_epoch = torch.zeros(units, dtype=torch.int64, device=device)
         self.active = torch.ones(units, dtype=torch.bool, device=device)
@@ -183,7 +190,7 @@ class _State:
         self.weights.mul_(self.decay).addcmul_(gradient, self.rate, value=-second / first)
 
     def judge(self, loss: torch.Tensor, epoch: int, patience: int) -> torch.Tensor:
-        """Which units, [B, U], have their best validation loss so far; stops those out of patience."""
+        """Which units have their best validation loss so far, [B, U, J]; stops those out of patience."""
         improved = (loss < self.best_loss) & self.active
         torch.where(improved, loss, self.best_loss, out=self.best_loss)
         self.best_epoch.masked_fill_(improved, epoch)
@@ -192,22 +199,24 @@ class _State:
 
     def follow(self, stop_epochs: torch.Tensor, epoch: int) -> torch.Tensor:
         """The same where the epochs are given: every epoch up to the last is the best so far."""
+        stop_epochs = stop_epochs[:, :, None]
         improved = stop_epochs >= epoch
         self.best_epoch.masked_fill_(improved, epoch)
         self.best_loss.fill_(float("nan"))
         self.active = stop_epochs > epoch
         return improved
 
-    def keep(self, improved: torch.Tensor, predicted: torch.Tensor) -> None:
-        """Remember predictions (and weights) of rows whose unit improved."""
-        rows = improved[:, self.unit, None]
-        torch.where(rows, predicted, self.saved, out=self.saved)
+    def keep(self, improved: torch.Tensor, predicted: torch.Tensor, judge: torch.Tensor) -> None:
+        """Remember predictions (and weights) of rows whose unit improved, those of each column by its `judge`."""
+        rows = improved[:, self.unit]
+        columns = rows if rows.shape[2] == 1 else rows.gather(2, judge[:, None].expand(-1, rows.shape[1], -1))
+        torch.where(columns, predicted, self.saved, out=self.saved)
         if self.kept is not None:
             torch.where(rows, self.weights, self.kept, out=self.kept)
 
     def drop_stopped(self) -> bool:
         """Leave out rows that have stopped in every problem, if that is worth the copying; True if it was."""
-        rows = self.active.any(0)[self.unit].nonzero()[:, 0]
+        rows = self.active.any(2).any(0)[self.unit].nonzero()[:, 0]
         if len(rows) >= _KEEP_BELOW * len(self.row):
             return False
         self._store()
