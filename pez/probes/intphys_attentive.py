@@ -92,6 +92,6 @@ def _fill(probes: "Sequence[CurveProbe]", folders: Sequence[UnitFolder], own: Se
     total, left = (sum(p.n_probes * len(u) for p, u in zip(probes, units)) for units in (own, missing))
     with progress(total=total, initial=total - left, description="attentive probes", unit="probe") as bar:
         for probe, folder, units in zip(probes, folders, missing):
-            bar.set_description(probe.curve.name or "attentive probes")
+            bar.set_postfix_str(probe.curve.name)
             for unit, table in probe.train(units, bar.update):
                 folder.write(unit, table)
