@@ -122,9 +122,10 @@ def test_the_attentive_script_writes_and_goes_on(folder, capsys):
 
 
 def test_a_fixed_setting_is_both_protocols_at_once(folder, capsys):
+    twice = ("1e-4", "1e-4")  # is one setting
     assert run_attentive(folder, "--run-name", "two", "--reuse-features", "--folds", "2", "--num-epochs", "1") == 0
     assert "note: 2 folds are too few for the nested protocol" in capsys.readouterr().out
-    assert run_attentive(folder, "--run-name", "fixed", "--reuse-features", "--protocol", "fixed") == 0
+    assert run_attentive(folder, "--run-name", "fixed", "--reuse-features", "--protocol", "fixed", "--lr", *twice) == 0
     rows = pd.read_csv(folder / "results/results_fixed.csv")
     assert set(rows["protocol"]) == {"fixed setting"} and set(rows["best_epoch_median"]) == {2}
     for metric in METRICS:

@@ -109,6 +109,7 @@ class CurveProbe:
         for chunk in _chunks(units, n_stacked, n_layers):
             self._hold(sorted({unit.layer for unit in chunk}))
             yield from self._probe(chunk, n_stacked, step)
+        self._hold([])  # a device's memory is the next curve's
 
     def _at_once(self) -> tuple[int, int]:
         """How many probes to stack, and how many layers' features to hold (at least one)."""

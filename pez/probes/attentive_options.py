@@ -57,7 +57,7 @@ def make_recipe(args) -> Recipe:
 
 def make_plan(args, depth: int) -> Plan:
     """What the options ask for, of an encoder of `depth` layers."""
-    settings = list(itertools.product(args.lr, args.wd))
+    settings = list(dict.fromkeys(itertools.product(args.lr, args.wd)))
     return Plan(
         capture=args.capture,
         pooling=args.patch_pool,
