@@ -17,8 +17,10 @@ from pathlib import Path
 from constants import DATA_DIR, N_FRAMES
 from pez.cli import Parser, run_script
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
+from pez.encoder.compute import Speed
 from pez.encoder.controls import CONTROLS, control_directory, controls
-from pez.encoder.extract import extract_features
+from pez.encoder.extract import DTYPES, extract_features
+from pez.encoder.flops import counted_flops
 from pez.encoder.loading import Encoder
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.sources import ClipSource, ball_source, folder_source
@@ -46,6 +48,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="further passes, as controls")
     parser.add_argument("--control-seeds", type=int, default=3, help="random encoders of --control random_weights")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; says why where that fails")
     add_encoder_arguments(parser)
     add_shard_arguments(parser)
     return parser
@@ -81,6 +84,7 @@ def main(args) -> None:
 
 def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dict) -> None:
     """One pass of one encoder over one clip set, as the options say but for `changes`."""
+    speed = Speed(encoder.device)
     store = extract_features(
         encoder,
         source,
@@ -90,9 +94,14 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
         overwrite=args.overwrite,
         reuse_existing=args.reuse_existing,
         shard=check_shard(args.num_shards, args.shard_index),
+        compile_blocks=args.compile,
+        speed=speed,
         **{**pass_options(args), **changes},
     )
     print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
+    if speed.clips:
+        shape, dtype = (1, source.n_frames, 3, *[encoder.spec.resolution] * 2), DTYPES[store.settings["dtype"]]
+        print(f"  {speed.text(counted_flops(encoder.module, shape, encoder.device, dtype), dtype)}")
     if missing := store.missing_shards():
         print(f"  {len(missing)} of the shards are still to come{whose(store.directory, missing)}")
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pez.encoder.capture import captured_states
+from pez.encoder.compute import Speed, Writer, compiled, on_device
 from pez.encoder.loading import Encoder
 from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, normalise
@@ -43,6 +44,8 @@ def extract_features(
     reuse_existing: bool = False,
     shard: Shard = WHOLE,
     finish: bool = False,
+    compile_blocks: bool = False,
+    speed: Speed | None = None,
 ) -> FeatureStore:
     """Encode every clip of `source`, or a share of them, and store their pooled residual states under `directory`.
 
@@ -63,6 +66,9 @@ def extract_features(
         shard: the share of this process (pez/shards.py).
         finish: after its own share do the others' in turn, waiting for those that are at work, so that the result is
             complete.
+        compile_blocks: run compiled blocks if that works here, else say why not. The store records it, for the last
+            digits of features change with it.
+        speed: is told of every batch; ask it afterwards how fast they went.
 
     Raises:
         UserError: the folder holds other features or another run writes to it; a clip cannot be read.
@@ -70,6 +76,8 @@ def extract_features(
     refuse_with_shards(shard, overwrite=overwrite)
     directory = Path(directory)
     settings = store_settings(encoder, source, captures, poolings, transform, frame_order, dtype, store_dtype)
+    if compile_blocks:
+        encoder, settings = _compiled(encoder, source.n_frames, settings, batch_size)
     for writer in _in_turn(shard) if finish else [shard]:
         with holding(directory, writer):
             if overwrite:
@@ -79,10 +87,20 @@ def extract_features(
                 if reuse_existing and not overwrite and _holds(directory, settings, clips):
                     return FeatureStore.open(directory)
                 store = FeatureStore.plan(directory, settings, clips, source.frames, writer)
-            _fill(store, encoder, source, batch_size, workers)
+            _fill(store, encoder, source, batch_size, workers, speed)
         if not store.missing_shards():
             return FeatureStore.open(directory)
     return store
+
+
+def _compiled(encoder: Encoder, n_frames: int, settings: dict, batch_size: int | None) -> tuple[Encoder, dict]:
+    """The encoder to run and the settings of what it makes."""
+    size = (batch_size or default_batch_size(encoder.device), n_frames, 3, *[encoder.spec.resolution] * 2)
+    frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    fast, why = compiled(encoder, lambda each: encode_pooled(each, frames, settings), DTYPES[settings["dtype"]])
+    if why:
+        print(f"--compile is not used: {why}")
+    return fast, settings if why else {**settings, "compiled": True}
 
 
 def _in_turn(shard: Shard) -> list[Shard]:
@@ -151,31 +169,47 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     return same and all(set(wanted[key]) <= set(there[key]) for key in several)
 
 
-def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size, workers) -> None:
+def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size, workers, speed: Speed | None) -> None:
     own = set(store.own_shards())
     missing = [shard for shard in store.missing_shards() if shard in own]
     n_own = int(store.clips["shard"].isin(own).sum())
-    on_gpu = encoder.device.type == "cuda"
-    batch_size = batch_size or (16 if on_gpu else 2)
+    batch_size = batch_size or default_batch_size(encoder.device)
     shards = [store.clips_of(shard)["clip_id"].tolist() for shard in missing]
-    with progress(
-        total=n_own,
-        initial=n_own - sum(map(len, shards)),
-        description=f"{store.name}: {encoder.model}, {encoder.weights_label}",
-        unit="clip",
-    ) as bar:
-        batches = iter(_batches(store, encoder, source, shards, batch_size, workers))
+    speed = speed or Speed(encoder.device)
+    with (
+        progress(
+            total=n_own,
+            initial=n_own - sum(map(len, shards)),
+            description=f"{store.name}: {encoder.model}, {encoder.weights_label}",
+            unit="clip",
+        ) as bar,
+        Writer(encoder.device) as writer,
+    ):
+        batches = on_device(_batches(store, encoder, source, shards, batch_size, workers), encoder.device)
         for shard, clips in zip(missing, shards):
             tensors = _empty_shard(store, encoder, len(clips))
-            row = 0
-            while row < len(clips):
-                frames = next(batches)
-                pooled = encode_pooled(encoder, frames, store.settings)
-                for name, tensor in pooled.items():
-                    tensors[name][row : row + len(frames)] = tensor
-                row += len(frames)
-                bar.update(len(frames))
-            store.write_shard(shard, tensors)
+            _encode_shard(tensors, len(clips), batches, encoder, store.settings, speed, bar)
+            writer.submit(store.write_shard, shard, tensors)
+    speed.finish()
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Clips a pass, unless the user says otherwise."""
+    return 16 if device.type == "cuda" else 2
+
+
+def _encode_shard(tensors, n_clips: int, batches: Iterator[torch.Tensor], encoder, settings, speed: Speed, bar) -> None:
+    """Fill a shard's tensors from the next batches. From a GPU they come back later: see `Writer`."""
+    row = 0
+    while row < n_clips:
+        frames = next(batches)
+        speed.start()
+        pooled = encode_pooled(encoder, frames, settings)
+        speed.stop(len(frames))
+        for name, tensor in pooled.items():
+            tensors[name][row : row + len(frames)].copy_(tensor, non_blocking=True)
+        row += len(frames)
+        bar.update(len(frames))
 
 
 def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[torch.Tensor]:
@@ -206,17 +240,19 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
 
 
 def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[str, torch.Tensor]:
-    settings, tensors = store.settings, {}
+    settings, tensors, on_gpu = store.settings, {}, encoder.device.type == "cuda"
     for pooling in settings["poolings"]:
         tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"])
         shape = (n_clips, encoder.spec.width) if tokens is None else (n_clips, tokens, encoder.spec.width)
-        dtype = _stored_dtype(settings["store_dtype"], pooling)
+        dtype = stored_dtype(settings["store_dtype"], pooling)
         for state in states_of(settings["captures"], encoder.spec.depth):
-            tensors[tensor_name(pooling, state)] = torch.empty(shape, dtype=dtype)
+            # from pinned memory a GPU can go on while it copies
+            tensors[tensor_name(pooling, state)] = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
     return tensors
 
 
-def _stored_dtype(store_dtype: str, pooling: str) -> torch.dtype:
+def stored_dtype(store_dtype: str, pooling: str) -> torch.dtype:
+    """Precision on disk that --store-dtype means for a pooling."""
     if store_dtype == "auto":
         return torch.float16 if is_per_patch(pooling) else torch.float32
     return DTYPES[store_dtype]
@@ -224,7 +260,8 @@ def _stored_dtype(store_dtype: str, pooling: str) -> torch.dtype:
 
 @torch.inference_mode()
 def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
-    """One pass: uint8 [B, T, 3, R, R] to every wanted pooled state, by tensor name, float32 on the encoder's device.
+    """One pass: uint8 [B, T, 3, R, R] on any device to every wanted pooled state, by tensor name, float32 on the
+    encoder's.
 
     When a GPU's memory runs out the batch is halved, down to one clip; then a UserError.
     """

@@ -1,0 +1,183 @@
+"""Keeping a device busy with an encoder pass: compiled blocks, copies beside the computing, and how fast it went."""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from pez.encoder.flops import matmul_rate
+from pez.encoder.loading import Encoder
+
+BACKEND = "inductor"
+MOST_OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of a state's root mean square
+# A wrong state is off by about one; fused operators round lower precisions less often, which the depth adds up.
+
+
+def compiled(
+    encoder: Encoder, run: Callable[[Encoder], dict[str, torch.Tensor]], dtype: torch.dtype
+) -> tuple[Encoder, str]:
+    """`encoder` with its blocks compiled and "", or `encoder` itself and why not.
+
+    `run` makes the named states of a batch of the size to come. Blocks are compiled one by one, so that forward hooks
+    on them stay outside the graphs, and all share one compilation. What `run` makes with them is compared with what it
+    made without (`MOST_OFF`): other states, or none, are a reason too.
+    """
+    expected = run(encoder)
+    fast = dataclasses.replace(encoder, module=_with_compiled_blocks(encoder.module))
+    try:
+        found = run(fast)
+    except RuntimeError as error:  # of torch._dynamo and its backends: no compiler, no Triton, a graph it cannot make
+        return encoder, _first_line(error)
+    wrong = _most_wrong(found, expected)
+    if wrong is not None and wrong[1] > MOST_OFF[dtype]:
+        return encoder, f"compiled, state {wrong[0]} is off by {wrong[1]:.2g} of its size"
+    if set(found) != set(expected):
+        return encoder, "compiled, the encoder does not call its hooks"
+    return fast, ""
+
+
+def _with_compiled_blocks(module: nn.Module) -> nn.Module:
+    """A shallow copy of the encoder: the same weights, other blocks in its list."""
+    module = copy.copy(module)
+    module._modules = dict(module._modules)
+    module.layer = nn.ModuleList(torch.compile(block, backend=BACKEND) for block in module.layer)
+    return module
+
+
+def _first_line(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _most_wrong(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> tuple[str, float] | None:
+    """The state that differs most, and its root mean square difference as a share of its root mean square."""
+    shares = {name: _share(found[name], expected[name]) for name in expected if name in found}
+    return max(shares.items(), key=lambda item: item[1], default=None)
+
+
+def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
+    off = (found.double() - expected.double()).square().mean() / expected.double().square().mean()
+    return float(off.sqrt().nan_to_num(nan=float("inf")))
+
+
+def on_device(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """`batches` on `device`; a GPU copies one from pinned memory while it computes on the one before.
+
+    The next batch is asked for only when the consumer comes back, having queued its work on this one: whatever
+    decoding still takes then, the device has something to do.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    beside, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    for batch in batches:
+        with torch.cuda.stream(beside):
+            moved = batch.to(device, non_blocking=True)
+        main.wait_stream(beside)
+        moved.record_stream(main)  # else its memory could be given away while it is read
+        yield moved
+
+
+class Writer:
+    """Runs one piece of work at a time in a thread of its own, once the device has done what it was given before.
+
+    The device goes on computing while a shard is written. An error of the work is raised by the next call.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device, self._pending = device, None
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind, *_error) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._finish()
+
+    def submit(self, work: Callable, *arguments) -> None:
+        """Have `work(*arguments)` done; waits for the piece before."""
+        self._finish()
+        event = torch.cuda.Event() if self._device.type == "cuda" else None
+        if event is not None:
+            event.record(torch.cuda.current_stream(self._device))
+        self._pending: Future | None = self._thread.submit(_after, event, work, arguments)
+
+    def _finish(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _after(event, work: Callable, arguments: tuple) -> None:
+    if event is not None:
+        event.synchronize()
+    work(*arguments)
+
+
+class Speed:
+    """How fast passes go: `start` and `stop` each batch's, `finish` each clip set, then ask `text`.
+
+    Seconds of the passes alone are taken on the device (CUDA events: nothing waits for them), seconds of everything
+    from the first `start` to `finish`: with decoding, copies and writing.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.clips, self.seconds, self._spans, self._begun = 0, 0.0, [], None
+
+    def start(self) -> None:
+        """Before a batch's pass."""
+        now = self._now()
+        self._begun = now if self._begun is None else self._begun
+        self._spans.append([now, now])
+
+    def stop(self, n_clips: int) -> None:
+        """After it; `n_clips` in the batch."""
+        self._spans[-1][1] = self._now()
+        self.clips += n_clips
+
+    def finish(self) -> None:
+        """After everything is written; nothing happens if there was nothing to do."""
+        if self._begun is not None:
+            self.seconds += _elapsed(self._begun, self._now(), self.device)
+            self._begun = None
+
+    @property
+    def pass_seconds(self) -> float:
+        """Seconds of the passes alone."""
+        return sum(_elapsed(start, end, self.device) for start, end in self._spans)
+
+    def text(self, flops_per_clip: int, dtype: torch.dtype) -> str:
+        """One line: clips a second, and operations a second as a share of what large matrix products reach here.
+
+        Without operations (the pixels control has no encoder) clips a second only.
+        """
+        if not flops_per_clip:
+            return f"{self.clips / self.seconds:.3g} clips/s"
+        rate, done = matmul_rate(self.device, dtype), flops_per_clip * self.clips
+        alone, all_in = done / self.pass_seconds, done / self.seconds
+        return (
+            f"{self.clips / self.seconds:.3g} clips/s; the encoder {alone / 1e12:.3g} TFLOP/s, {alone / rate:.0%} of "
+            f"the {rate / 1e12:.3g} that large {str(dtype).removeprefix('torch.')} matrix products reach on this "
+            f"{self.device.type}; with decoding and writing {all_in / 1e12:.3g} TFLOP/s, {all_in / rate:.0%}"
+        )
+
+    def _now(self):
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def _elapsed(start, end, device: torch.device) -> float:
+    if device.type != "cuda":
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
