@@ -21,13 +21,7 @@ RECIPE = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=3, batch_size=8)
 N, TOKENS, WIDTH = 30, 6, 16
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    # these problems are small: on busy cores a second thread only waits
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def toy(n_layers=2, seed=0):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from intphys_trees import write_tree
 
 import step_intphys_attentive
@@ -15,13 +14,7 @@ from pez.files import exclusive
 from pez.probes.intphys_results import layer_rows
 from pez.probes.intphys_scores import METRICS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
