@@ -11,6 +11,8 @@ keeps its logs and reports in artifacts/launch/NAME, where NAME is --job-name, b
 command again does what is left.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -86,6 +88,8 @@ def run(args, folder: Path) -> None:
     where = places(args.gpus, args.processes)
     num_shards = _num_shards(args, len(where))
     step = find_step(args.step, args.step_arguments, num_shards)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup: a lost terminal ends it as SIGTERM does
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with exclusive(folder):
         run_here(step, num_shards, where, folder, folder.name)
     print(f"{folder.name}: all {num_shards} shards are done; logs in {folder / 'logs'}")

@@ -40,6 +40,7 @@ def slurm():
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
     with pytest.MonkeyPatch.context() as patch, slurm_cluster.cluster(folder) as configuration:
         patch.setenv("SLURM_CONF", str(configuration))
+        patch.setattr("pez.launch.slurm.POLL_SECONDS", 0.5)
         yield lambda *command: slurm_cluster.ask(configuration, *command)
     shutil.rmtree(folder)
 

@@ -18,6 +18,7 @@ from pez.shards import Shard
 
 TRIES = 2
 POLL_SECONDS = 0.1
+DISPLAY_SECONDS = 0.5
 GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL
 
 
@@ -66,11 +67,12 @@ def run_here(step: Step, num_shards: int, where: Sequence[Place], folder: Path, 
 
     However this ends, but by SIGKILL, no process that it started is left.
     """
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a lost terminal ends it as SIGTERM does; nohup does not
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with _Runner(step, num_shards, where, folder) as runner, Display(name, folder, num_shards) as display:
+        drawn = 0.0
         for done in runner.run():
-            display.update(done)
+            if time.monotonic() - drawn >= DISPLAY_SECONDS or done == num_shards:
+                display.update(done)
+                drawn = time.monotonic()
     if runner.failed:
         raise UserError(_what_is_left(runner.failed, num_shards, folder))
 

@@ -31,7 +31,7 @@ from pez.shards import Shard
 
 MAX_TIMEOUTS = 20  # a shard that reaches its time limit more often is given up
 MAX_KILLS = 2
-POLL_SECONDS = 2.0
+POLL_SECONDS = 10.0  # squeue is everyone's
 PATIENCE = 3  # times that a shard must seem lost, or SLURM not answer, before it is believed
 # squeue's words for a job that may still run; any other has ended
 LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
@@ -145,8 +145,8 @@ def _refuse_live(folder: Path) -> None:
     live = [fate for fate in fates(folder) if fate.live]
     if live:
         raise UserError(
-            f"{folder.name} is still at work as job {described(folder)['job']} ({len(live)} shards): look with "
-            "--status, stop it with --cancel, or choose another --job-name"
+            f"{folder.name} is still at work as job {described(folder)['job']} ({len(live)} shards): stay with "
+            "--wait instead of --slurm, look with --status, stop it with --cancel, or choose another --job-name"
         )
 
 
