@@ -5,8 +5,8 @@
       --selection-metric relative_accuracy
 
 Reads artifacts/intphys/dev (--intphys-root), which it checks first. Writes features under --feature-root and, under
-artifacts/results, results_RUN.csv, summary_RUN.json, predictions_RUN.parquet and figure_RUN.png.
-No checkpoint at hand: --model tiny --weights random.
+artifacts/results, results_RUN.csv, summary_RUN.json, predictions_RUN.parquet and figure_RUN.png, and controls_RUN.csv
+with --control. No checkpoint at hand: --model tiny --weights random.
 """
 
 import sys

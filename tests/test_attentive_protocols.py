@@ -1,5 +1,6 @@
 """Where the attentive probe's setting and epoch are chosen, repeats, and shards that meet in one run."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -208,6 +209,12 @@ def test_shards_of_other_settings_are_refused(store, tmp_path):
     assert probe(store, tmp_path / "run", shard=Shard(2, 0)) is None
     with pytest.raises(UserError, match=r"layers probed with settings = .* now asked for"):
         probe(store, tmp_path / "run", shard=Shard(2, 1), settings=SETTINGS[:1])
+    path = tmp_path / "run/settings.json"
+    described = json.loads(path.read_text())
+    del described["protocols"]
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match="was made by an earlier version, which had no protocols"):
+        probe(store, tmp_path / "run", shard=Shard(2, 1))
 
 
 def test_a_damaged_unit_is_named(store, tmp_path):

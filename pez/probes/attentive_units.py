@@ -42,12 +42,18 @@ class UnitFolder:
             if not path.is_file():
                 write_json(path, described)
                 return
-        there = read_json(path)
-        for key in sorted(set(there) | set(described)):
-            if there.get(key) != described.get(key):
+        self._compare(read_json(path), described)
+
+    def _compare(self, there: dict, described: dict) -> None:
+        mend = "choose another --run-name, or remove the folder"
+        unknown = sorted(set(described) - set(there))
+        if unknown:
+            raise UserError(f"{self.directory} was made by an earlier version, which had no {unknown[0]}: {mend}")
+        for key in described:
+            if there[key] != described[key]:
                 raise UserError(
-                    f"{self.directory} holds layers probed with {key} = {there.get(key)!r}, now asked for "
-                    f"{described.get(key)!r}: choose another --run-name, or remove the folder"
+                    f"{self.directory} holds layers probed with {key} = {there[key]!r}, now asked for "
+                    f"{described[key]!r}: {mend}"
                 )
 
     def path(self, unit: Unit) -> Path:
