@@ -177,23 +177,27 @@ def test_the_breakpoint_test_keeps_its_level_on_straight_lines():
 
 @pytest.fixture(scope="module")
 def simulated():
-    """Two planted scenarios and an empty one, 20 data sets each."""
-    names = ("emerges at 8", "rises until 8", "nothing")
+    """Three planted scenarios and an empty one, 20 data sets each."""
+    names = ("emerges at 8", "rises until 8", "weak, at 8", "nothing")
     scenarios = [scenario for scenario in calibration.SCENARIOS if scenario.name in names]
     table = calibration.calibrate(scenarios, n_datasets=20, n_resamples=300, n_probes=16, seed=5000)
     return table.set_index(["scenario", "rule"])
 
 
-def test_planted_onsets_are_found_and_their_intervals_hold(simulated):
-    """Bounds for 20 data sets that a rate of 0.95 misses once in 400 times (1.0 within one layer: never)."""
-    for key in (("emerges at 8", "half-rise"), ("rises until 8", "breakpoint")):
-        row = simulated.loc[key]
-        assert abs(row["truth"] - row["planted"]) < 0.6
-        assert row["within 1"] >= 0.9
-        assert row["covered"] >= 0.8
-        assert row["no onset"] == 0
-    assert simulated.loc[("emerges at 8", "half-rise"), "curve"] >= 0.8
+@pytest.mark.parametrize(
+    ("scenario", "rule", "within"),
+    [("emerges at 8", "half-rise", 1.0), ("rises until 8", "breakpoint", 0.95), ("weak, at 8", "half-rise", 0.85)],
+)
+def test_planted_onsets_are_found_and_their_intervals_hold(simulated, scenario, rule, within):
+    """Bounds for 20 data sets that the rates of docs/onset.md (1.00, 0.995, 0.95) miss less than once in 200 times;
+    intervals that hold in 95 of 100 miss 0.8 once in 400."""
+    row = simulated.loc[(scenario, rule)]
+    assert abs(row["truth"] - row["planted"]) < 0.3
+    assert row["within 1"] >= within
+    assert row["covered"] >= 0.8
+    assert row["no onset"] == 0
+    assert row["curve"] >= 0.9
 
 
 def test_where_nothing_is_planted_there_is_no_onset(simulated):
-    assert (simulated.loc["nothing", "no onset"] >= 0.8).all()
+    assert (simulated.loc["nothing", "no onset"] >= 0.95).all()

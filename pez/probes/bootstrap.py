@@ -12,7 +12,7 @@ was drawn. Every score here is a function of sums over groups, so 1,000 resample
 products.
 
 Predictions stay what they were, so such resamples lack what another training set would have changed: of intervals
-meant to hold in 95 of 100 cases, 75 to 90 did (docs/onset.md, column "unwidened"). Their distance
+meant to hold in 95 of 100 cases, 80 to 93 did (docs/onset.md, column "unwidened"). Their distance
 from the estimate is therefore stretched by sqrt(1 + K/(K - 1)), 1.5 for K = 5 folds: Nadeau & Bengio's correction of a
 cross-validation's variance, 1/K + n_test/n_train in place of 1/K (2003, Inference for the Generalization Error,
 Machine Learning 52). It is a rule of thumb, held to account by benchmarks/onset_calibration.py.
