@@ -89,7 +89,8 @@ class Writer:
     """
 
     def __init__(self, device: torch.device):
-        self._device, self._pending = device, None
+        self._device = device
+        self._pending: Future | None = None
         self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "Writer":
@@ -106,7 +107,7 @@ class Writer:
         event = torch.cuda.Event() if self._device.type == "cuda" else None
         if event is not None:
             event.record(torch.cuda.current_stream(self._device))
-        self._pending: Future | None = self._thread.submit(_after, event, work, arguments)
+        self._pending = self._thread.submit(_after, event, work, arguments)
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None
