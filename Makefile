@@ -124,6 +124,7 @@ lint: $(INSTALLED)
 
 benchmarks: $(INSTALLED)
 	@$(RUN) -m benchmarks --write BENCHMARKS.md
+	@$(RUN) -m benchmarks.scale --write docs/scale.md
 
 clean:
 	rm -rf artifacts/quick

@@ -11,10 +11,11 @@ Each measurement is a process of its own; both sides of a comparison take turns.
 import sys
 from pathlib import Path
 
-from benchmarks import bench_extract
+from benchmarks import bench_extract, bench_render
 from benchmarks.cases import CASES, SCALES, Case
 from benchmarks.measure import measure
-from benchmarks.table import GROWTH, machine, record, tables, write_page
+from benchmarks.page import put_between
+from benchmarks.table import GROWTH, machine, record, tables
 from pez.cli import Parser, run_script
 from pez.errors import UserError
 from pez.files import read_json, write_json
@@ -45,7 +46,7 @@ def main(args) -> None:
     if not args.earlier:
         print(write_json(args.output, results))
     if args.write:
-        print(write_page(args.write, results))
+        print(put_between(args.write, "measured", tables(results)))
     print(tables(results))
 
 
@@ -62,6 +63,7 @@ def measured(args) -> dict:
         results["rows"] = [_row(case, size, args.rounds, threads, bar) for case, size in cases]
     if any("device" in size for _, size in cases):
         results["forwards"] = _forwards(args, threads)
+        results["decode"] = measure(bench_render.decoding, {"clips": 1 if args.scale == "tiny" else 3}, 1).answer
     return results
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from PIL import Image
 
 from constants import RESOLUTION
 from pez.cli import Parser, run_script
+from pez.encoder.preprocessing import read_frames
 from pez.stimuli.conditions import SETS, condition_table
 from pez.stimuli.generate import set_settings, write_clip_set
 from pez.stimuli.manifests import manifests
@@ -56,6 +58,27 @@ def full_frames(clips: int, frames: int = 16) -> Iterator[Callable]:
     """The same, every frame as a whole."""
     places = [clip[:frames] for clip in some_clips(clips)]
     yield lambda: render(places, whole=True)
+
+
+@contextlib.contextmanager
+def decoding(clips: int) -> Iterator[Callable]:
+    """Work that reads rendered clips from PNGs; its answer is the rate on one core, and how large they are."""
+    pictures = render(some_clips(clips), whole=False)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{index:05d}.png" for index in range(len(pictures))]
+        for path, picture in zip(paths, pictures):
+            Image.fromarray(picture).save(path)
+        each = len(paths) // clips
+
+        def work() -> dict[str, float]:
+            start = time.perf_counter()
+            for first in range(0, len(paths), each):
+                read_frames(paths[first : first + each], each)
+            rate = clips / (time.perf_counter() - start)
+            return {"clips_per_second": rate, "png_bytes_per_clip": sum(path.stat().st_size for path in paths) / clips}
+
+        work()  # libraries warm up
+        yield work
 
 
 def pipeline(count: int, workers: int) -> float:

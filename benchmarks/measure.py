@@ -1,5 +1,6 @@
 """Time and memory of one piece of work, in a process of its own."""
 
+import functools
 import gc
 import multiprocessing
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _LIBRARIES = ["benchmarks.cases"]
@@ -51,6 +53,7 @@ def measure(
 
 def _child(connection, prepare, size: dict[str, Any], threads: int, start_method: str) -> None:
     multiprocessing.set_start_method(start_method, force=True)  # a forkserver's children would go on with it
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # bars of the work, beside the run's own
     torch.set_num_threads(threads)
     before = _memory("VmRSS")
     with prepare(**size) as work:

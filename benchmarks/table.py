@@ -10,12 +10,10 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.measure import Measured
-from pez.errors import UserError
-from pez.files import write_text
+from benchmarks.page import table
 from pez.runs import provenance
 
 GROWTH = 4
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def record(case: Case, size: dict, ours: list[Measured], theirs: list[Measured], grown: Measured | None) -> dict:
@@ -80,15 +78,17 @@ def tables(results: dict) -> str:
     )
     bounded = [row for row in rows if row["most_times"] or row["most_seconds"]]
     compared = [row for row in rows if row not in bounded]
-    parts = [head, _table(_COMPARED, compared), _table(_BOUNDED, bounded), _forwards(results.get("forwards"))]
+    parts = [
+        head,
+        table(_cells(_COMPARED, compared)),
+        table(_cells(_BOUNDED, bounded)),
+        _forwards(results.get("forwards")),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _table(columns: dict[str, Callable[[dict], str]], rows: list[dict]) -> str:
-    if not rows:
-        return ""
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows])
+def _cells(columns: dict[str, Callable[[dict], str]], rows: list[dict]) -> list[dict[str, str]]:
+    return [{name: cell(row) for name, cell in columns.items()} for row in rows]
 
 
 def _work(row: dict) -> str:
@@ -166,16 +166,3 @@ def _forwards(found: dict | None) -> str:
         f"Encoder forwards ({found['model']} on {found['device']}, batches in memory): {done / 1e12:.3g} TFLOP/s, "
         f"{done / rate:.0%} of the {rate / 1e12:.3g} TFLOP/s that large matrix products reach here."
     )
-
-
-def write_page(path: Path, results: dict) -> Path:
-    """Replace what stands between the markers of `path` by the tables; UserError if it has no markers."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: --write takes a page with the markers {BEGIN} and {END}") from None
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"{path} has no markers {BEGIN} and {END} between which the tables could go")
-    return write_text(path, f"{before}{begin}\n\n{tables(results)}\n\n{end}{after}")

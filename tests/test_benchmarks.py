@@ -10,7 +10,8 @@ import pytest
 from benchmarks.__main__ import main, make_parser
 from benchmarks.cases import CASES
 from benchmarks.measure import measure
-from benchmarks.table import BEGIN, END, difference, tables, write_page
+from benchmarks.page import between, markers, put_between
+from benchmarks.table import difference, tables
 from constants import REPOSITORY
 from pez.cli import run_script
 from pez.errors import UserError
@@ -56,7 +57,8 @@ def test_a_measurement_that_dies_is_named():
 
 def test_one_command_measures_writes_and_prints(tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    begin, end = markers("measured")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     asked = ["--scale", "tiny", "--rounds", "1", "--threads", "1", "--only", "ridge", "both protocols", "Large sweep"]
     assert run_script(make_parser(), main, [*asked, "--output", str(tmp_path / "r.json"), "--write", str(page)]) == 0
     results = read_json(tmp_path / "r.json")
@@ -67,7 +69,7 @@ def test_one_command_measures_writes_and_prints(tmp_path, capsys):
     assert protocols["most_times"] == 6
     assert large["most_seconds"] == 90
     text = page.read_text()
-    assert text == f"before\n{BEGIN}\n\n{tables(results)}\n\n{END}\nafter\n"
+    assert text == f"before\n{begin}\n\n{tables(results)}\n\n{end}\nafter\n"
     assert f"**{ridge['ratio']:.3g} ×**" in text
     assert tables(results) in capsys.readouterr().out
 
@@ -76,12 +78,12 @@ def test_a_page_without_markers_and_numbers_that_cannot_be_are_refused(tmp_path)
     (tmp_path / "page.md").write_text("no markers")
     for path in (tmp_path / "page.md", tmp_path / "none.md"):
         with pytest.raises(UserError, match="markers"):
-            write_page(path, {"rows": []})
+            put_between(path, "measured", "")
     assert run_script(make_parser(), main, ["--rounds", "0"]) == 2
 
 
 def test_the_page_shows_the_committed_results_as_they_are():
     """BENCHMARKS.md is written from benchmarks/results.json, never by hand."""
     results = json.loads((REPOSITORY / "benchmarks/results.json").read_text(encoding="utf-8"))
-    assert f"{BEGIN}\n\n{tables(results)}\n\n{END}" in (REPOSITORY / "BENCHMARKS.md").read_text(encoding="utf-8")
+    assert between("measured", tables(results)) in (REPOSITORY / "BENCHMARKS.md").read_text(encoding="utf-8")
     assert {row["name"] for row in results["rows"]} == {case.name for case in CASES}
