@@ -123,7 +123,7 @@ def report(args, folder: Path) -> None:
     if args.cancel:
         print(f"{folder.name}: job {slurm.cancel(folder)} is cancelled; what is complete is kept")
     else:
-        print(f"{folder.name}: job {slurm.described(folder)['job']}\n{slurm.summary(slurm.fates(folder))}")
+        print(slurm.status(folder))
 
 
 def _num_shards(args, default: int) -> int:

@@ -219,7 +219,7 @@ def test_time_limits_as_slurm_writes_them():
 
 def test_words_for_fates_options_and_logs(tmp_path):
     fates = [Fate(0, False, True, "done"), Fate(1, True, False, "running"), Fate(2, False, True, "done")]
-    assert summary(fates) == "  done: 2 (0, 2)\n  running: 1 (1)"
+    assert summary(fates) == ["  done: 2 (0, 2)", "  running: 1 (1)"]
     more = sbatch_options(["constraint=a100", "reservation=x=y", "exclusive"])
     assert more == {"constraint": "a100", "reservation": "x=y", "exclusive": True}
     log = tmp_path / "log"

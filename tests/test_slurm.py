@@ -110,7 +110,8 @@ def test_killed_and_preempted_tasks_are_requeued_and_the_results_are_undisturbed
     assert launched(tmp_path, "step2_extract.py", "--wait") == 0
     capsys.readouterr()
     assert launched(tmp_path, "step1_generate.py", "--status", "--job-name", "clips") == 0
-    assert "done: 2 (0, 1)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "done: 2 (0, 1)" in told and "velocity: rendering: 12 of 12 clips" in told
 
     alone = tmp_path / "alone"
     assert run_script(step1_generate.parser(), step1_generate.main, [*CLIPS, "--output-root", str(alone)]) == 0

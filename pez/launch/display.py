@@ -14,11 +14,16 @@ def report_path(folder: Path, index: int) -> Path:
     return folder / "reports" / f"shard_{index}.json"
 
 
+def report_paths(folder: Path, count: int) -> list[Path]:
+    """Reports of all shards of a launch."""
+    return [report_path(folder, index) for index in range(count)]
+
+
 class Display:
     """One bar for the shards that are done, and one for each kind of work in them."""
 
     def __init__(self, name: str, folder: Path, count: int):
-        self._paths = [report_path(folder, index) for index in range(count)]
+        self._paths = report_paths(folder, count)
         self._shards = progress(total=count, description=f"{name}: done", unit="shard")
         self._bars: dict[tuple[str, int], tqdm] = {}
 
@@ -31,13 +36,18 @@ class Display:
 
     def update(self, done: int) -> None:
         """Read every report and redraw; `done` shards are complete."""
-        for key, (so_far, total, unit) in added_up(map(_read, self._paths)).items():
+        for key, (so_far, total, unit) in reported(self._paths).items():
             if key not in self._bars:
                 self._bars[key] = progress(total=total, description=key[0], unit=unit, initial=so_far)
             bar = self._bars[key]
             bar.total = total
             bar.update(so_far - bar.n)  # backwards where a shard starts again
         self._shards.update(done - self._shards.n)
+
+
+def reported(paths: Sequence[Path]) -> dict[tuple[str, int], tuple[int, int, str]]:
+    """What the reports that are there add up to; see `added_up`."""
+    return added_up([_read(path) for path in paths])
 
 
 def added_up(reports: Sequence[list]) -> dict[tuple[str, int], tuple[int, int, str]]:

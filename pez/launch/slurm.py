@@ -23,7 +23,7 @@ from pathlib import Path
 from constants import REPOSITORY
 from pez.errors import UserError
 from pez.files import read_json, write_json
-from pez.launch.display import Display
+from pez.launch.display import Display, report_paths, reported
 from pez.launch.local import last_words
 from pez.launch.steps import Step
 from pez.launch.task import ShardTask, exit_code
@@ -269,13 +269,22 @@ def minutes(time_limit: str) -> int:
     return total
 
 
-def summary(now: Sequence[Fate]) -> str:
+def status(folder: Path) -> str:
+    """What became of a launch in words: its job, how many shards have which fate, how far the work is."""
+    now = fates(folder)
+    lines = [f"{folder.name}: job {described(folder)['job']}", *summary(now)]
+    for (description, _), (done, total, unit) in reported(report_paths(folder, len(now))).items():
+        lines.append(f"  {description}: {done} of {total} {unit}s in the shards that have begun")
+    return "\n".join(lines)
+
+
+def summary(now: Sequence[Fate]) -> list[str]:
     """One line a word: how many shards, and which."""
     lines = []
     for word in dict.fromkeys(fate.word for fate in now):
         indices = [str(fate.index) for fate in now if fate.word == word]
         lines.append(f"  {word}: {len(indices)} ({', '.join(indices)})")
-    return "\n".join(lines)
+    return lines
 
 
 def sbatch_options(given: Sequence[str]) -> dict[str, str | bool]:
