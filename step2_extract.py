@@ -6,6 +6,8 @@
 Reads artifacts/data/{velocity,acceleration} (or --clips DIR) and writes one feature store a set under
 --output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
 A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny --weights random.
+The last line of a store says clips a second, and the encoder's operations a second as a share of what large matrix
+products reach on the device (pez/encoder/flops.py). --compile compiles the blocks, or says why that is not possible.
 --num-shards 8 --shard-index 0 writes an eighth of each store; the others run anywhere over a shared folder, any time.
 --control adds stores of the same clips for an encoder that knows nothing, under --output-root/controls
 (pez/encoder/controls.py); step 3 draws them with the main curve.

@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these rows")
     parser.add_argument("--scale", choices=SCALES, default="full", help="sizes")
     parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="the same as --scale quick")
-    parser.add_argument("--rounds", type=int, default=2, help="times that either side of a comparison is measured")
+    parser.add_argument("--rounds", type=int, default=3, help="times that either side of a comparison is measured")
     parser.add_argument("--threads", type=int, help="of each measurement (default: all cores)")
     parser.add_argument("--device", default="cpu", help="cuda:0: extraction with the model Large there")
     parser.add_argument(

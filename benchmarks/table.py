@@ -97,6 +97,10 @@ def _work(row: dict) -> str:
     return f"{row['work']} ({', '.join(sizes)})"
 
 
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
 def _seconds(side: str) -> Callable[[dict], str]:
     return lambda row: f"{row[side]['seconds']:.3g} s" if side in row else "-"
 
@@ -140,7 +144,7 @@ _COMPARED = {
     "time": _seconds("ours"),
     "compared with": lambda row: row["rival"],
     "its time": _seconds("theirs"),
-    "ratio": lambda row: f"**{row['ratio']:.3g} ×**",
+    "ratio": lambda row: f"**{_three_digits(row['ratio'])} ×**",
     "memory": _memory("ours"),
     "its memory": _memory("theirs"),
     f"time for {GROWTH} × the clips": _growth("seconds"),
