@@ -20,7 +20,7 @@ from constants import ARTIFACTS_DIR
 from pez.cli import Parser, run_script
 from pez.errors import UserError
 from pez.files import check_run_name, exclusive
-from pez.launch import slurm
+from pez.launch import fates, slurm
 from pez.launch.local import places, run_here
 from pez.launch.steps import find_step
 
@@ -78,7 +78,7 @@ def main(args) -> None:
     if args.slurm:
         submit(args, folder)
     if args.wait:
-        slurm.wait(folder)
+        fates.wait(folder)
         print(f"{name}: all shards are done; logs in {folder / 'slurm'}")
     return None
 
@@ -112,7 +112,7 @@ def submit(args, folder: Path) -> None:
         qos=args.qos,
         more=slurm.sbatch_options(args.sbatch),
     )
-    after = [name if name.isdigit() else slurm.dependency(args.launch_dir / name) for name in args.after]
+    after = [name if name.isdigit() else fates.dependency(args.launch_dir / name) for name in args.after]
     with exclusive(folder):
         job = slurm.submit(step, _num_shards(args, 1), folder, wanted, [job for job in after if job])
     print(f"{folder.name}: job {job}, {_num_shards(args, 1)} shards; --status, --wait or --cancel with the same step")
@@ -123,7 +123,7 @@ def report(args, folder: Path) -> None:
     if args.cancel:
         print(f"{folder.name}: job {slurm.cancel(folder)} is cancelled; what is complete is kept")
     else:
-        print(slurm.status(folder))
+        print(fates.status(folder))
 
 
 def _num_shards(args, default: int) -> int:

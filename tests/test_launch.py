@@ -16,8 +16,9 @@ import launch
 from pez.cli import run_script
 from pez.errors import UserError
 from pez.launch.display import added_up
+from pez.launch.fates import Fate, summary
 from pez.launch.local import Place, last_words, places, run_here, visible_gpus
-from pez.launch.slurm import Fate, minutes, sbatch_options, summary
+from pez.launch.slurm import minutes, sbatch_options
 from pez.launch.steps import Step, find_step, on_a_gpu
 from pez.runs import progress
 from pez.stimuli.clipset import read_clip_set
