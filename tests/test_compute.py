@@ -170,12 +170,19 @@ def squares(tmp_path_factory):
 
 def test_a_compiled_store_says_so_and_is_not_mixed_with_another(squares, tmp_path, monkeypatch, capsys):
     torch._dynamo.reset()
-    monkeypatch.setattr(compute, "BACKEND", "eager")
-    options = {"captures": ["resid_post"], "poolings": ["mean"], "workers": 0}
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compute, "BACKEND", backend)
+    options = {"captures": ["resid_post"], "poolings": ["mean"], "workers": 0, "batch_size": 2}
     encoder, source = random_encoder("tiny", SMALL, 0, CPU), ball_source(squares / "velocity")
     plain = extract_features(encoder, source, tmp_path / "plain", **options)
     fast = extract_features(encoder, source, tmp_path / "fast", compile_blocks=True, **options)
     assert fast.settings == {**plain.settings, "compiled": True}
+    assert 1 <= len(graphs) <= 2  # the last batch, of one clip, is no compilation of its own
     for layer in range(2):
         torch.testing.assert_close(fast.layer("resid_post", "mean", layer), plain.layer("resid_post", "mean", layer))
     with pytest.raises(UserError, match="made with compiled = True"):

@@ -64,6 +64,12 @@ def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(off.sqrt().nan_to_num(nan=float("inf")))
 
 
+def filled(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """`frames` [B, ...], the last repeated until there are `size`: another size would be another compilation."""
+    missing = size - len(frames)
+    return frames if missing <= 0 else torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])])
+
+
 def on_device(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
     """`batches` on `device`; a GPU copies one from pinned memory while it computes on the one before.
 

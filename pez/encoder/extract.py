@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pez.encoder.capture import captured_states
-from pez.encoder.compute import Speed, Writer, compiled, on_device
+from pez.encoder.compute import Speed, Writer, compiled, filled, on_device
 from pez.encoder.loading import Encoder
 from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, normalise
@@ -188,7 +188,7 @@ def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size,
         batches = on_device(_batches(store, encoder, source, shards, batch_size, workers), encoder.device)
         for shard, clips in zip(missing, shards):
             tensors = _empty_shard(store, encoder, len(clips))
-            _encode_shard(tensors, len(clips), batches, encoder, store.settings, speed, bar)
+            _encode_shard(tensors, len(clips), batches, encoder, store.settings, batch_size, speed, bar)
             writer.submit(store.write_shard, shard, tensors)
     speed.finish()
 
@@ -198,16 +198,16 @@ def default_batch_size(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 2
 
 
-def _encode_shard(tensors, n_clips: int, batches: Iterator[torch.Tensor], encoder, settings, speed: Speed, bar) -> None:
+def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size: int, speed: Speed, bar) -> None:
     """Fill a shard's tensors from the next batches. From a GPU they come back later: see `Writer`."""
-    row = 0
+    row, size = 0, batch_size if settings.get("compiled") else 0
     while row < n_clips:
         frames = next(batches)
         speed.start()
-        pooled = encode_pooled(encoder, frames, settings)
+        pooled = encode_pooled(encoder, filled(frames, size), settings)
         speed.stop(len(frames))
         for name, tensor in pooled.items():
-            tensors[name][row : row + len(frames)].copy_(tensor, non_blocking=True)
+            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=True)
         row += len(frames)
         bar.update(len(frames))
 
