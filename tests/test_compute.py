@@ -134,8 +134,9 @@ def test_the_real_compiler_gives_the_same_states(encoder, monkeypatch, tmp_path)
         torch.testing.assert_close(states(fast)[name], state)
 
 
-def test_without_a_compiler_the_encoder_is_used_as_it_is_and_says_why(encoder, run):
+def test_without_a_compiler_the_encoder_is_used_as_it_is_and_says_why(encoder, run, monkeypatch, tmp_path):
     torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     changes = {"force_disable_caches": True, "compile_threads": 1, "cpp.cxx": (None, "/no/such/compiler")}
     with torch._inductor.config.patch(changes):
         found, why = compiled(encoder, run, torch.float32)
