@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these rows")
     parser.add_argument("--scale", choices=SCALES, default="full", help="sizes")
     parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="the same as --scale quick")
-    parser.add_argument("--rounds", type=int, default=3, help="times that either side of a comparison is measured")
+    parser.add_argument("--rounds", type=int, help="times that either side is measured (default: 3; 1 at other sizes)")
     parser.add_argument("--threads", type=int, help="of each measurement (default: all cores)")
     parser.add_argument("--device", default="cpu", help="cuda:0: extraction with the model Large there")
     parser.add_argument(
@@ -56,11 +56,11 @@ def measured(args) -> dict:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"--{option} must be at least 1; got {value}")
-    threads = args.threads or available_cores()
-    results = {"machine": machine(threads), "scale": args.scale, "rounds": args.rounds, "device": args.device}
+    threads, rounds = args.threads or available_cores(), args.rounds or (3 if args.scale == "full" else 1)
+    results = {"machine": machine(threads), "scale": args.scale, "rounds": rounds, "device": args.device}
     cases = [(case, _size(case, args)) for case in CASES if case.name in args.only]
-    with progress(total=sum(_n_measurements(case, args.rounds) for case, _ in cases), unit="measurement") as bar:
-        results["rows"] = [_row(case, size, args.rounds, threads, bar) for case, size in cases]
+    with progress(total=sum(_n_measurements(case, rounds) for case, _ in cases), unit="measurement") as bar:
+        results["rows"] = [_row(case, size, rounds, threads, bar) for case, size in cases]
     if any("device" in size for _, size in cases):
         results["forwards"] = _forwards(args, threads)
         results["decode"] = measure(bench_render.decoding, {"clips": 1 if args.scale == "tiny" else 3}, 1).answer
