@@ -9,7 +9,7 @@ import torch
 from constants import MODELS
 from pez.pretraining.collapse import effective_rank, has_collapsed, spread
 from pez.pretraining.masks import KINDS, Mask, draw_mask
-from pez.pretraining.objective import JEPA, PredictorSize
+from pez.pretraining.objective import JEPA, PredictorSize, token_weights
 from pez.pretraining.schedule import Schedule
 
 SPEC = replace(MODELS["tiny"], depth=2, resolution=64)  # 8 x 4 x 4 tokens
@@ -40,13 +40,24 @@ def test_context_and_target_share_out_all_tokens():
             assert len(mask.context) >= 0.05 * TOKENS
 
 
-def test_blocks_reach_through_all_tubelets_and_the_future_is_hidden():
+def seen_tokens(mask: Mask) -> torch.Tensor:
+    return torch.zeros(TOKENS, dtype=torch.bool).index_fill_(0, mask.context, True).view(8, 16)
+
+
+def test_blocks_reach_through_all_tubelets():
     for seed in range(20):
-        short, long, future = masks(seed)
-        for mask in (short, long):
-            seen = torch.zeros(TOKENS, dtype=torch.bool).index_fill_(0, mask.context, True).view(8, 16)
-            assert (seen == seen[0]).all()
-        assert future.context.max() < TOKENS // 2 and future.target.max() == TOKENS - 1
+        seen = seen_tokens(masks(seed)[0])
+        assert (seen == seen[0]).all()
+
+
+def test_the_future_is_hidden_from_a_random_time_on():
+    ends = set()
+    for seed in range(60):
+        seen = seen_tokens(masks(seed)[1])
+        end = int(seen.any(1).sum())
+        assert (seen[:end] == seen[0]).all() and not seen[end:].any()
+        ends.add(end)
+    assert ends == {2, 3, 4, 5, 6, 7}  # a quarter of the tubelets at least, never all
 
 
 def test_asking_for_a_share_keeps_the_context():
@@ -97,11 +108,30 @@ def test_loss_is_the_mean_absolute_error_and_spares_the_target_encoder(jepa, cli
     loss = jepa.loss(clips, targets, drawn)
     embedded = jepa.encoder.embeddings(clips)
     each = [jepa.predict(jepa.context(embedded, m.context), m, k).abs().mean() for k, m in enumerate(drawn)]
+    # targets that are all alike weigh the same
     assert loss.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-5)
     loss.backward()
     assert all(value.grad is None for value in jepa.target_encoder.parameters())
     assert all(value.grad is not None for name, value in jepa.trained() if "mask_tokens" not in name)
     jepa.zero_grad(set_to_none=True)
+
+
+def test_tokens_weigh_as_much_as_they_differ_from_their_clip():
+    targets = torch.zeros(2, 5, 4)
+    targets[1, 3] = 10.0  # its clip's mean is 2
+    expected = torch.tensor([[0.1] * 5, [2.1, 2.1, 2.1, 8.1, 2.1]])
+    assert torch.allclose(token_weights(targets), expected)
+
+
+def test_a_heavy_token_counts_for_more(jepa, clips):
+    mask = Mask(torch.arange(64), torch.arange(64, TOKENS))
+    targets = torch.zeros(2, TOKENS, SPEC.width)
+    targets[:, 100] = 50.0
+    loss = jepa.loss(clips, targets, [mask])
+    error = (jepa.predict(jepa.context(jepa.encoder.embeddings(clips), mask.context), mask, 0) - targets[:, 64:]).abs()
+    weights = token_weights(targets)[:, 64:]
+    assert loss.item() == pytest.approx(((error.mean(-1) * weights).sum() / weights.sum()).item(), rel=1e-5)
+    assert loss.item() > 5 * error.mean().item()
 
 
 def test_the_target_encoder_follows_at_its_momentum():

@@ -3,7 +3,7 @@
 import torch
 
 from pez.pretraining import video as video_module
-from pez.pretraining.video import Outline, VideoSettings, blend, shape_path, training_clips
+from pez.pretraining.video import Outline, VideoSettings, blend, shape_path, single_shape_clips, training_clips
 
 SMALL = VideoSettings(resolution=48, radius=(4.0, 8.0))
 
@@ -91,3 +91,18 @@ def test_what_lies_outside_the_picture_leaves_it_as_it_was():
     blend(picture, torch.tensor([[[12, -4]]]), torch.ones(1, 1, 3, 8, 8), torch.ones(1, 1, 8, 8))
     assert torch.equal(picture[..., 4:, :], before[..., 4:, :]) and torch.equal(picture[..., :12], before[..., :12])
     assert (picture[..., :4, 12:] == 1).all()
+
+
+def test_single_shapes_carry_their_velocity():
+    settings = VideoSettings(resolution=64, radius=(5.0, 8.0), top_speed=2.0, share_plain=1.0)
+    clips, velocity = single_shape_clips(40, settings, generator(4))
+    assert clips.shape == (40, 16, 3, 64, 64) and velocity.shape == (40, 2)
+    moved = (clips - clips.median(1, keepdim=True).values).abs().sum(2)  # what differs from the clip's usual picture
+    moved = (moved > 0.3) * moved
+    places = torch.arange(64) + 0.5
+    weight = moved.sum((2, 3)).clamp_min(1e-6)
+    centre = torch.stack([(moved.sum(2) * places).sum(2), (moved.sum(3) * places).sum(2)], dim=-1) / weight[..., None]
+    seen = ((centre[:, -4:].mean(1) - centre[:, :4].mean(1)) / 12).nan_to_num()
+    fast = velocity.norm(dim=1) > 1
+    together = torch.stack([seen[fast].flatten(), velocity[fast].flatten()])
+    assert torch.corrcoef(together)[0, 1] > 0.8

@@ -5,7 +5,7 @@
 
 Writes state.pt (resumable: the same command goes on from it), log.csv (loss, target spread, effective rank, probes of
 direction and speed), settings.json and, at the end, checkpoint.pt in Meta's format: `--model tiny --weights FILE`
-(pez/pretraining). Random weights score on the same clips what the log's step 0 says.
+(pez/pretraining). docs/tiny_vjepa.md has the command of the shipped weights.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 
 from constants import ARTIFACTS_DIR
 from pez.cli import Parser, run_script
+from pez.encoder.checkpoints import CHECKPOINT_KEYS
 from pez.encoder.loading import find_device
 from pez.pretraining.evaluation import BallEvaluation
 from pez.pretraining.export import write_checkpoint
@@ -34,10 +35,12 @@ def make_parser() -> Parser:
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--steps", type=int, default=DEFAULTS.steps, help="updates in all")
+    parser.add_argument("--stop-at", type=int, metavar="N", help="end after N updates of the schedule of --steps")
     parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="clips an update")
     parser.add_argument("--resolution", type=int, default=DEFAULTS.video.resolution, help="of training clips, pixels")
     parser.add_argument("--learning-rate", type=float, default=DEFAULTS.learning_rate, help="after the warm-up")
     parser.add_argument("--warmup", type=int, default=DEFAULTS.warmup, help="updates of rising learning rate")
+    parser.add_argument("--entries", nargs="+", default=CHECKPOINT_KEYS, choices=CHECKPOINT_KEYS, help="to write")
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of weights, clips and masks")
     parser.add_argument("--save-every", type=int, default=50, help="updates between saves and between diagnoses")
     parser.add_argument("--evaluate-every", type=int, default=400, help="updates between probes; 0: none")
@@ -61,6 +64,12 @@ def settings_of(args: argparse.Namespace) -> TrainingSettings:
     )
 
 
+def _both(evaluation: BallEvaluation, trainer: Trainer) -> dict:
+    """Probe scores of the target encoder and, marked, of the context encoder that it follows."""
+    context = evaluation(trainer.model.encoder, trainer.device)
+    return evaluation(trainer.model.target_encoder, trainer.device) | {f"context_{k}": v for k, v in context.items()}
+
+
 def main(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     if args.threads:
@@ -72,10 +81,11 @@ def main(args: argparse.Namespace) -> None:
         evaluation = BallEvaluation(
             args.output_dir / "evaluation", settings.model, args.evaluation_clips, args.evaluation_resolution
         )
-        evaluate = lambda at: evaluation(at.model.target_encoder, device)  # noqa: E731
-    trainer.run(args.save_every, evaluate, args.evaluate_every)
-    path = write_checkpoint(args.output_dir / "checkpoint.pt", trainer.model.target_encoder.state_dict())
-    print(f"{path}: use it with --model {settings.model} --weights {path}")
+        evaluate = lambda at: _both(evaluation, at)  # noqa: E731
+    trainer.run(args.save_every, evaluate, args.evaluate_every, args.stop_at)
+    entries = {entry: getattr(trainer.model, entry).state_dict() for entry in args.entries}
+    path = write_checkpoint(args.output_dir / "checkpoint.pt", entries)
+    print(f"{path}: use it with --model {settings.model} --weights {path} --checkpoint-key {args.entries[0]}")
 
 
 if __name__ == "__main__":

@@ -39,9 +39,13 @@ def _original(state: dict[str, torch.Tensor], renamed: str, which: str) -> str:
     return name
 
 
-def write_checkpoint(path: str | Path, target_encoder: dict[str, torch.Tensor]) -> Path:
-    """Write half-precision weights under `target_encoder`, the entry that the official evaluations read."""
-    half = {name: tensor.detach().cpu().half().contiguous() for name, tensor in meta_names(target_encoder).items()}
+def write_checkpoint(path: str | Path, entries: dict[str, dict[str, torch.Tensor]]) -> Path:
+    """Write half-precision weights; `entries` are named `encoder` and `target_encoder`, either may be left out."""
+    content = {entry: _half(meta_names(state)) for entry, state in entries.items()}
     with atomic_path(path) as temporary:
-        torch.save({"target_encoder": half}, temporary)
+        torch.save(content, temporary)
     return Path(path)
+
+
+def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}

@@ -71,12 +71,19 @@ class JEPA(nn.Module):
         return self.predictor.proj(self.predictor.layernorm(state[:, known.shape[1] :]))
 
     def loss(self, clips: torch.Tensor, targets: torch.Tensor, masks: list[Mask]) -> torch.Tensor:
-        """Mean over the masks of the mean absolute error of hidden tokens; `masks[i]` is of the i-th kind."""
+        """Mean over the masks of the weighted absolute error of hidden tokens; `masks[i]` is of the i-th kind.
+
+        A token weighs as much as it differs from its clip's mean target, so that a small moving thing is not drowned
+        by the plain background around it.
+        """
         embedded = self.encoder.embeddings(clips)
+        weights = token_weights(targets)
         errors = []
         for kind, mask in enumerate(masks):
             predicted = self.predict(self.context(embedded, mask.context), mask, kind)
-            errors.append((predicted.float() - targets[:, mask.target]).abs().mean())
+            error = (predicted.float() - targets[:, mask.target]).abs().mean(-1)
+            weight = weights[:, mask.target]
+            errors.append((weight * error).sum() / weight.sum())
         return torch.stack(errors).mean()
 
     @torch.no_grad()
@@ -84,3 +91,8 @@ class JEPA(nn.Module):
         """Move the target encoder towards the context encoder, of which it takes a share of 1 - momentum."""
         for slow, fast in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             slow.lerp_(fast, 1 - momentum)
+
+
+def token_weights(targets: torch.Tensor) -> torch.Tensor:
+    """How far each token of [B, tokens, width] is from its clip's mean, absolute, plus a tenth for all, [B, tokens]."""
+    return (targets - targets.mean(1, keepdim=True)).abs().mean(-1) + 0.1

@@ -30,14 +30,14 @@ class TrainingSettings:
     """Everything that decides the weights, but for the machine's rounding."""
 
     model: str = "tiny"
-    steps: int = 2400
+    steps: int = 2200
     batch_size: int = 16
     seed: int = 0
     learning_rate: float = 1e-3
     last_learning_rate: float = 1e-5
-    warmup: int = 200
+    warmup: int = 100
     weight_decay: float = 0.04
-    momentum: tuple[float, float] = (0.99, 0.9995)
+    momentum: tuple[float, float] = (0.998, 0.9998)
     clip_gradient: float = 3.0
     asked: float = 0.5  # share of the hidden tokens that are predicted
     bfloat16: bool = True
@@ -64,17 +64,25 @@ class Trainer:
         self.optimizer = _optimizer(self.model, settings)
         self.step, self.log = 0, []
 
-    def run(self, every: int, evaluate: Callable[["Trainer"], dict] | None = None, evaluate_every: int = 0) -> None:
-        """Train to the last step; save every `every` steps; add what `evaluate` returns to the log.
+    def run(
+        self,
+        every: int,
+        evaluate: Callable[["Trainer"], dict] | None = None,
+        evaluate_every: int = 0,
+        stop_at: int | None = None,
+    ) -> None:
+        """Train to the last step, or to `stop_at` of the same schedule; save every `every` steps; add what `evaluate`
+        returns to the log.
 
         Raises UserError if the folder holds a run of other settings, another process trains there, or the
         representation collapses (what was saved stays).
         """
         with exclusive(self.directory):
             self._restore()
-            bar = progress(total=self.settings.steps, initial=self.step, description="training", unit="step")
+            last = min(stop_at or self.settings.steps, self.settings.steps)
+            bar = progress(total=last, initial=self.step, description="training", unit="step")
             with bar:
-                while self.step < self.settings.steps:
+                while self.step < last:
                     measured = self._train_step(diagnose=(self.step + 1) % every == 0)
                     self.step += 1
                     bar.update()
@@ -82,7 +90,7 @@ class Trainer:
                     if evaluate and self.step % evaluate_every == 0:
                         measured |= evaluate(self)
                     self.log.append({"step": self.step, **measured})
-                    if self.step % every == 0 or self.step == self.settings.steps:
+                    if self.step % every == 0 or self.step == last:
                         self._save()
 
     def _train_step(self, diagnose: bool) -> dict:

@@ -7,7 +7,7 @@ and directions and speeds are continuous, not the grid of the probing sets.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,18 @@ class VideoSettings:
     """Ranges that the clips are drawn from; lengths in pixels, times in frames."""
 
     n_frames: int = 16
-    resolution: int = 112
-    most_shapes: int = 3
-    radius: tuple[float, float] = (6.0, 22.0)
-    top_speed: float = 10.0  # pixels a frame
-    top_acceleration: float = 0.8  # pixels a frame^2
+    resolution: int = 80
+    most_shapes: int = 4
+    share_present: float = 0.8  # of the clips that have a given one of the shapes
+    radius: tuple[float, float] = (4.0, 16.0)
+    top_speed: float = 8.0  # pixels a frame
+    top_acceleration: float = 0.6  # pixels a frame^2
     share_bouncing: float = 0.4
     share_accelerating: float = 0.4
     share_resting: float = 0.1
-    share_moving_camera: float = 0.3
+    share_moving_camera: float = 0.2
     top_camera_speed: float = 2.0  # pixels a frame
-    share_plain: float = 0.5  # backgrounds with little texture
+    share_plain: float = 0.85  # backgrounds with little texture
 
 
 class _Draw:
@@ -58,6 +59,20 @@ def training_clips(n_clips: int, settings: VideoSettings, generator: torch.Gener
     return _lit(video, settings, draw)
 
 
+def single_shape_clips(
+    n_clips: int, settings: VideoSettings, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips of one shape at constant velocity before a resting camera, as `training_clips`, and the velocity, [n, 2]
+    pixels a frame: what motion can be read from, without anything rendered."""
+    motion = dict.fromkeys(("share_bouncing", "share_accelerating", "share_resting", "share_moving_camera"), 0.0)
+    settings = replace(settings, most_shapes=1, share_present=1.0, **motion)
+    draw = _Draw(generator)
+    drift = _camera_path(n_clips, settings, draw)
+    video = _background(n_clips, settings, draw, drift)
+    centre = _paint_shape(video, settings, draw, drift)
+    return _lit(video, settings, draw), centre.diff(dim=1).mean(1)
+
+
 def _camera_path(n_clips: int, settings: VideoSettings, draw: _Draw) -> torch.Tensor:
     """Offset of the camera in pixels, [n, T, 2], zero in the middle of the clip."""
     time = torch.arange(settings.n_frames, device=draw.device) - (settings.n_frames - 1) / 2
@@ -77,9 +92,9 @@ def _directed(draw: _Draw, n: int, length: torch.Tensor) -> torch.Tensor:
 def _background(n_clips: int, settings: VideoSettings, draw: _Draw, drift: torch.Tensor) -> torch.Tensor:
     """A texture twice as wide as the frame, seen through the drifting camera, [n, T, 3, R, R]."""
     size = settings.resolution
-    strength = torch.where(draw.chance(settings.share_plain, n_clips), 0.04, 0.3) * draw.uniform(n_clips, low=0.3)
+    strength = torch.where(draw.chance(settings.share_plain, n_clips), 0.02, 0.2) * draw.uniform(n_clips, low=0.3)
     texture = draw.uniform(n_clips, 3, 1, 1, low=0.1, high=0.95).expand(-1, -1, 2 * size, 2 * size).clone()
-    for cells in (2, 6, 16, 48):
+    for cells in (2, 6, 16, 32):
         noise = draw.normal(n_clips, 3, cells, cells) * draw.uniform(n_clips, 1, 1, 1) * strength[:, None, None, None]
         grey = noise.mean(1, keepdim=True).expand(-1, 3, -1, -1)
         texture += F.interpolate((noise + 2 * grey) / 2, size=(2 * size, 2 * size), mode="bicubic")
@@ -95,13 +110,13 @@ def _background(n_clips: int, settings: VideoSettings, draw: _Draw, drift: torch
 # ---------------------------------------------------------------- shapes
 
 
-def _paint_shape(video: torch.Tensor, settings: VideoSettings, draw: _Draw, drift: torch.Tensor) -> None:
-    """Draw one shape a clip over `video` [n, T, 3, R, R], in place; a third of the clips go without it."""
+def _paint_shape(video: torch.Tensor, settings: VideoSettings, draw: _Draw, drift: torch.Tensor) -> torch.Tensor:
+    """Draw one shape a clip over `video` [n, T, 3, R, R] in place, where present; its centre, [n, T, 2] pixels."""
     n, n_frames = video.shape[:2]
     low, high = settings.radius
     radius = low * (high / low) ** draw.uniform(n)
     centre = shape_path(n, settings, draw, radius) - drift
-    present = draw.chance(0.67, n)
+    present = draw.chance(settings.share_present, n)
     time = torch.arange(n_frames, device=draw.device)
     turn = draw.uniform(n, 1, high=2 * math.pi) + draw.uniform(n, 1, low=-0.3, high=0.3) * time
     outline = Outline.drawn(n, draw)
@@ -110,6 +125,7 @@ def _paint_shape(video: torch.Tensor, settings: VideoSettings, draw: _Draw, drif
     u, v = cos * dx + sin * dy, cos * dy - sin * dx  # in the shape's own frame
     alpha = outline.opacity(u, v, radius) * present[:, None, None, None]
     blend(video, corner, _texture(n, u, v, dx, dy, draw), alpha)
+    return centre
 
 
 def _boxes(centre: torch.Tensor, radius: torch.Tensor, half: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
