@@ -26,10 +26,10 @@ $(INSTALLED): requirements.txt
 # stand-in is small, and its attentive probes are shallow and short: Figure 8 proper needs a GPU.
 QUICK := PEZ_ARTIFACTS_DIR=artifacts/quick
 FEATURES := artifacts/quick/features
-ENCODER := --model tiny --weights random --device cpu
-PROBE := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/tiny_random --solver trainable \
+ENCODER := --model tiny --device cpu
+PROBE := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/tiny --solver trainable \
 	--residual-capture resid_post --preprocessing resize --device cpu
-CONTROLS := --control shuffled_labels pixels position static_last
+CONTROLS := --control shuffled_labels random_weights pixels position static_last --control-seeds 2
 INTPHYS := $(ENCODER) --intphys-root artifacts/quick/intphys_mini/dev --capture resid_pre --transform resize \
 	--n-frames-sample 16 --reuse-features
 
@@ -39,7 +39,8 @@ reproduce: $(INSTALLED)
 	@$(QUICK) $(RUN) step1_generate.py --dataset intphys_mini --scenes-per-block 4
 	@echo "== Step 2: features of every layer, all poolings in one pass; the controls"
 	@$(QUICK) $(RUN) step2_extract.py $(ENCODER) --capture resid_post --transform resize \
-		--pooling temporal_last temporal_last_patch --control pixels static_last --output-root $(FEATURES)/tiny_random
+		--pooling temporal_last temporal_last_patch --control random_weights pixels static_last \
+		--control-seeds 2 --output-root $(FEATURES)/tiny
 	@echo "== Step 3: probes of Figure 2(c) and 2(b)"
 	@$(PROBE) --run-name fig2c_quick --probe-set fig2c --pooling temporal_last \
 		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle $(CONTROLS)
@@ -47,10 +48,11 @@ reproduce: $(INSTALLED)
 		--norm-mode center --grouping magnitude_spatial_sector --direction-target vxy $(CONTROLS)
 	@$(PROBE) --run-name fig2b_acceleration_quick --probe-set fig2b_acceleration_xy --pooling temporal_last \
 		--norm-mode center --grouping magnitude --direction-target vxy $(CONTROLS)
-	@$(QUICK) $(RUN) step3_probe.py audit --feature-root $(FEATURES)/tiny_random
+	@$(QUICK) $(RUN) step3_probe.py audit --feature-root $(FEATURES)/tiny
 	@echo "== IntPhys stand-in: linear and attentive probes"
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
-		--selection-metric relative_accuracy --control shuffled_labels pixels static_last
+		--selection-metric relative_accuracy --control shuffled_labels random_weights pixels static_last \
+		--control-seeds 2
 	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
 		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2 \
 		--control shuffled_labels

@@ -28,6 +28,7 @@ RESULTS_DIR = ARTIFACTS_DIR / "results"  # tables and figures
 INTPHYS_ROOT = ARTIFACTS_DIR / "intphys" / "dev"  # the IntPhys 2019 dev split
 INTPHYS_MINI_ROOT = ARTIFACTS_DIR / "intphys_mini" / "dev"  # a stand-in for it that step 1 makes
 KUBRIC_PYTHON = _path("PEZ_KUBRIC_PYTHON", ".venv-kubric/bin/python")  # made by `make kubric`
+SHIPPED_WEIGHTS_DIR = REPOSITORY / "weights"  # what comes with the project
 REFERENCE_DIR = REPOSITORY / "reference"  # published numbers, for overlays only
 
 # ---------------------------------------------------------------- models
@@ -35,13 +36,16 @@ REFERENCE_DIR = REPOSITORY / "reference"  # published numbers, for overlays only
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Sizes of a V-JEPA 2 encoder and the checkpoint file in CHECKPOINT_DIR that holds it."""
+    """Sizes of a V-JEPA 2 encoder and the checkpoint file that holds it: in CHECKPOINT_DIR, or in weights/, with the
+    file's checksum, if it comes with the project."""
 
     width: int
     depth: int
     heads: int
     mlp_width: int  # hidden units of the MLP
     file: str | None
+    sha256: str | None = None  # of a file that comes with the project
+    checkpoint_key: str = "target_encoder"  # entry of the file, as the official evaluations read
     resolution: int = 256  # pixels a side
     patch_size: int = 16
     tubelet_size: int = 2
@@ -52,7 +56,17 @@ MODELS = {
     "huge": ModelSpec(width=1280, depth=32, heads=16, mlp_width=5120, file="vith.pt"),
     "giant": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg.pt"),
     "giant_384": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384),
-    "tiny": ModelSpec(width=192, depth=12, heads=3, mlp_width=768, file=None),
+    # trained here on videos of moving shapes, not Meta's: docs/tiny_vjepa.md
+    "tiny": ModelSpec(
+        width=192,
+        depth=12,
+        heads=3,
+        mlp_width=768,
+        file="vjepa2_tiny_shapes.pt",
+        sha256="334f9955df6ec3eac0488aafe2f73d1afd45ca06e8201e14dfda41cad82b129b",
+        checkpoint_key="encoder",
+        resolution=192,
+    ),
 }
 DEFAULT_MODEL = "large"
 

@@ -5,7 +5,7 @@
 
 Reads artifacts/data/{velocity,acceleration} (or --clips DIR) and writes one feature store a set under
 --output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
-A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny --weights random.
+A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny.
 The last line of a store says clips a second, and the encoder's operations a second as a share of what large matrix
 products reach on the device (pez/encoder/flops.py). --compile compiles the blocks, or says why that is not possible.
 --num-shards 8 --shard-index 0 writes an eighth of each store; the others run anywhere over a shared folder, any time.

@@ -8,7 +8,7 @@ Reads artifacts/intphys/dev (--intphys-root), which it checks first. Writes feat
 artifacts/results, results_RUN.csv, summary_RUN.json, predictions_RUN.parquet and figure_RUN.png, and controls_RUN.csv
 with --control. Every layer and fold is kept in artifacts/results/layers_RUN as it finishes; the same command goes on
 from there. With --num-shards N the same command for each --shard-index, anywhere over a shared folder, makes its share
-of them, and whichever completes them writes the results. No checkpoint at hand: --model tiny --weights random.
+of them, and whichever completes them writes the results. No checkpoint at hand: --model tiny.
 """
 
 import sys

@@ -6,7 +6,7 @@
 
 Reads artifacts/intphys/dev (--intphys-root), which it checks first. Writes features under --feature-root and, under
 artifacts/results, results_RUN.csv, summary_RUN.json, predictions_RUN.parquet and figure_RUN.png, and controls_RUN.csv
-with --control. No checkpoint at hand: --model tiny --weights random.
+with --control. No checkpoint at hand: --model tiny.
 """
 
 import sys

@@ -179,7 +179,6 @@ def test_more_loading_errors():
         (("custom", fixture), {}, "needs --num-heads"),
         (("custom",), {}, "needs --weights"),
         (("custom", "random"), {}, "name a model"),
-        (("tiny",), {}, "no released checkpoint"),
         (("larg",), {}, "Did you mean 'large'"),
         (("tiny", "random"), {"device": "cuda:7"}, "is not there"),
         (("tiny", "random"), {"device": "gpu"}, "is not a device"),

@@ -285,8 +285,9 @@ def test_a_missing_store_is_said_with_its_command(motion, capsys):
     code = run_script(step3_probe.make_parser(), step3_probe.main, [*map(str, arguments), "--control", "static_last"])
     line = capsys.readouterr().err
     assert code == 2 and line.count("\n") == 1
-    assert f"--output-root {motion} --model tiny --weights random --weights-seed 0 --capture resid_post" in line
-    assert "--pooling temporal_last --transform resize --dtype float32" in line and "--control static_last`" in line
+    assert f"--output-root {motion} --model tiny --weights random --weights-seed 0 --model-resolution 256" in line
+    assert "--capture resid_post --pooling temporal_last --transform resize --dtype float32" in line
+    assert "--control static_last`" in line
 
 
 def test_the_command_parses_in_step_2(motion):

@@ -23,7 +23,9 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
         "--weights", help="a Meta .pt file, a Hugging Face folder or hub id, or `random` (default: the model's file)"
     )
     chosen.add_argument(
-        "--checkpoint-key", default="target_encoder", choices=CHECKPOINT_KEYS, help="part of a Meta file"
+        "--checkpoint-key",
+        choices=CHECKPOINT_KEYS,
+        help="entry of a Meta file (default: the registry's)",
     )
     chosen.add_argument(heads_option, dest="num_heads", type=int, help="attention heads, for --model custom")
     chosen.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")

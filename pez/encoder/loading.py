@@ -11,7 +11,7 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.utils import logging as transformers_logging
 
-from constants import CHECKPOINT_DIR, MODELS, ModelSpec
+from constants import CHECKPOINT_DIR, MODELS, SHIPPED_WEIGHTS_DIR, ModelSpec
 from pez.encoder.checkpoints import check_fits, convert_keys, infer_spec, read_meta_checkpoint
 from pez.errors import UserError, check_choice
 
@@ -56,7 +56,7 @@ def load_encoder(
     model: str,
     weights: str | None = None,
     *,
-    checkpoint_key: str = "target_encoder",
+    checkpoint_key: str | None = None,
     num_heads: int | None = None,
     resolution: int | None = None,
     seed: int = 0,
@@ -67,7 +67,8 @@ def load_encoder(
     Args:
         model: an entry of constants.MODELS, or "custom" (sizes come from the checkpoint).
         weights: a Meta .pt file, a Hugging Face folder or hub id, or "random"; None: the registry's file.
-        checkpoint_key: `target_encoder` (as the official evaluations) or `encoder`; Meta files only.
+        checkpoint_key: `target_encoder` (as the official evaluations) or `encoder`, Meta files only; None: the
+            registry's, `target_encoder` of a custom model.
         num_heads: attention heads of a custom model; a checkpoint does not say.
         resolution: pixels a side, if not the model's own.
         seed: of random weights.
@@ -81,6 +82,8 @@ def load_encoder(
         if value is not None and value < 1:
             raise UserError(f"{option} must be at least 1; got {value}")
     target = find_device(device)
+    if checkpoint_key is None:
+        checkpoint_key = "target_encoder" if model == CUSTOM else MODELS[model].checkpoint_key
     if weights is None:
         weights = str(_registered_checkpoint(model))
     if weights == "random":
@@ -119,9 +122,18 @@ def find_device(name: str) -> torch.device:
 def _registered_checkpoint(model: str) -> Path:
     if model == CUSTOM:
         raise UserError("--model custom needs --weights FILE: a checkpoint in Meta's format or a Hugging Face folder")
-    if MODELS[model].file is None:
-        raise UserError(f"--model {model} has no released checkpoint: give --weights FILE, or --weights random")
-    return CHECKPOINT_DIR / MODELS[model].file
+    spec = MODELS[model]
+    return CHECKPOINT_DIR / spec.file if spec.sha256 is None else _shipped(SHIPPED_WEIGHTS_DIR / spec.file, spec.sha256)
+
+
+def _shipped(path: Path, sha256: str) -> Path:
+    """A file that comes with the project, if it is the one that the registry means."""
+    mend = f"get it back with `git checkout -- {path.parent.name}/{path.name}`"
+    if not path.is_file():
+        raise UserError(f"{path}, which comes with the project, is missing: {mend}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise UserError(f"{path} is not the file that came with the project (its checksum differs): {mend}")
+    return path
 
 
 def _is_hugging_face(weights: str) -> bool:

@@ -21,6 +21,7 @@ from pez.probes.result_tables import read_table, result_paths
 from pez.probes.summary import RUN_COLUMNS
 from pez.stimuli.clipset import ClipSet, read_clip_set
 from pez.stimuli.intphys import DATA, STAND_IN, SUBTASKS
+from pez.weights import comes_with_project, is_random
 
 BALL, INTPHYS = "ball", "intphys"
 CLIP_SETS = ("velocity", "acceleration")
@@ -86,7 +87,12 @@ class Run:
     @property
     def is_random(self) -> bool:
         """Whether the encoder was never trained."""
-        return "random" in str(self.value("weights"))
+        return is_random(self.value("weights"))
+
+    @property
+    def is_project_encoder(self) -> bool:
+        """Whether the encoder is the small one that comes with the project."""
+        return comes_with_project(self.value("weights"))
 
     @property
     def data(self) -> str:

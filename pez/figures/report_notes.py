@@ -22,6 +22,7 @@ from pez.figures.report_tables import (
 from pez.figures.statements import FAILS, HOLDS, UNDECIDED
 from pez.probes.controls import is_floor
 from pez.stimuli.intphys import STAND_IN
+from pez.weights import CARD, TRAINED_HERE
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,22 @@ def banners(report: Report) -> list[Note]:
     found = []
     random = [run for run in report.runs if run.is_random]
     if random:
-        whose = "Every run" if len(random) == len(report.runs) else _runs(random)
-        text = (
-            f"{whose} used an encoder that was never trained ({listed(str(run.value('weights')) for run in random)})."
-        )
+        labels = listed(str(run.value("weights")) for run in random)
+        text = f"{_whose(random, report)} used an encoder that was never trained ({labels})."
         found.append(Note("Random weights", f"{text} Such curves say nothing about a trained video model."))
+    small = [run for run in report.runs if run.is_project_encoder]
+    if small:
+        text = f"{_whose(small, report)} used the {TRAINED_HERE} ({CARD}). Its curves say nothing about V-JEPA 2."
+        found.append(Note("A small encoder", text))
     stand_in = [run for run in report.of_kind(INTPHYS) if run.data == STAND_IN]
     if stand_in:
         text = f"{_runs(stand_in)} used movies that this project made in the layout of IntPhys. They are not IntPhys."
         found.append(Note("Stand-in data", text))
     return found
+
+
+def _whose(runs: list[Run], report: Report) -> str:
+    return "Every run" if len(runs) == len(report.runs) else _runs(runs)
 
 
 # ---------------------------------------------------------------- what it shows

@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke  # noqa: E402
 
 from constants import EMERGENCE_DEPTH  # noqa: E402
 from pez.files import atomic_path  # noqa: E402
+from pez.weights import caveats  # noqa: E402
 
 BAND = (EMERGENCE_DEPTH - 0.05, EMERGENCE_DEPTH + 0.05)  # drawn around one third of the depth
 BAND_LABEL = "one third\nof depth"
@@ -96,9 +97,9 @@ def control_style(index: int) -> LineStyle:
 
 
 def titled(title: str, weights: Sequence[str] = ()) -> str:
-    """`title`, followed by any label among `weights` that says the weights are random."""
-    random = sorted({label for label in weights if "random" in str(label)})
-    return f"{title} — {', '.join(random)}" if random else title
+    """`title`, followed by what must be said of the labels in `weights` (pez/weights.py)."""
+    said = caveats(weights)
+    return f"{title} — {', '.join(said)}" if said else title
 
 
 def draw_band(ax) -> None:

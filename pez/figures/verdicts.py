@@ -23,6 +23,7 @@ from pez.probes.controls import SEEDED, is_floor
 from pez.probes.onset import find_onsets
 from pez.probes.outoffold import OutOfFold, out_of_fold_arrays
 from pez.probes.summary import depth_of
+from pez.weights import CARD, TRAINED_HERE, comes_with_project, is_random
 
 FEWEST_GROUPS = 8  # with fewer a bootstrap over groups has too few different resamples to say anything
 PREFERRED = ("nested", "paper")
@@ -174,7 +175,9 @@ def _with_seeds(item: VariableVerdict, control: str) -> str:
 
 def _warnings(verdicts: list[VariableVerdict]) -> list[str]:
     notes = []
-    if any("random" in str(item.run["weights"]) for item in verdicts):
+    if any(comes_with_project(item.run["weights"]) for item in verdicts):
+        notes.append(f"**{TRAINED_HERE[0].upper()}{TRAINED_HERE[1:]}** ({CARD}): nothing here is said of V-JEPA 2.")
+    if any(is_random(item.run["weights"]) for item in verdicts):
         notes.append(
             "**Random weights**: the encoder was never trained. These verdicts say what its architecture and the probe "
             "do by themselves, and nothing of a trained model or of the paper."
