@@ -11,6 +11,7 @@ direction and speed), settings.json and, at the end, checkpoint.pt in Meta's for
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         evaluation = BallEvaluation(
             args.output_dir / "evaluation", settings.model, args.evaluation_clips, args.evaluation_resolution
         )
-        evaluate = lambda at: _both(evaluation, at)  # noqa: E731
+        evaluate = partial(_both, evaluation)
     trainer.run(args.save_every, evaluate, args.evaluate_every, args.stop_at)
     entries = {entry: getattr(trainer.model, entry).state_dict() for entry in args.entries}
     path = write_checkpoint(args.output_dir / "checkpoint.pt", entries)

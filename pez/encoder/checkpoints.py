@@ -7,6 +7,7 @@ A checkpoint is a dict with `encoder`, `target_encoder`, `predictor`, ...; encod
 import pickle
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,11 +18,12 @@ from pez.errors import UserError, check_choice
 CHECKPOINT_KEYS = ("target_encoder", "encoder")  # the official evaluations read the first, the hub the second
 _PREFIXES = ("module.", "backbone.")
 _IGNORED = ("pos_embed",)  # left over from training with absolute positions; the encoder uses RoPE
-_RENAMED = (
-    (r"^patch_embed\.", "embeddings.patch_embeddings."),
-    (r"^blocks\.", "layer."),
-    (r"\.attn\.", ".attention."),
-    (r"^norm\.", "layernorm."),
+PARTS = ("query", "key", "value")  # of Meta's fused qkv, in its order
+NAMES = (  # Meta's, transformers'
+    (".patch_embed.", ".embeddings.patch_embeddings."),
+    (".blocks.", ".layer."),
+    (".attn.", ".attention."),
+    (".norm.", ".layernorm."),
 )
 
 
@@ -93,14 +95,21 @@ def convert_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename Meta's tensors to transformers' VJEPA2Encoder names; the fused qkv becomes three."""
     converted = {}
     for name, tensor in state.items():
-        for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)
+        name = renamed(name, NAMES)
         if ".qkv." in name:
-            for part, chunk in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+            for part, chunk in zip(PARTS, tensor.chunk(3), strict=True):
                 converted[name.replace("qkv", part)] = chunk
         else:
             converted[name] = tensor
     return converted
+
+
+def renamed(name: str, names: Iterable[tuple[str, str]]) -> str:
+    """A tensor's name with each first part of a pair replaced by the second; a name starts after a dot."""
+    name = f".{name}"
+    for there, here in names:
+        name = name.replace(there, here)
+    return name[1:]
 
 
 def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path, model: str) -> None:

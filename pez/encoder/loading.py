@@ -183,9 +183,14 @@ def _from_meta(model, weights, checkpoint_key, num_heads, resolution) -> tuple[n
     encoder = _blank(spec)
     state = convert_keys(state)
     check_fits(state, encoder.state_dict(), weights, model)
-    # clone: a memory-mapped tensor would go on reading the file
-    encoder.load_state_dict({name: tensor.float().clone() for name, tensor in state.items()}, assign=True)
-    return encoder, spec
+    return _fill(encoder, state), spec
+
+
+def _fill(encoder: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """`encoder` with copies of these tensors: a memory-mapped one would go on reading its file."""
+    copies = {name: tensor.detach().cpu().float().clone() for name, tensor in state.items()}
+    encoder.load_state_dict(copies, assign=True)
+    return encoder
 
 
 def _from_hugging_face(model: str, weights: str, resolution: int | None) -> tuple[nn.Module, ModelSpec]:
@@ -243,11 +248,7 @@ def encoder_from_state(
     state: dict[str, torch.Tensor], model: str, spec: ModelSpec, label: str, device: torch.device
 ) -> Encoder:
     """A frozen encoder with tensors under transformers' names, copied; `label` is what figures call its weights."""
-    encoder = _blank(spec)
-    encoder.load_state_dict(
-        {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}, assign=True
-    )
-    return _finished(encoder, spec, model, label, None, device)
+    return _finished(_fill(_blank(spec), state), spec, model, label, None, device)
 
 
 def random_encoder(model: str, spec: ModelSpec, seed: int, device: torch.device) -> Encoder:

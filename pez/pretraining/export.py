@@ -1,42 +1,26 @@
 """Trained weights as a checkpoint in Meta's format, which the same code reads as the released ones."""
 
-import re
 from pathlib import Path
 
 import torch
 
+from pez.encoder.checkpoints import NAMES, PARTS, renamed
 from pez.files import atomic_path
 
 PREFIX = "module.backbone."
-_RENAMED = (
-    (r"^embeddings\.patch_embeddings\.", "patch_embed."),
-    (r"^layer\.", "blocks."),
-    (r"\.attention\.", ".attn."),
-    (r"^layernorm\.", "norm."),
-)
+_TO_META = tuple((transformers, meta) for meta, transformers in NAMES)
 
 
 def meta_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """transformers' encoder tensors under Meta's names: the inverse of pez.encoder.checkpoints.convert_keys."""
-    converted = {}
+    fused = {}
     for name, tensor in state.items():
-        for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)
-        part = re.search(r"\.(query|key|value)\.", name)
-        if part is None:
-            converted[PREFIX + name] = tensor
-        elif part[1] == "query":
-            others = [state[_original(state, name, which)] for which in ("key", "value")]
-            converted[PREFIX + name.replace(".query.", ".qkv.")] = torch.cat([tensor, *others])
-    return converted
-
-
-def _original(state: dict[str, torch.Tensor], renamed: str, which: str) -> str:
-    """transformers' name of the key or value tensor beside a query tensor that was renamed already."""
-    name = renamed.replace("blocks.", "layer.", 1).replace(".attn.query.", f".attention.{which}.")
-    if name not in state:
-        raise KeyError(f"no {name} beside the query weights")
-    return name
+        if ".query." in name:
+            parts = [state[name.replace(".query.", f".{part}.")] for part in PARTS]
+            fused[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+        elif not any(f".{part}." in name for part in PARTS):
+            fused[name] = tensor
+    return {PREFIX + renamed(name, _TO_META): tensor for name, tensor in fused.items()}
 
 
 def write_checkpoint(path: str | Path, entries: dict[str, dict[str, torch.Tensor]]) -> Path:

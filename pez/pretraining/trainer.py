@@ -45,6 +45,11 @@ class TrainingSettings:
     video: VideoSettings = field(default_factory=VideoSettings)
 
     @property
+    def fingerprint(self) -> str:
+        """What a saved state is known by."""
+        return fingerprint(asdict(self))
+
+    @property
     def spec(self) -> ModelSpec:
         """The registry's sizes, at the resolution of the training clips."""
         return replace(MODELS[self.model], resolution=self.video.resolution)
@@ -133,13 +138,12 @@ class Trainer:
         return measured
 
     def _restore(self) -> None:
-        identity = fingerprint(asdict(self.settings))
         path = self.directory / STATE
         if not path.is_file():
             write_json(self.directory / SETTINGS, {"settings": asdict(self.settings), **provenance()})
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["fingerprint"] != identity:
+        if state["fingerprint"] != self.settings.fingerprint:
             raise UserError(f"{self.directory} holds a run of other settings: choose another --output-dir")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -147,7 +151,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {
-            "fingerprint": fingerprint(asdict(self.settings)),
+            "fingerprint": self.settings.fingerprint,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -51,12 +51,18 @@ class _Draw:
 
 def training_clips(n_clips: int, settings: VideoSettings, generator: torch.Generator) -> torch.Tensor:
     """Clips in [0, 1], float32 [n, T, 3, R, R], on the generator's device; the generator's state decides them all."""
+    return _drawn(n_clips, settings, generator)[0]
+
+
+def _drawn(
+    n_clips: int, settings: VideoSettings, generator: torch.Generator
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Clips, and the centre of every shape, [n, T, 2] pixels each, whether it is present or not."""
     draw = _Draw(generator)
     drift = _camera_path(n_clips, settings, draw)
     video = _background(n_clips, settings, draw, drift)
-    for _ in range(settings.most_shapes):
-        _paint_shape(video, settings, draw, drift)
-    return _lit(video, settings, draw)
+    centres = [_paint_shape(video, settings, draw, drift) for _ in range(settings.most_shapes)]
+    return _lit(video, settings, draw), centres
 
 
 def single_shape_clips(
@@ -66,11 +72,8 @@ def single_shape_clips(
     pixels a frame: what motion can be read from, without anything rendered."""
     motion = dict.fromkeys(("share_bouncing", "share_accelerating", "share_resting", "share_moving_camera"), 0.0)
     settings = replace(settings, most_shapes=1, share_present=1.0, **motion)
-    draw = _Draw(generator)
-    drift = _camera_path(n_clips, settings, draw)
-    video = _background(n_clips, settings, draw, drift)
-    centre = _paint_shape(video, settings, draw, drift)
-    return _lit(video, settings, draw), centre.diff(dim=1).mean(1)
+    clips, (centre,) = _drawn(n_clips, settings, generator)
+    return clips, centre.diff(dim=1).mean(1)
 
 
 def _camera_path(n_clips: int, settings: VideoSettings, draw: _Draw) -> torch.Tensor:
