@@ -7,7 +7,6 @@ torch.optim.AdamW (its fast fused form), one batch after another, on all threads
 tokens from the same starts in the same order; the largest difference of their scores is printed. Writes nothing.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -95,14 +94,11 @@ def train_alone(problem: Problem, task: Task) -> np.ndarray:
 
 
 def main() -> None:
-    from benchmarks.measure import measure
+    from benchmarks.measure import measure, sizes
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options = {"width": 32, "heads": 2, "depth": 4, "tokens": 16, "batch-size": 16, "clips": 120, "epochs": 5}
-    for name, value in {**options, "layers": 12, "folds": 5, "threads": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    size = vars(parser.parse_args())
-    threads, n_probes = size.pop("threads"), size["layers"] * size["folds"]
+    probe = {"width": 32, "heads": 2, "depth": 4, "tokens": 16, "batch_size": 16, "clips": 120, "epochs": 5}
+    size, threads = sizes(__doc__, **probe, layers=12, folds=5)
+    n_probes = size["layers"] * size["folds"]
     ours, theirs = (measure(prepare, size, threads) for prepare in (stacked, one_at_a_time))
     print(f"{n_probes} probes of width {size['width']}, {size['tokens']} tokens; a stack holds {Task.of(**size).stack}")
     for name, found in (("one at a time", theirs), ("stacked", ours)):

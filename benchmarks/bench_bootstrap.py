@@ -7,7 +7,6 @@ clips and calls scikit-learn's r2_score for each layer. Prints the time of both 
 resample's score. Writes nothing.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -54,13 +53,9 @@ def one_by_one(clips: int, layers: int, resamples: int) -> Iterator[Callable]:
 
 
 def main() -> None:
-    from benchmarks.measure import measure
+    from benchmarks.measure import measure, sizes
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in {"layers": 24, "clips": 392, "resamples": 1000, "threads": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    size = vars(parser.parse_args())
-    threads = size.pop("threads")
+    size, threads = sizes(__doc__, layers=24, clips=392, resamples=1000)
     ours, theirs = (measure(prepare, size, threads) for prepare in (group_sums, one_by_one))
     print(f"one by one  {theirs.seconds:8.2f} s\ngroup sums  {ours.seconds:8.2f} s")
     print(f"{theirs.seconds / ours.seconds:.0f} times as fast; ", end="")

@@ -6,7 +6,6 @@ A problem is one layer and fold with three targets and the strengths of pez.prob
 the largest difference of a held-out prediction. Writes nothing.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -62,13 +61,9 @@ def fit_alone(features: torch.Tensor, targets: torch.Tensor, held_out: np.ndarra
 
 
 def main() -> None:
-    from benchmarks.measure import measure
+    from benchmarks.measure import measure, sizes
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in {"layers": 4, "folds": 5, "clips": 392, "width": 1024, "variables": 3, "threads": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    size = vars(parser.parse_args())
-    threads = size.pop("threads")
+    size, threads = sizes(__doc__, layers=4, folds=5, clips=392, width=1024, variables=3)
     ours, theirs = (measure(prepare, size, threads) for prepare in (one_decomposition, scikit_learn))
     print(f"scikit-learn       {theirs.seconds:8.2f} s\none decomposition  {ours.seconds:8.2f} s")
     print(f"{theirs.seconds / ours.seconds:.0f} times as fast; ", end="")

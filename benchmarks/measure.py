@@ -1,5 +1,6 @@
 """Time and memory of one piece of work, in a process of its own."""
 
+import argparse
 import functools
 import gc
 import multiprocessing
@@ -78,3 +79,12 @@ def _memory(name: str) -> float:
 def _forget_peak() -> None:
     if _CLEAR.exists():
         _CLEAR.write_text("5")
+
+
+def sizes(description: str, **defaults: int) -> tuple[dict[str, int], int]:
+    """Sizes of a benchmark as its command line gives them, and the threads; `description` is its docstring."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, value in {**defaults, "threads": 2}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    size = vars(parser.parse_args())
+    return size, size.pop("threads")
