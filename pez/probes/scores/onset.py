@@ -27,7 +27,7 @@ max-T step of Westfall & Young 1993, Resampling-based Multiple Testing). Control
 knowing nothing, layer by layer. A breakpoint needs a second test: the drop in squared error from one line to two must
 beat that of resampled noise around the one line.
 
-What intervals were tried, and how often they hold: docs/onset.md, from benchmarks/onset_calibration.py.
+What intervals were tried, and how often they hold: docs/onset.md, from studies/onset/calibration.py.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pez.probes.bootstrap import LEVEL, BootstrapCurve, intervals
+from pez.probes.scores.bootstrap import BootstrapCurve, intervals
 
 THRESHOLD = 0.5
 RISE_SHARE = 0.5
@@ -273,7 +273,7 @@ def _onset(rule: str, layers, curve: BootstrapCurve, locate: Callable[[np.ndarra
     layer = locate(curve.estimate[None])
     if not np.isfinite(layer[0]):
         return Onset(rule, NOT_REACHED)
-    low, high = intervals(layer, locate(_finite_samples(curve))[:, None], layer[None], LEVEL)[0]
+    low, high = intervals(locate(_finite_samples(curve)))
     verdict = AT_FIRST if layer[0] <= layers[0] else ONSET
     return Onset(rule, verdict, float(layer[0]), float(low), float(high))
 

@@ -15,24 +15,22 @@ Predictions stay what they were, so such resamples lack what another training se
 meant to hold in 95 of 100 cases, 80 to 93 did (docs/onset.md, column "unwidened"). Their distance
 from the estimate is therefore stretched by sqrt(1 + K/(K - 1)), 1.5 for K = 5 folds: Nadeau & Bengio's correction of a
 cross-validation's variance, 1/K + n_test/n_train in place of 1/K (2003, Inference for the Generalization Error,
-Machine Learning 52). It is a rule of thumb, held to account by benchmarks/onset_calibration.py.
+Machine Learning 52). It is a rule of thumb, held to account by studies/onset/calibration.py.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from constants import N_FOLDS
-from pez.errors import UserError, check_choice
-from pez.probes.circular import angular_error, circular_moments, correlation_from_moments
+from pez.errors import UserError
+from pez.probes.scores.circular import angular_error, circular_moments, correlation_from_moments
 
 N_RESAMPLES = 1000
 LEVEL = 0.95
 FEW_GROUPS = 20  # below this, intervals come out too short: say so beside them
 TIE_TOLERANCE = 1e-5  # of the largest score: rounding of float32 products, up to 2e-6 measured on spliced movies
-METHODS = ("percentile", "basic", "bca")
 
 
 @dataclass(frozen=True)
@@ -79,41 +77,35 @@ def training_stretch(n_folds: int) -> float:
 
 @dataclass(frozen=True)
 class BootstrapCurve:
-    """A score at every layer: `estimate` [layers]; `samples` [B, layers], a row a resample; `jackknife` [G, layers],
-    a row each group left out; `resamples` they were computed with."""
+    """A score per layer: `estimate` [layers]; `samples` [B, layers], one row per resample; the `resamples` behind it."""
 
     estimate: np.ndarray
     samples: np.ndarray
-    jackknife: np.ndarray
     resamples: Resamples
 
-    def interval(self, level: float = LEVEL, method: str = "percentile") -> np.ndarray:
-        """Lower and upper end at every layer, [layers, 2]."""
-        return intervals(self.estimate, self.samples, self.jackknife, level, method)
+    def interval(self, level: float = LEVEL) -> np.ndarray:
+        """Lower and upper end per layer, [layers, 2]."""
+        return intervals(self.samples, level)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "BootstrapCurve":
-        """`function` [rows, layers] -> [rows, any] of the estimate, every resample and every jackknife row."""
-        estimate = function(self.estimate[None])[0]
-        return BootstrapCurve(estimate, function(self.samples), function(self.jackknife), self.resamples)
+        """`function` [rows, layers] -> [rows, any] of the estimate and of every resample."""
+        return BootstrapCurve(function(self.estimate[None])[0], function(self.samples), self.resamples)
 
     def __sub__(self, other: "BootstrapCurve") -> "BootstrapCurve":
         """The paired difference; ValueError if the two were not resampled alike."""
         _check_paired([self, other])
-        return BootstrapCurve(
-            self.estimate - other.estimate,
-            self.samples - other.samples,
-            self.jackknife - other.jackknife,
-            self.resamples,
-        )
+        return BootstrapCurve(self.estimate - other.estimate, self.samples - other.samples, self.resamples)
+
+    def over_layers(self, n_layers: int) -> "BootstrapCurve":
+        """A curve of one layer, such as that of a control without an encoder, standing for `n_layers` layers."""
+        return self.map(lambda rows: np.repeat(rows, n_layers, axis=1))
 
 
 def mean_curve(curves: Sequence[BootstrapCurve]) -> BootstrapCurve:
     """The mean of curves that were resampled alike: repeats of a cross-validation, seeds of a control."""
     _check_paired(curves)
-    estimate, samples, jackknife = (
-        np.mean([getattr(curve, name) for curve in curves], axis=0) for name in ("estimate", "samples", "jackknife")
-    )
-    return BootstrapCurve(estimate, samples, jackknife, curves[0].resamples)
+    estimate, samples = (np.mean([getattr(curve, name) for curve in curves], axis=0) for name in ("estimate", "samples"))
+    return BootstrapCurve(estimate, samples, curves[0].resamples)
 
 
 def _check_paired(curves: Sequence[BootstrapCurve]) -> None:
@@ -135,12 +127,11 @@ def bootstrap(
     n_groups = len(resamples.names)
     estimate = statistic(np.ones((1, n_groups)))[0]
     samples = estimate + resamples.stretch * (statistic(resamples.counts) - estimate)
-    jackknife = statistic(1.0 - np.eye(n_groups))
-    return BootstrapCurve(estimate, samples.clip(lowest, highest), jackknife, resamples)
+    return BootstrapCurve(estimate, samples.clip(lowest, highest), resamples)
 
 
 def bootstrap_r2(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
-    """R^2 over all clips, averaged over outputs, as pez.probes.metrics.r2 has it.
+    """R^2 over all clips, averaged over outputs, as pez.probes.scores.r2 has it.
 
     `target` [n, k] or [n], `prediction` [layers, n, k] or [layers, n], `group` [n]. An output that does not vary in
     a resample is left out of its average; NaN if none is left.
@@ -180,6 +171,23 @@ def bootstrap_accuracy(label, score, group, resamples: Resamples, threshold: flo
     return bootstrap_mean(np.where(score == threshold, 0.5, right), group, resamples, 0.0, 1.0)
 
 
+def bootstrap_balanced_accuracy(label, predicted, group, resamples: Resamples) -> BootstrapCurve:
+    """The mean over classes of the share of their clips that is named rightly; a class that a resample lacks is left
+    out of its mean. `label` [n] and `predicted` [layers, n] are class numbers."""
+    label, predicted = np.asarray(label), np.asarray(predicted)
+    index, n_groups, classes = resamples.index(group), len(resamples.names), np.unique(label)
+    of_class = (label[:, None] == classes).astype(np.float64)  # [n, C]
+    n = _group_sums(of_class, index, n_groups)
+    right = np.stack([_group_sums(of_class * (layer == label)[:, None], index, n_groups) for layer in predicted])
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        there = counts @ n  # [rows, C]
+        share = np.einsum("bg,lgc->blc", counts, right, optimize=True) / np.maximum(there, 1e-12)[:, None]
+        return share.sum(2) / (there > 0).sum(1)[:, None]
+
+    return bootstrap(statistic, resamples, 0.0, 1.0)
+
+
 def bootstrap_auc(label, score, group, resamples: Resamples) -> BootstrapCurve:
     """ROC AUC of `score` [layers, n] for `label` [n] bool: positives over negatives, a tie is a half.
 
@@ -208,7 +216,7 @@ def bootstrap_relative_accuracy(
     """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie a half.
 
     `possible` [n] bool, `score` [layers, n], `scene` [n]: the scenes are the groups. Sums within `tie_tolerance` of
-    the `largest` score (a number or [layers]; default: each layer's) are tied, as in pez.probes.intphys_scores.
+    the `largest` score (a number or [layers]; default: each layer's) are tied, as in pez.probes.scores.possibility.
     """
     score = np.asarray(score, dtype=np.float64)
     signed = np.where(np.asarray(possible, dtype=bool), score, -score)
@@ -224,7 +232,7 @@ def bootstrap_angular_error(target_deg, prediction_deg, group, resamples: Resamp
 
 
 def bootstrap_circular_correlation(target_deg, prediction_deg, group, resamples: Resamples) -> BootstrapCurve:
-    """Circular correlation (pez.probes.circular); `target_deg` [n], `prediction_deg` [layers, n], degrees."""
+    """Circular correlation (pez.probes.scores.circular); `target_deg` [n], `prediction_deg` [layers, n], degrees."""
     index, n_groups = resamples.index(group), len(resamples.names)
     moments = [
         _group_sums(circular_moments(target_deg, layer), index, n_groups) for layer in np.asarray(prediction_deg)
@@ -236,27 +244,14 @@ def bootstrap_circular_correlation(target_deg, prediction_deg, group, resamples:
     return bootstrap(statistic, resamples, -1.0, 1.0)
 
 
-def intervals(
-    estimate: np.ndarray, samples: np.ndarray, jackknife: np.ndarray, level: float = LEVEL, method="percentile"
-) -> np.ndarray:
-    """Bootstrap intervals of scalars, [..., 2], from `estimate` [...], `samples` [B, ...], `jackknife` [G, ...].
+def intervals(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Percentile intervals [..., 2] of scalars, from their resamples `samples` [B, ...].
 
-    percentile  quantiles of the samples
-    basic       those, reflected about the estimate
-    bca         quantiles moved for median bias and skewness (Efron 1987, Better bootstrap confidence intervals)
-
-    Quantiles are order statistics, so samples may hold infinities; samples that are NaN are left out.
+    Ends are order statistics, so samples may hold infinities; samples that are NaN are left out.
     """
-    check_choice("interval method", method, METHODS)
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    flat = samples.reshape(len(samples), -1)
-    shares = np.tile(tails, (flat.shape[1], 1))
-    if method == "bca":
-        shares = _bca_shares(estimate.ravel(), flat, jackknife.reshape(len(jackknife), -1), tails)
-    ends = np.array([_quantiles(column, share) for column, share in zip(flat.T, shares)])
-    if method == "basic":
-        ends = 2 * estimate.reshape(-1, 1) - ends[:, ::-1]
-    return ends.reshape(*estimate.shape, 2)
+    ends = np.array([_quantiles(column, tails) for column in samples.reshape(len(samples), -1).T])
+    return ends.reshape(*samples.shape[1:], 2)
 
 
 def _quantiles(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -265,16 +260,6 @@ def _quantiles(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
         return np.full(2, np.nan)
     last = len(values) - 1
     return np.array([values[int(np.floor(shares[0] * last))], values[int(np.ceil(shares[1] * last))]])
-
-
-def _bca_shares(estimate, samples, jackknife, tails) -> np.ndarray:
-    below = np.mean((samples < estimate) + 0.5 * (samples == estimate), axis=0)
-    bias = norm.ppf(below.clip(0.5 / len(samples), 1 - 0.5 / len(samples)))[:, None]
-    spread = jackknife.mean(0) - jackknife
-    cubes, squares = (spread**3).sum(0), (spread**2).sum(0)
-    acceleration = np.divide(cubes, 6 * squares**1.5, out=np.zeros_like(cubes), where=squares > 0)[:, None]
-    shifted = bias + norm.ppf(tails)
-    return norm.cdf(bias + shifted / (1 - acceleration * shifted))
 
 
 def _columns(target, prediction) -> tuple[np.ndarray, np.ndarray]:

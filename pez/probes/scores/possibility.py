@@ -1,7 +1,7 @@
 """How well a score of possibility separates possible from impossible IntPhys movies.
 
-Tables here have one row a movie: `block`, `scene`, `possible` (bool), `score` (a logit: the higher the more
-possible) and, for spreads, `fold`. Chance is 0.5 in every metric, and a constant score gives exactly that.
+Tables here have one row per movie: `block`, `subtask`, `scene`, `possible` (bool), `score` (a logit: the higher the
+more possible). Chance is 0.5 in every metric, and a constant score gives exactly that.
 
 clip_accuracy       a movie is called possible if its score is above 0; exactly 0 is worth a half
 auc                 ROC AUC over movies (1 - IntPhys' absolute error)
@@ -22,15 +22,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from pez.probes.bootstrap import TIE_TOLERANCE
-from pez.stimuli.intphys import SUBTASKS
+from pez.probes.scores.bootstrap import TIE_TOLERANCE
 
 METRICS = ("clip_accuracy", "auc", "relative_accuracy", "pairwise_accuracy")
 SELECTION_METRICS = ("accuracy", "relative_accuracy")  # names of --selection-metric
 METRIC_OF = {"accuracy": "clip_accuracy", "relative_accuracy": "relative_accuracy"}
 COUNTS = ("n_scenes", "n_ties", "n_near_ties", "n_pair_ties")
 OVERALL = "overall"
-SUBTASK_ROWS = (OVERALL, *SUBTASKS.values())
 
 NEAR_TIE = 0.01  # of the scores' standard deviation
 
@@ -55,7 +53,7 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
     pairs = _pair_differences(scores, possible, scene)
     return {
         "clip_accuracy": float(np.where(scores == 0, 0.5, (scores > 0) == possible).mean()),
-        "auc": _auc(scores, possible),
+        "auc": auc(scores, possible),
         "relative_accuracy": _half_for_ties(margins, tolerance),
         "pairwise_accuracy": _half_for_ties(pairs, tolerance),
         "n_scenes": n_scenes,
@@ -71,29 +69,8 @@ def score_rows(table: pd.DataFrame) -> pd.DataFrame:
     What ties is settled once for all of them, so that the sub-tasks' ties add up to the overall ones.
     """
     limits = tolerances(table)
-    parts = {OVERALL: table}
-    parts |= {name: table[table["block"] == block] for block, name in SUBTASKS.items()}
-    return pd.DataFrame([{"subtask": name, **score_movies(part, limits)} for name, part in parts.items() if len(part)])
-
-
-def score_folds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over folds, of all repeats if `table` has a column `repeat`; one row a sub-task.
-
-    Columns `subtask`; METRIC_mean and METRIC_std (over folds, population standard deviation, as the published
-    values have it); COUNTS summed over folds; `n_folds` (folds that hold a scene of that sub-task); `n_repeats`, over
-    which COUNTS and `n_folds` are summed as well.
-    """
-    keys = ["repeat", "fold"] if "repeat" in table else ["fold"]
-    folds = pd.concat([score_rows(part) for _, part in table.groupby(keys)])
-    grouped = folds.groupby("subtask", sort=False)
-    summary = grouped[list(COUNTS)].sum()
-    for metric in METRICS:
-        summary[f"{metric}_mean"] = grouped[metric].mean()
-        summary[f"{metric}_std"] = grouped[metric].std(ddof=0)
-    summary["n_folds"] = grouped.size()
-    summary["n_repeats"] = table["repeat"].nunique() if "repeat" in table else 1
-    rows = [name for name in SUBTASK_ROWS if name in summary.index]
-    return summary.loc[rows].reset_index()
+    parts = {OVERALL: table, **dict(list(table.groupby("subtask", sort=False)))}
+    return pd.DataFrame([{"subtask": name, **score_movies(part, limits)} for name, part in parts.items()])
 
 
 def _scene_numbers(table: pd.DataFrame) -> tuple[np.ndarray, int]:
@@ -104,8 +81,8 @@ def _scene_numbers(table: pd.DataFrame) -> tuple[np.ndarray, int]:
     return found, int(found.max()) + 1
 
 
-def _auc(scores: np.ndarray, possible: np.ndarray) -> float:
-    """ROC AUC as the Mann-Whitney statistic: the share of pairs in which the possible movie ranks higher."""
+def auc(scores: np.ndarray, possible: np.ndarray) -> float:
+    """ROC AUC as the Mann-Whitney statistic: the share of pairs in which the possible (positive) one ranks higher."""
     n_possible = int(possible.sum())
     won = rankdata(scores)[possible].sum() - n_possible * (n_possible + 1) / 2
     return float(won / (n_possible * (len(scores) - n_possible)))

@@ -1,0 +1,1 @@
+"""What probes read: clips with features, labels and groups."""

@@ -1,0 +1,107 @@
+"""What a probe is run on: clips, their groups, the variables to read and the features to read them from.
+
+Balls, movies and a user's own clips all become a ProbeData; so does every control (pez/probes/data/controls.py).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pez.errors import UserError
+from pez.store import FeatureStore
+
+Features = Callable[[int], torch.Tensor]
+DIRECTION_FORMS = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A probed quantity: `targets` [clips, k] in `unit`, its k `components` named.
+
+    `kind` is a key of pez.probes.scores.kinds.KINDS and says how the probe is trained and scored. Left out, it follows
+    from name and components: a form of direction ("angle", "sincos", "vxy"), else a plain "quantity".
+    """
+
+    name: str
+    clip_set: str
+    targets: np.ndarray
+    unit: str
+    components: tuple[str, ...]
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            form = DIRECTION_FORMS.get(self.components) if self.name.startswith("direction") else None
+            object.__setattr__(self, "kind", form or "quantity")
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """What one curve is probed on; n clips.
+
+    Attributes:
+        name: of the clip set.
+        clips: a row per clip, in the order of the features' rows; `clip_id`, and for movies what they are scored by.
+        group: name of every clip's group, [n]; a group is never split between folds.
+        variables: what is read; they share the features and are of one loss.
+        layers: to probe, out of 0 ... `depth` - 1.
+        features: layer -> [n, d], or [n, tokens, d], in the stored precision.
+        norm_mode: of features, by training clips: zscore, center or none.
+        read_features, read_variables: where given, a held-out clip is read from these features and scored against
+            these variables, in place of those that the probe was trained on.
+        control, control_seed: of a control's curve; "" and 0 for the main one.
+        note: what a reader must know of it.
+        described: settings of the features, as their store records them.
+    """
+
+    name: str
+    clips: pd.DataFrame
+    group: np.ndarray
+    variables: tuple[Variable, ...]
+    layers: tuple[int, ...]
+    depth: int
+    features: Features
+    norm_mode: str = "zscore"
+    read_features: Features | None = None
+    read_variables: tuple[Variable, ...] | None = None
+    control: str = ""
+    control_seed: int = 0
+    note: str = ""
+    described: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> tuple[Variable, ...]:
+        """The variables as predictions are scored against them."""
+        return self.variables if self.read_variables is None else self.read_variables
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """Targets of all variables side by side, [n, k], float64."""
+        return torch.from_numpy(np.concatenate([variable.targets for variable in self.variables], axis=1))
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """How many columns of `targets` each variable has."""
+        return tuple(len(variable.components) for variable in self.variables)
+
+
+def store_features(store: FeatureStore, capture: str, pooling: str, clip_ids: Iterable[str] | None = None) -> Features:
+    """Features of a store by layer; rows in the order of `clip_ids` (default: of the store's clips)."""
+    return partial(store.layer, capture, pooling, clip_ids=clip_ids)
+
+
+def check_layers(layers: Iterable[int] | None, depth: int, where: object = "the encoder") -> tuple[int, ...]:
+    """The layers asked for, in order and each once; all for None. UserError for one that is not there."""
+    chosen = range(depth) if layers is None else sorted(set(layers))
+    outside = [layer for layer in chosen if not 0 <= layer < depth]
+    if outside or not chosen:
+        listed = " ".join(map(str, outside)) or "without a number"
+        raise UserError(
+            f"--layers {listed} not in 0 ... {depth - 1}, the layers of {where}: leave it out for all of them"
+        )
+    return tuple(chosen)

@@ -1,0 +1,252 @@
+"""Out-of-fold predictions: what validation makes, what scores are computed from, and what predictions_RUN.parquet holds.
+
+Everything after them is a function of them alone (pez/probes/scores/score.py). Two layouts of one table are read and
+written, told apart by their columns:
+
+    balls, own labels    a row per protocol, variable, layer, clip, component and repeat: `run_name protocol variable
+                         layer clip_id group fold component target prediction repeat control control_seed`, and `kind`
+                         where it does not follow from variable and component
+    movies               a row per movie, layer, fold, protocol and repeat: `clip_id block subtask scene movie possible`
+                         and what else the benchmark says of a movie, `layer fold score lr weight_decay (epoch)
+                         protocol repeat control control_seed`; the score is a logit, the higher the more possible
+
+A fold of -1 marks a clip that no fold holds out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pez.errors import UserError
+from pez.probes.data.probe_data import Variable
+
+POSSIBLE = "possible"  # the variable of movies
+NEVER = -1  # fold of a clip that always trains
+MAIN = ""  # `control` of the main curve
+_BALL_COLUMNS = ("protocol", "variable", "layer", "clip_id", "group", "component", "target", "prediction")
+_MOVIE_COLUMNS = ("clip_id", "block", "scene", "possible", "layer", "fold", "score")
+_OLDER = {"control": MAIN, "control_seed": 0, "repeat": 0, "fold": 0, "protocol": "paper"}  # columns of later versions
+
+
+class Choice(NamedTuple):
+    """What was chosen for one variable in one fold: the setting, by number and values, and the epochs it trains."""
+
+    setting: int
+    epochs: int
+    learning_rate: float = float("nan")
+    weight_decay: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One variable of one curve under one protocol; n clips, k components, L layers, R repeats.
+
+    `layers` [L]; `clips` a row per clip with `clip_id`; `group` [n]; `fold` [R, n], NEVER for a clip never held out;
+    `values` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold) ->
+    Choice, empty where they were not kept.
+    """
+
+    variable: Variable
+    protocol: str
+    layers: np.ndarray
+    clips: pd.DataFrame
+    group: np.ndarray
+    fold: np.ndarray
+    values: np.ndarray
+    control: str = MAIN
+    control_seed: int = 0
+    choices: Mapping[tuple[int, int, int], Choice] = field(default_factory=dict)
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Rows that some fold holds out, in order; the same in every repeat."""
+        return np.flatnonzero(self.fold[0] != NEVER)
+
+    @property
+    def n_folds(self) -> int:
+        """Folds of a repeat."""
+        return int(self.fold.max()) + 1
+
+    def held_out(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(repeat, rows) of every fold of every repeat, repeats slowest."""
+        for repeat, fold in enumerate(self.fold):
+            for number in range(int(fold.max()) + 1):
+                yield repeat, np.flatnonzero(fold == number)
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Rows of the parts of the clips that are scored by themselves: the sub-tasks of movies, by name."""
+        names = self.clips["subtask"] if "subtask" in self.clips else []
+        return {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(names)}
+
+
+# ---------------------------------------------------------------- to tables
+
+
+def ball_rows(run_name: str, predictions: Predictions) -> pd.DataFrame:
+    """Rows of the first layout: held-out clips only; components fastest, then clips, layers, repeats."""
+    rows, variable = predictions.tested, predictions.variable
+    repeats, layers, _, k = predictions.values.shape
+    clip = np.tile(np.repeat(rows, k), repeats * layers)
+    fold = np.stack([np.repeat(fold[rows], k) for fold in predictions.fold])
+    each = len(rows) * k
+    table = pd.DataFrame(
+        {
+            "run_name": run_name,
+            "protocol": predictions.protocol,
+            "variable": variable.name,
+            "layer": np.tile(np.repeat(predictions.layers, each), repeats),
+            "clip_id": predictions.clips["clip_id"].to_numpy()[clip],
+            "group": predictions.group[clip],
+            "fold": np.repeat(fold[:, None], layers, axis=1).ravel(),
+            "component": np.tile(variable.components, repeats * layers * len(rows)),
+            "target": np.tile(variable.targets[rows].ravel(), repeats * layers),
+            "prediction": predictions.values[:, :, rows].ravel(),
+            "repeat": np.repeat(np.arange(repeats), layers * each),
+            "control": predictions.control,
+            "control_seed": predictions.control_seed,
+        }
+    )
+    derived = Variable(variable.name, "", variable.targets, "", variable.components).kind
+    return table if variable.kind == derived else table.assign(kind=variable.kind)
+
+
+def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
+    """Rows of the second layout: movies fastest, then folds, layers, repeats; `with_epoch`: the epoch that was read."""
+    tables = []
+    for repeat, fold in enumerate(predictions.fold):
+        for index, layer in enumerate(predictions.layers):
+            for number in range(int(fold.max()) + 1):
+                rows = np.flatnonzero(fold == number)
+                choice = predictions.choices[repeat, int(layer), number]
+                movies = predictions.clips.iloc[rows].assign(
+                    layer=layer,
+                    fold=number,
+                    score=predictions.values[repeat, index, rows, 0],
+                    lr=choice.learning_rate,
+                    weight_decay=choice.weight_decay,
+                    **({"epoch": choice.epochs} if with_epoch else {}),
+                    protocol=predictions.protocol,
+                    repeat=repeat,
+                    control=predictions.control,
+                    control_seed=predictions.control_seed,
+                )
+                tables.append(movies)
+    return pd.concat(tables, ignore_index=True)
+
+
+# ---------------------------------------------------------------- from tables
+
+
+def read_predictions(path: str | Path, rerun: str) -> list[Predictions]:
+    """The curves of a run from predictions_RUN.parquet, in the order in which they were written.
+
+    `rerun` names the command that writes it, for a UserError: the file is missing or damaged, or curves in it are cut.
+    """
+    path = Path(path)
+    try:
+        table = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: rerun {rerun}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): rerun {rerun}") from None
+    try:
+        return from_table(table)
+    except UserError as error:
+        raise UserError(f"{path}: {error}: rerun {rerun}") from None
+
+
+def from_table(table: pd.DataFrame) -> list[Predictions]:
+    """The curves of a table of either layout; UserError if a column, a clip or a layer of a curve is missing."""
+    is_movies = "score" in table.columns
+    missing = [column for column in (_MOVIE_COLUMNS if is_movies else _BALL_COLUMNS) if column not in table.columns]
+    if missing:
+        raise UserError(f"the predictions have no column {missing[0]}")
+    table = table.assign(**{name: value for name, value in _OLDER.items() if name not in table.columns})
+    read = _movie_curve if is_movies else _ball_curve
+    keys = ["control", "control_seed", *([] if is_movies else ["variable"]), "protocol"]
+    return [read(rows.reset_index(drop=True)) for _, rows in table.groupby(keys, sort=False)]
+
+
+def _ball_curve(rows: pd.DataFrame) -> Predictions:
+    rows = rows[rows["fold"] >= 0]
+    components = tuple(dict.fromkeys(rows["component"]))
+    rows = rows.assign(component=pd.Categorical(rows["component"], categories=components))
+    repeats, layers, clips = (np.unique(rows[name]) for name in ("repeat", "layer", "clip_id"))
+    shape = (len(repeats), len(layers), len(clips), len(components))
+    keys = ["repeat", "layer", "clip_id", "component"]
+    first = rows.iloc[0]
+    if len(rows) != np.prod(shape) or rows.duplicated(keys).any():
+        raise UserError(
+            f"the predictions of {first['variable']} have {len(rows)} rows for {' x '.join(map(str, shape))} repeats x "
+            "layers x clips x components"
+        )
+    rows = rows.sort_values(keys, kind="stable")
+    clip = rows.iloc[: shape[2] * shape[3]]  # of the first repeat and layer
+    target = clip["target"].to_numpy(dtype=np.float64).reshape(shape[2:])
+    kind = str(first["kind"]) if isinstance(first.get("kind"), str) else ""
+    fold = rows["fold"].to_numpy().reshape(shape)[:, 0, :, 0]
+    return Predictions(
+        variable=Variable(str(first["variable"]), "", target, "", components, kind),
+        protocol=str(first["protocol"]),
+        layers=layers.astype(np.int64),
+        clips=pd.DataFrame({"clip_id": clips}),
+        group=clip["group"].to_numpy()[:: shape[3]],
+        fold=fold,
+        values=rows["prediction"].to_numpy(dtype=np.float64).reshape(shape),
+        control=str(first["control"]),
+        control_seed=int(first["control_seed"]),
+    )
+
+
+def _movie_curve(rows: pd.DataFrame) -> Predictions:
+    of_movie = [column for column in rows.columns if column not in _OLDER and column not in _OF_PROBE]
+    repeats, layers = np.unique(rows["repeat"]), np.unique(rows["layer"])
+    movies = rows[of_movie].drop_duplicates("clip_id").reset_index(drop=True)
+    shape = (len(repeats), len(layers), len(movies))
+    if len(rows) != np.prod(shape) or rows.duplicated(["repeat", "layer", "clip_id"]).any():
+        raise UserError(f"{len(rows)} rows for {' x '.join(map(str, shape))} repeats x layers x movies")
+    order = pd.Categorical(rows["clip_id"], categories=movies["clip_id"])
+    rows = rows.assign(clip_id=order).sort_values(["repeat", "layer", "clip_id"], kind="stable")
+    first = rows.iloc[0]
+    chosen = rows.drop_duplicates(["repeat", "layer", "fold"]) if {"lr", "weight_decay"} <= set(rows) else rows.iloc[:0]
+    return Predictions(
+        variable=possible_variable(movies["possible"].to_numpy(dtype=bool)),
+        protocol=str(first["protocol"]),
+        layers=layers.astype(np.int64),
+        clips=movies,
+        group=scene_names(movies),
+        fold=rows["fold"].to_numpy().reshape(shape)[:, 0],
+        values=rows["score"].to_numpy(dtype=np.float64).reshape(*shape, 1),
+        control=str(first["control"]),
+        control_seed=int(first["control_seed"]),
+        choices={
+            (int(row.repeat), int(row.layer), int(row.fold)): Choice(
+                0, int(getattr(row, "epoch", 0)), float(row.lr), float(row.weight_decay)
+            )
+            for row in chosen.itertuples()
+        },
+    )
+
+
+_OF_PROBE = ("layer", "score", "lr", "weight_decay", "epoch")
+
+
+def possible_variable(possible: np.ndarray) -> Variable:
+    """Labels of movies [n] as a variable: 1 for possible."""
+    targets = np.asarray(possible, dtype=np.float64)[:, None]
+    return Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind=POSSIBLE)
+
+
+def scene_names(movies: pd.DataFrame) -> np.ndarray:
+    """Name of every movie's scene, [n]: the group that shares its frames."""
+    return (movies["block"].astype(str) + "/" + movies["scene"].astype(str)).to_numpy(dtype=str)
+
+
+def curves_of(predictions: Sequence[Predictions], control: str) -> list[Predictions]:
+    """Those of one control (MAIN: of the main curve)."""
+    return [each for each in predictions if each.control == control]

@@ -1,0 +1,356 @@
+"""The files of a run: tables from scores, and runs read back from a results folder.
+
+    results_RUN.csv        a row per variable (of movies: sub-task) and layer: scores, settings chosen, how it was made
+    controls_RUN.csv       the same scores of every control and seed, with selectivity; absent without controls
+    predictions_RUN.parquet     out-of-fold predictions of every curve (pez/probes/predictions.py)
+    config_RUN.json (balls), summary_RUN.json (movies)     settings, what the features are, provenance
+
+Inside, a score has a protocol and one name. In the tables, columns without a protocol's name are of
+
+    balls, own labels    `paper`, or the only protocol that was run; METRIC_nested_... are of `nested`
+    movies               `nested`, or the only protocol that was run; METRIC_paper_... are of `paper`
+
+`optimism` is what `paper` claims more than `nested`. Under "fixed setting" nothing is chosen, so paper and nested are
+one: the same columns, an optimism of 0. METRIC_mean and METRIC_std are over folds; METRIC_pooled is over all held-out
+clips, and intervals (balls: METRIC_pooled_low, METRIC_pooled_high; movies: METRIC_low, METRIC_high) are of that.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pez.errors import UserError
+from pez.files import read_json, write_csv, write_json, write_parquet
+from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
+from pez.probes.protocols import FIXED, spoken_protocol
+from pez.probes.scores.bootstrap import N_RESAMPLES
+from pez.probes.scores.possibility import OVERALL
+from pez.probes.scores.score import Scored, Scores, score
+from pez.runs import provenance
+
+BALL, MOVIES = "ball", "movies"
+RECORDS = {BALL: "config", MOVIES: "summary"}
+RUN_COLUMNS = ("run_name", "variable", "layer", "weights")  # of every results table
+
+
+# ---------------------------------------------------------------- columns that balls and movies share
+
+
+def layer_fraction(layers, depth: int):
+    """Layer / depth, so that layer 8 of 24 is one third."""
+    return (layers / depth).round(6)
+
+
+def mode(values: Sequence[float]) -> float:
+    """The commonest value, of equally common ones the smallest; NaN if there is none."""
+    common = pd.Series(values, dtype=float).mode()
+    return float(common.iloc[0]) if len(common) else float("nan")
+
+
+def chosen_columns(scored: Scored) -> pd.DataFrame:
+    """`best_lr_mode best_wd_mode best_epoch_median` per layer, of what was chosen in the folds."""
+    rows = []
+    for layer in scored.layers:
+        choices = [choice for (_, at, _), choice in scored.predictions.choices.items() if at == layer]
+        rows.append(
+            {
+                "best_lr_mode": mode([choice.learning_rate for choice in choices]),
+                "best_wd_mode": mode([choice.weight_decay for choice in choices]),
+                "best_epoch_median": float(np.median([choice.epochs for choice in choices])) if choices else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFrame:
+    """A control's rows, if it has one layer, at every layer of the main curve, layers slowest; else `rows`."""
+    if rows["layer"].nunique() > 1 or len(layers) == 1:
+        return rows
+    fractions = layer_fraction(np.asarray(layers), depth)
+    found = [rows.assign(layer=layer, layer_fraction=at) for layer, at in zip(layers, fractions)]
+    return pd.concat(found, ignore_index=True)
+
+
+# ---------------------------------------------------------------- balls and own labels
+
+
+def ball_columns(scored: Scored, infix: str = "") -> pd.DataFrame:
+    """Scores of one variable under one protocol, a row per layer; `infix` ("nested_") marks the protocol."""
+    table, columns = scored.table[scored.table["part"] == OVERALL], {}
+    for metric in dict.fromkeys([*scored.kind.over_folds, *scored.kind.pooled]):
+        over_folds = metric in scored.kind.over_folds
+        head, _, tail = (metric, "", "") if over_folds else metric.partition("_")
+        stem = "_".join(part for part in (head, infix.rstrip("_"), tail) if part)
+        names = {f"{metric}_{kind}": f"{stem}_{kind}" for kind in ("mean", "std")} if over_folds else {}
+        pooled = f"{stem}_pooled" if over_folds else stem
+        names |= {f"{metric}_pooled": pooled, f"{metric}_low": f"{pooled}_low", f"{metric}_high": f"{pooled}_high"}
+        columns |= {name: table[column].to_numpy() for column, name in names.items() if column in table}
+    return pd.DataFrame(columns)
+
+
+def ball_results(run_name: str, scores: Scores, depths: Mapping[str, int], described: Mapping[str, dict]):
+    """Rows of results_RUN.csv, by variable and layer.
+
+    `depths` and `described` (what the rows of one variable say of how they were made) are by variable.
+    """
+    tables = []
+    for name in scores.variables():
+        mains = [each for each in scores.scored if each.predictions.control == MAIN]
+        by_protocol = {e.predictions.protocol: e for e in mains if e.predictions.variable.name == name}
+        first = next(iter(by_protocol.values()))
+        parts = [ball_columns(first)]
+        if "nested" in by_protocol:
+            parts.append(ball_columns(by_protocol["nested"], "nested_"))
+            known = 1.0 if len(by_protocol) > 1 else np.nan
+            metric = first.kind.over_folds[0]
+            for kind, column in (("mean", "optimism"), ("pooled", "optimism_pooled")):
+                less = parts[0][f"{metric}_{kind}"] - parts[1][f"{metric}_nested_{kind}"]
+                parts.append((less * known).rename(column))
+        head = pd.DataFrame({"run_name": run_name, "variable": name, "layer": first.layers})
+        head["layer_fraction"] = layer_fraction(head["layer"], depths[name])
+        chosen = chosen_columns(first)[["best_lr_mode", "best_wd_mode"]]
+        tables.append(pd.concat([head, *parts, chosen], axis=1).assign(**described[name]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def ball_controls(run_name: str, scores: Scores, depths: Mapping[str, int], floor, made) -> pd.DataFrame:
+    """Rows of controls_RUN.csv: a row per control, seed, variable and layer; empty without controls.
+
+    `floor` (variable, control) -> whether the main curve is to be compared with it; `made` (Scored) -> `model weights`.
+    """
+    tables = []
+    for scored in scores.scored:
+        predictions = scored.predictions
+        if predictions.control == MAIN:
+            continue
+        name, control = predictions.variable.name, predictions.control
+        main = scores.main(name)
+        rows = pd.DataFrame({"run_name": run_name, "control": control, "control_seed": predictions.control_seed}, [0])
+        rows = rows.loc[rows.index.repeat(len(scored.layers))].reset_index(drop=True)
+        rows = rows.assign(variable=name, layer=scored.layers)
+        rows["layer_fraction"] = layer_fraction(rows["layer"], depths[name])
+        rows = pd.concat([rows.assign(protocol=predictions.protocol), ball_columns(scored)], axis=1)
+        rows = over_layers(rows.assign(**made(scored)), main.layers, depths[name])
+        if floor(name, control) and len(rows) == len(main.layers):
+            gained, ends = scores.selectivity(name, control)
+            rows = rows.assign(selectivity=gained, selectivity_low=ends[:, 0], selectivity_high=ends[:, 1])
+        tables.append(rows)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+# ---------------------------------------------------------------- movies
+
+
+def movie_columns(scored: Scored, depth: int, with_epoch: bool) -> pd.DataFrame:
+    """Scores of one curve of movies under one protocol, a row per layer and sub-task, without intervals."""
+    table = scored.table
+    counts, metrics = list(scored.kind.counts), scored.kind.over_folds
+    rows = table.rename(columns={"part": "subtask"})[["subtask", "layer"]]
+    rows["layer_fraction"] = layer_fraction(rows["layer"], depth)
+    rows = pd.concat([rows, table[counts]], axis=1)
+    for metric in metrics:
+        rows[[f"{metric}_mean", f"{metric}_std"]] = table[[f"{metric}_mean", f"{metric}_std"]]
+    rows["n_folds"], rows["n_repeats"] = table["n_folds"], len(scored.predictions.fold)
+    chosen = chosen_columns(scored).set_index(scored.layers)
+    wanted = ["best_lr_mode", "best_wd_mode", *(["best_epoch_median"] if with_epoch else [])]
+    return rows.join(chosen[wanted], on="layer")
+
+
+def movie_protocols(by_protocol: Sequence[Scored], depth: int, with_epoch: bool) -> pd.DataFrame:
+    """`movie_columns` of the protocol to quote (the last), the published one's means beside it, and intervals."""
+    quoted = by_protocol[-1]
+    rows = movie_columns(quoted, depth, with_epoch)
+    paper = rows if quoted.predictions.protocol == FIXED else None
+    if len(by_protocol) > 1:
+        paper = movie_columns(by_protocol[0], depth, with_epoch)
+    if paper is not None:
+        for metric in quoted.kind.over_folds:
+            mean, std = paper[f"{metric}_mean"].to_numpy(), paper[f"{metric}_std"].to_numpy()
+            rows[f"{metric}_paper_mean"], rows[f"{metric}_paper_std"] = mean, std
+            rows[f"{metric}_optimism"] = mean - rows[f"{metric}_mean"]
+    for metric in quoted.kind.pooled:
+        names = [f"{metric}_pooled", f"{metric}_low", f"{metric}_high"]
+        rows[names] = quoted.table[names].to_numpy()
+    return rows
+
+
+def movie_results(scores: Scores, depth: int, with_epoch: bool) -> pd.DataFrame:
+    """Rows of results_RUN.csv by layer and sub-task, without the run's name and settings."""
+    mains = [each for each in scores.scored if each.predictions.control == MAIN]
+    ordered = sorted(mains, key=lambda each: each.predictions.protocol == "nested")
+    return movie_protocols(ordered, depth, with_epoch)
+
+
+def movie_controls(run_name: str, scores: Scores, depth: int, with_epoch: bool) -> pd.DataFrame:
+    """Rows of controls_RUN.csv: a row per control, seed, layer and sub-task; empty without controls."""
+    tables, variable = [], scores.variables()[0]
+    main = scores.main(variable)
+    for control in scores.controls(variable):
+        gained = []
+        for part in main.parts:
+            columns = {"subtask": part, "layer": main.layers}
+            for metric in main.kind.pooled:
+                values, ends = scores.selectivity(variable, control, metric, part)
+                columns[f"{metric}_selectivity"] = values
+                columns[f"{metric}_selectivity_low"], columns[f"{metric}_selectivity_high"] = ends.T
+            gained.append(pd.DataFrame(columns))
+        for seed in scores.of(variable, None, control):
+            rows = over_layers(movie_protocols([seed], depth, with_epoch), main.layers, depth)
+            named = {"run_name": run_name, "control": control, "control_seed": seed.predictions.control_seed}
+            for place, (column, value) in enumerate({**named, "variable": variable}.items()):
+                rows.insert(place, column, value)
+            tables.append(rows.merge(pd.concat(gained), on=["subtask", "layer"], how="left"))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_tables(directory: Path, run_name: str, kind: str, results, controls, predictions: pd.DataFrame, record: dict):
+    """Write a run's tables and its record, each whole; returns their paths, the results table last."""
+    table = directory / f"controls_{run_name}.csv"
+    if controls.empty:  # an earlier run of this name may have had controls
+        table.unlink(missing_ok=True)
+    record = {**record, "provenance": provenance()}
+    return [
+        *([] if controls.empty else [write_csv(table, controls)]),
+        write_parquet(directory / f"predictions_{run_name}.parquet", predictions),
+        write_json(directory / f"{RECORDS[kind]}_{run_name}.json", record),
+        write_csv(directory / f"results_{run_name}.csv", results),
+    ]
+
+
+def prediction_table(run_name: str, kind: str, predictions: Sequence[Predictions], with_epoch: bool) -> pd.DataFrame:
+    """Rows of predictions_RUN.parquet."""
+    if kind == BALL:
+        tables = [ball_rows(run_name, each) for each in predictions]
+    else:
+        tables = [movie_rows(each, with_epoch) for each in predictions]
+    return pd.concat(tables, ignore_index=True)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A CSV that a step wrote; UserError if it is damaged."""
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:  # pandas' own errors and broken text are ValueErrors
+        raise UserError(
+            f"{path} is not a readable table ({error}): remove it, or rerun the step that wrote it"
+        ) from None
+
+
+def result_paths(results_dir: str | Path) -> list[Path]:
+    """Every results_RUN.csv of a folder, by name."""
+    return sorted(Path(results_dir).glob("results_*.csv"))
+
+
+def run_kind(table: pd.DataFrame) -> str | None:
+    """BALL or MOVIES by the columns of a results table; None for another table."""
+    if not set(RUN_COLUMNS) <= set(table.columns) or table.empty:
+        return None
+    return MOVIES if "subtask" in table else BALL
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in a results folder: its results table and when that was written (seconds); the rest is read when asked.
+
+    Whatever is not there is empty; what is damaged is a UserError that names it.
+    """
+
+    directory: Path
+    name: str
+    kind: str
+    table: pd.DataFrame
+    written: float
+
+    def path(self, stem: str, suffix: str) -> Path:
+        """One of its files: `path("controls", ".csv")`."""
+        return self.directory / f"{stem}_{self.name}{suffix}"
+
+    def value(self, column: str, default: object = "") -> Any:
+        """What the results table says in `column`, the same in every row; `default` without such a column."""
+        return self.table[column].iloc[0] if column in self.table else default
+
+    @cached_property
+    def controls(self) -> pd.DataFrame:
+        """controls_RUN.csv; empty without controls."""
+        path = self.path("controls", ".csv")
+        return read_table(path) if path.is_file() else pd.DataFrame()
+
+    @cached_property
+    def record(self) -> dict:
+        """config_RUN.json or summary_RUN.json; empty if it is not there."""
+        path = self.path(RECORDS[self.kind], ".json")
+        return read_json(path) if path.is_file() else {}
+
+    @property
+    def features(self) -> dict[str, dict]:
+        """Settings of the features that were probed, by clip set (of movies: by what the movies are called)."""
+        if self.kind == MOVIES:
+            return {str(self.value("data")): self.record["features"]} if "features" in self.record else {}
+        sets = self.record.get("clip_sets", {})
+        return {name: each["features"] for name, each in sets.items() if "features" in each}
+
+    @property
+    def depth(self) -> int:
+        """Layers of the encoder: from the features' record; from layer / depth in the table where there is none."""
+        depths = [settings["depth"] for settings in self.features.values() if "depth" in settings]
+        return int(depths[0]) if depths else depth_of(self.table)
+
+    @property
+    def variables(self) -> list[str]:
+        """Names of what was probed, in the table's order."""
+        return list(dict.fromkeys(self.table["variable"]))
+
+    @property
+    def step(self) -> str:
+        """The command that makes such a run."""
+        return f"step3_probe.py run --run-name {self.name}" if self.kind == BALL else "the step that made it"
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores of its predictions, with as many resamples as the run was asked for."""
+        n = self.value("n_bootstrap", self.record.get("settings", {}).get("n_bootstrap", N_RESAMPLES))
+        return score(read_predictions(self.path("predictions", ".parquet"), self.step), int(n))
+
+
+def depth_of(table: pd.DataFrame) -> int:
+    """Layers of the encoder, from the columns layer and layer_fraction = layer / depth."""
+    known = table[table["layer_fraction"] > 0]
+    return round(float((known["layer"] / known["layer_fraction"]).median())) if len(known) else 1
+
+
+def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> Iterator[Run]:
+    """Runs of a folder (all, or those named), by name; UserError for a damaged table."""
+    for path in result_paths(results_dir):
+        name = path.stem.removeprefix("results_")
+        if names and name not in names:
+            continue
+        table = read_table(path)
+        kind = run_kind(table)
+        if kind is not None:
+            yield Run(Path(results_dir), name, kind, table, path.stat().st_mtime)
+
+
+def movie_settings(described: dict) -> dict:
+    """What a movie run's results table says of the features it was made from; `described` are a store's settings."""
+    chosen = described["clip_set"]["settings"]
+    return {
+        "model": described["model"],
+        "weights": described["weights_label"],
+        "transform": described["transform"],
+        "frame_order": described["frame_order"],
+        **{key: chosen[key] for key in ("data", "n_frames_sample", "n_frames", "n_movies") if key in chosen},
+    }
+
+
+def spoken_protocols(scores: Scores) -> str:
+    """What tables call the protocols of a run's main curves."""
+    mains = [each.predictions for each in scores.scored if each.predictions.control == MAIN]
+    return spoken_protocol(dict.fromkeys(each.protocol for each in mains))

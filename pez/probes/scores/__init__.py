@@ -1,0 +1,1 @@
+"""From out-of-fold predictions to scores with intervals, and onsets."""

@@ -1,0 +1,217 @@
+"""Kinds of targets: what each is trained with, scored by, and what knowing nothing would score.
+
+    quantity             least squares; R^2, mean absolute error
+    angle, sincos, vxy   a direction in one of three forms: the same, and error and correlation on the circle
+    possible             possible and impossible movies: logistic; pez/probes/scores/possibility.py
+    class                one of several classes, a column each: logistic; accuracy, balanced accuracy, ROC AUC
+
+A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and verdicts serve all of them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from pez.probes.predictions import Predictions
+from pez.probes.scores.bootstrap import (
+    BootstrapCurve,
+    Resamples,
+    bootstrap_accuracy,
+    bootstrap_angular_error,
+    bootstrap_auc,
+    bootstrap_balanced_accuracy,
+    bootstrap_circular_correlation,
+    bootstrap_mean,
+    bootstrap_r2,
+    bootstrap_relative_accuracy,
+    mean_curve,
+)
+from pez.probes.scores.circular import angular_error, circular_correlation, predicted_angle
+from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL, auc, score_rows
+from pez.probes.scores.r2 import LEAST_VARIANCE, r2
+
+FoldScores = Callable[[Predictions, int, int, np.ndarray], dict[str, dict[str, float]]]
+Curve = Callable[[np.ndarray, np.ndarray, np.ndarray, Resamples], BootstrapCurve]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A score of all held-out clips at once.
+
+    `curve`: (target [m, k], prediction [L, m, k], group [m], resamples) -> BootstrapCurve; None: it has no interval.
+    `value`: (target [m, k], prediction [m, k], target [n, k] of all clips) -> float, for runs without resamples; None:
+    it is not known without them.
+    """
+
+    curve: Curve | None
+    value: Callable[[np.ndarray, np.ndarray, np.ndarray], float] | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of target is trained with and scored by.
+
+    loss: "mse" or "logistic".
+    chance: what knowing nothing scores in `headline`; threshold: the score at which it counts as readable by the
+        threshold rule of pez.probes.scores.onset.
+    headline: the metric that is quoted, tested and drawn first.
+    over_folds: metrics that every fold has, from `of_fold`: (predictions, repeat, index of the layer, rows of the fold)
+        -> part of the clips ("overall" first) -> metric -> score.
+    counts: further numbers of `of_fold`, which are summed over folds.
+    pooled: metrics of all held-out clips at once.
+    joined: predictions [R, L, n, k] as they are before folds meet; folds may each have a scale of their own.
+    """
+
+    loss: str
+    chance: float
+    threshold: float
+    headline: str
+    over_folds: tuple[str, ...]
+    of_fold: FoldScores
+    pooled: Mapping[str, Pooled]
+    counts: tuple[str, ...] = ()
+    joined: Callable[[Predictions], np.ndarray] = field(default=lambda predictions: predictions.values)
+
+
+# ---------------------------------------------------------------- quantities and directions
+
+
+def _fold_r2(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
+    targets = predictions.variable.targets
+    least = LEAST_VARIANCE * targets.var(0)
+    return {OVERALL: {"r2": r2(targets[rows], predictions.values[repeat, layer, rows], least)}}
+
+
+def _pooled_r2(target: np.ndarray, prediction: np.ndarray, every: np.ndarray) -> float:
+    return r2(target, prediction, LEAST_VARIANCE * every.var(0))
+
+
+def _mean_absolute_error(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
+    return float(np.abs(prediction - target).mean())
+
+
+_R2 = {"r2": Pooled(bootstrap_r2, _pooled_r2), "mae": Pooled(None, _mean_absolute_error)}
+
+
+def _on_circle(form: str, score, target: np.ndarray, prediction: np.ndarray, *rest):
+    """`score` of the directions, in degrees, that targets and predictions in `form` mean."""
+    return score(predicted_angle(target, form), predicted_angle(prediction, form), *rest)
+
+
+def _angular_error(target: np.ndarray, prediction: np.ndarray) -> float:
+    return float(angular_error(prediction, target).mean())
+
+
+def _direction(form: str) -> Kind:
+    error = Pooled(
+        partial(_on_circle, form, bootstrap_angular_error),
+        lambda target, prediction, _every: _on_circle(form, _angular_error, target, prediction),
+    )
+    correlation = Pooled(
+        partial(_on_circle, form, bootstrap_circular_correlation),
+        lambda target, prediction, _every: _on_circle(form, circular_correlation, target, prediction),
+    )
+    pooled = {**_R2, "mae_deg": error, "circular_corr": correlation}
+    return Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_r2, pooled)
+
+
+# ---------------------------------------------------------------- possible and impossible movies
+
+
+def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
+    scored = score_rows(predictions.clips.iloc[rows].assign(score=predictions.values[repeat, layer, rows, 0]))
+    return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
+
+
+def _one_scale(predictions: Predictions) -> np.ndarray:
+    """Every fold's scores divided by their largest: each fold has a probe, and so a scale, of its own.
+
+    That changes neither clip accuracy nor relative accuracy (within a scene; ties are the same too).
+    """
+    scaled = predictions.values.copy()
+    for repeat, rows in predictions.held_out():
+        largest = np.abs(scaled[repeat][:, rows]).max(axis=(1, 2), keepdims=True)
+        scaled[repeat][:, rows] /= np.where(largest > 0, largest, 1.0)
+    return scaled
+
+
+def _of_scores(score: Callable[..., BootstrapCurve], **options) -> Pooled:
+    def curve(target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples) -> BootstrapCurve:
+        return score(target[:, 0] > 0.5, prediction[..., 0], group, resamples, **options)
+
+    return Pooled(curve)
+
+
+# ---------------------------------------------------------------- classes
+
+
+def _fold_classes(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
+    target, prediction = predictions.variable.targets[rows], predictions.values[repeat, layer, rows]
+    return {OVERALL: {name: value(target, prediction, target) for name, value in _CLASS_VALUES.items()}}
+
+
+def _accuracy(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
+    return float((prediction.argmax(1) == target.argmax(1)).mean())
+
+
+def _balanced_accuracy(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
+    """The mean, over classes that are there, of the share of their clips that is named rightly."""
+    label, right = target.argmax(1), prediction.argmax(1) == target.argmax(1)
+    return float(np.mean([right[label == one].mean() for one in np.unique(label)]))
+
+
+def _class_auc(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
+    """The mean, over classes that are there and are not all there is, of one against the rest; NaN without one."""
+    known = [k for k in range(target.shape[1]) if 0 < target[:, k].sum() < len(target)]
+    scores = [auc(prediction[:, k], target[:, k] > 0.5) for k in known]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+_CLASS_VALUES = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "auc": _class_auc}
+
+
+def _accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+    right = prediction.argmax(2) == target.argmax(1)
+    return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
+
+
+def _balanced_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+    return bootstrap_balanced_accuracy(target.argmax(1), prediction.argmax(2), group, resamples)
+
+
+def _class_auc_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+    known = [k for k in range(target.shape[1]) if 0 < target[:, k].sum() < len(target)]
+    return mean_curve([bootstrap_auc(target[:, k] > 0.5, prediction[..., k], group, resamples) for k in known])
+
+
+_CLASS_POOLED = {
+    "accuracy": Pooled(_accuracy_curve, _accuracy),
+    "balanced_accuracy": Pooled(_balanced_curve, _balanced_accuracy),
+    "auc": Pooled(_class_auc_curve, _class_auc),
+}
+
+KINDS: dict[str, Kind] = {
+    "quantity": Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_r2, _R2),
+    "angle": _direction("angle"),
+    "sincos": _direction("sincos"),
+    "vxy": _direction("vxy"),
+    "possible": Kind(
+        "logistic",
+        0.5,
+        0.75,
+        "relative_accuracy",
+        METRICS,
+        _fold_possibility,
+        {
+            "clip_accuracy": _of_scores(bootstrap_accuracy),
+            "auc": _of_scores(bootstrap_auc),
+            "relative_accuracy": _of_scores(bootstrap_relative_accuracy, largest=1.0),
+        },
+        COUNTS,
+        _one_scale,
+    ),
+    # one against the rest: an AUC of 0.5 is chance whatever the number of classes and their shares
+    "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_classes, _CLASS_POOLED),
+}

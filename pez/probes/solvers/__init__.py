@@ -1,0 +1,1 @@
+"""How probes are trained: batched AdamW, ridge, attentive probes."""

@@ -1,0 +1,1 @@
+"""From data and a solver to out-of-fold predictions."""
