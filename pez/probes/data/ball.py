@@ -6,53 +6,68 @@ R^2 would be the same in metres.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from pez.errors import UserError, check_choice
+from pez.probes.data.probe_data import Variable
 from pez.store import FeatureStore
 
 DIRECTION_TARGETS = ("angle", "sincos", "vxy")
-PROBE_SETS = (
-    "fig2c",
-    "fig2b_velocity_xy",
-    "fig2b_acceleration_xy",
-    "fig2b_velocity_axes",
-    "fig2b_acceleration_axes",
-)
 
 
 @dataclass(frozen=True)
-class Variable:
-    """A probed quantity: `targets` [clips of the store, k] in `unit`, its k `components` named."""
+class ProbeSet:
+    """What is probed together: the clip sets it needs, and `variables` (store of one of them, direction target) of it.
 
-    name: str
-    clip_set: str
-    targets: np.ndarray
-    unit: str
-    components: tuple[str, ...]
+    `direction_target` is the one that is meant where none is named; of a Cartesian set it is the only one.
+    """
 
-
-def default_direction_target(probe_set: str) -> str:
-    """`angle` for Figure 2(c), `vxy` for the Cartesian sets of Figure 2(b)."""
-    return "angle" if probe_set == "fig2c" else "vxy"
+    clip_sets: tuple[str, ...]
+    variables: Callable[[FeatureStore, str], list[Variable]]
+    direction_target: str = "vxy"
 
 
-def clip_sets_of(probe_set: str) -> tuple[str, ...]:
-    """Names of the clip sets whose features a probe set needs."""
-    check_choice("--probe-set", probe_set, PROBE_SETS)
-    if probe_set == "fig2c":
-        return ("velocity", "acceleration")
-    return ("velocity",) if "velocity" in probe_set else ("acceleration",)
+def _scalar(store: FeatureStore, direction_target: str) -> list[Variable]:
+    if store.name == "acceleration":
+        size = np.hypot(*_mean_motion(store, "a").T)[:, None]
+        return [Variable("acceleration", store.name, size, "px/frame²", ("acceleration",))]
+    motion = _mean_motion(store, "v")
+    speed = Variable("speed", store.name, np.hypot(*motion.T)[:, None], "px/frame", ("speed",))
+    return [speed, _direction(store, motion, direction_target), direction_partner(store, direction_target)]
+
+
+def _cartesian(store: FeatureStore, _direction_target: str) -> list[Variable]:
+    letter, unit = ("v", "px/frame") if store.name == "velocity" else ("a", "px/frame²")
+    motion = _mean_motion(store, letter)
+    return [Variable(f"{store.name}_xy", store.name, motion, unit, (f"{letter}x", f"{letter}y"))]
+
+
+def _axes(store: FeatureStore, direction_target: str) -> list[Variable]:
+    (both,) = _cartesian(store, direction_target)
+    return [
+        Variable(name, both.clip_set, both.targets[:, [axis]], both.unit, (name,))
+        for axis, name in enumerate(both.components)
+    ]
+
+
+PROBE_SETS: dict[str, ProbeSet] = {
+    "fig2c": ProbeSet(("velocity", "acceleration"), _scalar, "angle"),
+    "fig2b_velocity_xy": ProbeSet(("velocity",), _cartesian),
+    "fig2b_acceleration_xy": ProbeSet(("acceleration",), _cartesian),
+    "fig2b_velocity_axes": ProbeSet(("velocity",), _axes),
+    "fig2b_acceleration_axes": ProbeSet(("acceleration",), _axes),
+}
 
 
 def check_direction_target(probe_set: str, direction_target: str | None) -> str:
     """The direction target that is meant; UserError for one the probe set cannot have."""
-    meant = direction_target or default_direction_target(probe_set)
-    check_choice("--direction-target", meant, DIRECTION_TARGETS)
-    if probe_set != "fig2c" and meant != "vxy":
+    default = PROBE_SETS[check_choice("--probe-set", probe_set, PROBE_SETS)].direction_target
+    meant = check_choice("--direction-target", direction_target or default, DIRECTION_TARGETS)
+    if default == "vxy" and meant != "vxy":
         raise UserError(f"--probe-set {probe_set} is Cartesian already: use --direction-target vxy, not {meant}")
     return meant
 
@@ -60,20 +75,10 @@ def check_direction_target(probe_set: str, direction_target: str | None) -> str:
 def variables(probe_set: str, store: FeatureStore, direction_target: str) -> list[Variable]:
     """Variables of `probe_set` that `store`'s clip set carries, with one row a clip in the order of `store.clips`.
 
-    Raises UserError if the store has no ground truth, or a clip has none.
+    Beside a direction stands its partner, the same in another form. Raises UserError if the store has no ground
+    truth, or a clip has none.
     """
-    kind = store.name
-    motion = _mean_motion(store, "v" if kind == "velocity" else "a")
-    if probe_set == "fig2c":
-        size = np.hypot(motion[:, 0], motion[:, 1])[:, None]
-        if kind == "acceleration":
-            return [Variable("acceleration", kind, size, "px/frame²", ("acceleration",))]
-        return [Variable("speed", kind, size, "px/frame", ("speed",)), _direction(store, motion, direction_target)]
-    unit, letter = ("px/frame", "v") if kind == "velocity" else ("px/frame²", "a")
-    axes = (f"{letter}x", f"{letter}y")
-    if probe_set.endswith("_xy"):
-        return [Variable(f"{kind}_xy", kind, motion, unit, axes)]
-    return [Variable(name, kind, motion[:, [axis]], unit, (name,)) for axis, name in enumerate(axes)]
+    return PROBE_SETS[probe_set].variables(store, direction_target)
 
 
 def direction_partner(store: FeatureStore, direction_target: str) -> Variable:
@@ -81,23 +86,6 @@ def direction_partner(store: FeatureStore, direction_target: str) -> Variable:
     partner = "angle" if direction_target == "sincos" else "sincos"
     found = _direction(store, np.zeros((len(store.clips), 2)), partner)
     return dataclasses.replace(found, name=f"direction_{partner}")
-
-
-def direction_form(variable: Variable) -> str | None:
-    """Which of DIRECTION_TARGETS a variable is; None if it is no direction."""
-    forms = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
-    return forms.get(variable.components) if variable.name.startswith("direction") else None
-
-
-def time_reversed(variable: Variable) -> Variable:
-    """The variable in the same clips played backwards: velocity turns by 180 degrees, accelerations stay.
-
-    x(-t) has velocity -x'(-t) and acceleration x''(-t); speed is the same.
-    """
-    if variable.components == ("angle",):
-        return dataclasses.replace(variable, targets=180.0 - np.mod(-variable.targets, 360.0))
-    turns = set(variable.components) & {"cos", "sin", "vx", "vy"}
-    return dataclasses.replace(variable, targets=-variable.targets) if turns else variable
 
 
 def _direction(store: FeatureStore, velocity: np.ndarray, target: str) -> Variable:

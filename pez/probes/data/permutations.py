@@ -5,6 +5,9 @@ directions, 3 speeds), and among few permutations many are the identity, its mir
 the true labels hold such "shuffled" ones as well, and the control's R^2 is then a copy of the curve's. So a permutation
 counts only if a least-squares map from the true labels of all variables of the clip set explains at most MOST_READABLE
 of every permuted column. Where no permutation does, one of those that explain least is taken, and the set is told so.
+
+Labels of movies are permuted within their scene: it still has two possible and two impossible movies, so every metric
+keeps its chance level.
 """
 
 import dataclasses
@@ -14,14 +17,23 @@ from itertools import permutations
 
 import numpy as np
 
-from pez.probes.layer_scores import LEAST_VARIANCE
-from pez.probes.targets import Variable
+from pez.probes.data.probe_data import Variable
+from pez.probes.scores.r2 import LEAST_VARIANCE
 
 MOST_READABLE = (
     0.15  # R^2; of the 40,320 orders of 8 directions 0.5 % pass as angle, cosine and sine at once (0.1: two)
 )
 FEW_TO_SWAP = 6  # groups; with fewer no permutation is free of the truth
 _TRIES = 2000  # permutations drawn where there are more than that
+
+
+def shuffled_within(variable: Variable, group: np.ndarray, seed: int) -> Variable:
+    """`variable` with its labels permuted among the clips of each group; `group` [n] names every clip's."""
+    rng, targets = np.random.default_rng(seed), variable.targets.copy()
+    for name in np.unique(group):
+        rows = np.flatnonzero(group == name)
+        targets[rows] = rng.permutation(targets[rows])
+    return dataclasses.replace(variable, targets=targets)
 
 
 def shuffled_variables(variables: Sequence[Variable], group: np.ndarray, seed: int) -> list[Variable]:

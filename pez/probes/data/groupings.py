@@ -1,4 +1,4 @@
-"""Which clips belong together, and folds that never tear them apart.
+"""Which clips belong together, and folds of a clip set by such a grouping.
 
 Groupings (a group is in one fold only):
     position                  start index of the grid; starts are drawn afresh for every condition, so a group
@@ -18,18 +18,14 @@ With the last two `--folds` has no say. A fold holds one value, so it has no R^2
 mean absolute error.
 """
 
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
-from sklearn.model_selection import StratifiedGroupKFold
 
 from constants import RESOLUTION
 from pez.errors import UserError, check_choice
-from pez.probes.targets import clip_means
+from pez.probes.data.ball import clip_means
+from pez.probes.validation.folds import Folds, check_seed, different_folds, grouped_folds
 from pez.store import FeatureStore
 
 GROUPINGS = (
@@ -47,36 +43,7 @@ GROUPINGS = (
     "held_out_direction",
 )
 HELD_OUT = GROUPINGS[-2:]
-NEVER = -1  # fold of a clip that always trains
 _GRID, _SECTORS, _CLUSTERS = 4, 8, 10
-
-
-@dataclass(frozen=True)
-class Folds:
-    """`group` [n] names and `fold` [n] numbers of the clips, in the order of the store's clips; NEVER held out: -1."""
-
-    group: np.ndarray
-    fold: np.ndarray
-
-    @property
-    def n_groups(self) -> int:
-        """Number of different groups."""
-        return len(set(self.group))
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds: as many as asked for, or as there are groups if that is fewer."""
-        return int(self.fold.max()) + 1
-
-    @property
-    def tested(self) -> np.ndarray:
-        """Rows that some fold holds out, in order."""
-        return np.flatnonzero(self.fold != NEVER)
-
-    def splits(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(training rows, held-out rows) of each fold in turn."""
-        for fold in range(self.n_folds):
-            yield np.flatnonzero(self.fold != fold), np.flatnonzero(self.fold == fold)
 
 
 def make_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int = 0) -> Folds:
@@ -94,16 +61,12 @@ def repeated_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int, 
     Fewer where seeds give the same folds again: of few groups of unlike sizes one division is the most even. One
     where the grouping leaves no choice (HELD_OUT).
     """
-    _check_seed(seed)
+    check_seed(seed)
     group = groups(store, grouping, seed)
     if grouping in HELD_OUT:
         return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
     what, strata = f"--grouping {grouping} of the {store.name} set", store.clips.get("direction_deg")
-    different: dict[tuple, np.ndarray] = {}
-    for repeat in range(repeats):
-        fold = grouped_folds(group, n_folds, seed + repeat, strata, what)
-        different.setdefault(tuple(pd.factorize(fold)[0]), fold)  # equal but for the folds' numbers: the same
-    return tuple(Folds(group, fold) for fold in different.values())
+    return different_folds(group, lambda own: grouped_folds(group, n_folds, own, strata, what), seed, repeats)
 
 
 def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:
@@ -118,37 +81,6 @@ def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> 
             f"there are {len(value)} ({', '.join(sorted(set(group)))})"
         )
     return fold.astype(np.int64)
-
-
-def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping") -> np.ndarray:
-    """Fold number of every clip, [n]: groups whole; folds even in size, and in `strata` [n] if given.
-
-    With fewer groups than `n_folds` there are as many folds as groups. Where every stratum has fewer clips than there
-    are folds, none can be spread and `strata` has no say. UserError for a single group.
-    """
-    _check_seed(seed)
-    group = np.asarray(group)
-    names = np.unique(group)
-    if n_folds < 2:
-        raise UserError(f"--folds must be at least 2; got {n_folds}")
-    if len(names) < 2:
-        raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another --grouping")
-    strata = np.zeros(len(group), dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
-    n_splits = min(n_folds, len(names))
-    if np.bincount(strata).max() < n_splits:  # StratifiedGroupKFold refuses these; one stratum is plain folds
-        strata = np.zeros_like(strata)
-    fold = np.zeros(len(group), dtype=np.int64)
-    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # then it is spread thinly
-        for index, (_, held_out) in enumerate(splitter.split(group, strata, group)):
-            fold[held_out] = index
-    return np.unique(fold, return_inverse=True)[1]  # a fold that got no group is not a fold
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed must be 0 ... {2**32 - 1}; got {seed}")
 
 
 def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,106 @@
+"""The stores of controls that step 2 writes beside the main one, under FEATURE_ROOT/controls."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from constants import MODELS
+from pez.controls import CONTROLS
+from pez.errors import UserError
+from pez.store import FeatureStore, open_stores
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Finds the control stores of the main `store` of a feature root; call it with a control's name.
+
+    `capture` and `pooling` are those that are probed, `control_seeds` what step 2 is to be asked for.
+    """
+
+    feature_root: Path
+    store: FeatureStore
+    capture: str
+    pooling: str
+    control_seeds: int
+
+    def __call__(self, control: str) -> list[tuple[FeatureStore, int]]:
+        """Its stores, with the seed of each; UserError, with the command that makes them, if there is none."""
+        if not CONTROLS[control].seeded:
+            return [(self.open(control, control), 0)]
+        seeds = {
+            int(path.name.rpartition("_seed")[2]): path.name
+            for path in (self.feature_root / "controls").glob(f"{control}_seed*")
+            if path.name.rpartition("_seed")[2].isdigit()
+        }
+        if not seeds:
+            raise self._missing(control)
+        return [(self.open(control, seeds[seed]), seed) for seed in sorted(seeds)]
+
+    def open(self, control: str, folder: str) -> FeatureStore:
+        """The store in `folder`, of the main store's clips; UserError if it is missing or was made otherwise."""
+        root = self.feature_root / "controls" / folder
+        stores = open_stores(root) if any(root.glob("*/features.json")) else {}
+        if self.store.name not in stores:
+            raise self._missing(control)
+        store = stores[self.store.name]
+        store.check(self.capture, self.pooling)
+        if store.clips["clip_id"].tolist() != self.store.clips["clip_id"].tolist():
+            raise self._other(control, store, f"holds other clips than {self.store.directory}")
+        for name, there, wanted in self._compared(control, store):
+            if there != wanted:
+                raise self._other(control, store, f"has {name} {there}, the main features {wanted}")
+        return store
+
+    def _compared(self, control: str, store: FeatureStore) -> Iterator[tuple[str, object, object]]:
+        """What must be alike in a control's store and the main one: name, value there, value wanted."""
+        there, wanted = store.settings, self.store.settings
+        clips = [settings.get("clip_set", {}).get("fingerprint") for settings in (there, wanted)]
+        yield "clip set fingerprint", *clips
+        keys = ["transform", "n_tubelets"]
+        if control != "pixels":  # which has one patch, the whole frame, and a model of its own
+            keys += ["n_patches", "model"]
+        if control not in ("pixels", "random_weights"):
+            keys.append("weights_sha256")
+        for key in keys:
+            yield key, there.get(key), wanted.get(key)
+
+    def _other(self, control: str, store: FeatureStore, what: str) -> UserError:
+        return UserError(f"{store.directory} {what}: make it anew with `{self.command(control)} --overwrite`")
+
+    def _missing(self, control: str) -> UserError:
+        return UserError(
+            f"--control {control} needs features of its own of the {self.store.name} set: "
+            f"make them with `{self.command(control)}`"
+        )
+
+    def command(self, control: str) -> str:
+        """The step 2 command that makes a control's store beside the main one, from the main store's settings."""
+        settings = self.store.settings
+        words = ["python", "step2_extract.py", "--output-root", str(self.feature_root), *_weights(settings)]
+        for flag in ("captures", "poolings"):
+            words += [f"--{flag[:-1]}", *settings[flag]]
+        words += ["--transform", settings["transform"], "--dtype", settings["dtype"]]
+        if settings.get("store_dtype", "auto") != "auto":
+            words += ["--store-dtype", settings["store_dtype"]]
+        words += ["--control", control]
+        if CONTROLS[control].seeded:
+            words += ["--control-seeds", str(self.control_seeds)]
+        return shlex.join(words)
+
+
+def _weights(settings: dict) -> list[str]:
+    model, label = settings["model"], str(settings["weights_label"])
+    words = ["--model", model]
+    random = re.fullmatch(r"random weights \(seed (\d+)\)", label)
+    known = MODELS.get(model)
+    if random:
+        words += ["--weights", "random", "--weights-seed", random[1]]
+    elif known is None or label != known.file:
+        words += ["--weights", label]
+    if settings.get("checkpoint_key") not in (None, "target_encoder"):
+        words += ["--checkpoint-key", settings["checkpoint_key"]]
+    if known is not None and settings.get("resolution", known.resolution) != known.resolution:
+        words += ["--model-resolution", str(settings["resolution"])]
+    return words

@@ -1,0 +1,123 @@
+"""Folds of a cross-validation that never tear a group apart."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from pez.errors import UserError
+from pez.probes.predictions import NEVER, scene_names
+
+
+@dataclass(frozen=True)
+class Folds:
+    """`group` [n] names and `fold` [n] numbers of the clips, in the order of the store's clips; NEVER held out: -1."""
+
+    group: np.ndarray
+    fold: np.ndarray
+
+    @property
+    def n_groups(self) -> int:
+        """Number of different groups."""
+        return len(set(self.group))
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds: as many as asked for, or as there are groups if that is fewer."""
+        return int(self.fold.max()) + 1
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Rows that some fold holds out, in order."""
+        return np.flatnonzero(self.fold != NEVER)
+
+    def rows(self, fold: int) -> np.ndarray:
+        """Rows that a fold holds out."""
+        return np.flatnonzero(self.fold == fold)
+
+    def splits(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(training rows, held-out rows) of each fold in turn."""
+        for fold in range(self.n_folds):
+            yield np.flatnonzero(self.fold != fold), self.rows(fold)
+
+
+def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: int, repeats: int) -> tuple[Folds, ...]:
+    """Folds of `repeats` cross-validations: `deal` makes those [n] of seeds `seed`, `seed` + 1, ...
+
+    Fewer where seeds give the same folds again: few groups can be dealt in few ways. UserError for `repeats` below 1.
+    """
+    if repeats < 1:
+        raise UserError(f"--repeats must be at least 1; got {repeats}")
+    different: dict[tuple, np.ndarray] = {}
+    for repeat in range(repeats):
+        fold = deal(seed + repeat)
+        different.setdefault(tuple(pd.factorize(fold)[0]), fold)  # equal but for the folds' numbers: the same
+    return tuple(Folds(group, fold) for fold in different.values())
+
+
+def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping") -> np.ndarray:
+    """Fold number of every clip, [n]: groups whole; folds even in size, and in `strata` [n] if given.
+
+    With fewer groups than `n_folds` there are as many folds as groups. Where every stratum has fewer clips than there
+    are folds, none can be spread and `strata` has no say. UserError for a single group.
+    """
+    check_seed(seed)
+    group = np.asarray(group)
+    names = np.unique(group)
+    if n_folds < 2:
+        raise UserError(f"--folds must be at least 2; got {n_folds}")
+    if len(names) < 2:
+        raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another --grouping")
+    strata = np.zeros(len(group), dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
+    n_splits = min(n_folds, len(names))
+    if np.bincount(strata).max() < n_splits:  # StratifiedGroupKFold refuses these; one stratum is plain folds
+        strata = np.zeros_like(strata)
+    fold = np.zeros(len(group), dtype=np.int64)
+    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # then it is spread thinly
+        for index, (_, held_out) in enumerate(splitter.split(group, strata, group)):
+            fold[held_out] = index
+    return np.unique(fold, return_inverse=True)[1]  # a fold that got no group is not a fold
+
+
+def check_seed(seed: int) -> None:
+    """UserError for a seed that the random generators cannot take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be 0 ... {2**32 - 1}; got {seed}")
+
+
+def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.ndarray:
+    """Fold of every movie, [n]: a scene's movies share their frames, so they share their fold.
+
+    Each block's scenes are shuffled and dealt out in turn, so folds hold equally many scenes of every block, to within
+    one, and equally many in all. With fewer scenes than `n_folds` there are as many folds as scenes. Raises UserError
+    for fewer than 3 scenes or 2 folds.
+    """
+    check_n_folds(n_folds)
+    scenes = movies[["block", "scene"]].drop_duplicates().sort_values(["block", "scene"])
+    if len(scenes) < 3:
+        raise UserError(
+            f"{len(scenes)} IntPhys scenes are too few for separate training, validation and test folds: "
+            "at least 3 are needed (see --max-scenes-per-block)"
+        )
+    rng = np.random.default_rng(seed)
+    dealt = pd.concat([block.sample(frac=1, random_state=rng) for _, block in scenes.groupby("block")])
+    fold_of = {key: number % n_folds for number, key in enumerate(dealt.itertuples(index=False, name=None))}
+    return np.array([fold_of[key] for key in movies[["block", "scene"]].itertuples(index=False, name=None)])
+
+
+def repeated_scene_folds(movies: pd.DataFrame, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
+    """Folds of `repeats` cross-validations of movies, with seeds `seed`, `seed` + 1, ...: see `scene_folds`."""
+    return different_folds(scene_names(movies), lambda own: scene_folds(movies, n_folds, own), seed, repeats)
+
+
+def check_n_folds(n_folds: int, chooses: bool = False) -> None:
+    """UserError for fewer than 2 folds, or fewer than 3 if a setting `chooses` its validation scenes among them."""
+    least = 3 if chooses else 2
+    if n_folds < least:
+        why = "training, validation and test scenes" if chooses else "training and test scenes"
+        raise UserError(f"--folds must be at least {least}, for separate {why}; got {n_folds}")
