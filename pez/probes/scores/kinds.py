@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from pez.probes.predictions import Predictions
 from pez.probes.scores.bootstrap import (
@@ -29,7 +30,7 @@ from pez.probes.scores.bootstrap import (
     mean_curve,
 )
 from pez.probes.scores.circular import angular_error, circular_correlation, predicted_angle
-from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL, auc, score_rows
+from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL, auc, score_movies, score_rows
 from pez.probes.scores.r2 import LEAST_VARIANCE, r2
 
 FoldScores = Callable[[Predictions, int, int, np.ndarray], dict[str, dict[str, float]]]
@@ -62,6 +63,8 @@ class Kind:
     counts: further numbers of `of_fold`, which are summed over folds.
     pooled: metrics of all held-out clips at once.
     joined: predictions [R, L, n, k] as they are before folds meet; folds may each have a scale of their own.
+    value: (metric, rows of the clip table, target [m, k], prediction [m, k]) -> score of one set of clips, by which a
+        setting can be chosen; None: settings are chosen by loss alone.
     """
 
     loss: str
@@ -73,6 +76,7 @@ class Kind:
     pooled: Mapping[str, Pooled]
     counts: tuple[str, ...] = ()
     joined: Callable[[Predictions], np.ndarray] = field(default=lambda predictions: predictions.values)
+    value: Callable[[str, pd.DataFrame, np.ndarray, np.ndarray], float] | None = None
 
 
 # ---------------------------------------------------------------- quantities and directions
@@ -123,6 +127,10 @@ def _direction(form: str) -> Kind:
 def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
     scored = score_rows(predictions.clips.iloc[rows].assign(score=predictions.values[repeat, layer, rows, 0]))
     return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
+
+
+def _possibility(metric: str, movies: pd.DataFrame, _target: np.ndarray, prediction: np.ndarray) -> float:
+    return score_movies(movies.assign(score=prediction[:, 0]))[metric]
 
 
 def _one_scale(predictions: Predictions) -> np.ndarray:
@@ -211,6 +219,7 @@ KINDS: dict[str, Kind] = {
         },
         COUNTS,
         _one_scale,
+        _possibility,
     ),
     # one against the rest: an AUC of 0.5 is chance whatever the number of classes and their shares
     "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_classes, _CLASS_POOLED),

@@ -1,4 +1,4 @@
-"""AdamW on a batch of like probe problems at once: the inner loop of pez/probes/sweep.py.
+"""AdamW on a batch of like probe problems at once: the inner loop of pez/probes/solvers/sweep.py.
 
 Names of sizes: B problems; C rows, one for each setting and output; D features (and a column of ones); n training,
 m validation, p prediction rows; U = settings x variables units, each with its own early stopping by each of J judges.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import softplus
 
-from pez.probes.problems import Problem
+from pez.probes.solvers.problems import Problem
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
 _KEEP_BELOW = 0.8  # drop stopped rows once fewer than this share of the rows still train
@@ -32,7 +32,7 @@ class Trained:
 
 @torch.no_grad()
 def train_together(batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, device) -> Trained:
-    """Train every setting of every problem; see pez/probes/sweep.py for what is trained."""
+    """Train every setting of every problem; see pez/probes/solvers/sweep.py for what is trained."""
     data, state = _Data(batch, device), _State(batch, keep_weights, device)
     data.select(state.output)
     look = 1 if state.device.type == "cpu" else _GPU_LOOK

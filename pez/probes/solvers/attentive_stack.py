@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from pez.probes.attentive import AttentiveClassifier
+from pez.probes.solvers.attentive_model import AttentiveClassifier
 
 _SEEDING = threading.Lock()  # stacks start in several threads, and PyTorch's random state is one for all
 CPU_ACTIVATION_BYTES = 16 * 2**20  # the widest activation stays in cache and under malloc's mmap threshold

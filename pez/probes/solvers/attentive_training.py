@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from pez.errors import UserError
 from pez.machine import available_cores
-from pez.probes.attentive_stack import initial_parameters, stacked_forward
-from pez.probes.sweep import one_blas_thread
+from pez.probes.solvers.attentive_stack import initial_parameters, stacked_forward
+from pez.probes.solvers.sweep import one_blas_thread
 
 TOKEN_NORMS = ("layer", "none")
 

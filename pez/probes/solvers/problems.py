@@ -1,6 +1,6 @@
 """Probe problems: one layer's features and targets, split into rows to train on, to judge by and to predict.
 
-A problem is stored the way the sweep (pez/probes/sweep.py) eats it: features normalised with the training
+A problem is stored the way the sweep (pez/probes/solvers/sweep.py) eats it: features normalised with the training
 rows' statistics, targets standardised, and either the training rows themselves or, where that is cheaper an
 epoch, their Gram matrix X'X and X'Y.
 
@@ -91,7 +91,7 @@ def _fields(moments: Moments) -> list:
 
 @dataclass(frozen=True)
 class Problem:
-    """What `pez.probes.sweep.solve` solves; build it with `row_problem` or `moment_problem`.
+    """What `pez.probes.solvers.sweep.solve` solves; build it with `row_problem` or `moment_problem`.
 
     With d features, k outputs in V variables, n training, m validation, p prediction rows, and D = d, or d + 1 with
     a column of ones last (`has_bias`):

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from pez.probes.problems import Problem, Setting
-from pez.probes.sweep import SweepResult
+from pez.probes.solvers.problems import Problem, Setting
+from pez.probes.solvers.sweep import SweepResult
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 13))  # 0.01 ... 1e6, two a decade
 

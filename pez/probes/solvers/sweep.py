@@ -4,7 +4,7 @@
     for result in solve(problems): result.best_prediction(); result.best_setting()
 
 Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random (on the bias
-see pez/probes/problems.py). AdamW has
+see pez/probes/solvers/problems.py). AdamW has
 torch's defaults (betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the
 mean over rows and over a variable's outputs of the squared error of standardised targets, or of the binary
 cross-entropy. After every epoch, from the first, the validation loss is read; a setting stops when it has not
@@ -26,7 +26,7 @@ import torch
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
 from pez.errors import UserError
 from pez.machine import available_cores
-from pez.probes.problems import (  # noqa: F401  (the sweep's public face)
+from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public face)
     LOSSES,
     NORM_MODES,
     Moments,
@@ -36,7 +36,7 @@ from pez.probes.problems import (  # noqa: F401  (the sweep's public face)
     paper_settings,
     row_problem,
 )
-from pez.probes.training import train_together
+from pez.probes.solvers.adamw import train_together
 
 _CACHE_BYTES = 8_000_000  # of a CPU batch (`_bytes`): stays near a core, and makes small problems share calls
 
@@ -191,7 +191,7 @@ def _likeness(problem: Problem) -> tuple:
 
 def _bytes(problem: Problem) -> int:
     """What a problem takes while it is trained: its own tensors, those of one that is made meanwhile for the next
-    batch, and what pez.probes.training makes of them."""
+    batch, and what pez.probes.solvers.adamw makes of them."""
     inputs = problem.rows if problem.gram is None else problem.gram
     columns = len(problem.settings) * sum(problem.outputs)
     rows, evaluation = (0 if problem.rows is None else len(problem.rows)), len(problem.evaluation)

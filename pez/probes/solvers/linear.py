@@ -1,0 +1,198 @@
+"""Linear probes: f(h) = W h + b (paper, appendix B), least squares or logistic, 20 AdamW settings or ridge.
+
+Vectors train on clips. Patches train on patches, each with its clip's target, and read clips by the mean of their
+patches' predictions; least squares does that from sums over patches, taken once per fold.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from constants import PROBE_EPOCHS, PROBE_PATIENCE
+from pez.errors import UserError, check_choice
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.predictions import Choice
+from pez.probes.scores.kinds import KINDS
+from pez.probes.solvers.problems import Moments, Problem, Setting, moment_problem, paper_settings, row_problem
+from pez.probes.solvers.ridge import ridge_settings, solve_ridge
+from pez.probes.solvers.solver import Fit, Step, Trials
+from pez.probes.solvers.sweep import SweepResult, solve
+from pez.probes.validation.folds import Folds
+
+SOLVERS = ("trainable", "adamw100", "ridge")
+
+
+@dataclass(frozen=True)
+class LinearSolver:
+    """See pez.probes.solvers.solver.Solver.
+
+    `closed_form`: ridge, whose strengths stand where AdamW has its weight decay; `threads`, `memory_gib` as of
+    pez.probes.solvers.sweep.solve.
+    """
+
+    settings: tuple[Setting, ...] = ()
+    epochs: int = PROBE_EPOCHS
+    patience: int = PROBE_PATIENCE
+    closed_form: bool = False
+    device: str = "cpu"
+    threads: int | None = None
+    memory_gib: float | None = None
+
+    reads_any_epoch = False
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs at most."""
+        return self.epochs
+
+    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
+        """Every other fold."""
+        return tuple(other for other in range(n_folds) if other != fold)
+
+    def steps(self, fit: Fit) -> int:
+        """One: all settings train together."""
+        return 1
+
+    def solve(
+        self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
+    ) -> Iterator["LinearFitted"]:
+        """Train `fits` in order, a layer's features at a time."""
+        layer: _Layer | None = None
+        given: list[Fit] = []
+
+        def problems() -> Iterator[Problem]:
+            nonlocal layer
+            for fit in fits:
+                if layer is None or layer.number != fit.layer:
+                    layer = _Layer(self, data, folds, fit.layer)
+                given.append(fit)
+                yield layer.problem(fit)
+
+        for number, result in enumerate(self._solved(problems(), keep_weights)):
+            step()
+            yield LinearFitted(given[number], result)
+
+    def _solved(self, problems: Iterable[Problem], keep_weights: bool) -> Iterator[SweepResult]:
+        if self.closed_form:
+            # small problems on busy cores are fastest on one thread
+            before = torch.get_num_threads()
+            torch.set_num_threads(self.threads or before)
+            try:
+                yield from solve_ridge(problems)
+            finally:
+                torch.set_num_threads(before)
+            return
+        yield from solve(
+            problems,
+            epochs=self.epochs,
+            patience=self.patience,
+            device=self.device,
+            threads=self.threads,
+            memory_gib=self.memory_gib,
+            keep_weights=keep_weights,
+        )
+
+
+def linear_solver(name: str, **options) -> LinearSolver:
+    """The solver that --solver names, with `device`, `threads` and `memory_gib`."""
+    check_choice("--solver", name, SOLVERS)
+    if name == "ridge":
+        return LinearSolver(ridge_settings(), closed_form=True, **options)
+    if name == "adamw100":
+        return LinearSolver((Setting(1e-3, 0.1),), epochs=100, patience=10, **options)
+    return LinearSolver(paper_settings(), **options)
+
+
+@dataclass(frozen=True)
+class LinearFitted:
+    """See pez.probes.solvers.solver.Fitted."""
+
+    fit: Fit
+    result: SweepResult
+
+    def trials(self, fold: int) -> Trials:
+        """Of every setting, as validated on `fold`."""
+        own = self.result.by_judge()[self.fit.validated_on.index(fold)]
+        return Trials(own.validation_loss, own.best_epoch, own.validation_prediction)
+
+    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
+        """[m, k]; a Fit without choices is read at the best epoch of its settings."""
+        rows = self.result.prediction if self.fit.read is not None else self.result.validation_prediction
+        return self.result.chosen(rows, self._places(choices))
+
+    def weights(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """[k, d] and [k]."""
+        if self.result.weights is None or self.result.bias is None:
+            return None
+        places = self._places(self.fit.choices or ())
+        weights = self.result.chosen(self.result.weights.mT, places).T
+        return weights, self.result.chosen(self.result.bias[:, None], places)[0]
+
+    def _places(self, choices: tuple[Choice, ...]) -> list[int]:
+        """Which of the result's settings belongs to each variable: after a refit, variable v is at setting v."""
+        return list(range(len(choices))) if self.fit.choices else [choice.setting for choice in choices]
+
+
+class _Layer:
+    """One layer's features: clip vectors [n, d], or patch means [n, d] and each fold's moments over patches.
+
+    Features to read, where they are others than those trained on, follow as rows of their own, `shift` further down.
+    """
+
+    def __init__(self, solver: LinearSolver, data: ProbeData, folds: Folds, number: int):
+        self.solver, self.data, self.folds, self.number = solver, data, folds, number
+        self.loss = KINDS[data.variables[0].kind].loss
+        self.targets = data.targets.to(solver.device)
+        features = data.features(number).to(solver.device)
+        self.moments: dict[int, Moments] | None = None
+        if features.ndim == 3:
+            if self.loss != "mse":
+                raise UserError("classes are read from one vector a clip: choose a --pooling that does not keep patches")
+            self.moments = self._moments_of_folds(features)
+            features = features.float().mean(1)
+        self.features, self.shift = features, 0
+        if data.read_features is not None:
+            read = data.read_features(number).to(solver.device)
+            read = read.float().mean(1) if read.ndim == 3 else read
+            self.features, self.shift = torch.cat([features, read]), len(features)
+
+    def _moments_of_folds(self, features: torch.Tensor) -> dict[int, Moments]:
+        """Moments over the patches of each fold's clips, and of those that are never held out."""
+        rows = {int(number): torch.from_numpy(self.folds.rows(number)) for number in np.unique(self.folds.fold)}
+        rows = {number: held.to(features.device) for number, held in rows.items()}
+        return {number: Moments.of_patches(features[held], self.targets[held]) for number, held in rows.items()}
+
+    def problem(self, fit: Fit) -> Problem:
+        """What the sweep or ridge solves for a Fit."""
+        none = np.zeros(0, dtype=np.int64)
+        parts = [self.folds.rows(fold) for fold in fit.validated_on]
+        validation = np.concatenate([none, *parts])
+        read = none if fit.read is None else self.folds.rows(fit.read) + self.shift
+        options = {
+            "settings": self.solver.settings,
+            "normalise": self.data.norm_mode,
+            "outputs": self.data.outputs,
+            "dtype": torch.float64 if self.solver.closed_form else torch.float32,
+        }
+        if len(parts) > 1:
+            options["judges"] = tuple(map(len, parts))
+        if fit.choices is not None:
+            options |= _refit(self.solver.settings, fit.choices)
+        if self.moments is None:
+            train = np.flatnonzero(~np.isin(self.folds.fold, fit.left_out))
+            return row_problem(self.features, self.targets, train, validation, read, loss=self.loss, **options)
+        rest = [part for fold, part in self.moments.items() if fold not in fit.left_out]
+        moments = sum(rest[1:], start=rest[0])
+        return moment_problem(
+            moments, self.features[validation], self.targets[validation], self.features[read], **options
+        )
+
+
+def _refit(settings: tuple[Setting, ...], choices: tuple[Choice, ...]) -> dict:
+    """Variable v at setting v, for its own number of epochs; other pairs train one epoch and are not read."""
+    epochs = torch.ones(len(choices), len(choices), dtype=torch.int64)
+    for variable, choice in enumerate(choices):
+        epochs[variable, variable] = choice.epochs
+    return {"settings": tuple(settings[choice.setting] for choice in choices), "stop_epochs": epochs}

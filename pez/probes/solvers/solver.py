@@ -1,0 +1,82 @@
+"""What a solver is: it trains the probes that validation asks for, a Fit each, and tells how they did.
+
+    linear       pez/probes/solvers/linear.py: 20 settings of AdamW together, or ridge in closed form
+    attentive    pez/probes/solvers/attentive.py: V-JEPA 2's attentive classifier, stacked
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.predictions import Choice
+from pez.probes.solvers.problems import Setting
+from pez.probes.validation.folds import Folds
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Probes to train on one layer, without the folds `left_out`.
+
+    They are validated on each of the folds `validated_on` by itself, and read the fold `read` (None: no other than
+    those). `choices`: train only these settings, one per variable, for so many epochs; None: every setting.
+    """
+
+    layer: int
+    left_out: tuple[int, ...]
+    validated_on: tuple[int, ...]
+    read: int | None = None
+    choices: tuple[Choice, ...] | None = None
+    repeat: int = 0
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How every setting did on one validation fold, each at its own best epoch there. S settings, V variables.
+
+    `loss` [S, V]; `epoch` [S, V], from 1; `prediction` [S, m, k] of the fold's rows.
+    """
+
+    loss: torch.Tensor
+    epoch: torch.Tensor
+    prediction: torch.Tensor
+
+
+class Fitted(Protocol):
+    """A Fit that was trained."""
+
+    def trials(self, fold: int) -> Trials:
+        """Of every setting, as validated on one of the Fit's folds."""
+
+    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
+        """[m, k] of the rows of the fold that the Fit reads, float64, each variable at its choice."""
+
+    def weights(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Weights [k, d] and bias [k] for raw features and targets, of a Fit with choices; None if they were not kept."""
+
+
+class Solver(Protocol):
+    """A way to train probes.
+
+    `settings` are those that a choice is made of. `reads_any_epoch`: `Fitted.prediction` can be asked for any setting
+    and epoch of a Fit without choices, so that nothing is trained again after choosing.
+    """
+
+    settings: tuple[Setting, ...]
+    last_epoch: int
+    reads_any_epoch: bool
+
+    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
+        """The folds that nested validation chooses on when `fold` is reported; each is validated without the others."""
+
+    def steps(self, fit: Fit) -> int:
+        """How often `step` is called for a Fit, for a progress bar."""
+
+    def solve(
+        self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
+    ) -> Iterator[Fitted]:
+        """Train `fits` and yield each, in order. They may be read lazily: at most one layer's features are held."""

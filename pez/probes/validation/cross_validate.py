@@ -1,0 +1,241 @@
+"""Cross-validation: data, folds and a solver in; out-of-fold predictions out. No command line in it.
+
+    predictions = cross_validate(data, folds, solver, ("paper", "nested"))      # one Predictions per variable, protocol
+
+paper     every fold is reported by probes trained on all others, at the setting and stopping epoch that did best on
+          the fold itself
+nested    for each reported fold, folds among the others validate in turn (`Solver.validation_folds`), trained on the
+          rest; the setting that did best on them together, for the mean of its best epochs, is trained again on all
+          folds but the reported one, which is read once
+fixed     one setting, trained for all its epochs
+
+Inner folds are the outer ones without the reported, so groups stay whole inside as well and patch features need their
+Gram matrix once per fold. A probe that reports fold a and is validated on b has the training rows of one that reports
+b and is validated on a: where both are wanted it is trained once, and each fold judges it for the other. All protocols
+share the passes over the features.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.predictions import Choice, Predictions
+from pez.probes.protocols import FIXED
+from pez.probes.scores.kinds import KINDS
+from pez.probes.solvers.solver import Fit, Fitted, Solver, Step, Trials
+from pez.probes.validation.folds import Folds
+
+Report = tuple[int, int]  # layer, fold
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One reported fold of one layer: `prediction` [m, k] of its rows, and what was chosen for each variable.
+
+    `weights` [k, d] and [k] of the nested refit, where they were asked for.
+    """
+
+    protocol: str
+    layer: int
+    fold: int
+    prediction: torch.Tensor
+    choices: tuple[Choice, ...]
+    weights: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def cross_validate(
+    data: ProbeData,
+    repeats: Sequence[Folds],
+    solver: Solver,
+    protocols: Sequence[str],
+    *,
+    metric: str | None = None,
+    step: Step = lambda: None,
+    probes: dict[str, torch.Tensor] | None = None,
+) -> list[Predictions]:
+    """Out-of-fold predictions of every layer and variable, one Predictions per variable and protocol.
+
+    Args:
+        repeats: folds of every cross-validation.
+        metric: of the variable's kind, by which a setting is chosen, ties by the smaller loss; None: by loss.
+        step: called as often as `count_steps` says.
+        probes: where given, weights and biases of the nested refits are put into it, by `probe_name`.
+    """
+    collected = Collected(data, repeats, protocols)
+    for repeat, folds in enumerate(repeats):
+        reports = [(layer, fold) for layer in data.layers for fold in range(folds.n_folds)]
+        found = outcomes(
+            data, folds, solver, protocols, reports, repeat=repeat, metric=metric, step=step, keep=probes is not None
+        )
+        for outcome in found:
+            collected.add(repeat, outcome)
+            if probes is not None and outcome.weights is not None:
+                for what, value in zip(("weight", "bias"), outcome.weights):
+                    probes[probe_name(data, outcome.layer, repeat, outcome.fold, what)] = value
+    return collected.predictions()
+
+
+def probe_name(data: ProbeData, layer: int, repeat: int, fold: int, what: str) -> str:
+    """Name of a tensor in probes_RUN.safetensors: rows of a weight are the components of all variables, in order."""
+    return f"{data.name}.layer_{layer:02d}.repeat_{repeat}.fold_{fold}.{what}"
+
+
+def count_steps(solver: Solver, protocols: Sequence[str], n_layers: int, repeats: Sequence[Folds]) -> int:
+    """Steps of `cross_validate`, for a progress bar."""
+    total = 0
+    for folds in repeats:
+        reports = [(0, fold) for fold in range(folds.n_folds)]
+        first = _first_fits(solver, protocols, reports, folds.n_folds, 0, reads_other=False)
+        refits = 0 if _reads_outer(solver, protocols) or "nested" not in protocols else folds.n_folds
+        total += sum(map(solver.steps, first)) + refits * solver.steps(Fit(0, (0,), (), 0, choices=()))
+    return n_layers * total
+
+
+def outcomes(
+    data: ProbeData,
+    folds: Folds,
+    solver: Solver,
+    protocols: Sequence[str],
+    reports: Sequence[Report],
+    *,
+    repeat: int = 0,
+    metric: str | None = None,
+    step: Step = lambda: None,
+    keep: bool = False,
+) -> Iterator[Outcome]:
+    """An Outcome for each of `reports` (layer, fold) and protocol: the published one's as they come, nested's last."""
+    reads_other = data.read_features is not None
+    fits = _first_fits(solver, protocols, reports, folds.n_folds, repeat, reads_other)
+    inner: dict[Report, list[tuple[int, Trials]]] = {}
+    outer: dict[Report, Fitted] = {}
+    for fit, fitted in zip(fits, solver.solve(data, folds, fits, step), strict=True):
+        if len(fit.left_out) > 1:
+            for judge in fit.validated_on:
+                (reported,) = set(fit.left_out) - {judge}
+                inner.setdefault((fit.layer, reported), []).append((judge, fitted.trials(judge)))
+            continue
+        (fold,) = fit.left_out
+        if fit.choices is not None:
+            yield Outcome(FIXED, fit.layer, fold, fitted.prediction(fit.choices), fit.choices)
+            continue
+        choices = choose(data, folds, solver, [(fold, fitted.trials(fold))], metric)
+        yield Outcome("paper", fit.layer, fold, fitted.prediction(choices), choices)
+        if _reads_outer(solver, protocols):
+            outer[fit.layer, fold] = fitted
+    if "nested" not in protocols:
+        return
+    chosen = {report: choose(data, folds, solver, inner[report], metric) for report in reports}
+    if outer:
+        for report, choices in chosen.items():
+            yield Outcome("nested", *report, outer[report].prediction(choices), choices)
+        return
+    refits = [Fit(layer, (fold,), (), fold, choices, repeat) for (layer, fold), choices in chosen.items()]
+    for fit, fitted in zip(refits, solver.solve(data, folds, refits, step, keep), strict=True):
+        weights = fitted.weights() if keep else None
+        yield Outcome("nested", fit.layer, fit.left_out[0], fitted.prediction(fit.choices), fit.choices, weights)
+
+
+def _reads_outer(solver: Solver, protocols: Sequence[str]) -> bool:
+    """Whether nested reads the probes that the published protocol trained on the same folds."""
+    return solver.reads_any_epoch and "paper" in protocols
+
+
+def _first_fits(
+    solver: Solver, protocols: Sequence[str], reports: Sequence[Report], n_folds: int, repeat: int, reads_other: bool
+) -> list[Fit]:
+    """What is trained before anything is chosen, layer by layer: outer probes, then the inner ones."""
+    fits = []
+    for layer in dict.fromkeys(layer for layer, _ in reports):
+        own = [fold for at, fold in reports if at == layer]
+        for protocol in protocols:
+            if protocol == FIXED:
+                choice = Choice(0, solver.last_epoch, solver.settings[0].learning_rate, solver.settings[0].weight_decay)
+                fits += [Fit(layer, (fold,), (), fold, (choice,), repeat) for fold in own]
+            elif protocol == "paper":
+                fits += [Fit(layer, (f,), (f,), f if reads_other else None, None, repeat) for f in own]
+            else:
+                fits += _inner_fits(solver, layer, own, n_folds, repeat)
+    return fits
+
+
+def _inner_fits(solver: Solver, layer: int, reported: Sequence[int], n_folds: int, repeat: int) -> list[Fit]:
+    judges: dict[tuple[int, ...], list[int]] = {}
+    for fold in reported:
+        for judge in solver.validation_folds(fold, n_folds):
+            judges.setdefault(tuple(sorted((fold, judge))), []).append(judge)
+    return [Fit(layer, pair, tuple(sorted(judges[pair])), None, None, repeat) for pair in sorted(judges)]
+
+
+def choose(
+    data: ProbeData, folds: Folds, solver: Solver, judged: Sequence[tuple[int, Trials]], metric: str | None
+) -> tuple[Choice, ...]:
+    """The setting of each variable that did best over these validation folds, for the mean of its best epochs there.
+
+    By the mean loss; by `metric` of all their rows together where one is given, equal ones by loss. Of equals the
+    first. A metric takes few values on few clips.
+    """
+    loss = torch.stack([trials.loss.nan_to_num(nan=float("inf")) for _, trials in judged]).mean(0)
+    epochs = torch.stack([trials.epoch for _, trials in judged]).double().mean(0)
+    best = loss.argmin(0).tolist() if metric is None else _best_by(metric, data, folds, judged, loss)
+    return tuple(
+        Choice(
+            setting,
+            max(1, round(float(epochs[setting, variable]))),
+            solver.settings[setting].learning_rate,
+            solver.settings[setting].weight_decay,
+        )
+        for variable, setting in enumerate(best)
+    )
+
+
+def _best_by(metric: str, data: ProbeData, folds: Folds, judged, loss: torch.Tensor) -> list[int]:
+    rows = np.concatenate([folds.rows(fold) for fold, _ in judged])
+    predictions = torch.cat([trials.prediction for _, trials in judged], dim=1).double().numpy()
+    clips, best, end = data.clips.iloc[rows], [], 0
+    for number, variable in enumerate(data.variables):
+        start, end = end, end + len(variable.components)
+        value = KINDS[variable.kind].value
+        scores = [value(metric, clips, variable.targets[rows], own[:, start:end]) for own in predictions]
+        best.append(max(range(len(scores)), key=lambda s: (scores[s], -float(loss[s, number]))))  # noqa: B023
+    return best
+
+
+class Collected:
+    """Outcomes of a curve, put together to Predictions."""
+
+    def __init__(self, data: ProbeData, repeats: Sequence[Folds], protocols: Iterable[str]):
+        self.data, self.repeats, self.protocols = data, repeats, tuple(protocols)
+        shape = (len(repeats), len(data.layers), *data.targets.shape)
+        self.values = {protocol: np.full(shape, np.nan) for protocol in self.protocols}
+        self.choices: dict[str, dict[tuple[int, int, int], tuple[Choice, ...]]] = {p: {} for p in self.protocols}
+
+    def add(self, repeat: int, outcome: Outcome) -> None:
+        """Put one outcome in its place."""
+        layer, rows = self.data.layers.index(outcome.layer), self.repeats[repeat].rows(outcome.fold)
+        self.values[outcome.protocol][repeat, layer, rows] = outcome.prediction.numpy()
+        self.choices[outcome.protocol][repeat, outcome.layer, outcome.fold] = outcome.choices
+
+    def predictions(self) -> list[Predictions]:
+        """One Predictions per variable and protocol, protocols fastest."""
+        data, fold, found, end = self.data, np.stack([folds.fold for folds in self.repeats]), [], 0
+        for number, variable in enumerate(data.scored):
+            start, end = end, end + len(variable.components)
+            for protocol in self.protocols:
+                found.append(
+                    Predictions(
+                        variable=variable,
+                        protocol=protocol,
+                        layers=np.array(data.layers),
+                        clips=data.clips,
+                        group=data.group,
+                        fold=fold,
+                        values=self.values[protocol][..., start:end],
+                        control=data.control,
+                        control_seed=data.control_seed,
+                        choices={key: own[number] for key, own in self.choices[protocol].items()},
+                    )
+                )
+        return found
