@@ -5,7 +5,7 @@
     <root>/{O1,O2,O3}/{01..}/{1..4}/status.json   {"header": {"is_possible": true|false}}
     <root>/{O1,O2,O3}/{01..}/stand_in.json        what happens in the scene, and where the movies were spliced
 
-There are no `depth` and `masks` folders. pez/stimuli/intphys.py reads it like the real one.
+There are no `depth` and `masks` folders. pez/movies/intphys.py reads it like the real one.
 """
 
 import json
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from pez.errors import UserError
 from pez.files import fingerprint, read_json, remove_partial, write_json, write_text
+from pez.movies.intphys import MOVIES, SUBTASKS
 from pez.runs import progress, provenance
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import resolve
 from pez.stimuli.generate import make_folder, png_is_whole, refuse_difference
-from pez.stimuli.intphys import MOVIES, SUBTASKS
 from pez.stimuli.intphys_mini_preview import preview_files
 from pez.stimuli.intphys_mini_render import SCENE_FACTS
 from pez.stimuli.intphys_mini_scenes import CAMERA, MOVIE_SECONDS, Scene, draw_scene

@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from pez.files import atomic_path
-from pez.stimuli.intphys import SUBTASKS, frame_paths, read_intphys
+from pez.movies.intphys import INTPHYS_MINI, SUBTASKS, frame_paths
 
 TILE, GAP, MARGIN, HEADER = 112, 3, 118, 24  # pixels
 COLUMNS = 12  # frames shown of a movie
@@ -25,7 +25,7 @@ def preview_files(root: Path) -> list[Path]:
 
 def write_previews(root: Path) -> list[Path]:
     """Write the previews of every block into `root`; returns their paths."""
-    movies = read_intphys(root, max_scenes_per_block=SCENES_SHOWN)
+    movies = INTPHYS_MINI.movies(root, max_scenes=SCENES_SHOWN)
     for block, shown in movies.groupby("block"):
         shown = shown.sort_values(["scene", "possible", "movie"], ascending=[True, False, True])
         _save(root / f"contact_sheet_{block}.png", contact_sheet(shown))
@@ -34,7 +34,7 @@ def write_previews(root: Path) -> list[Path]:
 
 
 def contact_sheet(movies: pd.DataFrame) -> Image.Image:
-    """A row a movie, time to the right; the label at the left. `movies` as read_intphys gives them, one block."""
+    """A row a movie, time to the right; the label at the left. `movies` as pez.movies gives them, one block."""
     step = TILE + GAP
     sheet = Image.new("RGB", (MARGIN + COLUMNS * step, HEADER + len(movies) * step), PAPER)
     pen = ImageDraw.Draw(sheet)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pez.errors import UserError
 from pez.files import atomic_path
-from pez.stimuli.intphys import MOVIES
+from pez.movies.intphys import MOVIES
 from pez.stimuli.intphys_mini_scenes import (
     CAMERA,
     LANE_Y,

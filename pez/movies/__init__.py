@@ -1,0 +1,27 @@
+"""Benchmarks of possible and impossible movies, and the table of those that are known. No torch."""
+
+from pathlib import Path
+
+from pez.errors import UserError
+from pez.movies.dataset import MovieDataset
+from pez.movies.intphys import INTPHYS, INTPHYS_MINI
+
+MOVIE_DATASETS: dict[str, MovieDataset] = {dataset.name: dataset for dataset in (INTPHYS, INTPHYS_MINI)}
+
+
+def dataset_at(root, otherwise: str = INTPHYS.name) -> MovieDataset:
+    """The benchmark whose movies are under `root`; where none knows the folder, the one named `otherwise`.
+
+    That one's reader then says what is wrong with the folder.
+    """
+    root = Path(root).expanduser()
+    return next((dataset for dataset in MOVIE_DATASETS.values() if dataset.is_at(root)), MOVIE_DATASETS[otherwise])
+
+
+def dataset_titled(title: str) -> MovieDataset:
+    """The benchmark that the column `data` of a table calls `title`; UserError if there is none."""
+    found = next((dataset for dataset in MOVIE_DATASETS.values() if dataset.title == title), None)
+    if found is None:
+        known = ", ".join(dataset.title for dataset in MOVIE_DATASETS.values())
+        raise UserError(f"no benchmark is called {title!r} (known: {known}): make the run again with this version")
+    return found
