@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from pez.errors import UserError
-from pez.probes.data.probe_data import Variable
+from pez.probes.data.probe_data import Parts, Variable
 
 POSSIBLE = "possible"  # the variable of movies
 NEVER = -1  # fold of a clip that always trains
@@ -47,7 +47,7 @@ class Predictions:
 
     `layers` [L]; `clips` a row per clip with `clip_id`; `group` [n]; `fold` [R, n], NEVER for a clip never held out;
     `values` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold) ->
-    Choice, empty where they were not kept.
+    Choice, empty where they were not kept; `parts` rows by name of a part of the clips.
     """
 
     variable: Variable
@@ -60,6 +60,7 @@ class Predictions:
     control: str = MAIN
     control_seed: int = 0
     choices: Mapping[tuple[int, int, int], Choice] = field(default_factory=dict)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def tested(self) -> np.ndarray:
@@ -76,12 +77,6 @@ class Predictions:
         for repeat, fold in enumerate(self.fold):
             for number in range(int(fold.max()) + 1):
                 yield repeat, np.flatnonzero(fold == number)
-
-    @property
-    def parts(self) -> dict[str, np.ndarray]:
-        """Rows of the parts of the clips that are scored by themselves: the sub-tasks of movies, by name."""
-        names = self.clips["subtask"] if "subtask" in self.clips else []
-        return {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(names)}
 
 
 # ---------------------------------------------------------------- to tables
@@ -142,10 +137,10 @@ def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
 # ---------------------------------------------------------------- from tables
 
 
-def read_predictions(path: str | Path, rerun: str) -> list[Predictions]:
+def read_predictions(path: str | Path, rerun: str, parts: Parts | None = None) -> list[Predictions]:
     """The curves of a run from predictions_RUN.parquet, in the order in which they were written.
 
-    `rerun` names the command that writes it, for a UserError: the file is missing or damaged, or curves in it are cut.
+    `parts` as of `from_table`; `rerun` names the command that writes it, for a UserError: the file is missing or damaged, or curves in it are cut.
     """
     path = Path(path)
     try:
@@ -155,21 +150,29 @@ def read_predictions(path: str | Path, rerun: str) -> list[Predictions]:
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): rerun {rerun}") from None
     try:
-        return from_table(table)
+        return from_table(table, parts)
     except UserError as error:
         raise UserError(f"{path}: {error}: rerun {rerun}") from None
 
 
-def from_table(table: pd.DataFrame) -> list[Predictions]:
-    """The curves of a table of either layout; UserError if a column, a clip or a layer of a curve is missing."""
+def from_table(table: pd.DataFrame, parts: Parts | None = None) -> list[Predictions]:
+    """The curves of a table of either layout; UserError if a column, a clip or a layer of a curve is missing.
+
+    `parts` says what parts movies have, from their table; by default their sub-tasks, by the column of that name.
+    """
     is_movies = "score" in table.columns
     missing = [column for column in (_MOVIE_COLUMNS if is_movies else _BALL_COLUMNS) if column not in table.columns]
     if missing:
         raise UserError(f"the predictions have no column {missing[0]}")
     table = table.assign(**{name: value for name, value in _OLDER.items() if name not in table.columns})
-    read = _movie_curve if is_movies else _ball_curve
     keys = ["control", "control_seed", *([] if is_movies else ["variable"]), "protocol"]
-    return [read(rows.reset_index(drop=True)) for _, rows in table.groupby(keys, sort=False)]
+    curves = [rows.reset_index(drop=True) for _, rows in table.groupby(keys, sort=False)]
+    return [_movie_curve(rows, parts or subtask_parts) if is_movies else _ball_curve(rows) for rows in curves]
+
+
+def subtask_parts(movies: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Rows of every sub-task by the column `subtask`."""
+    return {str(name): np.flatnonzero(movies["subtask"] == name) for name in movies["subtask"].unique()}
 
 
 def _ball_curve(rows: pd.DataFrame) -> Predictions:
@@ -203,7 +206,7 @@ def _ball_curve(rows: pd.DataFrame) -> Predictions:
     )
 
 
-def _movie_curve(rows: pd.DataFrame) -> Predictions:
+def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
     of_movie = [column for column in rows.columns if column not in _OLDER and column not in _OF_PROBE]
     repeats, layers = np.unique(rows["repeat"]), np.unique(rows["layer"])
     movies = rows[of_movie].drop_duplicates("clip_id").reset_index(drop=True)
@@ -230,6 +233,7 @@ def _movie_curve(rows: pd.DataFrame) -> Predictions:
             )
             for row in chosen.itertuples()
         },
+        parts=parts(movies),
     )
 
 

@@ -3,7 +3,7 @@
 Balls, movies and a user's own clips all become a ProbeData; so does every control (pez/probes/data/controls.py).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from pez.errors import UserError
 from pez.store import FeatureStore
 
 Features = Callable[[int], torch.Tensor]
+Parts = Callable[[pd.DataFrame], Mapping[str, np.ndarray]]
 DIRECTION_FORMS = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
 
 
@@ -57,6 +58,7 @@ class ProbeData:
         control, control_seed: of a control's curve; "" and 0 for the main one.
         note: what a reader must know of it.
         described: settings of the features, as their store records them.
+        parts: clip table -> rows of the parts of it that are scored by themselves as well, such as sub-tasks, by name.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ProbeData:
     control_seed: int = 0
     note: str = ""
     described: dict[str, Any] = field(default_factory=dict)
+    parts: Parts = field(default=lambda clips: {})
 
     @property
     def scored(self) -> tuple[Variable, ...]:

@@ -125,7 +125,9 @@ def _direction(form: str) -> Kind:
 
 
 def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
-    scored = score_rows(predictions.clips.iloc[rows].assign(score=predictions.values[repeat, layer, rows, 0]))
+    table = predictions.clips.iloc[rows].assign(score=predictions.values[repeat, layer, rows, 0])
+    parts = {name: np.flatnonzero(np.isin(rows, own)) for name, own in predictions.parts.items()}
+    scored = score_rows(table, parts)
     return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
 
 

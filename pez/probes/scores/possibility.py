@@ -18,6 +18,8 @@ rounding are ties, worth a half and counted (`n_ties`), and scenes decided by le
 are counted too (`n_near_ties`): their share says how much of a relative accuracy hangs on next to nothing.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
@@ -63,14 +65,15 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
     }
 
 
-def score_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a sub-task, the first overall: `subtask`, then `score_movies` of its movies.
+def score_rows(table: pd.DataFrame, parts: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """One row per sub-task, the first overall: `subtask`, then `score_movies` of its movies.
 
-    What ties is settled once for all of them, so that the sub-tasks' ties add up to the overall ones.
+    `parts`: which rows of `table` belong to each sub-task; one without rows is left out. What ties is settled once for
+    all of them, so that the sub-tasks' ties add up to the overall ones.
     """
     limits = tolerances(table)
-    parts = {OVERALL: table, **dict(list(table.groupby("subtask", sort=False)))}
-    return pd.DataFrame([{"subtask": name, **score_movies(part, limits)} for name, part in parts.items()])
+    tables = {OVERALL: table} | {name: table.iloc[rows] for name, rows in parts.items() if len(rows)}
+    return pd.DataFrame([{"subtask": name, **score_movies(part, limits)} for name, part in tables.items()])
 
 
 def _scene_numbers(table: pd.DataFrame) -> tuple[np.ndarray, int]:

@@ -236,6 +236,7 @@ class Collected:
                         control=data.control,
                         control_seed=data.control_seed,
                         choices={key: own[number] for key, own in self.choices[protocol].items()},
+                        parts=data.parts(data.clips),
                     )
                 )
         return found

@@ -1,0 +1,194 @@
+"""Possible and impossible movies to probe: the clip source, the features of the main curve and of its controls.
+
+The main curve reads the movies as they are. Its controls (pez/controls.py) but shuffled_labels take an encoder pass and
+a feature store of their own, as large as the main one but for pixels, under FEATURE_ROOT/controls; a complete one is
+always used again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from constants import FEATURES_DIR, N_FRAMES
+from pez.controls import CONTROLS, MOVIES, controls_for
+from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
+from pez.encoder.controls import control_directory, controls
+from pez.encoder.extract import extract_features, store_settings
+from pez.encoder.sources import ClipSource
+from pez.errors import UserError
+from pez.files import fingerprint
+from pez.movies import MOVIE_DATASETS, dataset_at
+from pez.movies.dataset import OVERALL, MovieDataset
+from pez.probes.data.controls import ControlSource, control_data
+from pez.probes.data.probe_data import Parts, ProbeData, check_layers, store_features
+from pez.probes.predictions import possible_variable, scene_names
+from pez.shards import WHOLE, Shard, refuse_with_shards
+from pez.store import CAPTURES, FeatureStore
+
+_OF_STORE = ("n_frames", "content", "shard", "row")  # columns of a store's clips that say nothing of the movie
+
+
+def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
+    """Add the options that choose movies, frames and features; `heads_option` names the encoder's heads."""
+    movies = parser.add_argument_group("movies")
+    movies.add_argument("--benchmark", choices=list(MOVIE_DATASETS), help="default: what the folder is found to be")
+    movies.add_argument(
+        "--intphys-root", "--benchmark-root", type=Path, help="folder of the movies (default: the benchmark's)"
+    )
+    movies.add_argument("--n-frames-sample", type=int, default=N_FRAMES, help="frames taken evenly from a movie")
+    movies.add_argument("--max-scenes-per-block", type=int, help="the first scenes of each block (default: all)")
+    movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
+    features = parser.add_argument_group("features")
+    features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
+    features.add_argument(
+        "--feature-root", type=Path, help="folder of the features (default: one named after model and settings)"
+    )
+    features.add_argument(
+        "--reuse-features",
+        action="store_true",
+        help="use features that are there and made with the same settings; without it they are made again "
+        "(what a killed run left is finished either way)",
+    )
+    features.add_argument("--overwrite", action="store_true", help="replace features made with other settings")
+    add_encoder_arguments(parser, heads_option)
+
+
+def chosen_dataset(args: argparse.Namespace) -> tuple[MovieDataset, Path]:
+    """The benchmark and folder that the options name."""
+    named = MOVIE_DATASETS[args.benchmark or "intphys"]
+    root = args.intphys_root or named.root
+    return (named if args.benchmark else dataset_at(root)), root
+
+
+def movie_source(dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: int) -> ClipSource:
+    """Sampled frames of every movie as clips to encode.
+
+    What the store records of them changes with the movies, labels, frames taken and sizes of their files.
+    """
+    paths = {row.clip_id: dataset.frames(row, n_frames_sample) for row in movies.itertuples()}
+    content = [
+        [row.clip_id, row.possible, [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
+        for row in movies.itertuples()
+    ]
+    chosen = {
+        "data": dataset.title,
+        "n_frames_sample": n_frames_sample,
+        "n_movies": len(movies),
+        "n_frames": int(movies["n_frames"].max()),
+    }
+    settings = {"name": dataset.set_name, "fingerprint": fingerprint(content), "settings": chosen}
+    clips = movies.drop(columns="directory")
+    return ClipSource(dataset.set_name, clips, None, paths, settings, n_frames_sample)
+
+
+@dataclass(frozen=True)
+class MovieFeatures:
+    """Features of a benchmark's movies: the main store, and for each control that needs a pass its stores and seeds."""
+
+    dataset: MovieDataset
+    store: FeatureStore
+    controls: dict[str, list[tuple[FeatureStore, int]]]
+
+
+def movie_features(
+    args: argparse.Namespace, pooling: str, asked: Sequence[str] = (), shard: Shard = WHOLE
+) -> MovieFeatures:
+    """Features of the movies that the options name, made or reused, and those of the controls `asked`.
+
+    A control's complete store is always reused; beside other shards so is the main one. Raises UserError for a damaged
+    tree, an encoder that cannot be had, or a folder with other features, naming the first setting (model, weights,
+    frames, transform, capture, ...) that differs.
+    """
+    refuse_with_shards(shard, overwrite=args.overwrite)
+    dataset, folder = chosen_dataset(args)
+    movies = dataset.movies(folder, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
+    source = movie_source(dataset, movies, args.n_frames_sample)
+    encoder = encoder_from_arguments(args)
+    print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
+    print(f"{dataset.title}: {len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
+    root = args.feature_root or _default_root(args, encoder, pooling)
+    make_again = shard.is_whole and not args.reuse_features
+    again = make_again and _is_complete(root / source.name, args, encoder, source, pooling)
+    main = _store(args, encoder, source, root, pooling, {"overwrite": args.overwrite or again, "shard": shard})
+    found: dict[str, list[tuple[FeatureStore, int]]] = {}
+    passes = [name for name in controls_for(MOVIES) if name in asked and CONTROLS[name].needs_pass]
+    for control in controls(encoder, passes, args.frame_order, args.control_seeds):
+        print(f"control {control.name}")
+        chosen = {"overwrite": args.overwrite, "shard": shard, "frame_order": control.frame_order}
+        store = _store(args, control.encoder, source, control_directory(root, control.name), pooling, chosen)
+        found.setdefault(control.kind, []).append((store, control.seed))  # not the control: it holds an encoder
+    return MovieFeatures(dataset, main, found)
+
+
+def _store(args, encoder, source: ClipSource, root: Path, pooling: str, chosen: dict) -> FeatureStore:
+    """A complete store as the options and, over them, `chosen` say."""
+    options = {**pass_options(args), "reuse_existing": args.reuse_features, **chosen}
+    return extract_features(
+        encoder, source, root / source.name, captures=[args.capture], poolings=[pooling], finish=True, **options
+    )
+
+
+def _default_root(args: argparse.Namespace, encoder, pooling: str) -> Path:
+    """A feature root of its own for every model, capture, transform, pooling and set of weights."""
+    weights = encoder.weights_sha256[:8]
+    return FEATURES_DIR / f"intphys_{encoder.model}_{weights}_{args.capture}_{args.transform}_{pooling}"
+
+
+def _is_complete(directory: Path, args, encoder, source: ClipSource, pooling: str) -> bool:
+    """Whether the folder already holds all of exactly these features."""
+    options = pass_options(args)
+    options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
+    settings = store_settings(encoder, source, [args.capture], [pooling], **options)
+    try:
+        return FeatureStore.open(directory).settings == settings
+    except UserError:  # missing, incomplete or damaged: extract_features makes of it what can be made
+        return False
+
+
+# ---------------------------------------------------------------- data to probe
+
+
+def movie_data(
+    store: FeatureStore, dataset: MovieDataset, capture: str, pooling: str, layers: Sequence[int] | None = None
+) -> ProbeData:
+    """The main curve's data; `layers` None: all of them."""
+    movies = store.clips.drop(columns=[name for name in _OF_STORE if name in store.clips]).reset_index(drop=True)
+    return ProbeData(
+        name=dataset.set_name,
+        clips=movies,
+        group=scene_names(movies),
+        variables=(possible_variable(movies["possible"].to_numpy(dtype=bool)),),
+        layers=check_layers(layers, store.depth, "the encoder's layers"),
+        depth=store.depth,
+        features=store_features(store, capture, pooling),
+        described=store.settings,
+        parts=dataset_parts(dataset),
+    )
+
+
+def dataset_parts(dataset: MovieDataset) -> Parts:
+    """The sub-tasks of a benchmark but the overall one, as rows of a table of its movies."""
+
+    def parts(movies: pd.DataFrame) -> dict:
+        numbered = movies.assign(_row=range(len(movies)))
+        found = {name: part["_row"].to_numpy() for name, part in dataset.parts(numbered).items()}
+        return {name: rows for name, rows in found.items() if name != OVERALL}
+
+    return parts
+
+
+def movie_control_data(main: ProbeData, features: MovieFeatures, names: Sequence[str], args, pooling: str):
+    """The data of the controls `names` of a main curve, in the order of pez.controls.CONTROLS."""
+    source = ControlSource(
+        store=features.store,
+        capture=args.capture,
+        pooling=pooling,
+        stores=lambda name: features.controls[name],
+        kind=MOVIES,
+        n_seeds=args.control_seeds,
+        first_seed=args.seed,
+    )
+    return control_data(main, [name for name in controls_for(MOVIES) if name in names], source)

@@ -1,0 +1,229 @@
+"""The options of every kind of run: defined once, typed; they make the parser, its defaults and the saved configuration.
+
+    add_arguments(parser, BallOptions)
+    options = from_arguments(BallOptions, args)     # UserError for a value out of range, before any work
+    recorded(options)                               # for config_RUN.json
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from constants import N_FOLDS, RESULTS_DIR
+from pez.controls import BALLS, MOVIES, controls_for
+from pez.encoder.pooling import POOLINGS
+from pez.errors import UserError
+from pez.files import check_run_name
+from pez.probes.data.ball import DIRECTION_TARGETS, PROBE_SETS
+from pez.probes.data.controls import known_control
+from pez.probes.data.groupings import GROUPINGS
+from pez.probes.protocols import CHOICES, FIXED_CHOICES
+from pez.probes.scores.bootstrap import N_RESAMPLES
+from pez.probes.scores.possibility import SELECTION_METRICS
+from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
+from pez.probes.solvers.attentive_training import TOKEN_NORMS
+from pez.probes.solvers.linear import SOLVERS
+from pez.probes.solvers.problems import NORM_MODES
+from pez.store import CAPTURES, TRANSFORM_NAMES
+
+Options = TypeVar("Options")
+REQUIRED: Any = dataclasses.MISSING
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002  (argparse's word)
+    *,
+    flags: Sequence[str] = (),
+    name: str | None = None,
+    choices: Callable[[], Iterable[str]] | None = None,
+    type: Callable[[str], Any] | None = None,  # noqa: A002
+    several: bool = False,
+    flag: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field of an options class.
+
+    `name` on the command line, if it is not the field's; `flags`: further names there. `choices` are asked for when a parser
+    is made, so that what was registered counts. `several`: one or more values, a tuple. `least`, `above`, `most`:
+    bounds of a number, of each of several.
+    """
+    about = {key: value for key, value in locals().items() if key != "default"}
+    return dataclasses.field(default=default, metadata={"option": about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every run is asked for."""
+
+    run_name: str = option(REQUIRED, "names the files that are written")
+    protocol: str = option(
+        "both",
+        "where settings are chosen: on the reported fold, or inside (pez/probes/protocols.py)",
+        choices=lambda: CHOICES,
+    )
+    folds: int = option(N_FOLDS, "of the grouped cross-validation", type=int)
+    seed: int = option(0, "of folds and clusters, and of what a probe draws", type=int, least=0, most=2**32 - 1)
+    repeats: int = option(1, "cross-validations, split with seeds seed, seed + 1, ...", type=int, least=1)
+    bootstrap: int = option(N_RESAMPLES, "resamples of groups for intervals; 0: none", type=int, least=0)
+    control_seeds: int = option(3, "draws of the controls shuffled_labels and random_weights", type=int, least=1)
+    device: str = option("cpu", "cpu, cuda:0, ...")
+    memory_gib: float | None = option(
+        None,
+        "bound of the probes trained at once (default: a share of a GPU's, a CPU's caches, 3 of an attentive probe)",
+        flags=("--memory-gb",),
+        type=float,
+        above=0,
+    )
+    results_dir: Path = option(RESULTS_DIR, "where results are written", type=Path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BallOptions(RunOptions):
+    """`step3_probe.py run`; None stands for the default that the features decide."""
+
+    feature_root: Path = option(REQUIRED, "what step2_extract.py wrote", type=Path)
+    probe_set: str = option(REQUIRED, "which variables", choices=lambda: PROBE_SETS)
+    solver: str = option("trainable", "trainable: 20 AdamW settings", choices=lambda: SOLVERS)
+    norm_mode: str = option("zscore", "of features, by training clips", choices=lambda: NORM_MODES)
+    grouping: str = option("direction_spatial_sector", "clips kept together", choices=lambda: GROUPINGS)
+    direction_target: str | None = option(
+        None, "default: angle for fig2c, vxy for the others", choices=lambda: DIRECTION_TARGETS
+    )
+    residual_capture: str = option("resid_post", "checked against the features", choices=lambda: CAPTURES)
+    preprocessing: str = option("resize", "checked against the features", choices=lambda: TRANSFORM_NAMES)
+    pooling: str | None = option(None, "needed if the features hold several", choices=lambda: list(POOLINGS))
+    control: tuple[str, ...] = option(
+        (), "curves to read the main ones against", choices=lambda: controls_for(BALLS), several=True
+    )
+    layers: tuple[int, ...] | None = option(None, "only these (default: all)", type=int, several=True)
+    threads: int | None = option(
+        None, "CPU threads, one problem each (default: all cores)", flags=("--workers",), type=int, least=1
+    )
+    save_probes: bool = option(False, "write the weights of the nested refits as probes_RUN.safetensors", flag=True)
+
+
+def movie_control(name: str) -> str:
+    """A control of movies; UserError, with the reason where there is one, for any other."""
+    return known_control(name, MOVIES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovieOptions(RunOptions):
+    """`step_intphys_probe.py`, beside the options of movies, features and encoder (pez/probes/data/movies.py)."""
+
+    run_name: str = option("intphys_linear", "names what is written")
+    selection_metric: str = option("accuracy", "chooses among the settings", choices=lambda: SELECTION_METRICS)
+    control: tuple[str, ...] = option(
+        (),
+        "probe these too, into controls_RUN.csv; all but shuffled_labels take an encoder pass and as much disk as the "
+        "main features (pez/controls.py)",
+        type=movie_control,
+        several=True,
+        metavar="NAME",
+    )
+    layers: tuple[int, ...] | None = option(None, "layers to probe (default: all)", type=int, several=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentiveOptions(MovieOptions):
+    """`step_intphys_attentive.py`."""
+
+    run_name: str = option("intphys_attentive", "names what is written")
+    patch_pool: str = option(TOKEN_POOLINGS[0], "the tokens that the probe reads", choices=lambda: TOKEN_POOLINGS)
+    lr: tuple[float, ...] = option((1e-4,), "learning rates", type=float, several=True, above=0)
+    wd: tuple[float, ...] = option((0.01,), "weight decays", type=float, several=True, least=0)
+    selection_metric: str = option(
+        "relative_accuracy", "chooses among several settings", choices=lambda: SELECTION_METRICS
+    )
+    protocol: str = option(
+        "both",
+        "where setting and stopping epoch are chosen (pez/probes/protocols.py); both: nested, with paper's scores "
+        "beside it; fixed: one setting, its last epoch, half the work",
+        choices=lambda: FIXED_CHOICES,
+    )
+    num_epochs: int = option(20, "epochs of training", type=int)
+    warmup_epochs: float = option(0.0, "linear warm-up of the learning rate", type=float)
+    probe_batch_size: int = option(16, "movies a training step", type=int)
+    num_probe_blocks: int = option(4, "blocks, the cross-attention one included", type=int)
+    probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int)
+    token_norm: str = option("layer", "of the tokens before the probe", choices=lambda: TOKEN_NORMS)
+    probe_dtype: str = option("float32", "of its products", choices=lambda: ("float32", "bfloat16"))
+
+
+# ---------------------------------------------------------------- to and from a command line
+
+
+def add_arguments(parser: argparse._ActionsContainer, options: type, leave: Iterable[str] = ()) -> None:
+    """Add an argument for every field of an options class but those named in `leave`."""
+    for field in dataclasses.fields(options):
+        about = field.metadata["option"]
+        if field.name in leave:
+            continue
+        names = [_name(field), *about["flags"]]
+        if about["flag"]:
+            parser.add_argument(*names, dest=field.name, action="store_true", help=about["help"])
+            continue
+        given: dict[str, Any] = {"dest": field.name, "help": about["help"], "type": about["type"]}
+        if field.default is REQUIRED:
+            given["required"] = True
+        else:
+            given["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
+        if about["choices"] is not None:
+            given["choices"] = list(about["choices"]())
+        if about["several"]:
+            given["nargs"] = "+"
+        if about["metavar"]:
+            given["metavar"] = about["metavar"]
+        parser.add_argument(*names, **given)
+
+
+def from_arguments(options: type[Options], args: argparse.Namespace) -> Options:
+    """An options object from parsed arguments; UserError for a value out of its range or a name that cannot be used."""
+    values = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(args, field.name)
+        if field.metadata["option"]["several"] and value is not None:
+            value = tuple(dict.fromkeys(value))
+        values[field.name] = value
+    found = options(**values)
+    check_ranges(found)
+    check_run_name(values["run_name"])
+    return found
+
+
+def check_ranges(options: Any) -> None:
+    """UserError for the first option whose value is out of its range."""
+    for field in dataclasses.fields(options):
+        about, value = field.metadata["option"], getattr(options, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                _check_range(_name(field), number, about)
+
+
+def _name(field: dataclasses.Field) -> str:
+    """What an option is called on the command line."""
+    return field.metadata["option"]["name"] or "--" + field.name.replace("_", "-")
+
+
+def _check_range(name: str, number: float, about: dict[str, Any]) -> None:
+    least, above, most = about["least"], about["above"], about["most"]
+    if least is not None and not number >= least:
+        bound = f"{least:g} ... {most:g}" if most is not None and most < 1e9 else f"at least {least:g}"
+        raise UserError(f"{name} must be {bound}; got {number:g}")
+    if above is not None and not number > above:
+        raise UserError(f"{name} must be more than {above:g}; got {number:g}")
+    if most is not None and not number <= most:
+        raise UserError(f"{name} must be {least or 0:g} ... {most:.0f}; got {number:g}")
+
+
+def recorded(options: Any) -> dict[str, Any]:
+    """An options object as a configuration file has it."""
+    values = dataclasses.asdict(options)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

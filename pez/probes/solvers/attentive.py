@@ -1,0 +1,162 @@
+"""Attentive probes (pez/probes/solvers/attentive_model.py) as a solver: every setting and fold is a probe of its own.
+
+A probe scores the movies it is read on after every epoch, so any setting and epoch of it can be read afterwards; a
+setting stops at the epoch of its smallest validation loss. Nested validation chooses on one of the training folds, the
+next one, by probes trained on the others.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from sklearn.metrics import log_loss
+
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.predictions import Choice
+from pez.probes.solvers.attentive_model import check_sizes
+from pez.probes.solvers.attentive_stack import stack_size
+from pez.probes.solvers.attentive_training import Problem, Recipe, train
+from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.solver import Fit, Step, Trials
+from pez.probes.validation.folds import Folds
+
+POOLINGS = ("temporal_last_patch", "temporal_diff_patch", "all")  # those that keep tokens apart
+CPU_MEMORY_BYTES = 3 * 2**30
+
+
+@dataclass
+class AttentiveSolver:
+    """See pez.probes.solvers.solver.Solver.
+
+    `memory_bytes`: for features, parameters and activations at once (default 3 GiB on a CPU, 70 % of what is free on a
+    GPU); one probe is always trained, whatever it takes.
+    """
+
+    settings: tuple[Setting, ...]
+    recipe: Recipe
+    device: str = "cpu"
+    memory_bytes: int | None = None
+    _of: ProbeData | None = field(default=None, repr=False)
+    _held: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)  # features of some layers of it
+
+    reads_any_epoch = True
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs of the recipe."""
+        return self.recipe.num_epochs
+
+    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
+        """The next fold."""
+        return ((fold + 1) % n_folds,)
+
+    def steps(self, fit: Fit) -> int:
+        """Probes that are trained."""
+        return len(self.settings) if fit.choices is None else 1
+
+    def check(self, data: ProbeData) -> None:
+        """UserError for tokens that such a probe cannot read."""
+        check_sizes(**self.recipe.sizes(data.described["width"]))
+
+    def at_once(self, data: ProbeData, layer: int) -> tuple[int, int]:
+        """How many probes to stack, and how many layers' features to hold (at least one)."""
+        n_clips, n_tokens, width = self._features(data, [layer])[layer].shape
+        memory = self.memory_bytes
+        if memory is None:
+            on_gpu = torch.device(self.device).type == "cuda"
+            memory = int(0.7 * torch.cuda.mem_get_info(self.device)[0]) if on_gpu else CPU_MEMORY_BYTES
+        layer_bytes = 2 * n_clips * n_tokens * width
+        sizes, device = self.recipe.sizes(width), torch.device(self.device)
+        stacked = stack_size(sizes, self.recipe.batch_size, n_tokens, device, memory - 2 * layer_bytes)
+        return stacked, max(1, memory // 3 // layer_bytes)
+
+    def release(self) -> None:
+        """Let go of features: a device's memory is the next curve's."""
+        self._of, self._held = None, {}
+
+    def solve(
+        self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
+    ) -> Iterator["AttentiveFitted"]:
+        """Train the probes of all `fits` in stacks, then yield them in order; the features of their layers are held."""
+        fits = list(fits)
+        features = self._features(data, sorted({fit.layer for fit in fits}))
+        labels = data.targets[:, 0].float()
+        problems = [self._problems(fit, folds) for fit in fits]
+        every = [problem for own in problems for problem in own]
+        stacked, _ = self.at_once(data, fits[0].layer) if fits else (1, 1)
+        scores: dict[int, np.ndarray] = {}
+        for problem, found in train(every, features.__getitem__, labels, self.recipe, self.device, stacked):
+            scores[id(problem)] = found
+            step()
+        for fit, own in zip(fits, problems):
+            yield AttentiveFitted(fit, own, [scores[id(problem)] for problem in own], labels)
+
+    def _problems(self, fit: Fit, folds: Folds) -> list[Problem]:
+        """One probe per setting; start and batch order go by the fold that is reported in the end."""
+        train_rows = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
+        if len(fit.left_out) > 1:
+            (reported,) = set(fit.left_out) - set(fit.validated_on)
+            read = folds.rows(fit.validated_on[0])
+        else:
+            (reported,) = fit.left_out
+            read = folds.rows(reported)
+        every = tuple(range(1, self.recipe.num_epochs + 1))
+        if fit.choices is None:
+            chosen = [(setting, every) for setting in self.settings]
+        else:
+            chosen = [(self.settings[choice.setting], (choice.epochs,)) for choice in fit.choices]
+        return [
+            Problem(fit.layer, reported, s.learning_rate, s.weight_decay, train_rows, read, epochs, fit.repeat)
+            for s, epochs in chosen
+        ]
+
+    def _features(self, data: ProbeData, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Features of these layers; what was held of others, or of other data, is let go."""
+        held = self._held if self._of is data else {}
+        on_gpu = torch.device(self.device).type == "cuda"
+        self._of, self._held = data, {layer: held[layer] for layer in layers if layer in held}
+        for layer in layers:
+            if layer not in self._held:
+                features = data.features(layer)
+                self._held[layer] = features.to(self.device) if on_gpu else features
+        return self._held
+
+
+@dataclass(frozen=True)
+class AttentiveFitted:
+    """See pez.probes.solvers.solver.Fitted: its probes, and the `scores` [epochs, rows] of each."""
+
+    fit: Fit
+    problems: list[Problem]
+    scores: list[np.ndarray]
+    labels: torch.Tensor
+
+    def trials(self, fold: int) -> Trials:
+        """Of every setting at its epoch of smallest loss."""
+        rows = self.problems[0].predict_rows
+        possible = self.labels[torch.as_tensor(rows)].bool().numpy()
+        losses = np.array([[_loss(possible, scores) for scores in own] for own in self.scores])  # [S, epochs]
+        best = losses.argmin(1)
+        at_best = np.stack([own[epoch] for own, epoch in zip(self.scores, best)])
+        return Trials(
+            torch.from_numpy(losses.min(1))[:, None],
+            torch.from_numpy(best + 1)[:, None],
+            torch.from_numpy(at_best)[:, :, None],
+        )
+
+    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
+        """[m, 1], at the setting and epoch chosen."""
+        (choice,) = choices
+        number = 0 if self.fit.choices is not None else choice.setting
+        epochs = self.problems[number].epochs or ()
+        return torch.from_numpy(self.scores[number][epochs.index(choice.epochs)])[:, None]
+
+    def weights(self) -> None:
+        """An attentive probe's weights are not kept."""
+        return
+
+
+def _loss(possible: np.ndarray, scores: np.ndarray) -> float:
+    probability = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+    return log_loss(possible, probability, labels=[False, True])

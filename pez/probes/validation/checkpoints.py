@@ -1,0 +1,208 @@
+"""Cross-validation of probes that train for long: it goes on where it was killed, and shards of a run meet in files.
+
+    layers_RUN/settings.json                everything that decides a score of the main curve
+    layers_RUN/layer_07_fold_0.parquet      scores of one layer and fold, one row per movie of the fold and protocol;
+                                            layer_07_fold_0_repeat_1.parquet of a second cross-validation
+    layers_RUN/controls/static_last/...     the same of a control
+
+A piece is a file that appears whole. Pieces that are there are never made again; one that was made with other settings
+is refused by name.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pez.controls import CONTROLS
+from pez.errors import UserError
+from pez.files import atomic_path, read_json, remove_partial, write_json
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.predictions import Predictions, from_table
+from pez.probes.solvers.attentive import AttentiveSolver
+from pez.probes.solvers.solver import Step
+from pez.probes.validation.cross_validate import Outcome, count_steps, outcomes
+from pez.probes.validation.folds import Folds
+from pez.runs import progress
+from pez.shards import WHOLE, Shard, describing, holding, own_share
+
+
+class Piece(NamedTuple):
+    """One layer and fold of one repeat of a curve's cross-validation."""
+
+    layer: int
+    repeat: int
+    fold: int
+
+
+@dataclass(frozen=True)
+class LongCurve:
+    """One curve: its data, the folds of every repeat, its protocols, and everything that decides a score, by name."""
+
+    data: ProbeData
+    repeats: tuple[Folds, ...]
+    protocols: tuple[str, ...]
+    described: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A name for folders and progress bars; empty for the main curve."""
+        control = CONTROLS.get(self.data.control)
+        seeded = control is not None and control.seeded
+        return f"{self.data.control}_seed{self.data.control_seed}" if seeded else self.data.control
+
+    def pieces(self) -> list[Piece]:
+        """Every piece of the curve, a layer's side by side."""
+        return [
+            Piece(layer, repeat, fold)
+            for layer in self.data.layers
+            for repeat, folds in enumerate(self.repeats)
+            for fold in range(folds.n_folds)
+        ]
+
+
+class PieceFolder:
+    """The pieces of one curve in `directory`, written by one `shard` of a run."""
+
+    def __init__(self, directory: Path, shard: Shard = WHOLE):
+        self.directory, self.shard = directory, shard
+
+    def start(self, described: dict[str, Any]) -> None:
+        """Begin, or go on with pieces of these settings; UserError, naming the first that differs, for other ones."""
+        path = self.directory / "settings.json"
+        remove_partial(self.directory, self.shard.owner)
+        with describing(self.directory, self.shard):
+            if not path.is_file():
+                write_json(path, described)
+                return
+        there, mend = read_json(path), "choose another --run-name, or remove the folder"
+        unknown = sorted(set(described) - set(there))
+        if unknown:
+            raise UserError(f"{self.directory} was made by an earlier version, which had no {unknown[0]}: {mend}")
+        for key in described:
+            if there[key] != described[key]:
+                raise UserError(
+                    f"{self.directory} holds layers probed with {key} = {there[key]!r}, now asked for "
+                    f"{described[key]!r}: {mend}"
+                )
+
+    def path(self, piece: Piece) -> Path:
+        """File of a piece."""
+        repeat = f"_repeat_{piece.repeat}" if piece.repeat else ""
+        return self.directory / f"layer_{piece.layer:02d}_fold_{piece.fold}{repeat}.parquet"
+
+    def missing(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Those of `pieces` that are not there yet, in order."""
+        return [piece for piece in pieces if not self.path(piece).is_file()]
+
+    def write(self, piece: Piece, table: pd.DataFrame) -> None:
+        """Keep the scores of a piece."""
+        with atomic_path(self.path(piece), self.shard.owner) as temporary:
+            table.to_parquet(temporary, index=False)
+
+    def read(self, pieces: Iterable[Piece]) -> pd.DataFrame:
+        """The scores of `pieces`, one after another; UserError for a damaged file."""
+        tables = []
+        for path in map(self.path, pieces):
+            try:
+                tables.append(pd.read_parquet(path))
+            except (ValueError, OSError) as error:
+                raise UserError(f"{path} is damaged ({error}): remove it and rerun the same command") from None
+        return pd.concat(tables, ignore_index=True)
+
+
+def cross_validate_long(
+    curves: Sequence[LongCurve], directory: str | Path, solver: AttentiveSolver, metric: str, shard: Shard = WHOLE
+) -> list[Predictions] | None:
+    """Out-of-fold predictions of every curve, or None while pieces of other shards are missing.
+
+    Args:
+        curves: the main one first.
+        directory: where finished pieces are kept and found again.
+        metric: as of pez.probes.validation.cross_validate.
+
+    Raises:
+        UserError: the folder holds other settings' results, another run writes to it, or a piece is damaged.
+    """
+    folders = [PieceFolder(_folder(Path(directory), curve), shard) for curve in curves]
+    for curve in curves:
+        solver.check(curve.data)
+    with holding(directory, shard):
+        for folder, curve in zip(folders, curves):
+            folder.start(curve.described)
+        own = own_share([(n, piece) for n, curve in enumerate(curves) for piece in curve.pieces()], *shard)
+        _fill(curves, folders, [[p for n, p in own if n == number] for number in range(len(curves))], solver, metric)
+    if any(folder.missing(curve.pieces()) for folder, curve in zip(folders, curves)):
+        return None
+    found: list[Predictions] = []
+    for folder, curve in zip(folders, curves):
+        data = curve.data
+        table = folder.read(curve.pieces()).assign(control=data.control, control_seed=data.control_seed)
+        found += from_table(table, data.parts)
+    return found
+
+
+def count_pieces(curves: Sequence[LongCurve], directory: str | Path) -> tuple[int, int]:
+    """How many pieces of all curves are there, and how many there will be."""
+    missing = sum(len(PieceFolder(_folder(Path(directory), curve)).missing(curve.pieces())) for curve in curves)
+    total = sum(len(curve.pieces()) for curve in curves)
+    return total - missing, total
+
+
+def _folder(directory: Path, curve: LongCurve) -> Path:
+    return directory / "controls" / curve.name if curve.name else directory
+
+
+def _fill(curves, folders: Sequence[PieceFolder], own: Sequence[Sequence[Piece]], solver, metric: str) -> None:
+    """Make those of the `own` pieces of every curve that are missing, one bar over all."""
+    missing = [folder.missing(pieces) for folder, pieces in zip(folders, own)]
+    each = [count_steps(solver, c.protocols, 1, c.repeats[:1]) // c.repeats[0].n_folds for c in curves]  # of a piece
+    total, left = (sum(n * len(pieces) for n, pieces in zip(each, lists)) for lists in (own, missing))
+    with progress(total=total, initial=total - left, description="attentive probes", unit="probe") as bar:
+        for curve, folder, pieces in zip(curves, folders, missing):
+            bar.set_postfix_str(curve.name)
+            for chunk in _chunks(pieces, solver, curve.data):
+                for piece, table in _probed(curve, chunk, solver, metric, bar.update):
+                    folder.write(piece, table)
+            solver.release()
+
+
+def _chunks(pieces: Sequence[Piece], solver: AttentiveSolver, data: ProbeData) -> Iterator[list[Piece]]:
+    """`pieces`, in order, in groups whose probes and layers fit into memory together."""
+    chunk: list[Piece] = []
+    most, most_layers = solver.at_once(data, pieces[0].layer) if pieces else (1, 1)
+    for piece in pieces:
+        layers = {each.layer for each in chunk} | {piece.layer}
+        if chunk and (len(chunk) >= most or len(layers) > most_layers):
+            yield chunk
+            chunk = []
+        chunk.append(piece)
+    if chunk:
+        yield chunk
+
+
+def _probed(
+    curve: LongCurve, chunk: Sequence[Piece], solver: AttentiveSolver, metric: str, step: Step
+) -> Iterator[tuple[Piece, pd.DataFrame]]:
+    """Every piece of a chunk with its table, as it is done."""
+    for repeat, folds in enumerate(curve.repeats):
+        reports = [(piece.layer, piece.fold) for piece in chunk if piece.repeat == repeat]
+        found: dict[Piece, dict[str, pd.DataFrame]] = {}
+        asked = {"repeat": repeat, "metric": metric, "step": step}
+        for outcome in outcomes(curve.data, folds, solver, curve.protocols, reports, **asked) if reports else ():
+            piece = Piece(outcome.layer, repeat, outcome.fold)
+            own = found.setdefault(piece, {})
+            own[outcome.protocol] = _rows(curve.data, folds, repeat, outcome)
+            if len(own) == len(curve.protocols):
+                yield piece, pd.concat([own[protocol] for protocol in curve.protocols], ignore_index=True)
+
+
+def _rows(data: ProbeData, folds: Folds, repeat: int, outcome: Outcome) -> pd.DataFrame:
+    """Rows of one outcome, as pez.probes.predictions describes those of movies."""
+    (choice,) = outcome.choices
+    columns = {"layer": outcome.layer, "fold": outcome.fold, "score": outcome.prediction[:, 0].numpy()}
+    chosen = {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epoch": choice.epochs}
+    movies = data.clips.iloc[folds.rows(outcome.fold)]
+    return movies.assign(**columns, **chosen, protocol=outcome.protocol, repeat=repeat)
