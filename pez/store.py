@@ -271,7 +271,8 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
 
 
 def _refuse_difference(directory: Path, there: dict, wanted: dict, within: str = "") -> None:
-    for key in sorted(set(there) | set(wanted)):
+    # a fingerprint of the rest says least
+    for key in sorted(set(there) | set(wanted), key=lambda key: (key == "fingerprint", key)):
         held, asked = there.get(key), wanted.get(key)
         if held != asked and isinstance(held or asked, dict) and isinstance(asked or held, dict):
             _refuse_difference(directory, held or {}, asked or {}, f"{within}{key}.")
