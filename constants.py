@@ -36,7 +36,7 @@ REFERENCE_DIR = REPOSITORY / "reference"  # published numbers, for overlays only
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Sizes of a V-JEPA 2 encoder and the checkpoint file that holds it: in CHECKPOINT_DIR, or in weights/, with the
+    """Sizes of an encoder and the checkpoint file that holds it: in CHECKPOINT_DIR, or in weights/, with the
     file's checksum, if it comes with the project."""
 
     width: int
@@ -45,10 +45,11 @@ class ModelSpec:
     mlp_width: int  # hidden units of the MLP
     file: str | None
     sha256: str | None = None  # of a file that comes with the project
-    checkpoint_key: str = "target_encoder"  # entry of the file, as the official evaluations read
+    checkpoint_key: str | None = None  # entry of the file; None: the one that its family's official evaluations read
     resolution: int = 256  # pixels a side
     patch_size: int = 16
     tubelet_size: int = 2
+    family: str = "vjepa2"  # an entry of pez.encoder.families.FAMILIES
 
 
 MODELS = {

@@ -20,11 +20,11 @@ from constants import DATA_DIR, N_FRAMES
 from pez.cli import Parser, run_script
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.compute import Speed
-from pez.encoder.controls import CONTROLS, control_directory, controls
+from pez.encoder.controls import control_directory, control_passes, controls
 from pez.encoder.extract import DTYPES, extract_features
 from pez.encoder.flops import counted_flops
-from pez.encoder.loading import Encoder
 from pez.encoder.pooling import POOLINGS
+from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipSource, ball_source, folder_source
 from pez.errors import UserError
 from pez.shards import add_shard_arguments, check_shard, whose
@@ -48,7 +48,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--reuse-existing", action="store_true", help="keep a complete store that holds what is asked for, and more"
     )
-    parser.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="further passes, as controls")
+    parser.add_argument("--control", nargs="+", default=[], choices=control_passes(), help="further passes")
     parser.add_argument("--control-seeds", type=int, default=3, help="random encoders of --control random_weights")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; says why where that fails")
     add_encoder_arguments(parser)
@@ -74,7 +74,7 @@ def main(args) -> None:
     check_shard(args.num_shards, args.shard_index)
     sources = find_sources(args)
     encoder = encoder_from_arguments(args)
-    print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
+    print(f"{encoder.model} ({encoder.weights_label}): {encoder.depth} layers, width {encoder.width}")
     for source in sources:
         extract(args, source, encoder, args.output_root, {})
     for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
@@ -102,8 +102,8 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
     )
     print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
     if speed.clips:
-        shape, dtype = (1, source.n_frames, 3, *[encoder.spec.resolution] * 2), DTYPES[store.settings["dtype"]]
-        print(f"  {speed.text(counted_flops(encoder.module, shape, encoder.device, dtype), dtype)}")
+        dtype = DTYPES[store.settings["dtype"]]
+        print(f"  {speed.text(counted_flops(encoder, 1, source.n_frames, dtype), dtype)}")
     if missing := store.missing_shards():
         print(f"  {len(missing)} of the shards are still to come{whose(store.directory, missing)}")
 

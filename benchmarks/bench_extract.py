@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pez.encoder.compute import compiled
 from pez.encoder.extract import extract_features
 from pez.encoder.flops import encoder_flops, matmul_rate, wait
-from pez.encoder.loading import Encoder, load_encoder
-from pez.encoder.preprocessing import normalise, read_frames
+from pez.encoder.loading import load_encoder
+from pez.encoder.preprocessing import read_frames
+from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipSource
 from pez.store import FeatureStore
 
@@ -98,7 +99,7 @@ def bare_forwards(encoder: Encoder, frames: torch.Tensor, batch_size: int, dtype
     """The encoder over clips that are decoded already; nothing is kept."""
     with torch.autocast(encoder.device.type, dtype=dtype, enabled=dtype != torch.float32):
         for batch in frames.split(batch_size):
-            encoder.module(normalise(batch.to(encoder.device)))
+            encoder.forward(batch.to(encoder.device))
     wait(encoder.device)
 
 
@@ -108,7 +109,7 @@ def forwards(clips: int, model: str = "tiny", device: str = "cpu", resolution: i
     encoder = load_encoder(model, "random", device=device, resolution=resolution)
     dtype = torch.bfloat16 if encoder.device.type == "cuda" else torch.float32
     size = 16 if encoder.device.type == "cuda" else 2
-    frames = torch.randint(0, 256, (clips, 16, 3, *[encoder.spec.resolution] * 2), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (clips, 16, 3, *[encoder.resolution] * 2), dtype=torch.uint8)
     bare_forwards(encoder, frames[:size], size, dtype)
     rate = matmul_rate(encoder.device, dtype)
 
@@ -149,12 +150,12 @@ def main() -> None:
 
 def compiled_once(encoder: Encoder, batch_size: int, dtype: torch.dtype) -> Encoder:
     """The encoder with compiled blocks, outside the clock; says why if it is the one that came."""
-    frames = torch.randint(0, 256, (batch_size, 16, 3, *[encoder.spec.resolution] * 2), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (batch_size, 16, 3, *[encoder.resolution] * 2), dtype=torch.uint8)
 
     @torch.inference_mode()
     def run(each: Encoder) -> dict[str, torch.Tensor]:
         with torch.autocast(each.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return {"last": each.module(normalise(frames.to(each.device)))[0]}
+            return {"last": each.forward(frames.to(each.device))[0]}
 
     fast, why = compiled(encoder, run, dtype)
     print(f"not compiled: {why}" if why else "compiled")

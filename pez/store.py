@@ -270,11 +270,15 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
     return error
 
 
-def _refuse_difference(directory: Path, there: dict, wanted: dict) -> None:
-    for key in sorted(set(there) | set(wanted)):
-        if there.get(key) != wanted.get(key):
+def _refuse_difference(directory: Path, there: dict, wanted: dict, within: str = "") -> None:
+    # a fingerprint of the rest says least
+    for key in sorted(set(there) | set(wanted), key=lambda key: (key == "fingerprint", key)):
+        held, asked = there.get(key), wanted.get(key)
+        if held != asked and isinstance(held or asked, dict) and isinstance(asked or held, dict):
+            _refuse_difference(directory, held or {}, asked or {}, f"{within}{key}.")
+        if held != asked:
             raise UserError(
-                f"{directory} holds features made with {key} = {there.get(key)!r}, now asked for {wanted.get(key)!r}: "
+                f"{directory} holds features made with {within}{key} = {held!r}, now asked for {asked!r}: "
                 "choose another folder for the features, or replace these with --overwrite"
             )
 

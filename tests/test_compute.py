@@ -51,9 +51,9 @@ def run(frames):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spec", [SMALL, replace(SMALL, width=64, depth=3, heads=2, mlp_width=192, resolution=64)])
 def test_counted_operations_equal_the_closed_form(spec, dtype):
-    module = random_encoder("tiny", spec, 0, CPU).module
+    encoder = random_encoder("tiny", spec, 0, CPU)
     for clips, n_frames in ((1, 16), (3, 8)):
-        counted = flops.counted_flops(module, (clips, n_frames, 3, *[spec.resolution] * 2), CPU, dtype)
+        counted = flops.counted_flops(encoder, clips, n_frames, dtype)
         assert counted == clips * flops.encoder_flops(spec, n_frames)
 
 
@@ -123,7 +123,7 @@ def test_the_real_compiler_gives_the_same_states(encoder, monkeypatch, tmp_path)
     @torch.inference_mode()
     def states(each):
         found = {}
-        with captured_states(each.module, [0, 1, 2], lambda state, value: found.setdefault(str(state), value)):
+        with captured_states(each, [0, 1, 2], lambda state, value: found.setdefault(str(state), value)):
             each.module(frames)
         return found
 

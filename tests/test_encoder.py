@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from constants import MODELS
 from pez.encoder.capture import captured_states
-from pez.encoder.checkpoints import read_meta_checkpoint
 from pez.encoder.extract import encode_pooled
-from pez.encoder.loading import encoder_config, load_encoder
+from pez.encoder.loading import load_encoder
+from pez.encoder.vjepa2 import encoder_config
 from pez.errors import UserError
 from pez.store import tensor_name
 
@@ -119,9 +119,9 @@ def test_registry_sizes(model):
 
 def test_capture_removes_its_hooks_and_checks_layers_first(encoded):
     encoder, _, _, _ = encoded
-    with pytest.raises(UserError, match="state 99 is not in"), captured_states(encoder.module, [99], print):
+    with pytest.raises(UserError, match="state 99 is not in"), captured_states(encoder, [99], print):
         pass
-    with captured_states(encoder.module, [0, 1], lambda state, hidden: None):
+    with captured_states(encoder, [0, 1], lambda state, hidden: None):
         assert encoder.module.layer[0]._forward_hooks
     assert not any(module._forward_hooks for module in encoder.module.modules())
 
@@ -204,4 +204,4 @@ def test_a_checkpoint_of_torch_before_1_6_is_read_too(tmp_path):
 
 def test_unknown_entry_names_what_there_is():
     with pytest.raises(UserError, match="must be one of target_encoder, encoder"):
-        read_meta_checkpoint(DATA / "vjepa2_small_headdim64.pt", "ema")
+        load_fixture("vjepa2_small_headdim64", checkpoint_key="ema")

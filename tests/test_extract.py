@@ -436,7 +436,7 @@ extract.SHARD_CLIPS = 2
 encoder = load_encoder("tiny", "random")
 source = ball_source({str(tmp_path / "data" / "velocity")!r})
 def fake(encoder, frames, settings):
-    shape = (len(frames), encoder.patch_grid**2, encoder.spec.width)
+    shape = (len(frames), encoder.layout.n_patches, encoder.width)
     names = [f"temporal_last_patch.h_{{state:02d}}" for state in range(1, 13)]
     return {{name: torch.zeros(shape) for name in names}}
 extract.encode_pooled = fake

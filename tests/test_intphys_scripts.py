@@ -81,7 +81,7 @@ def test_reuse_takes_the_same_features_and_nothing_else_does(probed):
         (["--transform", "eval_preproc"], "transform = 'resize', now asked for 'eval_preproc'"),
         (["--capture", "resid_post"], "captures = ['resid_pre'], now asked for ['resid_post']"),
         (["--weights-seed", "1"], "weights_label = 'random weights (seed 0)', now asked for 'random weights (seed 1)'"),
-        (["--n-frames-sample", "8"], "'n_frames_sample': 16"),
+        (["--n-frames-sample", "8"], "clip_set.settings.n_frames_sample = 16, now asked for 8"),
         (["--model", "custom"], "--model custom"),
     ],
 )

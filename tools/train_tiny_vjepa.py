@@ -20,8 +20,8 @@ import torch
 
 from constants import ARTIFACTS_DIR
 from pez.cli import Parser, run_script
-from pez.encoder.checkpoints import CHECKPOINT_KEYS
-from pez.encoder.loading import find_device
+from pez.encoder.devices import find_device
+from pez.encoder.vjepa2 import CHECKPOINT_KEYS
 from pez.pretraining.evaluation import BallEvaluation
 from pez.pretraining.export import write_checkpoint
 from pez.pretraining.trainer import Trainer, TrainingSettings

@@ -3,10 +3,11 @@
 import argparse
 
 from constants import DEFAULT_MODEL, MODELS
-from pez.encoder.checkpoints import CHECKPOINT_KEYS
 from pez.encoder.extract import DTYPES
-from pez.encoder.loading import CUSTOM, Encoder, load_encoder
+from pez.encoder.families import FAMILIES, checkpoint_keys
+from pez.encoder.loading import CUSTOM, load_encoder
 from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS
+from pez.encoder.protocol import Encoder
 from pez.errors import UserError
 
 
@@ -20,12 +21,16 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
         "--model", default=DEFAULT_MODEL, choices=[*MODELS, CUSTOM], help="an entry of constants.MODELS"
     )
     chosen.add_argument(
-        "--weights", help="a Meta .pt file, a Hugging Face folder or hub id, or `random` (default: the model's file)"
+        "--weights",
+        help="an original file, a Hugging Face folder or hub id, or `random` (default: the model's file)",
     )
     chosen.add_argument(
         "--checkpoint-key",
-        choices=CHECKPOINT_KEYS,
-        help="entry of a Meta file (default: the registry's)",
+        choices=checkpoint_keys(),
+        help="entry of an original file (default: the registry's)",
+    )
+    chosen.add_argument(
+        "--family", choices=list(FAMILIES), help="of encoders (default: the registry's, else recognised by the weights)"
     )
     chosen.add_argument(heads_option, dest="num_heads", type=int, help="attention heads, for --model custom")
     chosen.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")
@@ -65,6 +70,7 @@ def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
         resolution=args.model_resolution,
         seed=args.weights_seed,
         device=args.device,
+        family=args.family,
     )
 
 

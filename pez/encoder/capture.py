@@ -1,37 +1,39 @@
-"""Residual states read by named, removable forward hooks, each reduced as soon as it is there."""
+"""Residual states read or replaced by named, removable forward hooks.
+
+State h_0 is the output of `encoder.embeddings`, h_{i+1} that of `encoder.blocks[i]`. Hooks of one module run in the
+order in which they were set: enter `replaced_states` first for `captured_states` to see what it put there.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
+from pez.encoder.protocol import Encoder
 from pez.errors import UserError
 
 
-def hooked_modules(encoder: nn.Module) -> dict[int, nn.Module]:
-    """The module whose output is residual state h_i: the patch embedding for h_0, block i for h_{i+1}."""
-    return {0: encoder.embeddings, **{index + 1: block for index, block in enumerate(encoder.layer)}}
+def hooked_modules(encoder: Encoder) -> dict[int, nn.Module]:
+    """The module whose output is residual state h_i, for every i."""
+    return {0: encoder.embeddings, **{index + 1: block for index, block in enumerate(encoder.blocks)}}
 
 
 @contextlib.contextmanager
 def captured_states(
-    encoder: nn.Module, states: list[int], receive: Callable[[int, torch.Tensor], None]
+    encoder: Encoder, states: list[int], receive: Callable[[int, torch.Tensor], None]
 ) -> Iterator[None]:
     """While the block runs, every forward of `encoder` calls `receive(i, h_i)` for each wanted state.
 
     Args:
-        encoder: transformers' VJEPA2Encoder; it is left as it was found.
+        encoder: it is left as it was found.
         states: indices in 0 ... depth.
-        receive: gets the index and the state, [B, tokens, width]; only what it keeps stays in memory.
+        receive: gets the index and the state as the module gives it, [sequences, tokens, width] with any prefix
+            tokens (`encoder.layout.grid` gives the tokens their places); only what it keeps stays in memory.
 
     Raises:
         UserError: a state that the encoder does not have, before any forward.
     """
-    modules = hooked_modules(encoder)
-    unknown = [state for state in states if state not in modules]
-    if unknown:
-        raise UserError(f"state {unknown[0]} is not in 0 ... {len(modules) - 1}, the residual states of this encoder")
 
     def hook(state: int):
         def read(_module, _inputs, output):
@@ -39,6 +41,51 @@ def captured_states(
 
         return read
 
+    with _hooked(encoder, states, hook):
+        yield
+
+
+@contextlib.contextmanager
+def replaced_states(
+    encoder: Encoder, changes: Mapping[int, Callable[[torch.Tensor], torch.Tensor]], n_frames: int
+) -> Iterator[None]:
+    """While the block runs, every forward of `encoder` goes on from `changes[i](h_i)` in place of h_i.
+
+    Args:
+        encoder: it is left as it was found, also after an exception.
+        changes: for indices in 0 ... depth, a function from the state's patches, [B, tubelets, height, width, D] in
+            the precision of the pass, to others of the same shape. Prefix tokens stay as they are.
+        n_frames: of the clips that will come.
+
+    Raises:
+        UserError: a state that the encoder does not have, before any forward.
+        ValueError: in the forward, a change that gives another shape.
+    """
+    layout = encoder.layout
+    n_tubelets = layout.n_tubelets(n_frames)
+
+    def hook(state: int):
+        def replace(_module, _inputs, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            there = layout.grid(hidden, n_tubelets)
+            put = changes[state](there)
+            if put.shape != there.shape:
+                raise ValueError(f"state {state} has shape {list(there.shape)}, its change gives {list(put.shape)}")
+            hidden = layout.with_grid(hidden, put.to(hidden.dtype))
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return replace
+
+    with _hooked(encoder, changes, hook):
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(encoder: Encoder, states: Iterable[int], hook: Callable[[int], Callable]) -> Iterator[None]:
+    modules = hooked_modules(encoder)
+    unknown = [state for state in states if state not in modules]
+    if unknown:
+        raise UserError(f"state {unknown[0]} is not in 0 ... {len(modules) - 1}, the residual states of this encoder")
     with contextlib.ExitStack() as hooks:
         for state in states:
             hooks.callback(modules[state].register_forward_hook(hook(state)).remove)

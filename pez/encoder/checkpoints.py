@@ -1,42 +1,27 @@
-"""Meta's V-JEPA 2 checkpoint files, read without running anything in them, in transformers' key names.
-
-A checkpoint is a dict with `encoder`, `target_encoder`, `predictor`, ...; encoder keys carry the prefix
-`module.backbone.`. Formats: github.com/facebookresearch/vjepa2, `src/hub/backbones.py` and `evals/`.
-"""
+"""Original checkpoint files, read without running anything in them, and whether their tensors fit."""
 
 import pickle
-import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from constants import ModelSpec
-from pez.errors import UserError, check_choice
+from pez.errors import UserError
 
-CHECKPOINT_KEYS = ("target_encoder", "encoder")  # the official evaluations read the first, the hub the second
-_PREFIXES = ("module.", "backbone.")
-_IGNORED = ("pos_embed",)  # left over from training with absolute positions; the encoder uses RoPE
-PARTS = ("query", "key", "value")  # of Meta's fused qkv, in its order
-NAMES = (  # Meta's, transformers'
-    (".patch_embed.", ".embeddings.patch_embeddings."),
-    (".blocks.", ".layer."),
-    (".attn.", ".attention."),
-    (".norm.", ".layernorm."),
-)
+_PREFIXES = ("module.", "backbone.")  # of wrappers around the encoder
 
 
-def read_meta_checkpoint(path: str | Path, checkpoint_key: str) -> dict[str, torch.Tensor]:
-    """Tensors of `checkpoint_key` in a Meta .pt file, under the original names without prefix.
+def read_checkpoint(path: str | Path) -> Any:
+    """What a .pt or .pth file holds: usually a dict of entries, or of tensors.
 
-    Raises UserError, naming the file, if it is missing, damaged, unsafe to load or has no such entry.
+    Raises UserError, naming the file, if it is missing, damaged or unsafe to load.
     """
-    check_choice("--checkpoint-key", checkpoint_key, CHECKPOINT_KEYS)
     path = Path(path)
     try:
         # mmap: only the tensors that are used leave the disk; a checkpoint also holds an optimizer state
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:
         raise UserError(
             f"no checkpoint at {path}: download it there, set CHECKPOINT_DIR in constants.py, or use --weights random"
@@ -44,10 +29,6 @@ def read_meta_checkpoint(path: str | Path, checkpoint_key: str) -> dict[str, tor
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be loaded safely ({reason}): download it again") from None
-    if not isinstance(content, dict) or not isinstance(content.get(checkpoint_key), dict):
-        there = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} has no entry {checkpoint_key!r}, only: {there}; choose one with --checkpoint-key")
-    return {_bare(name): tensor for name, tensor in content[checkpoint_key].items() if _bare(name) not in _IGNORED}
 
 
 def _is_zip(path: Path) -> bool:
@@ -59,49 +40,28 @@ def _is_zip(path: Path) -> bool:
     return start == b"PK"
 
 
+def has_entry(content: Any, key: str | None) -> bool:
+    """Whether `tensors_of` finds something there."""
+    held = content.get(key) if key is not None and isinstance(content, dict) else content
+    return isinstance(held, dict)
+
+
+def tensors_of(content: Any, key: str | None, path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of an entry (None: of the whole file) under their original names, without the prefixes of wrappers.
+
+    Raises UserError naming the entries there are, if this one is not.
+    """
+    if not has_entry(content, key):
+        there = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} has no entry {key!r}, only: {there}; choose one with --checkpoint-key")
+    held = content if key is None else content[key]
+    return {_bare(name): tensor for name, tensor in held.items() if isinstance(tensor, torch.Tensor)}
+
+
 def _bare(name: str) -> str:
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name
-
-
-def infer_spec(state: dict[str, torch.Tensor], heads: int, path: str | Path) -> ModelSpec:
-    """Read width, depth, MLP width, patch and tubelet size off the tensors' shapes; heads leave no trace in them.
-
-    The resolution leaves none either: it is ModelSpec's default.
-
-    Raises UserError if the file holds no V-JEPA 2 encoder or `heads` does not divide its width.
-    """
-    try:
-        width, _, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
-        mlp_width = state["blocks.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError):
-        raise UserError(f"{path} holds no V-JEPA 2 encoder: no 3-D patch_embed.proj.weight or blocks.0.mlp") from None
-    if width % heads:
-        raise UserError(f"--num-heads {heads} does not divide the width {width} of {path}")
-    depth = 1 + max(int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name)))
-    return ModelSpec(
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_width=mlp_width,
-        file=Path(path).name,
-        patch_size=patch,
-        tubelet_size=tubelet,
-    )
-
-
-def convert_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename Meta's tensors to transformers' VJEPA2Encoder names; the fused qkv becomes three."""
-    converted = {}
-    for name, tensor in state.items():
-        name = renamed(name, NAMES)
-        if ".qkv." in name:
-            for part, chunk in zip(PARTS, tensor.chunk(3), strict=True):
-                converted[name.replace("qkv", part)] = chunk
-        else:
-            converted[name] = tensor
-    return converted
 
 
 def renamed(name: str, names: Iterable[tuple[str, str]]) -> str:

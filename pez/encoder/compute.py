@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pez.encoder.flops import matmul_rate
-from pez.encoder.loading import Encoder
+from pez.encoder.protocol import Encoder
 
 BACKEND = "inductor"
 MOST_OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of a state's root mean square
@@ -27,7 +27,7 @@ def compiled(
     made without (`MOST_OFF`): other states, or none, are a reason too.
     """
     expected = run(encoder)
-    fast = dataclasses.replace(encoder, module=_with_compiled_blocks(encoder.module))
+    fast = _with_compiled_blocks(encoder)
     try:
         found = run(fast)
     except RuntimeError as error:  # of torch._dynamo and its backends: no compiler, no Triton, a graph it cannot make
@@ -40,11 +40,20 @@ def compiled(
     return fast, ""
 
 
-def _with_compiled_blocks(module: nn.Module) -> nn.Module:
-    """A shallow copy of the encoder: the same weights, other blocks in its list."""
+def _with_compiled_blocks(encoder: Encoder) -> Encoder:
+    """The same weights in a shallow copy of the modules around the blocks, with other blocks in it."""
+    blocks = {block: torch.compile(block, backend=BACKEND) for block in encoder.blocks}
+    return dataclasses.replace(encoder, module=_with_modules(encoder.module, blocks))
+
+
+def _with_modules(module: nn.Module, others: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in others:
+        return others[module]
+    inside = {name: None if child is None else _with_modules(child, others) for name, child in module._modules.items()}
+    if all(inside[name] is child for name, child in module._modules.items()):
+        return module
     module = copy.copy(module)
-    module._modules = dict(module._modules)
-    module.layer = nn.ModuleList(torch.compile(block, backend=BACKEND) for block in module.layer)
+    module._modules = inside
     return module
 
 

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from pez.encoder.capture import captured_states
 from pez.encoder.compute import Speed, Writer, compiled, filled, on_device
-from pez.encoder.loading import Encoder
 from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
-from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, normalise
+from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS
+from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
 from pez.files import fingerprint_of_files, read_json
@@ -95,7 +95,7 @@ def extract_features(
 
 def _compiled(encoder: Encoder, n_frames: int, settings: dict, batch_size: int | None) -> tuple[Encoder, dict]:
     """The encoder to run and the settings of what it makes."""
-    size = (batch_size or default_batch_size(encoder.device), n_frames, 3, *[encoder.spec.resolution] * 2)
+    size = (batch_size or default_batch_size(encoder.device), n_frames, 3, *[encoder.resolution] * 2)
     frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     fast, why = compiled(encoder, lambda each: encode_pooled(each, frames, settings), DTYPES[settings["dtype"]])
     if why:
@@ -121,7 +121,7 @@ def store_settings(
     """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
     for name in poolings:
         check_choice("--pooling", name, POOLINGS)
-    tubelet = encoder.spec.tubelet_size
+    tubelet = encoder.layout.tubelet
     if source.n_frames % tubelet:
         raise UserError(
             f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
@@ -130,12 +130,12 @@ def store_settings(
         dtype = "bfloat16" if encoder.device.type == "cuda" else "float32"
     check_choice("--store-dtype", store_dtype, ["auto", *DTYPES])
     captures = sorted(set(captures))
-    states_of(captures, encoder.spec.depth)  # refuses an unknown capture
+    states_of(captures, encoder.depth)  # refuses an unknown capture
     patches = any(is_per_patch(name) for name in poolings)
     shard_clips = (2 if "all" in poolings else SHARD_CLIPS) if patches else VECTOR_SHARD_CLIPS
     return {
         **encoder.description(),
-        "n_tubelets": source.n_frames // tubelet,
+        "n_tubelets": encoder.layout.n_tubelets(source.n_frames),
         "captures": captures,
         "poolings": sorted(set(poolings)),
         "transform": check_choice("--transform", transform, TRANSFORMS),
@@ -224,7 +224,7 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
     if workers is None:
         workers = min(16, available_cores()) if on_gpu else 1
     dataset = ClipDataset(
-        source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.spec.resolution
+        source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.resolution
     )
     loader = DataLoader(
         dataset,
@@ -243,9 +243,9 @@ def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[st
     settings, tensors, on_gpu = store.settings, {}, encoder.device.type == "cuda"
     for pooling in settings["poolings"]:
         tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"])
-        shape = (n_clips, encoder.spec.width) if tokens is None else (n_clips, tokens, encoder.spec.width)
+        shape = (n_clips, encoder.width) if tokens is None else (n_clips, tokens, encoder.width)
         dtype = stored_dtype(settings["store_dtype"], pooling)
-        for state in states_of(settings["captures"], encoder.spec.depth):
+        for state in states_of(settings["captures"], encoder.depth):
             # from pinned memory a GPU can go on while it copies
             tensors[tensor_name(pooling, state)] = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
     return tensors
@@ -282,17 +282,17 @@ def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> di
     pooled: dict[str, torch.Tensor] = {}
 
     def pool(state: int, hidden: torch.Tensor) -> None:
-        # [B, tubelets * patches, width], time-major; averages are taken in float32 whatever the pass ran in
-        grid = hidden.unflatten(1, (settings["n_tubelets"], settings["n_patches"])).float()
+        # [B, tubelets, patches, width]; averages are taken in float32 whatever the pass ran in
+        grid = encoder.layout.grid(hidden, settings["n_tubelets"]).flatten(2, 3).float()
         for pooling in settings["poolings"]:
             # a copy, so that keeping the last tubelet does not keep every token alive
             pooled[tensor_name(pooling, state)] = POOLINGS[pooling](grid).clone()
 
-    states = states_of(settings["captures"], encoder.spec.depth)
+    states = states_of(settings["captures"], encoder.depth)
     lower = settings["dtype"] != "float32"
     with (
-        captured_states(encoder.module, states, pool),
+        captured_states(encoder, states, pool),
         torch.autocast(encoder.device.type, dtype=DTYPES[settings["dtype"]], enabled=lower),
     ):
-        encoder.module(normalise(frames.to(encoder.device, non_blocking=True)))
+        encoder.forward(frames.to(encoder.device, non_blocking=True))
     return pooled

@@ -12,21 +12,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from constants import ModelSpec
+from pez.encoder.protocol import Encoder
 
 _ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch counts its CUDA siblings only
 _SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of square matrices
 _ROUNDS, _LEAST_SECONDS = 3, 0.02
 
 
-def counted_flops(module: torch.nn.Module, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> int:
-    """Operations of `module` on float32 inputs of `shape`, under autocast to any other `dtype`.
+def counted_flops(encoder: Encoder, n_clips: int, n_frames: int, dtype: torch.dtype) -> int:
+    """Operations of a pass over so many clips, under autocast to any `dtype` but float32.
 
     The operators that its forward calls on this device are counted, on tensors without values: it takes no time.
     """
     counter = FlopCounterMode(display=False, custom_mapping={_ON_CPU: _attention})
+    shape, device = (n_clips, n_frames, 3, *[encoder.resolution] * 2), encoder.device
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True), counter, autocast:
-        module(torch.empty(shape, device=device))
+        encoder.forward(torch.empty(shape, dtype=torch.uint8, device=device))
     return counter.get_total_flops()
 
 
@@ -35,7 +37,7 @@ def _attention(query, key, value, *_args, out_shape=None, **_kwargs) -> int:
 
 
 def encoder_flops(spec: ModelSpec, n_frames: int) -> int:
-    """Operations of one clip's pass in closed form.
+    """Operations of one clip's pass in closed form, for a plain ViT over tubelets without other tokens.
 
     With N tokens, width d and MLP width m, a block has four d x d products and two d x m ones a token, and N x N x d
     twice for attention; before the blocks every token is a product of its tubelet's pixels.

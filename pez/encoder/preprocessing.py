@@ -1,7 +1,7 @@
 """From frames on disk to the encoder's input: decode, order, resize, normalise."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -106,8 +106,10 @@ TRANSFORMS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = dict(
 )
 
 
-def normalise(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 [..., 3, H, W] to float32 with ImageNet's mean and standard deviation, on the frames' device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=frames.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=frames.device)[:, None, None]
-    return (frames.float() / 255 - mean) / std
+def normalise(
+    frames: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> torch.Tensor:
+    """uint8 [..., 3, H, W] to float32 less a mean, over a standard deviation, on the frames' device."""
+    shift = torch.tensor(mean, device=frames.device)[:, None, None]
+    scale = torch.tensor(std, device=frames.device)[:, None, None]
+    return (frames.float() / 255 - shift) / scale

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from pez.encoder.checkpoints import NAMES, PARTS, renamed
+from pez.encoder.checkpoints import renamed
+from pez.encoder.vjepa2 import NAMES, PARTS
 from pez.files import atomic_path
 
 PREFIX = "module.backbone."
@@ -12,7 +13,7 @@ _TO_META = tuple((transformers, meta) for meta, transformers in NAMES)
 
 
 def meta_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers' encoder tensors under Meta's names: the inverse of pez.encoder.checkpoints.convert_keys."""
+    """transformers' encoder tensors under Meta's names: the inverse of pez.encoder.vjepa2.convert_keys."""
     fused = {}
     for name, tensor in state.items():
         if ".query." in name:

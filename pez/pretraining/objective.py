@@ -3,18 +3,17 @@
 The context encoder sees the visible tokens only; the predictor gets its output and a mask token for every hidden
 place; the target is the layer-normalised output, for the whole clip, of the target encoder (an exponential moving
 average of the context encoder); the loss is their mean absolute difference (Bardes et al. 2024; Assran et al. 2025).
-transformers' VJEPA2Model gives the modules.
+pez.encoder.vjepa2 gives the modules.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from transformers import VJEPA2Model
 
 from constants import ModelSpec
-from pez.encoder.loading import encoder_config, rescale_blocks
+from pez.encoder.vjepa2 import encoder_and_predictor
 from pez.pretraining.masks import Mask
 
 
@@ -32,16 +31,9 @@ class JEPA(nn.Module):
 
     def __init__(self, spec: ModelSpec, predictor: PredictorSize, n_frames: int, n_mask_kinds: int):
         super().__init__()
-        config = encoder_config(spec)
-        config.frames_per_clip = n_frames
-        config.pred_hidden_size = predictor.width
-        config.pred_num_hidden_layers = predictor.depth
-        config.pred_num_attention_heads = predictor.heads
-        config.pred_num_mask_tokens = n_mask_kinds
-        model = VJEPA2Model(config)
-        self.encoder, self.predictor = model.encoder, model.predictor
-        rescale_blocks(self.encoder)
-        rescale_blocks(self.predictor)
+        self.encoder, self.predictor = encoder_and_predictor(
+            spec, n_frames, **asdict(predictor), n_mask_kinds=n_mask_kinds
+        )
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:

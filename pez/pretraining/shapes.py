@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pez.encoder.extract import encode_pooled
-from pez.encoder.loading import Encoder
+from pez.encoder.protocol import Encoder
 from pez.pretraining.video import VideoSettings, single_shape_clips
 from pez.probes.bootstrap import N_RESAMPLES
 from pez.probes.folds import Folds
@@ -28,19 +28,19 @@ def shape_features(
     encoder: Encoder, n_clips: int, seed: int = SEED, pooling: str = "temporal_last"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pooled outputs of every block, [depth, n, width], and velocities, [n, 2] pixels a frame, of fresh clips."""
-    video = VideoSettings(resolution=encoder.spec.resolution)
+    video = VideoSettings(resolution=encoder.resolution)
     settings = {
         "captures": ["resid_post"],
         "poolings": [pooling],
         "dtype": "float32",
-        "n_tubelets": video.n_frames // encoder.spec.tubelet_size,
-        "n_patches": encoder.patch_grid**2,
+        "n_tubelets": encoder.layout.n_tubelets(video.n_frames),
+        "n_patches": encoder.layout.n_patches,
     }
     generator, features, velocities = torch.Generator().manual_seed(seed), [], []
     for start in progress(range(0, n_clips, BATCH), description=f"shapes: {encoder.weights_label}", unit="batch"):
         clips, velocity = single_shape_clips(min(BATCH, n_clips - start), video, generator)
         pooled = encode_pooled(encoder, (clips * 255).round().to(torch.uint8), settings)
-        states = [pooled[tensor_name(pooling, layer + 1)] for layer in range(encoder.spec.depth)]
+        states = [pooled[tensor_name(pooling, layer + 1)] for layer in range(encoder.depth)]
         features.append(torch.stack(states).cpu().numpy())
         velocities.append(velocity.numpy())
     return np.concatenate(features, axis=1), np.concatenate(velocities)
