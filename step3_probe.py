@@ -8,7 +8,7 @@
     python step3_probe.py audit --data-root ./artifacts/data
 
 `run` writes results_NAME.csv, predictions_NAME.parquet (out of fold), config_NAME.json, figure_NAME.png and, with
---control, controls_NAME.csv (pez/probes/controls.py) into artifacts/results; `summarize` prints one table over all
+--control, controls_NAME.csv (pez/controls.py) into artifacts/results; `summarize` prints one table over all
 runs there and writes it as summary_runs.csv; `audit` says what targets share with where the ball is, in audit_SET.csv
 and audit_SET.png (pez/probes/audit.py).
 """
@@ -17,23 +17,24 @@ import argparse
 import sys
 from pathlib import Path
 
+from pez.figures.plots.audit import audit_figure
+from pez.figures.plots.curves import curve_figure
+from pez.figures.plots.style import save_figure
+
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import Parser, run_script
-from pez.encoder.pooling import POOLINGS
-from pez.probes.bootstrap import N_RESAMPLES
-from pez.probes.controls import CONTROLS
-from pez.probes.folds import GROUPINGS
-from pez.probes.problems import NORM_MODES
-from pez.probes.protocols import CHOICES
-from pez.probes.step3 import SOLVERS, run_audit, run_probe, summarize
-from pez.probes.targets import DIRECTION_TARGETS, PROBE_SETS
-from pez.store import CAPTURES, TRANSFORM_NAMES
+from pez.files import write_csv
+from pez.probes.audit import AuditOptions, audit, clip_sets, in_two_digits
+from pez.probes.data.groupings import GROUPINGS
+from pez.probes.options import BallOptions, add_arguments
+from pez.probes.runs import run_balls
+from pez.probes.summary import as_text, ball_tables, summarize_runs
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|summarize|audit")
-    _add_run(commands.add_parser("run", help="probe every layer of a feature root"))
+    add_arguments(commands.add_parser("run", help="probe every layer of a feature root"), BallOptions)
     table = commands.add_parser("summarize", help="one table over all runs of the results folder")
     table.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="folder of the runs")
     _add_audit(commands.add_parser("audit", help="what the targets of a clip set share with where the ball is"))
@@ -42,45 +43,46 @@ def make_parser() -> Parser:
     return parser
 
 
-def _add_run(run: argparse.ArgumentParser) -> None:
-    run.add_argument("--run-name", required=True, help="names the files that are written")
-    run.add_argument("--feature-root", type=Path, required=True, help="what step2_extract.py wrote")
-    run.add_argument("--probe-set", required=True, choices=PROBE_SETS, help="which variables")
-    run.add_argument("--solver", default="trainable", choices=SOLVERS, help="trainable: 20 AdamW settings")
-    run.add_argument("--norm-mode", default="zscore", choices=NORM_MODES, help="of features, by training clips")
-    run.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
-    run.add_argument(
-        "--protocol", default="both", choices=CHOICES, help="where settings are chosen: on the reported fold, or inside"
-    )
-    run.add_argument(
-        "--direction-target", choices=DIRECTION_TARGETS, help="default: angle for fig2c, vxy for the others"
-    )
-    run.add_argument("--residual-capture", default="resid_post", choices=CAPTURES, help="checked against the features")
-    run.add_argument("--preprocessing", default="resize", choices=TRANSFORM_NAMES, help="checked against the features")
-    run.add_argument("--pooling", choices=list(POOLINGS), help="needed if the features hold several")
-    run.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
-    run.add_argument("--seed", type=int, default=0, help="of folds and clusters; the probes have no randomness")
-    run.add_argument("--repeats", type=int, default=1, help="cross-validations, split with seeds seed, seed + 1, ...")
-    run.add_argument("--bootstrap", type=int, default=N_RESAMPLES, help="resamples of groups for intervals; 0: none")
-    run.add_argument("--control", nargs="+", default=[], choices=CONTROLS, help="curves to read the main ones against")
-    run.add_argument("--control-seeds", type=int, default=3, help="permutations of --control shuffled_labels")
-    run.add_argument("--layers", type=int, nargs="+", help="only these (default: all)")
-    run.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
-    run.add_argument("--threads", "--workers", type=int, help="CPU threads, one problem each (default: all cores)")
-    run.add_argument(
-        "--memory-gib", type=float, help="bound of the probes trained at once (default: half of a GPU, a CPU's caches)"
-    )
-    run.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
-
-
-def _add_audit(audit: argparse.ArgumentParser) -> None:
-    where = audit.add_mutually_exclusive_group(required=True)
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--feature-root", type=Path, help="what step2_extract.py wrote, or")
     where.add_argument("--data-root", type=Path, help="what step1_generate.py wrote")
-    audit.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
-    audit.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
-    audit.add_argument("--seed", type=int, default=0, help="of folds and clusters")
-    audit.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
+    parser.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
+    parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
+    parser.add_argument("--seed", type=int, default=0, help="of folds and clusters")
+    parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
+
+
+def run(args) -> None:
+    """Probe, write the tables, then the figure."""
+    tables = run_balls(args)
+    figure = curve_figure(tables.results, args.run_name, controls=tables.controls)
+    for path in save_figure(figure, args.results_dir / f"figure_{args.run_name}.png"):
+        print(path)
+    print(as_text(summarize_runs(tables.results)))
+
+
+def summarize(results_dir: Path) -> Path:
+    """Print one table over all runs in a folder and write it as summary_runs.csv."""
+    table = summarize_runs(ball_tables(results_dir))
+    print(as_text(table))
+    path = write_csv(Path(results_dir) / "summary_runs.csv", table)
+    print(path)
+    return path
+
+
+def run_audit(args) -> list[Path]:
+    """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
+    options = AuditOptions(args.grouping, args.folds, args.seed)
+    written = []
+    for clips in clip_sets(args.feature_root, args.data_root):
+        found = audit(clips, options)
+        print(f"{found.name}: correlation\n{in_two_digits(found.correlation)}")
+        print(f"{found.name}: R² decoded from it alone, nested\n{in_two_digits(found.r2)}\n")
+        stem = args.results_dir / f"audit_{found.name}"
+        written += [write_csv(stem.with_suffix(".csv"), found.long()), *save_figure(audit_figure(found), stem)]
+    print("\n".join(map(str, written)))
+    return written
 
 
 def main(args) -> None:
@@ -89,7 +91,7 @@ def main(args) -> None:
     elif args.command == "summarize":
         summarize(args.results_dir)
     else:
-        run_probe(args)
+        run(args)
 
 
 if __name__ == "__main__":

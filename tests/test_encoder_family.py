@@ -19,7 +19,8 @@ from pez.encoder.controls import control_directory, control_passes, controls
 from pez.encoder.extract import encode_pooled, extract_features
 from pez.encoder.families import FAMILIES
 from pez.encoder.loading import load_encoder, random_encoder
-from pez.encoder.preprocessing import FRAME_ORDERS, read_frames
+from pez.controls import CONTROLS, Control, frame_orders
+from pez.encoder.preprocessing import read_frames
 from pez.encoder.protocol import Encoder, TokenLayout
 from pez.encoder.sources import ball_source
 from pez.errors import UserError
@@ -151,7 +152,8 @@ def test_it_is_recognised_and_its_states_are_those_by_hand(toy, squares, tmp_pat
 
 def test_step_2_with_every_kind_of_control_and_a_new_order_of_frames(toy, squares, tmp_path, monkeypatch):
     path, module = toy
-    monkeypatch.setitem(FRAME_ORDERS, "every_other", lambda frames, clip_id: frames[::2].repeat_interleave(2, dim=0))
+    twice = Control("every other frame twice", frames=lambda frames, clip: frames[::2].repeat_interleave(2, dim=0))
+    monkeypatch.setitem(CONTROLS, "every_other", twice)
     assert control_passes()[-1] == "every_other"
     arguments = ["--data-root", squares, "--dataset", "velocity", "--output-root", tmp_path / "features"]
     arguments += [
@@ -176,7 +178,7 @@ def test_step_2_with_every_kind_of_control_and_a_new_order_of_frames(toy, square
 
     source = ball_source(squares / "velocity")
     frames = read_frames(source.paths["squares_02"], 16)
-    for name, order in ((None, frames), ("every_other", FRAME_ORDERS["every_other"](frames, ""))):
+    for name, order in ((None, frames), ("every_other", frame_orders()["every_other"](frames, ""))):
         read = last(name).layer("resid_post", "temporal_last_patch", 1, ["squares_02"])[0]
         assert np.allclose(read, by_hand(module, order)[2][-1], atol=1e-5)
     assert last("every_other").settings["frame_order"] == "every_other"

@@ -21,7 +21,8 @@ import step2_extract
 from pez.cli import run_script
 from pez.encoder import extract, preprocessing
 from pez.encoder.loading import load_encoder
-from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS, even_indices, read_frames
+from pez.controls import frame_orders
+from pez.encoder.preprocessing import TRANSFORMS, even_indices, read_frames
 from pez.encoder.sources import ball_source, folder_source
 from pez.errors import UserError
 from pez.files import exclusive
@@ -404,12 +405,12 @@ def test_an_output_root_that_is_a_file_is_one_line(squares, tmp_path, capsys):
 
 def test_frame_orders_are_what_they_say():
     frames = torch.arange(16, dtype=torch.uint8)[:, None, None, None].expand(16, 3, 4, 4)
-    order = {name: change(frames, "clip")[:, 0, 0, 0].tolist() for name, change in FRAME_ORDERS.items()}
+    order = {name: change(frames, "clip")[:, 0, 0, 0].tolist() for name, change in frame_orders().items()}
     assert order["original"] == list(range(16))
     assert order["reversed"] == list(range(15, -1, -1))
     assert order["static_last"] == [15] * 16 and order["static_first"] == [0] * 16
     assert sorted(order["shuffled_frames"]) == list(range(16)) != order["shuffled_frames"]
-    assert FRAME_ORDERS["shuffled_frames"](frames, "another")[:, 0, 0, 0].tolist() != order["shuffled_frames"]
+    assert frame_orders()["shuffled_frames"](frames, "another")[:, 0, 0, 0].tolist() != order["shuffled_frames"]
 
 
 def test_transforms():

@@ -3,10 +3,11 @@
 import argparse
 
 from constants import DEFAULT_MODEL, MODELS
+from pez.controls import frame_orders
 from pez.encoder.extract import DTYPES
 from pez.encoder.families import FAMILIES, checkpoint_keys
 from pez.encoder.loading import CUSTOM, load_encoder
-from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS
+from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.errors import UserError
 
@@ -50,7 +51,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
         "--transform", default="resize", choices=list(TRANSFORMS), help="from a frame to the input square"
     )
     passed.add_argument(
-        "--frame-order", default="original", choices=list(FRAME_ORDERS), help="a control made at load time"
+        "--frame-order", default="original", choices=list(frame_orders()), help="a control made at load time"
     )
     passed.add_argument("--batch-size", type=int, help="clips a pass (default: 2 on a CPU, 16 on a GPU)")
     passed.add_argument("--workers", type=int, help="decoding processes (default: 1 on a CPU, up to 16 on a GPU)")

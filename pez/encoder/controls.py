@@ -5,8 +5,8 @@
     static_last, static_first      one frame repeated: what position alone gives
     shuffled_frames, reversed      the same frames in another order
 
-Each is an ordinary feature store under <feature root>/controls/<name>/<set>. Another order of frames becomes a control
-by its entry in FRAME_ORDERS (pez/encoder/preprocessing.py), anything else by one in PASSES.
+Each is an ordinary feature store under <feature root>/controls/<name>/<set>. Another order of frames needs an entry in
+the table of controls only (pez/controls.py); an encoder of its own one in PASSES as well.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from constants import ModelSpec
-from pez.encoder.preprocessing import FRAME_ORDERS
+from pez.controls import frame_orders
 from pez.encoder.protocol import Encoder
 from pez.errors import UserError, check_choice
 
@@ -65,7 +65,7 @@ PASSES: dict[str, Callable[[Encoder, str, int], Iterator[Control]]] = {
 
 def control_passes() -> list[str]:
     """Names of all controls that need a pass: those of PASSES, and the orders of frames."""
-    return [*PASSES, *(order for order in FRAME_ORDERS if order != "original")]
+    return [*PASSES, *(order for order in frame_orders() if order != "original")]
 
 
 def controls(encoder: Encoder, names: Sequence[str], frame_order: str, n_seeds: int) -> Iterator[Control]:

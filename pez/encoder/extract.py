@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
+from pez.controls import frame_orders
 from pez.encoder.capture import captured_states
 from pez.encoder.compute import Speed, Writer, compiled, filled, on_device
 from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
-from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS
+from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
@@ -56,7 +57,7 @@ def extract_features(
         captures: resid_pre, resid_post or both.
         poolings: names in pez.encoder.pooling.POOLINGS.
         transform: resize or eval_preproc (pez.encoder.preprocessing.TRANSFORMS).
-        frame_order: original, or a control made at load time (FRAME_ORDERS).
+        frame_order: original, or a control made at load time (pez/controls.py).
         dtype: precision of the pass; auto is float32 on a CPU, bfloat16 autocast on a GPU.
         store_dtype: precision on disk; auto is float32 for vectors, float16 for patches.
         batch_size: clips a pass (default 2 on a CPU, 16 on a GPU); halves itself if a GPU's memory runs out.
@@ -139,7 +140,7 @@ def store_settings(
         "captures": captures,
         "poolings": sorted(set(poolings)),
         "transform": check_choice("--transform", transform, TRANSFORMS),
-        "frame_order": check_choice("--frame-order", frame_order, FRAME_ORDERS),
+        "frame_order": check_choice("--frame-order", frame_order, frame_orders()),
         "dtype": check_choice("--dtype", dtype, DTYPES),
         "store_dtype": store_dtype,
         "shard_clips": shard_clips,

@@ -1,6 +1,5 @@
 """From frames on disk to the encoder's input: decode, order, resize, normalise."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -70,22 +69,6 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(str(path)) as container:
         yield from container.decode(video=0)
 
-
-# ---------------------------------------------------------------- order of frames: controls made at load time
-
-
-def _shuffled(frames: torch.Tensor, clip_id: str) -> torch.Tensor:
-    seed = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "little")
-    return frames[np.random.default_rng(seed).permutation(len(frames))]
-
-
-FRAME_ORDERS: dict[str, Callable[[torch.Tensor, str], torch.Tensor]] = {
-    "original": lambda frames, clip_id: frames,
-    "static_last": lambda frames, clip_id: frames[-1:].expand_as(frames),
-    "static_first": lambda frames, clip_id: frames[:1].expand_as(frames),
-    "shuffled_frames": _shuffled,
-    "reversed": lambda frames, clip_id: frames.flip(0),
-}
 
 # ---------------------------------------------------------------- spatial transforms
 

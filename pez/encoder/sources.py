@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from pez.controls import frame_orders
 from pez.encoder.preprocessing import (
-    FRAME_ORDERS,
     IMAGE_SUFFIXES,
     TRANSFORMS,
     VIDEO_SUFFIXES,
@@ -96,7 +96,7 @@ class ClipDataset(Dataset):
         self.source = source
         self.clip_ids = clip_ids
         self.transform = TRANSFORMS[transform]
-        self.order = FRAME_ORDERS[frame_order]
+        self.order = frame_orders()[frame_order]
         self.resolution = resolution
 
     def __len__(self) -> int:

@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from constants import MODELS, RESOLUTION
+from constants import MODELS, N_FOLDS, RESOLUTION
 from pez.encoder.extract import extract_features
 from pez.encoder.loading import encoder_from_state
 from pez.encoder.sources import ball_source
-from pez.probes.curves import predict
-from pez.probes.folds import repeated_folds
-from pez.probes.layer_scores import layer_scores
-from pez.probes.probe_set import ProbeOptions, ProbeSet
-from pez.probes.targets import variables
+from pez.probes.data.ball import variables
+from pez.probes.data.groupings import repeated_folds
+from pez.probes.data.probe_data import ProbeData, store_features
+from pez.probes.scores.score import score
+from pez.probes.solvers.linear import linear_solver
+from pez.probes.validation.cross_validate import cross_validate
 from pez.stimuli.generate import set_settings, write_clip_set
 from pez.store import FeatureStore
 
@@ -47,18 +48,19 @@ class BallEvaluation:
 
 
 def _best_layers(store: FeatureStore, device: torch.device) -> dict:
-    options = ProbeOptions("in training", store.directory.parent, "fig2c", solver="ridge", device=str(device))
-    probe_set = ProbeSet(
-        store=store,
-        pooling="temporal_last",
-        variables=variables("fig2c", store, "sincos"),
-        repeats=repeated_folds(store, options.grouping, options.folds, options.seed, 1),
-        layers=tuple(range(store.settings["depth"])),
-        protocols=("nested",),
-        capture="resid_post",
+    folds = repeated_folds(store, "direction_spatial_sector", N_FOLDS, 0, 1)
+    data = ProbeData(
+        name=store.name,
+        clips=store.clips,
+        group=folds[0].group,
+        variables=tuple(variables("fig2c", store, "sincos")[:2]),  # speed and direction
+        layers=tuple(range(store.depth)),
+        depth=store.depth,
+        features=store_features(store, "resid_post", "temporal_last"),
     )
-    predicted, found = predict(options, probe_set), {}
-    for index, variable in enumerate(probe_set.variables):
-        curve = layer_scores(variable, predicted.of_variable(index)["nested"], probe_set.repeats, None).table["pooled"]
-        found |= {f"{variable.name}_r2": float(curve.max()), f"{variable.name}_layer": int(curve.argmax())}
+    scores = score(cross_validate(data, folds, linear_solver("ridge", device=str(device)), ("nested",)), 0)
+    found = {}
+    for name in scores.variables():
+        curve = scores.main(name).pooled("r2")
+        found |= {f"{name}_r2": float(curve.max()), f"{name}_layer": int(curve.argmax())}
     return found

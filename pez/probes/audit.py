@@ -21,12 +21,13 @@ from sklearn.preprocessing import PolynomialFeatures
 
 from constants import N_FOLDS
 from pez.errors import UserError
-from pez.probes.curves import predict
-from pez.probes.folds import repeated_folds
-from pez.probes.layer_scores import layer_scores, resamples_of
-from pez.probes.probe_set import ProbeOptions, ProbeSet
+from pez.probes.data.ball import direction_partner, variables
+from pez.probes.data.groupings import repeated_folds
+from pez.probes.data.probe_data import ProbeData, Variable
 from pez.probes.protocols import chosen_protocols
-from pez.probes.targets import Variable, direction_partner, variables
+from pez.probes.scores.score import score
+from pez.probes.solvers.linear import linear_solver
+from pez.probes.validation.cross_validate import cross_validate
 from pez.stimuli.clipset import ClipSet, read_clip_set
 from pez.store import FeatureStore, open_stores
 
@@ -42,7 +43,7 @@ SETS = ("velocity", "acceleration")
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How targets are decoded; see pez.probes.probe_set.ProbeOptions."""
+    """How targets are decoded; see pez.probes.options.BallOptions."""
 
     grouping: str = "direction_spatial_sector"
     folds: int = N_FOLDS
@@ -73,6 +74,11 @@ class Audit:
         table = table[["measure", "target", "of", "value", "low", "high"]]
         table.insert(0, "set", self.name)
         return table.assign(n_clips=self.n_clips, n_groups=self.n_groups, grouping=self.options.grouping)
+
+
+def in_two_digits(table: pd.DataFrame) -> str:
+    """A table of an audit as text."""
+    return (table.round(2) + 0).to_string(float_format=lambda value: f"{value:.2f}", na_rep="-")
 
 
 def _long(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -144,13 +150,11 @@ def decoded(clips, targets: list[Variable], numbers: pd.DataFrame, folds) -> pd.
     """`r2 low high` of every target (the index) decoded from `numbers` [clips, m] and their squares and products."""
     protocols = chosen_protocols("nested", folds[0].n_folds)
     features = torch.from_numpy(PolynomialFeatures(2, include_bias=False).fit_transform(numbers.to_numpy()))
-    asked = {"run_name": "audit", "feature_root": clips.directory.parent, "probe_set": "", "solver": "ridge"}
-    options = ProbeOptions(**asked, threads=1)
-    probe_set = ProbeSet(clips, "", targets, folds, (0,), protocols, "", given=features)
-    found, resamples = predict(options, probe_set), resamples_of(folds[0], options.bootstrap)
+    data = ProbeData(clips.name, clips.clips, folds[0].group, tuple(targets), (0,), 1, lambda layer: features)
+    scores = score(cross_validate(data, folds, linear_solver("ridge", threads=1), protocols))
     rows = {}
-    for index, target in enumerate(targets):
-        scores = layer_scores(target, found.of_variable(index)["nested"], folds, resamples).table.iloc[0]
-        rows[target.name] = (scores["pooled"], scores["pooled_low"], scores["pooled_high"])
+    for target in targets:
+        found = scores.main(target.name)
+        rows[target.name] = (found.pooled("r2")[0], *found.interval("r2")[0])
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["r2", "low", "high"])
     return table if bool((numbers.std() > 0).any()) else table * np.nan

@@ -1,8 +1,8 @@
 """The options of every kind of run: defined once, typed; they make the parser, its defaults and the saved configuration.
 
-    add_arguments(parser, BallOptions)
-    options = from_arguments(BallOptions, args)     # UserError for a value out of range, before any work
-    recorded(options)                               # for config_RUN.json
+add_arguments(parser, BallOptions)
+options = from_arguments(BallOptions, args)     # UserError for a value out of range, before any work
+recorded(options)                               # for config_RUN.json
 """
 
 import argparse

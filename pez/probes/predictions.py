@@ -46,7 +46,7 @@ class Predictions:
     """One variable of one curve under one protocol; n clips, k components, L layers, R repeats.
 
     `layers` [L]; `clips` a row per clip with `clip_id`; `group` [n]; `fold` [R, n], NEVER for a clip never held out;
-    `values` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold) ->
+    `predicted` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold) ->
     Choice, empty where they were not kept; `parts` rows by name of a part of the clips.
     """
 
@@ -56,7 +56,7 @@ class Predictions:
     clips: pd.DataFrame
     group: np.ndarray
     fold: np.ndarray
-    values: np.ndarray
+    predicted: np.ndarray
     control: str = MAIN
     control_seed: int = 0
     choices: Mapping[tuple[int, int, int], Choice] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Predictions:
 def ball_rows(run_name: str, predictions: Predictions) -> pd.DataFrame:
     """Rows of the first layout: held-out clips only; components fastest, then clips, layers, repeats."""
     rows, variable = predictions.tested, predictions.variable
-    repeats, layers, _, k = predictions.values.shape
+    repeats, layers, _, k = predictions.predicted.shape
     clip = np.tile(np.repeat(rows, k), repeats * layers)
     fold = np.stack([np.repeat(fold[rows], k) for fold in predictions.fold])
     each = len(rows) * k
@@ -100,7 +100,7 @@ def ball_rows(run_name: str, predictions: Predictions) -> pd.DataFrame:
             "fold": np.repeat(fold[:, None], layers, axis=1).ravel(),
             "component": np.tile(variable.components, repeats * layers * len(rows)),
             "target": np.tile(variable.targets[rows].ravel(), repeats * layers),
-            "prediction": predictions.values[:, :, rows].ravel(),
+            "prediction": predictions.predicted[:, :, rows].ravel(),
             "repeat": np.repeat(np.arange(repeats), layers * each),
             "control": predictions.control,
             "control_seed": predictions.control_seed,
@@ -121,7 +121,7 @@ def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
                 movies = predictions.clips.iloc[rows].assign(
                     layer=layer,
                     fold=number,
-                    score=predictions.values[repeat, index, rows, 0],
+                    score=predictions.predicted[repeat, index, rows, 0],
                     lr=choice.learning_rate,
                     weight_decay=choice.weight_decay,
                     **({"epoch": choice.epochs} if with_epoch else {}),
@@ -200,7 +200,7 @@ def _ball_curve(rows: pd.DataFrame) -> Predictions:
         clips=pd.DataFrame({"clip_id": clips}),
         group=clip["group"].to_numpy()[:: shape[3]],
         fold=fold,
-        values=rows["prediction"].to_numpy(dtype=np.float64).reshape(shape),
+        predicted=rows["prediction"].to_numpy(dtype=np.float64).reshape(shape),
         control=str(first["control"]),
         control_seed=int(first["control_seed"]),
     )
@@ -224,7 +224,7 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
         clips=movies,
         group=scene_names(movies),
         fold=rows["fold"].to_numpy().reshape(shape)[:, 0],
-        values=rows["score"].to_numpy(dtype=np.float64).reshape(*shape, 1),
+        predicted=rows["score"].to_numpy(dtype=np.float64).reshape(*shape, 1),
         control=str(first["control"]),
         control_seed=int(first["control_seed"]),
         choices={

@@ -11,9 +11,9 @@ import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.errors import UserError
-from pez.probes.result_tables import result_tables
+from pez.probes.results import BALL, depth_of, read_runs
+from pez.probes.scores.possibility import METRICS, OVERALL
 
-RUN_COLUMNS = ("run_name", "variable", "layer", "r2_mean", "r2_std", "weights")
 _ONSET_SHARE = 0.5
 
 
@@ -21,19 +21,16 @@ class NoRunsError(UserError):
     """A results folder has no table of the kind that was asked for."""
 
 
-def read_runs(results_dir) -> pd.DataFrame:
-    """All ball-probe results of a folder, with the time each file was written as `written`.
-
-    Other tables of the folder are left out. NoRunsError if there are none, UserError if one is damaged.
-    """
-    tables = [table for table in result_tables(results_dir) if set(RUN_COLUMNS) <= set(table.columns)]
+def ball_tables(results_dir) -> pd.DataFrame:
+    """All ball-probe results of a folder, run after run. NoRunsError if there are none, UserError if one is damaged."""
+    tables = [run.table for run in read_runs(results_dir) if run.kind == BALL and "r2_mean" in run.table]
     if not tables:
         raise NoRunsError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
     return pd.concat(tables, ignore_index=True)
 
 
 def summarize_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a run, protocol and variable from the rows of `read_runs`."""
+    """One row a run, protocol and variable from the rows of `ball_tables`."""
     runs = runs.assign(protocol=runs.get("protocol", "paper"))
     keys = ["run_name", "protocol", "variable"]
     table = pd.DataFrame([summarize_curve(curve) for _, curve in runs.groupby(keys, sort=False)])
@@ -84,14 +81,25 @@ def onset_layer(score: pd.Series) -> int | None:
     return int(score.index[(score >= _ONSET_SHARE * peak).to_numpy()][0])
 
 
-def depth_of(curve: pd.DataFrame) -> int:
-    """Number of layers of the encoder, from layer and layer_fraction = layer / depth."""
-    known = curve[curve["layer_fraction"] > 0]
-    if not len(known):
-        return 1
-    return round(float((known["layer"] / known["layer_fraction"]).median()))
-
-
 def one_third(depth: int) -> int:
     """The layer at one third of the depth: 8 of 24."""
     return round(depth * EMERGENCE_DEPTH)
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The summary as text."""
+    return table.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-")
+
+
+def movie_text(rows: pd.DataFrame) -> str:
+    """Where the overall curve of a movie run starts, peaks and ends, a line per metric, and its ties."""
+    overall = rows[rows["subtask"] == OVERALL].set_index("layer").sort_index()
+    lines = []
+    for metric in METRICS:
+        curve = overall[f"{metric}_mean"]
+        lines.append(
+            f"{metric:18s} layer {curve.index[0]}: {curve.iloc[0]:.3f}   "
+            f"peak {curve.max():.3f} at layer {curve.idxmax()}   last: {curve.iloc[-1]:.3f}"
+        )
+    ties = f"ties: {overall['n_ties'].sum()} of {overall['n_scenes'].sum()} scene comparisons over all layers"
+    return "\n".join([*lines, ties])

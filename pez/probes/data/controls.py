@@ -20,7 +20,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pez.controls import CONTROLS, controls_for

@@ -104,7 +104,9 @@ class BootstrapCurve:
 def mean_curve(curves: Sequence[BootstrapCurve]) -> BootstrapCurve:
     """The mean of curves that were resampled alike: repeats of a cross-validation, seeds of a control."""
     _check_paired(curves)
-    estimate, samples = (np.mean([getattr(curve, name) for curve in curves], axis=0) for name in ("estimate", "samples"))
+    estimate, samples = (
+        np.mean([getattr(curve, name) for curve in curves], axis=0) for name in ("estimate", "samples")
+    )
     return BootstrapCurve(estimate, samples, curves[0].resamples)
 
 

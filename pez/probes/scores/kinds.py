@@ -75,7 +75,7 @@ class Kind:
     of_fold: FoldScores
     pooled: Mapping[str, Pooled]
     counts: tuple[str, ...] = ()
-    joined: Callable[[Predictions], np.ndarray] = field(default=lambda predictions: predictions.values)
+    joined: Callable[[Predictions], np.ndarray] = field(default=lambda predictions: predictions.predicted)
     value: Callable[[str, pd.DataFrame, np.ndarray, np.ndarray], float] | None = None
 
 
@@ -85,7 +85,7 @@ class Kind:
 def _fold_r2(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
     targets = predictions.variable.targets
     least = LEAST_VARIANCE * targets.var(0)
-    return {OVERALL: {"r2": r2(targets[rows], predictions.values[repeat, layer, rows], least)}}
+    return {OVERALL: {"r2": r2(targets[rows], predictions.predicted[repeat, layer, rows], least)}}
 
 
 def _pooled_r2(target: np.ndarray, prediction: np.ndarray, every: np.ndarray) -> float:
@@ -125,7 +125,7 @@ def _direction(form: str) -> Kind:
 
 
 def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
-    table = predictions.clips.iloc[rows].assign(score=predictions.values[repeat, layer, rows, 0])
+    table = predictions.clips.iloc[rows].assign(score=predictions.predicted[repeat, layer, rows, 0])
     parts = {name: np.flatnonzero(np.isin(rows, own)) for name, own in predictions.parts.items()}
     scored = score_rows(table, parts)
     return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
@@ -140,7 +140,7 @@ def _one_scale(predictions: Predictions) -> np.ndarray:
 
     That changes neither clip accuracy nor relative accuracy (within a scene; ties are the same too).
     """
-    scaled = predictions.values.copy()
+    scaled = predictions.predicted.copy()
     for repeat, rows in predictions.held_out():
         largest = np.abs(scaled[repeat][:, rows]).max(axis=(1, 2), keepdims=True)
         scaled[repeat][:, rows] /= np.where(largest > 0, largest, 1.0)
@@ -158,7 +158,7 @@ def _of_scores(score: Callable[..., BootstrapCurve], **options) -> Pooled:
 
 
 def _fold_classes(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
-    target, prediction = predictions.variable.targets[rows], predictions.values[repeat, layer, rows]
+    target, prediction = predictions.variable.targets[rows], predictions.predicted[repeat, layer, rows]
     return {OVERALL: {name: value(target, prediction, target) for name, value in _CLASS_VALUES.items()}}
 
 

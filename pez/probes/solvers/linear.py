@@ -149,7 +149,7 @@ class _Layer:
         self.moments: dict[int, Moments] | None = None
         if features.ndim == 3:
             if self.loss != "mse":
-                raise UserError("classes are read from one vector a clip: choose a --pooling that does not keep patches")
+                raise UserError("classes are read from one vector a clip: choose a --pooling without patches")
             self.moments = self._moments_of_folds(features)
             features = features.float().mean(1)
         self.features, self.shift = features, 0

@@ -1,7 +1,7 @@
 """What a solver is: it trains the probes that validation asks for, a Fit each, and tells how they did.
 
-    linear       pez/probes/solvers/linear.py: 20 settings of AdamW together, or ridge in closed form
-    attentive    pez/probes/solvers/attentive.py: V-JEPA 2's attentive classifier, stacked
+linear       pez/probes/solvers/linear.py: 20 settings of AdamW together, or ridge in closed form
+attentive    pez/probes/solvers/attentive.py: V-JEPA 2's attentive classifier, stacked
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +56,7 @@ class Fitted(Protocol):
         """[m, k] of the rows of the fold that the Fit reads, float64, each variable at its choice."""
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Weights [k, d] and bias [k] for raw features and targets, of a Fit with choices; None if they were not kept."""
+        """Weights [k, d] and bias [k] for raw features and targets, of a Fit with choices; None if not kept."""
 
 
 class Solver(Protocol):

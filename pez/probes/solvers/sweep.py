@@ -26,6 +26,7 @@ import torch
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
 from pez.errors import UserError
 from pez.machine import available_cores
+from pez.probes.solvers.adamw import train_together
 from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public face)
     LOSSES,
     NORM_MODES,
@@ -36,7 +37,6 @@ from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public fac
     paper_settings,
     row_problem,
 )
-from pez.probes.solvers.adamw import train_together
 
 _CACHE_BYTES = 8_000_000  # of a CPU batch (`_bytes`): stays near a core, and makes small problems share calls
 

@@ -209,13 +209,13 @@ class Collected:
     def __init__(self, data: ProbeData, repeats: Sequence[Folds], protocols: Iterable[str]):
         self.data, self.repeats, self.protocols = data, repeats, tuple(protocols)
         shape = (len(repeats), len(data.layers), *data.targets.shape)
-        self.values = {protocol: np.full(shape, np.nan) for protocol in self.protocols}
+        self.predicted = {protocol: np.full(shape, np.nan) for protocol in self.protocols}
         self.choices: dict[str, dict[tuple[int, int, int], tuple[Choice, ...]]] = {p: {} for p in self.protocols}
 
     def add(self, repeat: int, outcome: Outcome) -> None:
         """Put one outcome in its place."""
         layer, rows = self.data.layers.index(outcome.layer), self.repeats[repeat].rows(outcome.fold)
-        self.values[outcome.protocol][repeat, layer, rows] = outcome.prediction.numpy()
+        self.predicted[outcome.protocol][repeat, layer, rows] = outcome.prediction.numpy()
         self.choices[outcome.protocol][repeat, outcome.layer, outcome.fold] = outcome.choices
 
     def predictions(self) -> list[Predictions]:
@@ -232,7 +232,7 @@ class Collected:
                         clips=data.clips,
                         group=data.group,
                         fold=fold,
-                        values=self.values[protocol][..., start:end],
+                        predicted=self.predicted[protocol][..., start:end],
                         control=data.control,
                         control_seed=data.control_seed,
                         choices={key: own[number] for key, own in self.choices[protocol].items()},

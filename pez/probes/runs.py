@@ -1,0 +1,500 @@
+"""Runs: options in, the files of a run out. What step3_probe.py and the two IntPhys scripts do.
+
+Each kind of run lays out its curves (the main one and its controls), cross-validates them, scores the predictions and
+writes tables and a figure. One layer of one clip set is in memory at a time.
+"""
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from pez.controls import BALLS, is_floor
+from pez.encoder.devices import find_device
+from pez.errors import UserError
+from pez.files import atomic_path, run_lock
+from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
+from pez.probes.data.companions import Companions
+from pez.probes.data.controls import ControlSource, control_data
+from pez.probes.data.groupings import HELD_OUT, repeated_folds
+from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
+from pez.probes.data.probe_data import ProbeData, Variable, check_layers, store_features
+from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, from_arguments, recorded
+from pez.probes.predictions import Predictions
+from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
+from pez.probes.results import (
+    BALL,
+    MOVIES,
+    ball_controls,
+    ball_results,
+    movie_controls,
+    movie_results,
+    movie_settings,
+    prediction_table,
+    write_tables,
+)
+from pez.probes.scores.bootstrap import FEW_GROUPS
+from pez.probes.scores.possibility import METRIC_OF
+from pez.probes.scores.r2 import LEAST_VARIANCE
+from pez.probes.scores.score import LEAST_GROUPS, Scored, score
+from pez.probes.solvers.attentive import AttentiveSolver
+from pez.probes.solvers.attentive_training import Recipe
+from pez.probes.solvers.linear import LinearSolver, linear_solver
+from pez.probes.solvers.problems import Setting, paper_settings
+from pez.probes.solvers.solver import Solver
+from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
+from pez.probes.validation.cross_validate import count_steps, cross_validate
+from pez.probes.validation.folds import Folds, check_n_folds, repeated_scene_folds
+from pez.runs import progress
+from pez.shards import WHOLE, Shard, check_shard, describing, holding
+from pez.store import FeatureStore, open_stores
+
+ANGLE_NOTE = (
+    "scalar angle: jumps at ±180°, where neighbouring directions lie 360° apart; read direction_sincos beside it"
+)
+POOLING_OF_LINEAR = "mean"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A main curve as it is to be probed: its store and data, the folds of every repeat, its protocols."""
+
+    store: FeatureStore
+    capture: str
+    pooling: str
+    data: ProbeData
+    repeats: tuple[Folds, ...]
+    protocols: tuple[str, ...]
+    controls: tuple[ProbeData, ...] = ()
+
+    @property
+    def folds(self) -> Folds:
+        """Folds of the first repeat; the groups are the same in all."""
+        return self.repeats[0]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a run writes: `results` and `controls` (empty without), `predictions`, `record` for the JSON file, and
+    `probes`, the weights of the nested refits (empty unless asked for)."""
+
+    results: pd.DataFrame
+    controls: pd.DataFrame
+    predictions: pd.DataFrame
+    record: dict
+    probes: dict[str, torch.Tensor]
+
+
+def validated(curves: Sequence[Curve], solver: Solver, metric: str | None, name: str, probes=None) -> list[Predictions]:
+    """Predictions of main curves, then of their controls, under one progress bar; `probes` of the main curves only."""
+    mains = [(curve, curve.data, curve.protocols) for curve in curves]
+    others = [(curve, data, curve.protocols[-1:]) for curve in curves for data in curve.controls]
+    work = mains + others
+    total = sum(count_steps(solver, own, len(data.layers), curve.repeats) for curve, data, own in work)
+    with progress(total=total, description=name, unit="probe") as bar:
+        return [
+            each
+            for curve, data, own in work
+            for each in cross_validate(
+                data,
+                curve.repeats,
+                solver,
+                own,
+                metric=metric,
+                step=bar.update,
+                probes=None if data.control else probes,
+            )
+        ]
+
+
+# ---------------------------------------------------------------- balls
+
+
+def plan(options: BallOptions) -> list[Curve]:
+    """Check the options against the features and lay out data and folds of each clip set, without controls."""
+    target = check_direction_target(options.probe_set, options.direction_target)
+    needed = PROBE_SETS[options.probe_set].clip_sets
+    stores = open_stores(options.feature_root)
+    missing = [name for name in needed if name not in stores]
+    if missing:
+        raise UserError(
+            f"{options.feature_root} has no features of the {missing[0]} set, which --probe-set {options.probe_set} "
+            f"needs (it has {', '.join(stores)}): extract them with step2_extract.py"
+        )
+    return [_ball_curve(options, stores[name], target) for name in needed]
+
+
+def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
+    capture, there = options.residual_capture, store.settings["captures"]
+    if capture not in there:
+        raise UserError(
+            f"{store.directory} holds {', '.join(there)}, but --residual-capture says {capture}: "
+            f"say {there[0]}, or extract with --capture {capture}"
+        )
+    pooling = store.check(capture, options.pooling)
+    made_with = store.settings["transform"]
+    if options.preprocessing != made_with:
+        raise UserError(
+            f"{store.directory} was preprocessed with {made_with}, but --preprocessing says {options.preprocessing}: "
+            f"say {made_with}, or extract with --transform {options.preprocessing}"
+        )
+    layers = check_layers(options.layers, store.depth, store.directory)
+    repeats = repeated_folds(store, options.grouping, options.folds, options.seed, options.repeats)
+    data = ProbeData(
+        name=store.name,
+        clips=store.clips,
+        group=repeats[0].group,
+        variables=tuple(variables(options.probe_set, store, direction_target)),
+        layers=layers,
+        depth=store.depth,
+        features=store_features(store, capture, pooling),
+        norm_mode=options.norm_mode,
+        described=store.settings,
+    )
+    protocols = chosen_protocols(options.protocol, repeats[0].n_folds)
+    return Curve(store, capture, pooling, data, repeats, protocols)
+
+
+def with_controls(options: BallOptions, curve: Curve) -> Curve:
+    """`curve` with the controls asked for; UserError, with the command that makes it, for a missing store."""
+    stores = Companions(Path(options.feature_root), curve.store, curve.capture, curve.pooling, options.control_seeds)
+    source = ControlSource(curve.store, curve.capture, curve.pooling, stores, BALLS, options.control_seeds)
+    return dataclasses.replace(curve, controls=tuple(control_data(curve.data, options.control, source)))
+
+
+def probe_curves(options: BallOptions) -> Tables:
+    """Probe every layer, and the controls asked for. UserError for options that do not fit the features."""
+    return probe_balls(options, [with_controls(options, curve) for curve in plan(options)])
+
+
+def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
+    """Probe curves that were laid out before."""
+    solver = linear_solver(
+        options.solver, device=options.device, threads=options.threads, memory_gib=options.memory_gib
+    )
+    probes: dict[str, torch.Tensor] | None = {} if options.save_probes else None
+    predictions = validated(curves, solver, None, options.run_name, probes)
+    scores = score(predictions, options.bootstrap)
+    of_variable = {variable.name: curve for curve in curves for variable in curve.data.variables}
+    depths = {name: curve.store.depth for name, curve in of_variable.items()}
+    described = {
+        variable.name: _described(options, curve, variable) for curve in curves for variable in curve.data.variables
+    }
+    made = {
+        (variable.name, data.control, data.control_seed): {
+            "model": data.described.get("model", ""),
+            "weights": data.described.get("weights_label", ""),
+        }
+        for curve in curves
+        for data in curve.controls
+        for variable in data.variables
+    }
+
+    def made_of(scored: Scored) -> dict:
+        key = scored.predictions
+        return made[key.variable.name, key.control, key.control_seed]
+
+    def floor(variable: str, control: str) -> bool:
+        return is_floor(control, of_variable[variable].pooling)
+
+    return Tables(
+        results=ball_results(options.run_name, scores, depths, described),
+        controls=ball_controls(options.run_name, scores, depths, floor, made_of),
+        predictions=prediction_table(options.run_name, BALL, predictions, with_epoch=False),
+        record=_ball_record(options, curves, solver),
+        probes=probes or {},
+    )
+
+
+def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
+    """What the rows of one variable say of how they were made."""
+    folds, settings = curve.folds, curve.store.settings
+    least = LEAST_VARIANCE * variable.targets.var(0)
+    return {
+        "protocol": spoken_protocol(curve.protocols),
+        "unit": variable.unit,
+        "probe_set": options.probe_set,
+        "solver": options.solver,
+        "norm_mode": options.norm_mode,
+        "grouping": options.grouping,
+        "direction_target": check_direction_target(options.probe_set, options.direction_target),
+        "residual_capture": options.residual_capture,
+        "preprocessing": options.preprocessing,
+        "pooling": curve.pooling,
+        "frame_order": settings.get("frame_order", "original"),
+        "model": settings["model"],
+        "weights": settings["weights_label"],
+        "n_clips": len(folds.fold),
+        "n_groups": folds.n_groups,
+        "n_folds": folds.n_folds,
+        "n_folds_scored": sum(bool((variable.targets[rows].var(0) > least).any()) for _, rows in folds.splits()),
+        "n_repeats": len(curve.repeats),
+        "n_bootstrap": options.bootstrap,
+        "seed": options.seed,
+        "note": ANGLE_NOTE if variable.kind == "angle" else "",
+    }
+
+
+def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict:
+    """What the config file says of a run, provenance aside."""
+    return {
+        "options": recorded(options),
+        "protocol": options.protocol,
+        "settings": [dataclasses.asdict(setting) for setting in solver.settings],
+        "clip_sets": {
+            curve.data.name: {
+                "variables": {variable.name: variable.unit for variable in curve.data.variables},
+                "pooling": curve.pooling,
+                "n_clips": len(curve.folds.fold),
+                "n_groups": curve.folds.n_groups,
+                "n_folds": curve.folds.n_folds,
+                "features": curve.store.settings,
+            }
+            for curve in curves
+        },
+        "controls": [
+            {
+                "control": data.control,
+                "control_seed": data.control_seed,
+                "clip_set": data.name,
+                "features": data.described,
+                "note": data.note,
+            }
+            for curve in curves
+            for data in curve.controls
+        ],
+    }
+
+
+def run_balls(args: argparse.Namespace) -> Tables:
+    """Probe as the command line says and write the run's files; UserError before any work for bad options."""
+    options = from_arguments(BallOptions, args)
+    find_device(options.device)
+    curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store is said before any work
+    for curve in curves:
+        said = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]
+        for line in [*notes(options, curve), *said]:
+            print(line)
+    with run_lock(options.results_dir, options.run_name):
+        tables = probe_balls(options, curves)
+        for path in write_balls(tables, options.run_name, options.results_dir):
+            print(path)
+    return tables
+
+
+def notes(options: BallOptions, curve: Curve) -> list[str]:
+    """What a user should know of a clip set's folds before the curves."""
+    folds, name = curve.folds, curve.data.name
+    lines = [
+        f"{name}: {len(folds.fold)} clips, {folds.n_groups} groups ({options.grouping}), {folds.n_folds} folds, "
+        f"{curve.pooling}, {curve.store.settings['model']}, {curve.store.settings['weights_label']}"
+    ]
+    if options.grouping in HELD_OUT:
+        lines.append(f"note: one value a fold is held out ({folds.n_folds} in all): read r2_pooled and mae")
+    elif folds.n_folds < options.folds:
+        lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
+    asked = [variable.kind for variable in curve.data.variables if not variable.name.startswith("direction_")]
+    if options.grouping == "held_out_direction" and "angle" in asked:
+        lines.append(
+            "note: held_out_direction with --direction-target angle: beside the jump at ±180° a held-out direction has "
+            "one neighbour only, so it is extrapolated: use --direction-target sincos, or read direction_sincos"
+        )
+    if len(curve.repeats) < options.repeats:
+        n = len(curve.repeats)
+        lines.append(f"note: {options.repeats} seeds make {n} different sets of folds of these groups: --repeats {n}")
+    if options.protocol == "both" and len(curve.protocols) == 1:
+        lines.append(
+            f"note: {folds.n_folds} folds (of 3) are too few for the nested protocol: only the published one is run"
+        )
+    n_tested = len(set(folds.group[folds.tested]))
+    if options.bootstrap and n_tested < LEAST_GROUPS:
+        lines.append(f"note: fewer than {LEAST_GROUPS} groups are held out, so there are no intervals")
+    elif options.bootstrap and n_tested < FEW_GROUPS:
+        lines.append(f"note: intervals rest on {n_tested} groups and come out too short under {FEW_GROUPS}")
+    return lines
+
+
+def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
+    """Write a run's tables, probes and record, each whole; returns their paths."""
+    mean = [column for column in tables.results if column.endswith("_mean") and "nested" not in column]
+    unscored = tables.results.loc[tables.results[mean].isna().all(axis=1), "variable"].unique()
+    for name in unscored:
+        print(f"note: every fold holds {name} constant, so a fold has no R²: read r2_pooled, or regroup")
+    path = results_dir / f"probes_{run_name}.safetensors"
+    path.unlink(missing_ok=True)  # an earlier run of this name may have kept its probes
+    written = []
+    if tables.probes:
+        with atomic_path(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tables.probes.items()}, temporary)
+        written = [path]
+    return written + write_tables(
+        results_dir, run_name, BALL, tables.results, tables.controls, tables.predictions, tables.record
+    )
+
+
+# ---------------------------------------------------------------- movies
+
+
+def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: str, fixed: bool = False) -> Curve:
+    """The main curve of movies and its controls."""
+    main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
+    repeats = repeated_scene_folds(main.clips, options.folds, options.seed, options.repeats)
+    n_folds = repeats[0].n_folds
+    if fixed:
+        assert isinstance(options, AttentiveOptions)
+        protocols = with_fixed(options.protocol, n_folds, len(attentive_settings(options)))
+    else:
+        protocols = chosen_protocols(options.protocol, n_folds)
+    controls = movie_control_data(main, features, options.control, args, pooling)
+    return Curve(features.store, args.capture, pooling, main, repeats, protocols, tuple(controls))
+
+
+def score_movie_run(
+    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict
+) -> Tables:
+    """Tables of a run of movies; `settings` are the probe's, the same in every row."""
+    with_epoch = isinstance(options, AttentiveOptions)
+    scores, depth, described = score(predictions, options.bootstrap), curve.store.depth, curve.store.settings
+    rows = movie_results(scores, depth, with_epoch)
+    for place, (column, value) in enumerate(
+        {"run_name": options.run_name, "probe_set": probe_set, "variable": scores.variables()[0]}.items()
+    ):
+        rows.insert(place, column, value)
+    rows = rows.assign(**movie_settings(described), **settings)
+    record = {
+        "run_name": options.run_name,
+        "probe_set": probe_set,
+        "settings": {**settings, "n_bootstrap": options.bootstrap},
+        "options": recorded(options),
+        "features": described,
+    }
+    table = prediction_table(options.run_name, MOVIES, predictions, with_epoch)
+    return Tables(rows, movie_controls(options.run_name, scores, depth, with_epoch), table, record, {})
+
+
+def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
+    """Write the tables of a run of movies, each whole; returns their paths, the results table first."""
+    paths = write_tables(
+        options.results_dir,
+        options.run_name,
+        MOVIES,
+        tables.results,
+        tables.controls,
+        tables.predictions,
+        tables.record,
+    )
+    return paths[::-1]
+
+
+def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
+    """What a user should know of a run that could not be all that --protocol and --repeats asked for."""
+    lines = []
+    if options.protocol == "both" and curve.protocols == ("paper",):
+        lines.append("note: 2 folds are too few for the nested protocol: only the published one was run")
+    if len(curve.repeats) < options.repeats:
+        n = len(curve.repeats)
+        lines.append(f"note: {options.repeats} seeds deal these scenes into {n} different sets of folds")
+    return lines
+
+
+def run_movies(args: argparse.Namespace) -> Tables:
+    """The linear probe of movies, as the command line says."""
+    options = from_arguments(MovieOptions, args)
+    check_n_folds(options.folds)
+    chosen_protocols(options.protocol, options.folds)  # bad options are told before any work
+    with run_lock(options.results_dir, options.run_name):
+        features = movie_features(args, POOLING_OF_LINEAR, options.control)
+        curve = movie_curve(options, features, args, POOLING_OF_LINEAR)
+        solver = LinearSolver(paper_settings(), device=options.device, memory_gib=options.memory_gib)
+        predictions = validated([curve], solver, METRIC_OF[options.selection_metric], options.run_name)
+        settings = {
+            "capture": curve.capture,
+            "pooling": curve.pooling,
+            "selection_metric": options.selection_metric,
+            "protocol": spoken_protocol(curve.protocols),
+            "seed": options.seed,
+        }
+        tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
+        for line in movie_notes(options, curve):
+            print(line)
+        for path in write_movies(options, tables):
+            print(f"wrote {path}")
+    return tables
+
+
+def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
+    """Pairs of learning rate and weight decay, each once."""
+    return tuple(dict.fromkeys(itertools.starmap(Setting, itertools.product(options.lr, options.wd))))
+
+
+def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
+    """The attentive probe that the options describe; UserError for a recipe that cannot be."""
+    recipe = Recipe(
+        num_probe_blocks=options.num_probe_blocks,
+        num_heads=options.probe_heads,
+        num_epochs=options.num_epochs,
+        batch_size=options.probe_batch_size,
+        warmup_epochs=options.warmup_epochs,
+        token_norm=options.token_norm,
+        dtype=options.probe_dtype,
+        seed=options.seed,
+    )
+    memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
+    return AttentiveSolver(attentive_settings(options), recipe, options.device, memory)
+
+
+def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions) -> list[LongCurve]:
+    """The main curve and its controls as pez/probes/validation/checkpoints.py trains them."""
+
+    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict:
+        made = {key: data.described[key] for key in ("model", "weights_sha256", "transform", "frame_order", "clip_set")}
+        asked = {"capture": curve.capture, "pooling": curve.pooling, "n_folds": options.folds}
+        chosen = {
+            "settings": [[setting.learning_rate, setting.weight_decay] for setting in solver.settings],
+            "selection_metric": options.selection_metric,
+        }
+        whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
+        return {**made, **asked, **dataclasses.asdict(solver.recipe), **chosen, **whose}
+
+    work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
+    return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
+
+
+def run_attentive(args: argparse.Namespace) -> Tables | None:
+    """The attentive probe of movies, as the command line says; None if pieces are left to other shards."""
+    options = from_arguments(AttentiveOptions, args)
+    check_n_folds(options.folds)
+    solver = attentive_solver(options)  # bad options are told before any work
+    with_fixed(options.protocol, options.folds, len(solver.settings))
+    shard = check_shard(args.num_shards, args.shard_index)
+    locks = options.results_dir / ".locks" / options.run_name
+    with holding(locks, shard):
+        features = movie_features(args, options.patch_pool, options.control, shard)
+        curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
+        return _attentive(options, solver, curve, locks, shard)
+
+
+def _attentive(
+    options: AttentiveOptions, solver: AttentiveSolver, curve: Curve, locks: Path, shard: Shard = WHOLE
+) -> Tables | None:
+    curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
+    predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
+    if predictions is None:
+        there, total = count_pieces(curves, directory)
+        print(f"{directory}: {there} of {total} layers x folds; the shard that completes them writes the results")
+        return None
+    for line in movie_notes(options, curve):
+        print(line)
+    choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
+    settings = {**choice, "protocol": spoken_protocol(curve.protocols), **dataclasses.asdict(solver.recipe)}
+    with describing(locks, shard):
+        tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
+        for path in write_movies(options, tables):
+            print(f"wrote {path}")
+    return tables
