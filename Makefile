@@ -1,7 +1,8 @@
 # make reproduce   the quick preset end to end on two CPU cores: clips, features, probes, figures
-# make test        the whole test suite
+# make test        style, types, layers of imports and the whole test suite
 # Both make .venv and install requirements.txt into it on first use.
-# make benchmarks  every step beside what a user would otherwise do, into BENCHMARKS.md; some ten minutes
+# make lint        formats the code, then checks style, types and layers
+# make benchmarks  every step beside what a user would otherwise do, into docs/benchmarks.md; some ten minutes
 # make kubric      an environment of its own for step1_generate.py --backend kubric (1.7 GB)
 # make reproduce-paper [MODEL=large] [WEIGHTS=FILE] [DEVICE=cuda:0]   the paper preset through Kubric, then every
 #                  later step; the IntPhys figures too if its dev split is at artifacts/intphys/dev
@@ -11,7 +12,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help reproduce reproduce-paper reproduce-intphys kubric test lint benchmarks clean
+.PHONY: help reproduce reproduce-paper reproduce-intphys kubric test lint checks types layers benchmarks clean
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -116,16 +117,26 @@ reproduce-intphys: $(INSTALLED)
 		--patch-pool temporal_last_patch --reuse-features --control shuffled_labels random_weights static_last \
 		--run-name figure8_intphys_$(MODEL)_attentive
 
-test: $(INSTALLED)
-	@$(RUN) -m ruff check .
+test: checks
 	@$(RUN) -m pytest
 
 lint: $(INSTALLED)
 	@$(RUN) -m ruff format .
+	@$(MAKE) --no-print-directory checks
+
+checks: types layers $(INSTALLED)
 	@$(RUN) -m ruff check .
 
+# strict static types of the files that pyproject.toml names
+types: $(INSTALLED)
+	@$(RUN) -m mypy
+
+# who may import whom: the contracts of pyproject.toml
+layers: $(INSTALLED)
+	@$(VENV)/bin/lint-imports --no-logo
+
 benchmarks: $(INSTALLED)
-	@$(RUN) -m benchmarks --write BENCHMARKS.md
+	@$(RUN) -m benchmarks --write docs/benchmarks.md
 	@$(RUN) -m benchmarks.scale --write docs/scale.md
 
 clean:

@@ -11,9 +11,11 @@ keeps its logs and reports in artifacts/launch/NAME, where NAME is --job-name, b
 command again does what is left.
 """
 
+import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from constants import ARTIFACTS_DIR
@@ -30,8 +32,11 @@ LAUNCH_DIR = ARTIFACTS_DIR / "launch"
 class LaunchParser(Parser):
     """Leaves the options that it does not know to the step, as `step_arguments`."""
 
-    def parse_args(self, args=None, namespace=None):
-        parsed, parsed.step_arguments = self.parse_known_args(args, namespace)
+    def parse_args(  # type: ignore[override]  # nobody gives it a namespace
+        self, args: Sequence[str] | None = None
+    ) -> argparse.Namespace:
+        parsed, step_arguments = self.parse_known_args(args)
+        parsed.step_arguments = step_arguments
         return parsed
 
 
@@ -48,7 +53,7 @@ def make_parser() -> LaunchParser:
     return parser
 
 
-def _add_slurm(group) -> None:
+def _add_slurm(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--slurm", action="store_true", help="submit the shards as a job array")
     group.add_argument("--partition", help="partitions to run in")
     group.add_argument("--array-parallelism", type=int, metavar="K", help="shards at a time (default: all)")
@@ -67,7 +72,7 @@ def _add_slurm(group) -> None:
     group.add_argument("--cancel", action="store_true", help="cancel a submitted launch")
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     name = check_run_name(args.job_name or Path(args.step).stem, "--job-name")
     folder = args.launch_dir / name
     if args.status or args.cancel:
@@ -83,7 +88,7 @@ def main(args) -> None:
     return None
 
 
-def run(args, folder: Path) -> None:
+def run(args: argparse.Namespace, folder: Path) -> None:
     """All shards on this machine."""
     where = places(args.gpus, args.processes)
     num_shards = _num_shards(args, len(where))
@@ -95,7 +100,7 @@ def run(args, folder: Path) -> None:
     print(f"{folder.name}: all {num_shards} shards are done; logs in {folder / 'logs'}")
 
 
-def submit(args, folder: Path) -> None:
+def submit(args: argparse.Namespace, folder: Path) -> None:
     """All shards as a job array."""
     if args.gpus is not None or args.processes is not None:
         raise UserError("--gpus and --processes are for this machine: with --slurm say --num-shards")
@@ -118,7 +123,7 @@ def submit(args, folder: Path) -> None:
     print(f"{folder.name}: job {job}, {_num_shards(args, 1)} shards; --status, --wait or --cancel with the same step")
 
 
-def report(args, folder: Path) -> None:
+def report(args: argparse.Namespace, folder: Path) -> None:
     """What became of a submitted launch, after its end if it is to be ended."""
     if args.cancel:
         print(f"{folder.name}: job {slurm.cancel(folder)} is cancelled; what is complete is kept")
@@ -126,7 +131,7 @@ def report(args, folder: Path) -> None:
         print(fates.status(folder))
 
 
-def _num_shards(args, default: int) -> int:
+def _num_shards(args: argparse.Namespace, default: int) -> int:
     if args.num_shards is not None and args.num_shards < 1:
         raise UserError(f"--num-shards must be at least 1; got {args.num_shards}")
     return args.num_shards or default

@@ -1,1 +1,1 @@
-"""Speed of every step beside what a user would otherwise do; see BENCHMARKS.md."""
+"""Speed of every step beside what a user would otherwise do; see docs/benchmarks.md."""

@@ -1,11 +1,11 @@
 """Every benchmark in one run: each step beside what a user would otherwise do.
 
-    python -m benchmarks                          # prints the tables, writes benchmarks/results.json
-    python -m benchmarks --quick                  # small sizes, a minute
-    python -m benchmarks --write BENCHMARKS.md    # and puts the tables there (make benchmarks)
-    python -m benchmarks --from benchmarks/results.json --write BENCHMARKS.md    # measures nothing
+    python -m benchmarks                               # prints the tables, writes benchmarks/results.json
+    python -m benchmarks --quick                       # small sizes, a minute
+    python -m benchmarks --write docs/benchmarks.md    # and puts the tables there (make benchmarks)
+    python -m benchmarks --from benchmarks/results.json --write docs/benchmarks.md    # measures nothing
 
-Each measurement is a process of its own; both sides of a comparison take turns. See BENCHMARKS.md.
+Each measurement is a process of its own; both sides of a comparison take turns. See docs/benchmarks.md.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Measurements to records, and records to the tables of BENCHMARKS.md."""
+"""Measurements to records, and records to the tables of docs/benchmarks.md."""
 
 import math
 import os

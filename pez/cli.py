@@ -9,6 +9,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
 from pez.errors import UserError, check_choice
 
@@ -16,15 +18,15 @@ from pez.errors import UserError, check_choice
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults and answers a bad argument with one line and exit code 2."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
-    def _check_value(self, action, value):
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None:
             check_choice("/".join(action.option_strings) or str(action.metavar or action.dest), value, action.choices)
 
@@ -35,7 +37,11 @@ def script_arguments(argv: Sequence[str] | None = None) -> list[str]:
     return argv[argv.index("--") + 1 :] if "--" in argv else argv
 
 
-def run_script(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None], argv=None) -> int:
+def run_script(
+    parser: argparse.ArgumentParser,
+    main: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None = None,
+) -> int:
     """Parse, run `main(args)` and turn what a user can mend into one line and exit code 2.
 
     A UserError and an operating system error that names its file are one line each; anything else is a defect
@@ -73,7 +79,7 @@ def _sigterm_unwinds() -> Iterator[None]:
         return
     owner = os.getpid()
 
-    def unwind(number, _frame):
+    def unwind(number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() != owner:  # a forked worker has nothing to tidy up
             os.kill(os.getpid(), number)
@@ -86,7 +92,7 @@ def _sigterm_unwinds() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _line(error: Exception) -> str | None:
+def _line(error: UserError | OSError) -> str | None:
     """The one line for an error that a user can mend; None for any other."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())

@@ -16,7 +16,7 @@ BALLS, MOVIES = "balls", "movies"
 Frames = Callable[[Any, str], Any]  # frames [T, ...] (tensor or array) and clip id -> frames
 
 
-def _shuffled(frames, clip_id: str):
+def _shuffled(frames: Any, clip_id: str) -> Any:
     seed = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "little")
     return frames[np.random.default_rng(seed).permutation(len(frames))]
 

@@ -13,15 +13,18 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pez.errors import UserError
+
+if TYPE_CHECKING:  # not loaded for a caller who writes no table
+    import pandas as pd
 
 MAX_NAME = 200  # bytes of a run's name: file systems allow 255, and files add to it before and after
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike, owner: str = "") -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], owner: str = "") -> Iterator[Path]:
     """Yield a temporary path beside `path`, moved onto it when the block ends without an error.
 
     The temporary name keeps the suffix of `path`, so writers that look at it work. Folders are
@@ -53,43 +56,44 @@ def _move(temporary: Path, path: Path) -> None:
                 raise
 
 
-def remove_partial(directory: str | os.PathLike, owner: str = "") -> None:
+def remove_partial(directory: str | os.PathLike[str], owner: str = "") -> None:
     """Remove what a killed run left half-written directly inside `directory`: all of it, or one owner's."""
     for leftover in Path(directory).glob(f".partial-{owner}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_text(path, text: str) -> Path:
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write `text` atomically and return the path."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
 
 
-def write_json(path, value) -> Path:
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write `value` as indented JSON, atomically."""
     return write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
 
 
-def read_json(path) -> dict:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file; a missing or damaged one is a UserError that names it."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error}): remove it and rerun the step that wrote it") from None
+    return value
 
 
-def write_parquet(path, frame) -> Path:
+def write_parquet(path: str | os.PathLike[str], frame: "pd.DataFrame") -> Path:
     """Write a pandas data frame atomically as parquet, without its index."""
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
     return Path(path)
 
 
-def write_csv(path, frame) -> Path:
+def write_csv(path: str | os.PathLike[str], frame: "pd.DataFrame") -> Path:
     """Write a pandas data frame atomically as CSV, without its index."""
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False)
@@ -105,18 +109,18 @@ def check_run_name(name: str, option: str = "--run-name") -> str:
     return name
 
 
-def run_lock(results_dir: str | os.PathLike, run_name: str):
+def run_lock(results_dir: str | os.PathLike[str], run_name: str) -> contextlib.AbstractContextManager[None]:
     """`exclusive` for a run's name in a results folder, so that two runs never mix their files."""
     return exclusive(Path(results_dir) / ".locks" / check_run_name(run_name))
 
 
-def fingerprint(value) -> str:
+def fingerprint(value: Any) -> str:
     """Sixteen hex digits of the SHA-256 of `value` as canonical JSON: equal settings, equal fingerprint."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def fingerprint_of_files(paths: Iterable[str | os.PathLike]) -> str:
+def fingerprint_of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     """Sixteen hex digits over the contents of files, in order; a missing or unreadable one counts as empty.
 
     So frames that were changed are never taken for what they were, whatever their size and date.
@@ -132,7 +136,7 @@ def fingerprint_of_files(paths: Iterable[str | os.PathLike]) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(directory: str | os.PathLike) -> Iterator[None]:
+def exclusive(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold `directory` for this process; a second run that wants it gets a UserError.
 
     The lock is the operating system's (`flock` on `.lock`), so it dies with its process.
@@ -142,7 +146,7 @@ def exclusive(directory: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shared(directory: str | os.PathLike) -> Iterator[None]:
+def shared(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold `directory` beside others that hold it shared; UserError while a process holds it exclusively."""
     with _held(Path(directory), fcntl.LOCK_SH):
         yield
@@ -161,7 +165,7 @@ def _held(directory: Path, kind: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, quietly: bool = False) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], quietly: bool = False) -> Iterator[None]:
     """Hold the file `path` for this process, once whoever holds it lets go; unless `quietly`, a wait is told."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,18 +17,18 @@ from pez.files import write_text
 VARIABLE = "PEZ_REPORT"
 LOG_SECONDS = 10.0  # between the lines of a bar in a log file
 
-_bars: list[list] = []  # of this process
+_bars: list[list[Any]] = []  # of this process
 
 
-class ReportingBar(tqdm):
+class ReportingBar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A tqdm bar that also writes the report of its process."""
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         self._entry, self._shown = ["", 0, 0, ""], 0.0
         _bars.append(self._entry)
         super().__init__(*args, **{**options, "mininterval": 1.0})
 
-    def display(self, *args, **options) -> None:
+    def display(self, *args: Any, **options: Any) -> None:
         """Write the report; the line itself more rarely."""
         self._entry[:] = [self.desc, self.n, self.total, self.unit]
         with contextlib.suppress(OSError):  # work must not end because nobody can be told of it

@@ -7,7 +7,9 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ def code_version() -> str:
     return f"{pez.__version__} ({found.stdout.strip()})"
 
 
-def provenance() -> dict:
+def provenance() -> dict[str, Any]:
     """What a settings file says of the code and machine that made it (never compared when resuming)."""
     versions = {}
     for name in _LIBRARIES:
@@ -47,7 +49,14 @@ def provenance() -> dict:
     }
 
 
-def progress(iterable=None, *, total: int | None = None, description: str = "", unit: str = "it", initial: int = 0):
+def progress(
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    description: str = "",
+    unit: str = "it",
+    initial: int = 0,
+) -> tqdm:
     """A tqdm bar on standard error; in a log file it prints a line every ten seconds instead of redrawing.
 
     In a shard that launch.py started it also reports to it.

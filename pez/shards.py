@@ -28,8 +28,8 @@ FOLDER = ".shards"
 class Shard(NamedTuple):
     """Shard `index` of `count`; `WHOLE` is everything."""
 
-    count: int = 1
-    index: int = 0
+    count: int = 1  # type: ignore[assignment]  # hides a method of tuple
+    index: int = 0  # type: ignore[assignment]  # and another
 
     @property
     def is_whole(self) -> bool:
@@ -91,7 +91,7 @@ def holding(directory: str | Path, shard: Shard = WHOLE) -> Iterator[None]:
         yield
 
 
-def describing(directory: str | Path, shard: Shard):
+def describing(directory: str | Path, shard: Shard) -> contextlib.AbstractContextManager[None]:
     """Hold the right to look at and write what describes a folder as a whole, for a moment, beside other shards."""
     if shard.is_whole:
         return contextlib.nullcontext()  # it holds the folder anyway

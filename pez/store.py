@@ -19,6 +19,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -64,7 +65,7 @@ class FeatureStore:
     the store's shards that this process writes (pez/shards.py; by default all).
     """
 
-    def __init__(self, directory: Path, settings: dict, clips: pd.DataFrame, writer: Shard = WHOLE):
+    def __init__(self, directory: Path, settings: dict[str, Any], clips: pd.DataFrame, writer: Shard = WHOLE):
         self.directory = directory
         self.settings = settings
         self.clips = clips
@@ -72,7 +73,12 @@ class FeatureStore:
 
     @classmethod
     def plan(
-        cls, directory, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame | None, writer: Shard = WHOLE
+        cls,
+        directory: str | os.PathLike[str],
+        settings: dict[str, Any],
+        clips: pd.DataFrame,
+        frames: pd.DataFrame | None,
+        writer: Shard = WHOLE,
     ) -> "FeatureStore":
         """Start or go on with a store of these settings and clips, to write all of it or one `writer`'s share.
 
@@ -98,7 +104,7 @@ class FeatureStore:
         return cls(directory, settings, clips, writer)
 
     @classmethod
-    def open(cls, directory) -> "FeatureStore":
+    def open(cls, directory: str | os.PathLike[str]) -> "FeatureStore":
         """Open a complete store for reading; UserError if it is missing, incomplete or damaged."""
         directory = Path(directory)
         if not (directory / "features.json").is_file():
@@ -124,7 +130,7 @@ class FeatureStore:
     @property
     def depth(self) -> int:
         """Number of blocks, and so of layers in either capture."""
-        return self.settings["depth"]
+        return int(self.settings["depth"])
 
     @property
     def n_shards(self) -> int:
@@ -253,7 +259,7 @@ def _metadata(path: Path) -> str | None:
         return None
 
 
-def open_stores(feature_root) -> dict[str, FeatureStore]:
+def open_stores(feature_root: str | os.PathLike[str]) -> dict[str, FeatureStore]:
     """Every clip set's store under a feature root, by set name; UserError if there is none."""
     root = Path(feature_root)
     found = {path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/features.json"))}
@@ -270,7 +276,7 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
     return error
 
 
-def _refuse_difference(directory: Path, there: dict, wanted: dict, within: str = "") -> None:
+def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any], within: str = "") -> None:
     # a fingerprint of the rest says least
     for key in sorted(set(there) | set(wanted), key=lambda key: (key == "fingerprint", key)):
         held, asked = there.get(key), wanted.get(key)
@@ -285,7 +291,7 @@ def _refuse_difference(directory: Path, there: dict, wanted: dict, within: str =
 
 def _holds_table(path: Path, table: pd.DataFrame) -> bool:
     try:
-        return pd.read_parquet(path).equals(table)
+        return bool(pd.read_parquet(path).equals(table))
     except (FileNotFoundError, ValueError, OSError):  # missing or damaged
         return False
 

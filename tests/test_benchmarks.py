@@ -83,7 +83,7 @@ def test_a_page_without_markers_and_numbers_that_cannot_be_are_refused(tmp_path)
 
 
 def test_the_page_shows_the_committed_results_as_they_are():
-    """BENCHMARKS.md is written from benchmarks/results.json, never by hand."""
+    """docs/benchmarks.md is written from benchmarks/results.json, never by hand."""
     results = json.loads((REPOSITORY / "benchmarks/results.json").read_text(encoding="utf-8"))
-    assert between("measured", tables(results)) in (REPOSITORY / "BENCHMARKS.md").read_text(encoding="utf-8")
+    assert between("measured", tables(results)) in (REPOSITORY / "docs/benchmarks.md").read_text(encoding="utf-8")
     assert {row["name"] for row in results["rows"]} == {case.name for case in CASES}

@@ -1,11 +1,11 @@
-"""Onset rules against closed forms and planted curves; a short run of benchmarks/onset_calibration.py."""
+"""Onset rules against closed forms and planted curves; a short run of studies/onset/calibration.py."""
 
 import numpy as np
 import pytest
 
-from benchmarks import onset_calibration as calibration
 from pez.probes import onset
 from pez.probes.bootstrap import BootstrapCurve, Resamples
+from studies.onset import calibration
 
 LAYERS = np.arange(13.0)
 FEW = Resamples(np.array(["a", "b"]), np.ones((400, 2)))

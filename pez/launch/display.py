@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -27,10 +28,10 @@ class Display:
         self._shards = progress(total=count, description=f"{name}: done", unit="shard")
         self._bars: dict[tuple[str, int], tqdm] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for bar in (*self._bars.values(), self._shards):
             bar.close()
 
@@ -50,7 +51,7 @@ def reported(paths: Sequence[Path]) -> dict[tuple[str, int], tuple[int, int, str
     return added_up([_read(path) for path in paths])
 
 
-def added_up(reports: Sequence[list]) -> dict[tuple[str, int], tuple[int, int, str]]:
+def added_up(reports: Sequence[list[Any]]) -> dict[tuple[str, int], tuple[int, int, str]]:
     """(done, total, unit) of each kind of work over all shards' reports.
 
     A kind is a description and which time it comes in its shard: two passes may be called the same.
@@ -66,8 +67,9 @@ def added_up(reports: Sequence[list]) -> dict[tuple[str, int], tuple[int, int, s
     return found
 
 
-def _read(path: Path) -> list:
+def _read(path: Path) -> list[Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        report: list[Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the shard has not begun
         return []
+    return report

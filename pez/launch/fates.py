@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pez.errors import UserError
 from pez.files import read_json
@@ -79,7 +80,7 @@ def ask_slurm(command: list[str], allowed: str = "") -> str:
     return ran.stdout if not ran.returncode else ""
 
 
-def described(folder: Path) -> dict:
+def described(folder: Path) -> dict[str, Any]:
     """launch.json of a launch; UserError if nothing was submitted under its name."""
     if not (folder / "launch.json").is_file():
         raise UserError(f"nothing was submitted as {folder.name}: start it with --slurm, or name it with --job-name")
@@ -93,7 +94,7 @@ def dependency(folder: Path) -> str | None:
     """
     now = fates(folder)
     if any(fate.live for fate in now):
-        return described(folder)["job"]
+        return str(described(folder)["job"])
     if left := [fate for fate in now if not fate.ok]:
         raise UserError(f"--after {folder.name}: {what_is_left(folder, left, len(now))}")
     return None

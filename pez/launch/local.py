@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from pez.errors import UserError
 from pez.launch.display import Display, report_path
@@ -81,7 +82,7 @@ def run_here(step: Step, num_shards: int, where: Sequence[Place], folder: Path, 
 class _Running:
     shard: Shard
     place: Place
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
 
 
 class _Runner:
@@ -90,19 +91,21 @@ class _Runner:
     def __init__(self, step: Step, num_shards: int, where: Sequence[Place], folder: Path):
         self._step, self._folder = step, folder
         self._queue = deque(Shard(num_shards, index) for index in range(num_shards))
-        self._free, self._running = deque(where), []
+        self._free = deque(where)
+        self._running: list[_Running] = []
         self._tries = [0] * num_shards
         self._cores = share_of_cores(min(len(where), num_shards))
-        self.done, self.failed = 0, {}
+        self.done = 0
+        self.failed: dict[int, int] = {}  # exit code of a shard by its index
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         for kind in ("logs", "reports"):
             for old in (self._folder / kind).glob("shard_*"):
                 old.unlink()
             (self._folder / kind).mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         end([running.process for running in self._running])
 
     def run(self) -> Iterator[int]:
@@ -126,7 +129,7 @@ class _Runner:
             _Running(shard, place, self._process(self._step.command(shard, extra), environment, shard))
         )
 
-    def _process(self, command: list[str], environment: Mapping[str, str], shard: Shard) -> subprocess.Popen:
+    def _process(self, command: list[str], environment: Mapping[str, str], shard: Shard) -> subprocess.Popen[bytes]:
         with log_path(self._folder, shard.index).open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -151,7 +154,7 @@ def log_path(folder: Path, index: int) -> Path:
     return folder / "logs" / f"shard_{index}.log"
 
 
-def end(processes: Sequence[subprocess.Popen]) -> None:
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End processes and their children: SIGTERM, and SIGKILL for those that do not heed it.
 
     Safe in a signal handler: it never calls Popen.wait, whose lock the interrupted code may hold.
@@ -166,13 +169,13 @@ def end(processes: Sequence[subprocess.Popen]) -> None:
         _gone(processes, GRACE_SECONDS)
 
 
-def _gone(processes: Sequence[subprocess.Popen], seconds: float) -> None:
+def _gone(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
 
 
-def _signal(process: subprocess.Popen, number: int) -> None:
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # the whole group is gone
         os.killpg(process.pid, number)
 

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from constants import REPOSITORY
 from pez.errors import UserError
@@ -83,7 +84,7 @@ def _submitted(tasks: list[ShardTask], folder: Path, wanted: Wanted, after: Sequ
     return jobs[0].job_id.split("_")[0]
 
 
-def _parameters(name: str, count: int, wanted: Wanted, after: Sequence[str]) -> dict:
+def _parameters(name: str, count: int, wanted: Wanted, after: Sequence[str]) -> dict[str, Any]:
     asked = {
         "job_name": name,
         "partition": wanted.partition,
@@ -121,7 +122,7 @@ def _refuse_live(folder: Path) -> None:
 
 def cancel(folder: Path) -> str:
     """Cancel what a launch still has in the queue; returns the job's id."""
-    job = described(folder)["job"]
+    job: str = described(folder)["job"]
     ask_slurm(["scancel", job], allowed="Invalid job id")
     return job
 

@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +58,11 @@ def find_step(name: str, arguments: Sequence[str], num_shards: int) -> Step:
 
 def _parser(script: Path) -> argparse.ArgumentParser:
     spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None and spec.loader is not None  # as for any .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.make_parser() if hasattr(module, "make_parser") else module.parser()
+    make_parser: Callable[[], argparse.ArgumentParser] = getattr(module, "make_parser", None) or module.parser
+    return make_parser()
 
 
 def on_a_gpu(step: Step) -> list[str]:

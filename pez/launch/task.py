@@ -10,12 +10,16 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pez.files import read_json, write_json
 from pez.launch.display import report_path
 from pez.launch.local import POLL_SECONDS, end
 from pez.launch.steps import thread_limits
 from pez.reports import VARIABLE as REPORT
+
+if TYPE_CHECKING:  # only a task that SLURM started has use for it
+    from submitit.helpers import DelayedSubmission
 
 
 @dataclass
@@ -25,7 +29,7 @@ class ShardTask:
     command: list[str]
     folder: Path
     index: int
-    _process: subprocess.Popen | None = field(default=None, repr=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __call__(self) -> None:
         """Run the shard, and end this process as it ended."""
@@ -46,7 +50,7 @@ class ShardTask:
         if code:
             sys.exit(code if code > 0 else 128 - code)  # the job script requeues what was killed
 
-    def checkpoint(self):
+    def checkpoint(self) -> "DelayedSubmission":
         """End the process, whose finished files are kept, and ask for the same task again."""
         from submitit.helpers import DelayedSubmission
 

@@ -1,8 +1,8 @@
 """How near any rule could come to a planted bend: what a fit reaches that knows more than a rule can.
 
-    python benchmarks/onset_limit.py [--datasets 200] [--workers 2]
+    python -m studies.onset.limit [--datasets 200] [--workers 2]
 
-On data sets of benchmarks/onset_calibration.py with a planted breakpoint, prints the share found within one layer by
+On data sets of studies/onset/calibration.py with a planted breakpoint, prints the share found within one layer by
 
 rule      pez.probes.onset
 errors    the same two straight segments, weighted by the errors' true covariance over layers (from 400 other data
@@ -13,18 +13,15 @@ oracle    maximum likelihood that knows the covariance and the population's whol
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.onset_calibration import LAYERS, SCENARIOS, Scenario, curves_of, population_of
 from pez.cli import Parser, run_script
 from pez.probes.onset import BendFit
 from pez.runs import progress
+from studies.onset.calibration import LAYERS, SCENARIOS, Scenario, curves_of, population_of
 
 OTHERS, N_OTHERS = 5 * 10**5, 400  # first seed and number of the other data sets
 
@@ -89,7 +86,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m studies.onset.limit", description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=200, help="simulated data sets a scenario")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     sys.exit(run_script(parser, main))

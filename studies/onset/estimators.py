@@ -1,8 +1,8 @@
 """Which interval for a half-rise onset holds: what was tried before pez.probes.onset settled on one.
 
-    python benchmarks/onset_estimators.py [--datasets 200] [--workers 2]
+    python -m studies.onset.estimators [--datasets 200] [--workers 2]
 
-On data sets of benchmarks/onset_calibration.py, prints the share of 95 % intervals that hold the population's half-rise
+On data sets of studies/onset/calibration.py, prints the share of 95 % intervals that hold the population's half-rise
 onset, a row a scenario and peak (the mean of the layers that may be as high as the highest, as pez.probes.onset has it;
 the highest layer of the estimate in every resample; each resample's own highest), a column an interval (percentile,
 basic, BCa; with and without the stretching of pez.probes.bootstrap); and the share found within one layer of it.
@@ -11,19 +11,16 @@ basic, BCa; with and without the stretching of pez.probes.bootstrap); and the sh
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.onset_calibration import LAYERS, SCENARIOS, curves_of, population_of, unwidened
 from pez.cli import Parser, run_script
 from pez.probes.bootstrap import METHODS, BootstrapCurve
 from pez.probes.onset import crossing, plateau, rise_over_chance
 from pez.runs import progress
+from studies.onset.calibration import LAYERS, SCENARIOS, curves_of, population_of, unwidened
 
 COMPARED = ("emerges at 8", "steps up at 8", "rises until 8", "weak, at 8")
 PEAKS = ("plateau", "same layer", "own highest")
@@ -78,7 +75,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m studies.onset.estimators", description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=200, help="simulated data sets a scenario")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     sys.exit(run_script(parser, main))

@@ -1,6 +1,6 @@
 """Are onsets found where they were planted, and do their 95 % intervals hold?
 
-    python benchmarks/onset_calibration.py [--datasets 200] [--scenarios NAME ...] [--output FILE]
+    python -m studies.onset.calibration [--datasets 200] [--scenarios NAME ...] [--output FILE]
 
 Each simulated data set goes the whole way: features of 24 layers, in which a target is planted by a known curve of
 signal strength; 64 groups of 6 clips that share part of target and noise (the paper's velocity set has 392 clips, in
@@ -25,8 +25,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pez.cli import Parser, run_script
 from pez.files import write_json
@@ -266,7 +264,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m studies.onset.calibration", description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=200, help="simulated data sets a scenario")
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--scenarios", nargs="+", choices=names, default=names, metavar="NAME", help="only these")

@@ -1,0 +1,1 @@
+"""How far onsets can be trusted, on planted curves; see docs/onset.md."""
