@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as vision
 
 from pez.errors import UserError
-from pez.stimuli.clipset import even_indices
+from pez.sampling import even_indices
 from pez.store import TRANSFORM_NAMES
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")

@@ -16,7 +16,8 @@ from pez.encoder.preprocessing import (
 )
 from pez.errors import UserError
 from pez.files import fingerprint
-from pez.stimuli.clipset import even_indices, read_clip_set
+from pez.sampling import even_indices
+from pez.stimuli.clipset import read_clip_set
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from constants import REFERENCE_DIR
 from pez.errors import UserError
-from pez.stimuli.clipset import even_indices
+from pez.sampling import even_indices
 
 OVERALL = "overall"
 MOVIE_COLUMNS = ("clip_id", "block", "subtask", "scene", "movie", "possible", "n_frames", "directory")

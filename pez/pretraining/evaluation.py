@@ -11,8 +11,8 @@ from pez.encoder.extract import extract_features
 from pez.encoder.loading import encoder_from_state
 from pez.encoder.sources import ball_source
 from pez.probes.data.ball import variables
-from pez.probes.data.groupings import repeated_folds
 from pez.probes.data.probe_data import ProbeData, store_features
+from pez.probes.folds import repeated_folds
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate

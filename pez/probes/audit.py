@@ -22,8 +22,8 @@ from sklearn.preprocessing import PolynomialFeatures
 from constants import N_FOLDS
 from pez.errors import UserError
 from pez.probes.data.ball import direction_partner, variables
-from pez.probes.data.groupings import repeated_folds
 from pez.probes.data.probe_data import ProbeData, Variable
+from pez.probes.folds import repeated_folds
 from pez.probes.protocols import chosen_protocols
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import linear_solver

@@ -1,4 +1,4 @@
-"""The options of every kind of run: defined once, typed; they make the parser, its defaults and the saved configuration.
+"""The options of every kind of run, defined once and typed: they make parser, defaults and saved configuration.
 
 add_arguments(parser, BallOptions)
 options = from_arguments(BallOptions, args)     # UserError for a value out of range, before any work
@@ -50,9 +50,9 @@ def option(
 ) -> Any:
     """A field of an options class.
 
-    `name` on the command line, if it is not the field's; `flags`: further names there. `choices` are asked for when a parser
-    is made, so that what was registered counts. `several`: one or more values, a tuple. `least`, `above`, `most`:
-    bounds of a number, of each of several.
+    `name` on the command line, if it is not the field's; `flags`: further names there. `choices` are asked for when a
+    parser is made, so that what was registered counts. `several`: one or more values, a tuple. `least`, `above`,
+    `most`: bounds of a number, of each of several.
     """
     about = {key: value for key, value in locals().items() if key != "default"}
     return dataclasses.field(default=default, metadata={"option": about})

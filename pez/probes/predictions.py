@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: what validation makes, what scores are computed from, and what predictions_RUN.parquet holds.
+"""Out-of-fold predictions: validation makes them, scores are computed from them, predictions_RUN.parquet holds them.
 
 Everything after them is a function of them alone (pez/probes/scores/score.py). Two layouts of one table are read and
 written, told apart by their columns:
@@ -22,10 +22,8 @@ import numpy as np
 import pandas as pd
 
 from pez.errors import UserError
-from pez.probes.data.probe_data import Parts, Variable
+from pez.probes.data.probe_data import NEVER, Parts, Variable, possible_variable, scene_names
 
-POSSIBLE = "possible"  # the variable of movies
-NEVER = -1  # fold of a clip that always trains
 MAIN = ""  # `control` of the main curve
 _BALL_COLUMNS = ("protocol", "variable", "layer", "clip_id", "group", "component", "target", "prediction")
 _MOVIE_COLUMNS = ("clip_id", "block", "scene", "possible", "layer", "fold", "score")
@@ -46,8 +44,8 @@ class Predictions:
     """One variable of one curve under one protocol; n clips, k components, L layers, R repeats.
 
     `layers` [L]; `clips` a row per clip with `clip_id`; `group` [n]; `fold` [R, n], NEVER for a clip never held out;
-    `predicted` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold) ->
-    Choice, empty where they were not kept; `parts` rows by name of a part of the clips.
+    `predicted` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold)
+    -> Choice, empty where they were not kept; `parts` rows by name of a part of the clips.
     """
 
     variable: Variable
@@ -140,7 +138,8 @@ def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
 def read_predictions(path: str | Path, rerun: str, parts: Parts | None = None) -> list[Predictions]:
     """The curves of a run from predictions_RUN.parquet, in the order in which they were written.
 
-    `parts` as of `from_table`; `rerun` names the command that writes it, for a UserError: the file is missing or damaged, or curves in it are cut.
+    `parts` as of `from_table`; `rerun` names the command that writes it, for a UserError: the file is missing or
+    damaged, or curves in it are cut.
     """
     path = Path(path)
     try:
@@ -238,17 +237,6 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
 
 
 _OF_PROBE = ("layer", "score", "lr", "weight_decay", "epoch")
-
-
-def possible_variable(possible: np.ndarray) -> Variable:
-    """Labels of movies [n] as a variable: 1 for possible."""
-    targets = np.asarray(possible, dtype=np.float64)[:, None]
-    return Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind=POSSIBLE)
-
-
-def scene_names(movies: pd.DataFrame) -> np.ndarray:
-    """Name of every movie's scene, [n]: the group that shares its frames."""
-    return (movies["block"].astype(str) + "/" + movies["scene"].astype(str)).to_numpy(dtype=str)
 
 
 def curves_of(predictions: Sequence[Predictions], control: str) -> list[Predictions]:

@@ -69,7 +69,7 @@ def chosen_columns(scored: Scored) -> pd.DataFrame:
 
 def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFrame:
     """A control's rows, if it has one layer, at every layer of the main curve, layers slowest; else `rows`."""
-    if rows["layer"].nunique() > 1 or len(layers) == 1:
+    if len(set(rows["layer"])) > 1 or len(layers) == 1:
         return rows
     fractions = layer_fraction(np.asarray(layers), depth)
     found = [rows.assign(layer=layer, layer_fraction=at) for layer, at in zip(layers, fractions)]

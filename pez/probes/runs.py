@@ -22,9 +22,10 @@ from pez.files import atomic_path, run_lock
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
-from pez.probes.data.groupings import HELD_OUT, repeated_folds
+from pez.probes.data.groupings import HELD_OUT
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
-from pez.probes.data.probe_data import ProbeData, Variable, check_layers, store_features
+from pez.probes.data.probe_data import LEAST_VARIANCE, ProbeData, Variable, check_layers, store_features
+from pez.probes.folds import Folds, check_n_folds, repeated_folds, repeated_scene_folds
 from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, from_arguments, recorded
 from pez.probes.predictions import Predictions
 from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
@@ -41,7 +42,6 @@ from pez.probes.results import (
 )
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.possibility import METRIC_OF
-from pez.probes.scores.r2 import LEAST_VARIANCE
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
@@ -50,7 +50,6 @@ from pez.probes.solvers.problems import Setting, paper_settings
 from pez.probes.solvers.solver import Solver
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
 from pez.probes.validation.cross_validate import count_steps, cross_validate
-from pez.probes.validation.folds import Folds, check_n_folds, repeated_scene_folds
 from pez.runs import progress
 from pez.shards import WHOLE, Shard, check_shard, describing, holding
 from pez.store import FeatureStore, open_stores

@@ -21,7 +21,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pez.errors import UserError
@@ -67,15 +66,6 @@ def clip_directory(set_directory: Path, clip_id: str) -> Path:
 def frame_paths(set_directory: Path, clip_id: str, n_frames: int) -> list[Path]:
     """The PNG files of one clip in time order."""
     return [clip_directory(set_directory, clip_id) / f"frame_{frame:02d}.png" for frame in range(n_frames)]
-
-
-def even_indices(n_available: int, n_wanted: int) -> list[int]:
-    """`n_wanted` frame indices spread evenly over `n_available`, the first and the last included.
-
-    The k-th is `k * (n_available - 1) / (n_wanted - 1)` rounded to the nearest whole number, halves to the even one.
-    16 of 100 frames: 0, 7, 13, 20, ... 92, 99.
-    """
-    return np.rint(np.linspace(0, n_available - 1, n_wanted)).astype(int).tolist()
 
 
 def read_clip_set(directory: str | Path) -> ClipSet:

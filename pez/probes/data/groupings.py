@@ -1,4 +1,4 @@
-"""Which clips belong together, and folds of a clip set by such a grouping.
+"""Which clips belong together.
 
 Groupings (a group is in one fold only):
     position                  start index of the grid; starts are drawn afresh for every condition, so a group
@@ -25,7 +25,6 @@ from sklearn.cluster import KMeans
 from constants import RESOLUTION
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import clip_means
-from pez.probes.validation.folds import Folds, check_seed, different_folds, grouped_folds
 from pez.store import FeatureStore
 
 GROUPINGS = (
@@ -44,43 +43,6 @@ GROUPINGS = (
 )
 HELD_OUT = GROUPINGS[-2:]
 _GRID, _SECTORS, _CLUSTERS = 4, 8, 10
-
-
-def make_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int = 0) -> Folds:
-    """Folds of a store's clips; UserError if the grouping leaves a single group or needs what is not there.
-
-    As far as the groups allow, every fold has its share of every direction: else a fold's mean target may lie far
-    from the training mean, and R^2 falls far below 0 where nothing is readable.
-    """
-    return repeated_folds(store, grouping, n_folds, seed, 1)[0]
-
-
-def repeated_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
-    """Folds of `repeats` cross-validations, split with seeds `seed`, `seed` + 1, ...; the groups are those of `seed`.
-
-    Fewer where seeds give the same folds again: of few groups of unlike sizes one division is the most even. One
-    where the grouping leaves no choice (HELD_OUT).
-    """
-    check_seed(seed)
-    group = groups(store, grouping, seed)
-    if grouping in HELD_OUT:
-        return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
-    what, strata = f"--grouping {grouping} of the {store.name} set", store.clips.get("direction_deg")
-    return different_folds(group, lambda own: grouped_folds(group, n_folds, own, strata, what), seed, repeats)
-
-
-def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:
-    """Fold of every clip, [n]: values in order; the extremes of a magnitude are NEVER held out."""
-    column = "magnitude" if grouping == "held_out_speed" else "direction_deg"
-    value, fold = np.unique(clips[column], return_inverse=True)
-    if column == "magnitude":
-        fold = np.where(fold == len(value) - 1, 0, fold) - 1
-    if len(value) < 3:
-        raise UserError(
-            f"--grouping {grouping} needs at least 3 different values to leave one between others out; "
-            f"there are {len(value)} ({', '.join(sorted(set(group)))})"
-        )
-    return fold.astype(np.int64)
 
 
 def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:

@@ -23,8 +23,7 @@ from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import OVERALL, MovieDataset
 from pez.probes.data.controls import ControlSource, control_data
-from pez.probes.data.probe_data import Parts, ProbeData, check_layers, store_features
-from pez.probes.predictions import possible_variable, scene_names
+from pez.probes.data.probe_data import Parts, ProbeData, check_layers, possible_variable, scene_names, store_features
 from pez.shards import WHOLE, Shard, refuse_with_shards
 from pez.store import CAPTURES, FeatureStore
 

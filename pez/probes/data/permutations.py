@@ -17,8 +17,7 @@ from itertools import permutations
 
 import numpy as np
 
-from pez.probes.data.probe_data import Variable
-from pez.probes.scores.r2 import LEAST_VARIANCE
+from pez.probes.data.probe_data import LEAST_VARIANCE, Variable
 
 MOST_READABLE = (
     0.15  # R^2; of the 40,320 orders of 8 directions 0.5 % pass as angle, cosine and sine at once (0.1: two)

@@ -17,6 +17,9 @@ from pez.store import FeatureStore
 
 Features = Callable[[int], torch.Tensor]
 Parts = Callable[[pd.DataFrame], Mapping[str, np.ndarray]]
+NEVER = -1  # fold of a clip that always trains
+LEAST_VARIANCE = 1e-6  # share of a target's variance over all clips under which a few of them hold it constant
+POSSIBLE = "possible"  # the variable of movies
 DIRECTION_FORMS = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
 
 
@@ -108,3 +111,14 @@ def check_layers(layers: Iterable[int] | None, depth: int, where: object = "the 
             f"--layers {listed} not in 0 ... {depth - 1}, the layers of {where}: leave it out for all of them"
         )
     return tuple(chosen)
+
+
+def possible_variable(possible: np.ndarray) -> Variable:
+    """Labels of movies [n] as a variable: 1 for possible."""
+    targets = np.asarray(possible, dtype=np.float64)[:, None]
+    return Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind=POSSIBLE)
+
+
+def scene_names(movies: pd.DataFrame) -> np.ndarray:
+    """Name of every movie's scene, [n]: the group that shares its frames."""
+    return (movies["block"].astype(str) + "/" + movies["scene"].astype(str)).to_numpy(dtype=str)

@@ -77,7 +77,7 @@ def training_stretch(n_folds: int) -> float:
 
 @dataclass(frozen=True)
 class BootstrapCurve:
-    """A score per layer: `estimate` [layers]; `samples` [B, layers], one row per resample; the `resamples` behind it."""
+    """A score per layer: `estimate` [layers]; `samples` [B, layers], a row per resample; the `resamples` behind it."""
 
     estimate: np.ndarray
     samples: np.ndarray

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from pez.probes.data.probe_data import LEAST_VARIANCE
 from pez.probes.predictions import Predictions
 from pez.probes.scores.bootstrap import (
     BootstrapCurve,
@@ -31,7 +32,7 @@ from pez.probes.scores.bootstrap import (
 )
 from pez.probes.scores.circular import angular_error, circular_correlation, predicted_angle
 from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL, auc, score_movies, score_rows
-from pez.probes.scores.r2 import LEAST_VARIANCE, r2
+from pez.probes.scores.r2 import r2
 
 FoldScores = Callable[[Predictions, int, int, np.ndarray], dict[str, dict[str, float]]]
 Curve = Callable[[np.ndarray, np.ndarray, np.ndarray, Resamples], BootstrapCurve]

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-LEAST_VARIANCE = 1e-6  # share of a target's variance over all clips under which a fold holds it constant
-
 
 def r2(target, prediction, least_variance=0.0) -> float:
     """Coefficient of determination of `prediction` [n, k] for `target` [n, k], averaged over outputs.

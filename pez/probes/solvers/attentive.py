@@ -13,13 +13,13 @@ import torch
 from sklearn.metrics import log_loss
 
 from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.solvers.attentive_model import check_sizes
 from pez.probes.solvers.attentive_stack import stack_size
 from pez.probes.solvers.attentive_training import Problem, Recipe, train
 from pez.probes.solvers.problems import Setting
 from pez.probes.solvers.solver import Fit, Step, Trials
-from pez.probes.validation.folds import Folds
 
 POOLINGS = ("temporal_last_patch", "temporal_diff_patch", "all")  # those that keep tokens apart
 CPU_MEMORY_BYTES = 3 * 2**30

@@ -13,13 +13,13 @@ import torch
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
 from pez.errors import UserError, check_choice
 from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Moments, Problem, Setting, moment_problem, paper_settings, row_problem
 from pez.probes.solvers.ridge import ridge_settings, solve_ridge
 from pez.probes.solvers.solver import Fit, Step, Trials
 from pez.probes.solvers.sweep import SweepResult, solve
-from pez.probes.validation.folds import Folds
 
 SOLVERS = ("trainable", "adamw100", "ridge")
 

@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 
 from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.solvers.problems import Setting
-from pez.probes.validation.folds import Folds
 
 Step = Callable[[], object]
 

@@ -20,11 +20,11 @@ from pez.controls import CONTROLS
 from pez.errors import UserError
 from pez.files import atomic_path, read_json, remove_partial, write_json
 from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import Folds
 from pez.probes.predictions import Predictions, from_table
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.solver import Step
 from pez.probes.validation.cross_validate import Outcome, count_steps, outcomes
-from pez.probes.validation.folds import Folds
 from pez.runs import progress
 from pez.shards import WHOLE, Shard, describing, holding, own_share
 

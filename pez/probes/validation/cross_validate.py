@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import Folds
 from pez.probes.predictions import Choice, Predictions
 from pez.probes.protocols import FIXED
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.solver import Fit, Fitted, Solver, Step, Trials
-from pez.probes.validation.folds import Folds
 
 Report = tuple[int, int]  # layer, fold
 
