@@ -26,6 +26,7 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.files import read_json, write_csv, write_json, write_parquet
+from pez.probes.data.probe_data import Variable
 from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
 from pez.probes.protocols import FIXED, spoken_protocol
 from pez.probes.scores.bootstrap import N_RESAMPLES
@@ -52,11 +53,19 @@ def mode(values: Sequence[float]) -> float:
     return float(common.iloc[0]) if len(common) else float("nan")
 
 
-def chosen_columns(scored: Scored) -> pd.DataFrame:
-    """`best_lr_mode best_wd_mode best_epoch_median` per layer, of what was chosen in the folds."""
-    rows = []
+def chosen_columns(scored: Scored, by_clip: bool) -> pd.DataFrame:
+    """`best_lr_mode best_wd_mode best_epoch_median` per layer, of what was chosen in the folds.
+
+    `by_clip`: a fold counts as often as it has clips.
+    """
+    rows, predictions = [], scored.predictions
     for layer in scored.layers:
-        choices = [choice for (_, at, _), choice in scored.predictions.choices.items() if at == layer]
+        choices = [
+            choice
+            for (repeat, at, fold), choice in predictions.choices.items()
+            if at == layer
+            for _ in range(int((predictions.fold[repeat] == fold).sum()) if by_clip else 1)
+        ]
         rows.append(
             {
                 "best_lr_mode": mode([choice.learning_rate for choice in choices]),
@@ -113,9 +122,13 @@ def ball_results(run_name: str, scores: Scores, depths: Mapping[str, int], descr
                 parts.append((less * known).rename(column))
         head = pd.DataFrame({"run_name": run_name, "variable": name, "layer": first.layers})
         head["layer_fraction"] = layer_fraction(head["layer"], depths[name])
-        chosen = chosen_columns(first)[["best_lr_mode", "best_wd_mode"]]
+        chosen = chosen_columns(first, by_clip=False)[["best_lr_mode", "best_wd_mode"]]
         tables.append(pd.concat([head, *parts, chosen], axis=1).assign(**described[name]))
     return pd.concat(tables, ignore_index=True)
+
+
+def _variables(scores: Scores) -> list[Variable]:
+    return [scores.main(name).predictions.variable for name in scores.variables()]
 
 
 def ball_controls(run_name: str, scores: Scores, depths: Mapping[str, int], floor, made) -> pd.DataFrame:
@@ -124,10 +137,19 @@ def ball_controls(run_name: str, scores: Scores, depths: Mapping[str, int], floo
     `floor` (variable, control) -> whether the main curve is to be compared with it; `made` (Scored) -> `model weights`.
     """
     tables = []
-    for scored in scores.scored:
+    controls = [scored for scored in scores.scored if scored.predictions.control != MAIN]
+    order = {name: place for place, name in enumerate(dict.fromkeys(each.predictions.control for each in controls))}
+    sets = {variable.clip_set: place for place, variable in enumerate(_variables(scores))}
+    names = scores.variables()
+    for scored in sorted(
+        controls,
+        key=lambda each: (
+            sets[each.predictions.variable.clip_set],
+            order[each.predictions.control],
+            names.index(each.predictions.variable.name),
+        ),
+    ):
         predictions = scored.predictions
-        if predictions.control == MAIN:
-            continue
         name, control = predictions.variable.name, predictions.control
         main = scores.main(name)
         rows = pd.DataFrame({"run_name": run_name, "control": control, "control_seed": predictions.control_seed}, [0])
@@ -156,7 +178,7 @@ def movie_columns(scored: Scored, depth: int, with_epoch: bool) -> pd.DataFrame:
     for metric in metrics:
         rows[[f"{metric}_mean", f"{metric}_std"]] = table[[f"{metric}_mean", f"{metric}_std"]]
     rows["n_folds"], rows["n_repeats"] = table["n_folds"], len(scored.predictions.fold)
-    chosen = chosen_columns(scored).set_index(scored.layers)
+    chosen = chosen_columns(scored, by_clip=True).set_index(scored.layers)
     wanted = ["best_lr_mode", "best_wd_mode", *(["best_epoch_median"] if with_epoch else [])]
     return rows.join(chosen[wanted], on="layer")
 
@@ -226,11 +248,14 @@ def write_tables(directory: Path, run_name: str, kind: str, results, controls, p
 
 
 def prediction_table(run_name: str, kind: str, predictions: Sequence[Predictions], with_epoch: bool) -> pd.DataFrame:
-    """Rows of predictions_RUN.parquet."""
+    """Rows of predictions_RUN.parquet, curve after curve; within one, of movies, by repeat, or with epochs by layer."""
     if kind == BALL:
-        tables = [ball_rows(run_name, each) for each in predictions]
-    else:
-        tables = [movie_rows(each, with_epoch) for each in predictions]
+        return pd.concat([ball_rows(run_name, each) for each in predictions], ignore_index=True)
+    tables = []
+    for curve in dict.fromkeys((each.control, each.control_seed) for each in predictions):
+        own = [movie_rows(each, with_epoch) for each in predictions if (each.control, each.control_seed) == curve]
+        keys = ["layer", "repeat", "fold"] if with_epoch else ["repeat"]
+        tables.append(pd.concat(own).sort_values(keys, kind="stable"))
     return pd.concat(tables, ignore_index=True)
 
 
