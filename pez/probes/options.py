@@ -71,6 +71,14 @@ class RunOptions:
     folds: int = option(N_FOLDS, "of the grouped cross-validation", type=int)
     seed: int = option(0, "of folds and clusters, and of what a probe draws", type=int, least=0, most=2**32 - 1)
     repeats: int = option(1, "cross-validations, split with seeds seed, seed + 1, ...", type=int, least=1)
+    max_epochs: int | None = option(
+        None, "epochs of a linear probe at most (default: 400, of adamw100 100)", type=int, least=1, most=1_000_000
+    )
+    until_converged: bool = option(
+        False,
+        "probe layers whose probes had not converged again, for more epochs (pez/probes/validation/convergence.py)",
+        flag=True,
+    )
     bootstrap: int = option(N_RESAMPLES, "resamples of groups for intervals; 0: none", type=int, least=0)
     control_seeds: int = option(3, "draws of the controls shuffled_labels and random_weights", type=int, least=1)
     device: str = option("cpu", "cpu, cuda:0, ...")

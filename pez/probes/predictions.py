@@ -13,6 +13,7 @@ written, told apart by their columns:
 A fold of -1 marks a clip that no fold holds out.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,24 @@ _OLDER = {"control": MAIN, "control_seed": 0, "repeat": 0, "fold": 0, "protocol"
 
 
 class Choice(NamedTuple):
-    """What was chosen for one variable in one fold: the setting, by number and values, and the epochs it trains."""
+    """What was chosen for one variable in one fold: the setting, by number and values, and the epochs it trains.
+
+    How its training went, where that is known: `judges` inner probes of that setting, of which `late` ended because
+    their epochs did; their mean validation `loss`, and that of the best ridge on the same rows, `ridge_loss`; whether
+    the setting lies `at_edge` of the grid; the refit's `training_loss`, and the `smallest_loss` of its norm.
+    """
 
     setting: int
     epochs: int
     learning_rate: float = float("nan")
     weight_decay: float = float("nan")
+    judges: int = 0
+    late: int = 0
+    loss: float = float("nan")
+    ridge_loss: float = float("nan")
+    at_edge: bool = False
+    training_loss: float = float("nan")
+    smallest_loss: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,14 @@ class Predictions:
     def n_folds(self) -> int:
         """Folds of a repeat."""
         return int(self.fold.max()) + 1
+
+    def with_layers_of(self, others: Sequence["Predictions"]) -> "Predictions":
+        """Itself with those layers that one of `others`, of the same variable and protocol, has."""
+        same = (self.variable.name, self.protocol)
+        (other,) = (each for each in others if (each.variable.name, each.protocol) == same)
+        predicted = self.predicted.copy()
+        predicted[:, np.isin(self.layers, other.layers)] = other.predicted
+        return dataclasses.replace(self, predicted=predicted, choices={**self.choices, **other.choices})
 
     def held_out(self) -> Iterator[tuple[int, np.ndarray]]:
         """(repeat, rows) of every fold of every repeat, repeats slowest."""

@@ -16,7 +16,7 @@ PROTOCOLS = ("paper", "nested")
 CHOICES = (*PROTOCOLS, "both")
 FIXED = "fixed setting"
 FIXED_CHOICES = (*CHOICES, "fixed")  # of probes that can be trained with one setting
-PREFERRED = ("nested", FIXED, "paper")  # which of several is quoted
+PREFERRED = ("nested", FIXED, "paper")  # which of several is quoted; ridge is drawn beside a sweep, never quoted
 
 
 def chosen_protocols(protocol: str, n_folds: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The files of a run: tables from scores, and runs read back from a results folder.
 
     results_RUN.csv        a row per variable (of movies: sub-task) and layer: scores, settings chosen, how it was made
+    convergence_RUN.csv    linear probes: how the training behind each layer and fold of the main curve ended
     controls_RUN.csv       the same scores of every control and seed, with selectivity; absent without controls
     predictions_RUN.parquet     out-of-fold predictions of every curve (pez/probes/predictions.py)
     config_RUN.json (balls), summary_RUN.json (movies)     settings, what the features are, provenance
@@ -32,6 +33,7 @@ from pez.probes.protocols import FIXED, spoken_protocol
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored, Scores, score
+from pez.probes.validation.convergence import converged
 from pez.runs import provenance
 
 BALL, MOVIES = "ball", "movies"
@@ -76,6 +78,48 @@ def chosen_columns(scored: Scored, by_clip: bool) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def convergence_rows(scored: Scored) -> pd.DataFrame:
+    """Rows of convergence_RUN.csv of one variable: what pez/probes/validation/convergence.py says of each fold."""
+    predictions, rows = scored.predictions, []
+    for (repeat, layer, fold), choice in sorted(predictions.choices.items()):
+        rows.append(
+            {
+                "variable": predictions.variable.name,
+                "protocol": predictions.protocol,
+                "layer": layer,
+                "repeat": repeat,
+                "fold": fold,
+                "lr": choice.learning_rate,
+                "weight_decay": choice.weight_decay,
+                "epochs": choice.epochs,
+                "n_inner_probes": choice.judges,
+                "n_at_last_epoch": choice.late,
+                "at_grid_edge": choice.at_edge,
+                "training_loss": choice.training_loss,
+                "smallest_loss": choice.smallest_loss,
+                "validation_loss": choice.loss,
+                "ridge_validation_loss": choice.ridge_loss,
+                "converged": converged(choice, scored.kind.loss),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def convergence_columns(scored: Scored) -> pd.DataFrame:
+    """Per layer, over folds: `n_at_last_epoch n_at_grid_edge training_excess converged` (every fold had)."""
+    by_layer = convergence_rows(scored).groupby("layer")
+    excess = by_layer["training_loss"].mean() - by_layer["smallest_loss"].mean()
+    table = pd.DataFrame(
+        {
+            "n_at_last_epoch": by_layer["n_at_last_epoch"].sum(),
+            "n_at_grid_edge": by_layer["at_grid_edge"].sum(),
+            "training_excess": excess,
+            "converged": by_layer["converged"].all(),
+        }
+    )
+    return table.reindex(scored.layers).reset_index(drop=True)
+
+
 def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFrame:
     """A control's rows, if it has one layer, at every layer of the main curve, layers slowest; else `rows`."""
     if len(set(rows["layer"])) > 1 or len(layers) == 1:
@@ -102,6 +146,11 @@ def ball_columns(scored: Scored, infix: str = "") -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def run_convergence(scores: Scores) -> pd.DataFrame:
+    """Rows of convergence_RUN.csv: of the protocol to quote of every main curve."""
+    return pd.concat([convergence_rows(scores.main(name)) for name in scores.variables()], ignore_index=True)
+
+
 def ball_results(run_name: str, scores: Scores, depths: Mapping[str, int], described: Mapping[str, dict]):
     """Rows of results_RUN.csv, by variable and layer.
 
@@ -115,7 +164,7 @@ def ball_results(run_name: str, scores: Scores, depths: Mapping[str, int], descr
         parts = [ball_columns(first)]
         if "nested" in by_protocol:
             parts.append(ball_columns(by_protocol["nested"], "nested_"))
-            known = 1.0 if len(by_protocol) > 1 else np.nan
+            known = 1.0 if "paper" in by_protocol else np.nan
             metric = first.kind.over_folds[0]
             for kind, column in (("mean", "optimism"), ("pooled", "optimism_pooled")):
                 less = parts[0][f"{metric}_{kind}"] - parts[1][f"{metric}_nested_{kind}"]
@@ -123,7 +172,13 @@ def ball_results(run_name: str, scores: Scores, depths: Mapping[str, int], descr
         head = pd.DataFrame({"run_name": run_name, "variable": name, "layer": first.layers})
         head["layer_fraction"] = layer_fraction(head["layer"], depths[name])
         chosen = chosen_columns(first, by_clip=False)[["best_lr_mode", "best_wd_mode"]]
-        tables.append(pd.concat([head, *parts, chosen], axis=1).assign(**described[name]))
+        table = pd.concat([head, *parts, chosen], axis=1).assign(**described[name])
+        table = pd.concat([table, convergence_columns(by_protocol.get("nested", first))], axis=1)
+        if "ridge" in by_protocol:  # beside layers whose sweep had not converged
+            ridge = ball_columns(by_protocol["ridge"], "ridge_").set_index(by_protocol["ridge"].layers)
+            wanted = [column for column in ridge if column.startswith(f"{first.kind.over_folds[0]}_ridge_pooled")]
+            table = table.join(ridge[wanted], on="layer")
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -187,6 +242,9 @@ def movie_protocols(by_protocol: Sequence[Scored], depth: int, with_epoch: bool)
     """`movie_columns` of the protocol to quote (the last), the published one's means beside it, and intervals."""
     quoted = by_protocol[-1]
     rows = movie_columns(quoted, depth, with_epoch)
+    if not with_epoch:  # a linear probe
+        told = convergence_columns(quoted).set_index(quoted.layers)
+        rows = rows.join(told, on="layer")
     paper = rows if quoted.predictions.protocol == FIXED else None
     if len(by_protocol) > 1:
         paper = movie_columns(by_protocol[0], depth, with_epoch)
@@ -233,14 +291,25 @@ def movie_controls(run_name: str, scores: Scores, depth: int, with_epoch: bool) 
 # ---------------------------------------------------------------- files
 
 
-def write_tables(directory: Path, run_name: str, kind: str, results, controls, predictions: pd.DataFrame, record: dict):
+def write_tables(
+    directory: Path,
+    run_name: str,
+    kind: str,
+    results: pd.DataFrame,
+    controls: pd.DataFrame,
+    convergence: pd.DataFrame,
+    predictions: pd.DataFrame,
+    record: dict,
+) -> list[Path]:
     """Write a run's tables and its record, each whole; returns their paths, the results table last."""
-    table = directory / f"controls_{run_name}.csv"
-    if controls.empty:  # an earlier run of this name may have had controls
-        table.unlink(missing_ok=True)
+    written = []
+    for stem, rows in (("controls", controls), ("convergence", convergence)):
+        path = directory / f"{stem}_{run_name}.csv"
+        path.unlink(missing_ok=True)  # an earlier run of this name may have had some
+        written += [] if rows.empty else [write_csv(path, rows)]
     record = {**record, "provenance": provenance()}
     return [
-        *([] if controls.empty else [write_csv(table, controls)]),
+        *written,
         write_parquet(directory / f"predictions_{run_name}.parquet", predictions),
         write_json(directory / f"{RECORDS[kind]}_{run_name}.json", record),
         write_csv(directory / f"results_{run_name}.csv", results),

@@ -26,7 +26,7 @@ from pez.probes.data.groupings import HELD_OUT
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import LEAST_VARIANCE, ProbeData, Variable, check_layers, store_features
 from pez.probes.folds import Folds, check_n_folds, repeated_folds, repeated_scene_folds
-from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, from_arguments, recorded
+from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, RunOptions, from_arguments, recorded
 from pez.probes.predictions import Predictions
 from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
 from pez.probes.results import (
@@ -38,6 +38,7 @@ from pez.probes.results import (
     movie_results,
     movie_settings,
     prediction_table,
+    run_convergence,
     write_tables,
 )
 from pez.probes.scores.bootstrap import FEW_GROUPS
@@ -46,9 +47,9 @@ from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
 from pez.probes.solvers.linear import LinearSolver, linear_solver
-from pez.probes.solvers.problems import Setting, paper_settings
-from pez.probes.solvers.solver import Solver
+from pez.probes.solvers.problems import Setting
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
+from pez.probes.validation.convergence import RIDGE, beside_ridge, unconverged_layers
 from pez.probes.validation.cross_validate import count_steps, cross_validate
 from pez.runs import progress
 from pez.shards import WHOLE, Shard, check_shard, describing, holding
@@ -58,6 +59,8 @@ ANGLE_NOTE = (
     "scalar angle: jumps at ±180°, where neighbouring directions lie 360° apart; read direction_sincos beside it"
 )
 POOLING_OF_LINEAR = "mean"
+MORE_EPOCHS, MOST_EPOCHS = 4, 25_600  # of --until-converged
+Probes = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,36 +83,57 @@ class Curve:
 
 @dataclass(frozen=True)
 class Tables:
-    """What a run writes: `results` and `controls` (empty without), `predictions`, `record` for the JSON file, and
-    `probes`, the weights of the nested refits (empty unless asked for)."""
+    """What a run writes: `results`, `controls` and `convergence` (empty without), `predictions`, `record` for the JSON
+    file, and `probes`, the weights of the nested refits (empty unless asked for)."""
 
     results: pd.DataFrame
     controls: pd.DataFrame
+    convergence: pd.DataFrame
     predictions: pd.DataFrame
     record: dict
     probes: dict[str, torch.Tensor]
 
 
-def validated(curves: Sequence[Curve], solver: Solver, metric: str | None, name: str, probes=None) -> list[Predictions]:
-    """Predictions of main curves, then of their controls, under one progress bar; `probes` of the main curves only."""
+def validated(
+    options: RunOptions, curves: Sequence[Curve], solver: LinearSolver, metric: str | None, probes: Probes
+) -> list[Predictions]:
+    """Predictions of main curves, then of their controls, under one progress bar.
+
+    `probes` is filled with the main curves' nested refits. Main curves are checked for convergence; with
+    --until-converged layers that had not are probed again, for more epochs.
+    """
     mains = [(curve, curve.data, curve.protocols) for curve in curves]
     others = [(curve, data, curve.protocols[-1:]) for curve in curves for data in curve.controls]
-    work = mains + others
-    total = sum(count_steps(solver, own, len(data.layers), curve.repeats) for curve, data, own in work)
-    with progress(total=total, description=name, unit="probe") as bar:
-        return [
-            each
-            for curve, data, own in work
-            for each in cross_validate(
-                data,
-                curve.repeats,
-                solver,
-                own,
-                metric=metric,
-                step=bar.update,
-                probes=None if data.control else probes,
-            )
-        ]
+    total = sum(count_steps(solver, own, len(data.layers), curve.repeats) for curve, data, own in mains + others)
+    found: list[Predictions] = []
+    with progress(total=total, description=options.run_name, unit="probe") as bar:
+        for curve, data, own in mains + others:
+            kept = None if data.control else probes
+            asked = {"metric": metric, "step": bar.update, "probes": kept}
+            own_predictions = cross_validate(data, curve.repeats, solver, own, **asked)
+            if not data.control:
+                own_predictions = beside_ridge(data, curve.repeats, solver, own_predictions)
+                if options.until_converged:
+                    own_predictions = _until_converged(curve, solver, metric, probes, own_predictions)
+            found += own_predictions
+    return found
+
+
+def _until_converged(
+    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, found: list[Predictions]
+) -> list[Predictions]:
+    """`found`, with the layers that had not converged probed again, each time for MORE_EPOCHS times as many epochs."""
+    while (layers := unconverged_layers([each for each in found if each.protocol == "nested"])) and (
+        solver.epochs * MORE_EPOCHS <= MOST_EPOCHS
+    ):
+        solver = dataclasses.replace(solver, epochs=solver.epochs * MORE_EPOCHS)
+        print(f"{curve.data.name}: layers {' '.join(map(str, layers))} again, for {solver.epochs} epochs")
+        data = dataclasses.replace(curve.data, layers=layers)
+        again = cross_validate(data, curve.repeats, solver, curve.protocols, metric=metric, probes=probes)
+        again = beside_ridge(data, curve.repeats, solver, again)
+        found = [each.with_layers_of(again) for each in found if each.protocol != RIDGE]
+        found += [each for each in again if each.protocol == RIDGE]
+    return found
 
 
 # ---------------------------------------------------------------- balls
@@ -175,10 +199,14 @@ def probe_curves(options: BallOptions) -> Tables:
 def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     """Probe curves that were laid out before."""
     solver = linear_solver(
-        options.solver, device=options.device, threads=options.threads, memory_gib=options.memory_gib
+        options.solver,
+        options.max_epochs,
+        device=options.device,
+        threads=options.threads,
+        memory_gib=options.memory_gib,
     )
-    probes: dict[str, torch.Tensor] | None = {} if options.save_probes else None
-    predictions = validated(curves, solver, None, options.run_name, probes)
+    probes: Probes = {}
+    predictions = validated(options, curves, solver, None, probes)
     scores = score(predictions, options.bootstrap)
     of_variable = {variable.name: curve for curve in curves for variable in curve.data.variables}
     depths = {name: curve.store.depth for name, curve in of_variable.items()}
@@ -205,9 +233,10 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     return Tables(
         results=ball_results(options.run_name, scores, depths, described),
         controls=ball_controls(options.run_name, scores, depths, floor, made_of),
+        convergence=run_convergence(scores),
         predictions=prediction_table(options.run_name, BALL, predictions, with_epoch=False),
         record=_ball_record(options, curves, solver),
-        probes=probes or {},
+        probes=probes if options.save_probes else {},
     )
 
 
@@ -333,7 +362,14 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
             save_file({name: tensor.contiguous() for name, tensor in tables.probes.items()}, temporary)
         written = [path]
     return written + write_tables(
-        results_dir, run_name, BALL, tables.results, tables.controls, tables.predictions, tables.record
+        results_dir,
+        run_name,
+        BALL,
+        tables.results,
+        tables.controls,
+        tables.convergence,
+        tables.predictions,
+        tables.record,
     )
 
 
@@ -374,7 +410,9 @@ def score_movie_run(
         "features": described,
     }
     table = prediction_table(options.run_name, MOVIES, predictions, with_epoch)
-    return Tables(rows, movie_controls(options.run_name, scores, depth, with_epoch), table, record, {})
+    convergence = pd.DataFrame() if with_epoch else run_convergence(scores)
+    controls = movie_controls(options.run_name, scores, depth, with_epoch)
+    return Tables(rows, controls, convergence, table, record, {})
 
 
 def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
@@ -385,6 +423,7 @@ def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
         MOVIES,
         tables.results,
         tables.controls,
+        tables.convergence,
         tables.predictions,
         tables.record,
     )
@@ -410,8 +449,9 @@ def run_movies(args: argparse.Namespace) -> Tables:
     with run_lock(options.results_dir, options.run_name):
         features = movie_features(args, POOLING_OF_LINEAR, options.control)
         curve = movie_curve(options, features, args, POOLING_OF_LINEAR)
-        solver = LinearSolver(paper_settings(), device=options.device, memory_gib=options.memory_gib)
-        predictions = validated([curve], solver, METRIC_OF[options.selection_metric], options.run_name)
+        asked = {"device": options.device, "memory_gib": options.memory_gib}
+        solver = linear_solver("trainable", options.max_epochs, **asked)
+        predictions = validated(options, [curve], solver, METRIC_OF[options.selection_metric], {})
         settings = {
             "capture": curve.capture,
             "pooling": curve.pooling,

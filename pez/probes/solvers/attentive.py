@@ -41,6 +41,7 @@ class AttentiveSolver:
     _held: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)  # features of some layers of it
 
     reads_any_epoch = True
+    patience = 0
 
     @property
     def last_epoch(self) -> int:
@@ -151,6 +152,10 @@ class AttentiveFitted:
         number = 0 if self.fit.choices is not None else choice.setting
         epochs = self.problems[number].epochs or ()
         return torch.from_numpy(self.scores[number][epochs.index(choice.epochs)])[:, None]
+
+    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        """As they are."""
+        return choices
 
     def weights(self) -> None:
         """An attentive probe's weights are not kept."""

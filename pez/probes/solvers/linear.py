@@ -95,14 +95,14 @@ class LinearSolver:
         )
 
 
-def linear_solver(name: str, **options) -> LinearSolver:
-    """The solver that --solver names, with `device`, `threads` and `memory_gib`."""
+def linear_solver(name: str, max_epochs: int | None = None, **options) -> LinearSolver:
+    """The solver that --solver names, with `device`, `threads` and `memory_gib`; `max_epochs` None: its own."""
     check_choice("--solver", name, SOLVERS)
     if name == "ridge":
-        return LinearSolver(ridge_settings(), closed_form=True, **options)
+        return LinearSolver(ridge_settings(), epochs=0, patience=0, closed_form=True, **options)
     if name == "adamw100":
-        return LinearSolver((Setting(1e-3, 0.1),), epochs=100, patience=10, **options)
-    return LinearSolver(paper_settings(), **options)
+        return LinearSolver((Setting(1e-3, 0.1),), epochs=max_epochs or 100, patience=10, **options)
+    return LinearSolver(paper_settings(), epochs=max_epochs or PROBE_EPOCHS, **options)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,14 @@ class LinearFitted:
         """[m, k]; a Fit without choices is read at the best epoch of its settings."""
         rows = self.result.prediction if self.fit.read is not None else self.result.validation_prediction
         return self.result.chosen(rows, self._places(choices))
+
+    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        """With the training loss of every variable's refit, and the smallest of its norm."""
+        trained, smallest = self.result.training_loss, self.result.smallest_loss
+        if trained is None or smallest is None:
+            return choices
+        losses = zip(choices, trained.tolist(), smallest.tolist())
+        return tuple(choice._replace(training_loss=own, smallest_loss=least) for choice, own, least in losses)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """[k, d] and [k]."""

@@ -55,6 +55,9 @@ class Fitted(Protocol):
     def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
         """[m, k] of the rows of the fold that the Fit reads, float64, each variable at its choice."""
 
+    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        """`choices` of a Fit with choices, with the training losses of its probes where they are known."""
+
     def weights(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Weights [k, d] and bias [k] for raw features and targets, of a Fit with choices; None if not kept."""
 
@@ -62,12 +65,14 @@ class Fitted(Protocol):
 class Solver(Protocol):
     """A way to train probes.
 
-    `settings` are those that a choice is made of. `reads_any_epoch`: `Fitted.prediction` can be asked for any setting
-    and epoch of a Fit without choices, so that nothing is trained again after choosing.
+    `settings` are those that a choice is made of, `last_epoch` how long each may train, `patience` for how many epochs
+    it goes on without a smaller validation loss (0: it never stops early). `reads_any_epoch`: `Fitted.prediction` can
+    be asked for any setting and epoch of a Fit without choices, so that nothing is trained again after choosing.
     """
 
     settings: tuple[Setting, ...]
     last_epoch: int
+    patience: int
     reads_any_epoch: bool
 
     def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from constants import PROBE_EPOCHS, PROBE_PATIENCE
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.adamw import train_together
+from pez.probes.solvers.convergence import training_losses
 from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public face)
     LOSSES,
     NORM_MODES,
@@ -50,6 +51,8 @@ class SweepResult:
     targets' units (logits for "logistic"), float64; `weights` [S, k, d] and `bias` [S, k] for raw features and
     targets, or None unless asked for. With J `judges` (sizes, as the problem's) `best_epoch` and `validation_loss` are
     [S, V, J], and every judge's rows are predicted at its own best epoch: `by_judge` takes them apart.
+    Of a refit with weights kept, `training_loss` [V] is that of variable v at setting v, and `smallest_loss` [V] the
+    smallest that a probe of the same norm reaches (pez/probes/solvers/convergence.py).
     """
 
     settings: tuple[Setting, ...]
@@ -61,6 +64,8 @@ class SweepResult:
     weights: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     judges: tuple[int, ...] = ()
+    training_loss: torch.Tensor | None = None
+    smallest_loss: torch.Tensor | None = None
 
     def by_judge(self) -> list["SweepResult"]:
         """A result for every judge, as of a sweep that only this judge had a say in."""
@@ -215,6 +220,9 @@ def _result(problem: Problem, found, index: int) -> SweepResult:
     m, last = problem.n_validation, len(problem.evaluation) - problem.n_validation
     units = (settings, variables, len(problem.judges)) if problem.judges else (settings, variables)
     weights, bias = (None, None) if found.weights is None else _raw_weights(problem, found.weights[index].cpu())
+    losses = (None, None)
+    if found.weights is not None and problem.stop_epochs is not None:
+        losses = _losses_of_refit(problem, found.weights[index].cpu())
     return SweepResult(
         settings=problem.settings,
         outputs=problem.outputs,
@@ -225,6 +233,18 @@ def _result(problem: Problem, found, index: int) -> SweepResult:
         weights=weights,
         bias=bias,
         judges=problem.judges,
+        training_loss=losses[0],
+        smallest_loss=losses[1],
+    )
+
+
+def _losses_of_refit(problem: Problem, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over a variable's outputs of the training losses, [V] each, of weights [S * k, D] with setting v for v."""
+    by_setting = rows.unflatten(0, (len(problem.settings), -1)).split(list(problem.outputs), dim=1)
+    own = torch.cat([part[variable] for variable, part in enumerate(by_setting)])
+    trained, smallest = training_losses(problem, own)
+    return tuple(
+        torch.stack([part.mean() for part in each.split(list(problem.outputs))]) for each in (trained, smallest)
     )
 
 

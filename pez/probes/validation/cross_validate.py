@@ -26,6 +26,7 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Choice, Predictions
 from pez.probes.protocols import FIXED
 from pez.probes.scores.kinds import KINDS
+from pez.probes.solvers.problems import Setting
 from pez.probes.solvers.solver import Fit, Fitted, Solver, Step, Trials
 
 Report = tuple[int, int]  # layer, fold
@@ -135,7 +136,8 @@ def outcomes(
     refits = [Fit(layer, (fold,), (), fold, choices, repeat) for (layer, fold), choices in chosen.items()]
     for fit, fitted in zip(refits, solver.solve(data, folds, refits, step, keep), strict=True):
         weights = fitted.weights() if keep else None
-        yield Outcome("nested", fit.layer, fit.left_out[0], fitted.prediction(fit.choices), fit.choices, weights)
+        prediction, choices = fitted.prediction(fit.choices), fitted.told(fit.choices) if keep else fit.choices
+        yield Outcome("nested", fit.layer, fit.left_out[0], prediction, choices, weights)
 
 
 def _reads_outer(solver: Solver, protocols: Sequence[str]) -> bool:
@@ -178,17 +180,33 @@ def choose(
     first. A metric takes few values on few clips.
     """
     loss = torch.stack([trials.loss.nan_to_num(nan=float("inf")) for _, trials in judged]).mean(0)
-    epochs = torch.stack([trials.epoch for _, trials in judged]).double().mean(0)
+    every = torch.stack([trials.epoch for _, trials in judged])
     best = loss.argmin(0).tolist() if metric is None else _best_by(metric, data, folds, judged, loss)
-    return tuple(
-        Choice(
-            setting,
-            max(1, round(float(epochs[setting, variable]))),
-            solver.settings[setting].learning_rate,
-            solver.settings[setting].weight_decay,
+    found = []
+    for variable, setting in enumerate(best):
+        epochs, values = every[:, setting, variable], solver.settings[setting]
+        found.append(
+            Choice(
+                setting,
+                max(1, round(float(epochs.double().mean()))),
+                values.learning_rate,
+                values.weight_decay,
+                judges=len(judged),
+                late=int((epochs > solver.last_epoch - solver.patience).sum()),
+                loss=float(loss[setting, variable]),
+                at_edge=_at_edge(values, solver.settings),
+            )
         )
-        for variable, setting in enumerate(best)
-    )
+    return tuple(found)
+
+
+def _at_edge(chosen: Setting, settings: Sequence[Setting]) -> bool:
+    """Whether a setting has the smallest or largest learning rate or weight decay of several that were tried."""
+    for name in ("learning_rate", "weight_decay"):
+        tried = sorted({getattr(setting, name) for setting in settings})
+        if len(tried) > 1 and getattr(chosen, name) in (tried[0], tried[-1]):
+            return True
+    return False
 
 
 def _best_by(metric: str, data: ProbeData, folds: Folds, judged, loss: torch.Tensor) -> list[int]:
