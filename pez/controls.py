@@ -56,7 +56,7 @@ CONTROLS: dict[str, Control] = {
     # never z-scored: a pixel that hardly changes in training would be blown up where a held-out ball crosses it
     "pixels": Control("downsampled pixels in place of features", norm_mode="center"),
     "position": Control(
-        "the ball's true place, a point a tubelet that the pooling sees",
+        "the ball's true place, a point a tubelet that the pooling sees, with squares and products",
         needs_pass=False,
         not_for={MOVIES: "the public archive has no ground truth of where things are"},
         floor=lambda pooling: not pooling.startswith("temporal_diff"),  # which sees two places, and they are a motion

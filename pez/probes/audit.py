@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.preprocessing import PolynomialFeatures
 
 from constants import N_FOLDS
 from pez.errors import UserError
 from pez.probes.data.ball import direction_partner, variables
+from pez.probes.data.controls import place_features
 from pez.probes.data.probe_data import ProbeData, Variable
 from pez.probes.folds import repeated_folds
 from pez.probes.protocols import chosen_protocols
@@ -149,7 +149,7 @@ def _correlation(target: np.ndarray, values: np.ndarray) -> float:
 def decoded(clips, targets: list[Variable], numbers: pd.DataFrame, folds) -> pd.DataFrame:
     """`r2 low high` of every target (the index) decoded from `numbers` [clips, m] and their squares and products."""
     protocols = chosen_protocols("nested", folds[0].n_folds)
-    features = torch.from_numpy(PolynomialFeatures(2, include_bias=False).fit_transform(numbers.to_numpy()))
+    features = torch.from_numpy(place_features(numbers.to_numpy()))
     data = ProbeData(clips.name, clips.clips, folds[0].group, tuple(targets), (0,), 1, lambda layer: features)
     scores = score(cross_validate(data, folds, linear_solver("ridge", threads=1), protocols))
     rows = {}

@@ -13,6 +13,9 @@ from pez.probes.data.groupings import HELD_OUT, groups
 from pez.probes.data.probe_data import NEVER, scene_names
 from pez.store import FeatureStore
 
+_DIVISIONS = 32  # drawn, of which the most even is taken
+_GROUPS_DEALT = 20_000  # at most, in all of them: dealing takes time
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -46,16 +49,20 @@ class Folds:
             yield np.flatnonzero(self.fold != fold), self.rows(fold)
 
 
-def make_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int = 0) -> Folds:
+def make_folds(
+    store: FeatureStore, grouping: str, n_folds: int, seed: int = 0, targets: np.ndarray | None = None
+) -> Folds:
     """Folds of a store's clips; UserError if the grouping leaves a single group or needs what is not there.
 
-    As far as the groups allow, every fold has its share of every direction: else a fold's mean target may lie far
-    from the training mean, and R^2 falls far below 0 where nothing is readable.
+    As far as the groups allow, every fold has its share of every direction, and the mean of what is probed (`targets`
+    [n, k]): where a fold's mean target lies far from the training mean, R^2 falls below what is readable.
     """
-    return repeated_folds(store, grouping, n_folds, seed, 1)[0]
+    return repeated_folds(store, grouping, n_folds, seed, 1, targets)[0]
 
 
-def repeated_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
+def repeated_folds(
+    store: FeatureStore, grouping: str, n_folds: int, seed: int, repeats: int, targets: np.ndarray | None = None
+) -> tuple[Folds, ...]:
     """Folds of `repeats` cross-validations, split with seeds `seed`, `seed` + 1, ...; the groups are those of `seed`.
 
     Fewer where seeds give the same folds again: of few groups of unlike sizes one division is the most even. One
@@ -66,7 +73,7 @@ def repeated_folds(store: FeatureStore, grouping: str, n_folds: int, seed: int, 
     if grouping in HELD_OUT:
         return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
     what, strata = f"--grouping {grouping} of the {store.name} set", store.clips.get("direction_deg")
-    return different_folds(group, lambda own: grouped_folds(group, n_folds, own, strata, what), seed, repeats)
+    return different_folds(group, lambda own: grouped_folds(group, n_folds, own, strata, what, targets), seed, repeats)
 
 
 def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:
@@ -97,8 +104,13 @@ def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: 
     return tuple(Folds(group, fold) for fold in different.values())
 
 
-def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping") -> np.ndarray:
+def grouped_folds(
+    group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping", targets: np.ndarray | None = None
+) -> np.ndarray:
     """Fold number of every clip, [n]: groups whole; folds even in size, and in `strata` [n] if given.
+
+    With `targets` [n, k], of several such divisions the one whose folds' means are nearest to the mean of all clips,
+    in standard deviations, the largest over folds and columns.
 
     With fewer groups than `n_folds` there are as many folds as groups. Where every stratum has fewer clips than there
     are folds, none can be spread and `strata` has no say. UserError for a single group.
@@ -114,6 +126,13 @@ def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "
     n_splits = min(n_folds, len(names))
     if np.bincount(strata).max() < n_splits:  # StratifiedGroupKFold refuses these; one stratum is plain folds
         strata = np.zeros_like(strata)
+    n_drawn = 1 if targets is None else max(1, min(_DIVISIONS, _GROUPS_DEALT // len(names)))
+    draws = [seed, *np.random.default_rng(seed).integers(2**32, size=n_drawn - 1).tolist()]
+    divisions = [_divided(group, n_splits, draw, strata) for draw in draws]
+    return divisions[0] if targets is None else min(divisions, key=lambda fold: unevenness(fold, targets))
+
+
+def _divided(group: np.ndarray, n_splits: int, seed: int, strata: np.ndarray) -> np.ndarray:
     fold = np.zeros(len(group), dtype=np.int64)
     splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -121,6 +140,15 @@ def grouped_folds(group, n_folds: int, seed: int = 0, strata=None, what: str = "
         for index, (_, held_out) in enumerate(splitter.split(group, strata, group)):
             fold[held_out] = index
     return np.unique(fold, return_inverse=True)[1]  # a fold that got no group is not a fold
+
+
+def unevenness(fold: np.ndarray, targets: np.ndarray) -> float:
+    """How far the mean of a fold lies from that of all clips, in standard deviations: the largest over folds and
+    columns of `targets` [n, k]."""
+    targets = targets[:, targets.std(0) > 0]
+    scaled = (targets - targets.mean(0)) / targets.std(0)
+    means = [np.abs(scaled[fold == number].mean(0)).max(initial=0.0) for number in np.unique(fold)]
+    return float(max(means))
 
 
 def check_seed(seed: int) -> None:

@@ -58,7 +58,8 @@ class Predictions:
 
     `layers` [L]; `clips` a row per clip with `clip_id`; `group` [n]; `fold` [R, n], NEVER for a clip never held out;
     `predicted` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold)
-    -> Choice, empty where they were not kept; `parts` rows by name of a part of the clips.
+    -> Choice, empty where they were not kept; `parts` rows by name of a part of the clips; `rounding` [R, L, n], the
+    size of a score's rounding error, NaN where it is not known.
     """
 
     variable: Variable
@@ -72,6 +73,7 @@ class Predictions:
     control_seed: int = 0
     choices: Mapping[tuple[int, int, int], Choice] = field(default_factory=dict)
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rounding: np.ndarray | None = None
 
     @property
     def tested(self) -> np.ndarray:
@@ -132,6 +134,8 @@ def ball_rows(run_name: str, predictions: Predictions) -> pd.DataFrame:
 def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
     """Rows of the second layout: movies fastest, then folds, layers, repeats; `with_epoch`: the epoch that was read."""
     tables = []
+    known = predictions.rounding is not None and bool(np.isfinite(predictions.rounding).all())
+    rounding = predictions.rounding if known else None
     for repeat, fold in enumerate(predictions.fold):
         for index, layer in enumerate(predictions.layers):
             for number in range(int(fold.max()) + 1):
@@ -144,6 +148,7 @@ def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
                     lr=choice.learning_rate,
                     weight_decay=choice.weight_decay,
                     **({"epoch": choice.epochs} if with_epoch else {}),
+                    **({} if rounding is None else {"rounding": rounding[repeat, index, rows]}),
                     protocol=predictions.protocol,
                     repeat=repeat,
                     control=predictions.control,
@@ -254,10 +259,11 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
             for row in chosen.itertuples()
         },
         parts=parts(movies),
+        rounding=rows["rounding"].to_numpy(dtype=np.float64).reshape(shape) if "rounding" in rows else None,
     )
 
 
-_OF_PROBE = ("layer", "score", "lr", "weight_decay", "epoch")
+_OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch")
 
 
 def curves_of(predictions: Sequence[Predictions], control: str) -> list[Predictions]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
@@ -168,12 +169,14 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
             f"say {made_with}, or extract with --transform {options.preprocessing}"
         )
     layers = check_layers(options.layers, store.depth, store.directory)
-    repeats = repeated_folds(store, options.grouping, options.folds, options.seed, options.repeats)
+    probed = tuple(variables(options.probe_set, store, direction_target))
+    targets = np.concatenate([variable.targets for variable in probed], axis=1)
+    repeats = repeated_folds(store, options.grouping, options.folds, options.seed, options.repeats, targets)
     data = ProbeData(
         name=store.name,
         clips=store.clips,
         group=repeats[0].group,
-        variables=tuple(variables(options.probe_set, store, direction_target)),
+        variables=probed,
         layers=layers,
         depth=store.depth,
         features=store_features(store, capture, pooling),

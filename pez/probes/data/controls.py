@@ -3,9 +3,11 @@
 What each control means, and for which data, is in the one table pez/controls.py. Here:
 
     shuffled_labels    targets of other clips, permuted so that the true ones do not tell them (permutations.py)
-    position           where the ball is, x_px and y_px; one layer. A point a tubelet, the mean over its frames: two
-                       frames side by side would hold their difference, which is motion. The tubelet that the pooling
-                       sees; of `mean` and `all` the mean over all tubelets: place alone, a floor. `temporal_diff` sees
+    position           where the ball is, x_px and y_px, with squares and products (speed is even in where a ball has
+                       come to, so a linear reader of x and y misses it); one layer. A point a tubelet, the mean over
+                       its frames: two frames side by side would hold their difference, which is motion. The tubelet
+                       that the pooling sees; of `mean` and `all` the mean over all tubelets: place alone, a floor.
+                       `temporal_diff` sees
                        the first and the last tubelet, and so do two points, which hold motion: no floor
     reversed           a transfer: the probe trained on the features of the clips as they are reads the held-out clips
                        played backwards, scored against targets turned around. High: it reads motion; negative: place
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from sklearn.preprocessing import PolynomialFeatures
 
 from pez.controls import CONTROLS, controls_for
 from pez.errors import UserError, check_choice
@@ -84,7 +87,7 @@ def with_variables(data: ProbeData, variables: Sequence[Variable]) -> ProbeData:
 
 
 def _position(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    given = torch.from_numpy(seen_positions(source.store, source.pooling))
+    given = torch.from_numpy(place_features(seen_positions(source.store, source.pooling)))
     yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={})
 
 
@@ -110,6 +113,11 @@ def time_reversed(variable: Variable) -> Variable:
         return dataclasses.replace(variable, targets=180.0 - np.mod(-variable.targets, 360.0))
     turns = set(variable.components) & {"cos", "sin", "vx", "vy"}
     return dataclasses.replace(variable, targets=-variable.targets) if turns else variable
+
+
+def place_features(places: np.ndarray) -> np.ndarray:
+    """Coordinates [clips, m] with their squares and products, so that a linear probe of them reads what place tells."""
+    return PolynomialFeatures(2, include_bias=False).fit_transform(places)
 
 
 def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:

@@ -20,6 +20,7 @@ Parts = Callable[[pd.DataFrame], Mapping[str, np.ndarray]]
 NEVER = -1  # fold of a clip that always trains
 LEAST_VARIANCE = 1e-6  # share of a target's variance over all clips under which a few of them hold it constant
 POSSIBLE = "possible"  # the variable of movies
+_PRECISIONS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 DIRECTION_FORMS = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
 
 
@@ -84,6 +85,12 @@ class ProbeData:
     def scored(self) -> tuple[Variable, ...]:
         """The variables as predictions are scored against them."""
         return self.variables if self.read_variables is None else self.read_variables
+
+    @property
+    def precision(self) -> float:
+        """Largest relative rounding error of a feature: of the encoder's pass, or of the store if that is coarser."""
+        passed = str(self.described.get("dtype", "float32"))
+        return _PRECISIONS.get(passed, _PRECISIONS["float32"])
 
     @property
     def targets(self) -> torch.Tensor:

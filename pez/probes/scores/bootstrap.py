@@ -30,6 +30,7 @@ from pez.probes.scores.circular import angular_error, circular_moments, correlat
 N_RESAMPLES = 1000
 LEVEL = 0.95
 FEW_GROUPS = 20  # below this, intervals come out too short: say so beside them
+ROUNDINGS = 6.0  # standard errors of a difference of sums that may be rounding alone
 TIE_TOLERANCE = 1e-5  # of the largest score: rounding of float32 products, up to 2e-6 measured on spliced movies
 
 
@@ -213,18 +214,23 @@ def _wins(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_relative_accuracy(
-    possible, score, scene, resamples: Resamples, tie_tolerance: float = TIE_TOLERANCE, largest=None
+    possible, score, scene, resamples: Resamples, tie_tolerance: float = TIE_TOLERANCE, largest=None, rounding=None
 ) -> BootstrapCurve:
     """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie a half.
 
     `possible` [n] bool, `score` [layers, n], `scene` [n]: the scenes are the groups. Sums within `tie_tolerance` of
-    the `largest` score (a number or [layers]; default: each layer's) are tied, as in pez.probes.scores.possibility.
+    the `largest` score (a number or [layers]; default: each layer's) are tied, or, where the `rounding` [layers, n] of
+    scores is known, within ROUNDINGS of the scene's, as in pez.probes.scores.possibility.
     """
     score = np.asarray(score, dtype=np.float64)
     signed = np.where(np.asarray(possible, dtype=bool), score, -score)
     margin = _group_sums(signed.T, resamples.index(scene), len(resamples.names)).T  # [layers, scenes]
     largest = np.abs(score).max(1) if largest is None else np.broadcast_to(largest, len(score))
-    tied = np.abs(margin) <= tie_tolerance * largest[:, None]
+    tolerance = tie_tolerance * largest[:, None]
+    if rounding is not None:
+        squares = _group_sums(np.square(rounding).T, resamples.index(scene), len(resamples.names)).T
+        tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), tolerance)
+    tied = np.abs(margin) <= tolerance
     return bootstrap_mean(np.where(tied, 0.5, margin > 0), resamples.names, resamples, 0.0, 1.0)
 
 

@@ -127,6 +127,8 @@ def _direction(form: str) -> Kind:
 
 def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
     table = predictions.clips.iloc[rows].assign(score=predictions.predicted[repeat, layer, rows, 0])
+    if predictions.rounding is not None and np.isfinite(predictions.rounding[repeat, layer, rows]).all():
+        table = table.assign(rounding=predictions.rounding[repeat, layer, rows])
     parts = {name: np.flatnonzero(np.isin(rows, own)) for name, own in predictions.parts.items()}
     scored = score_rows(table, parts)
     return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
@@ -137,22 +139,29 @@ def _possibility(metric: str, movies: pd.DataFrame, _target: np.ndarray, predict
 
 
 def _one_scale(predictions: Predictions) -> np.ndarray:
-    """Every fold's scores divided by their largest: each fold has a probe, and so a scale, of its own.
+    """Every fold's scores, and their rounding beside them (NaN: not known), divided by its largest score, [R, L, n, 2].
 
-    That changes neither clip accuracy nor relative accuracy (within a scene; ties are the same too).
+    Each fold has a probe, and so a scale, of its own. Dividing changes neither clip accuracy nor relative accuracy.
     """
-    scaled = predictions.predicted.copy()
+    scores = predictions.predicted[..., 0]
+    rounding = np.full(scores.shape, np.nan) if predictions.rounding is None else predictions.rounding
+    scaled = np.stack([scores, rounding], axis=-1)
     for repeat, rows in predictions.held_out():
-        largest = np.abs(scaled[repeat][:, rows]).max(axis=(1, 2), keepdims=True)
+        largest = np.abs(scores[repeat][:, rows]).max(axis=1)[:, None, None]
         scaled[repeat][:, rows] /= np.where(largest > 0, largest, 1.0)
     return scaled
 
 
-def _of_scores(score: Callable[..., BootstrapCurve], **options) -> Pooled:
+def _of_scores(score: Callable[..., BootstrapCurve]) -> Pooled:
     def curve(target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples) -> BootstrapCurve:
-        return score(target[:, 0] > 0.5, prediction[..., 0], group, resamples, **options)
+        return score(target[:, 0] > 0.5, prediction[..., 0], group, resamples)
 
     return Pooled(curve)
+
+
+def _relative_accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+    scores, rounding = prediction[..., 0], prediction[..., 1]
+    return bootstrap_relative_accuracy(target[:, 0] > 0.5, scores, group, resamples, largest=1.0, rounding=rounding)
 
 
 # ---------------------------------------------------------------- classes
@@ -218,7 +227,7 @@ KINDS: dict[str, Kind] = {
         {
             "clip_accuracy": _of_scores(bootstrap_accuracy),
             "auc": _of_scores(bootstrap_auc),
-            "relative_accuracy": _of_scores(bootstrap_relative_accuracy, largest=1.0),
+            "relative_accuracy": Pooled(_relative_accuracy_curve),
         },
         COUNTS,
         _one_scale,

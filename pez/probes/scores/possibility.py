@@ -13,9 +13,14 @@ pairwise_accuracy   over the four possible-impossible pairs of each scene, the p
 
 Ties. Official scoring counts a tied scene as right, other public code as wrong; a score that is blind to the
 difference (the mean-pooled patch embedding, a linear map of frames that the pairs share; the last tubelet where
-a scene's movies end alike) then yields 1.0, 0.0 or, from rounding noise, anything. So sums that agree to float32's
-rounding are ties, worth a half and counted (`n_ties`), and scenes decided by less than 1 % of the scores' spread
-are counted too (`n_near_ties`): their share says how much of a relative accuracy hangs on next to nothing.
+a scene's movies end alike) then yields 1.0, 0.0 or, from rounding noise, anything. So sums that agree to rounding are
+ties, worth a half and counted (`n_ties`), and scenes decided by less than 1 % of the scores' spread are counted too
+(`n_near_ties`): their share says how much of a relative accuracy hangs on next to nothing.
+
+How large rounding is follows from the precision of the features and from the probe: a score sums w x over channels, so
+its error goes with the root of the sum of squares of w x, whatever the score is (column `rounding`, from
+pez/probes/solvers/linear.py). Sums within ROUNDINGS of that, over the movies of a scene together, tie. Where it is not
+known (attentive probes, tables of earlier versions), sums within TIE_TOLERANCE of the largest score do.
 """
 
 from collections.abc import Mapping
@@ -24,7 +29,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from pez.probes.scores.bootstrap import TIE_TOLERANCE
+from pez.probes.scores.bootstrap import ROUNDINGS, TIE_TOLERANCE
 
 METRICS = ("clip_accuracy", "auc", "relative_accuracy", "pairwise_accuracy")
 SELECTION_METRICS = ("accuracy", "relative_accuracy")  # names of --selection-metric
@@ -36,10 +41,16 @@ NEAR_TIE = 0.01  # of the scores' standard deviation
 
 
 def tolerances(table: pd.DataFrame) -> tuple[float, float]:
-    """The largest difference that ties, and the largest that nearly does, on the scale of these movies' scores."""
+    """The largest difference that ties where rounding is not known, and the largest that nearly does, on the scale of
+    these movies' scores."""
     scores = table["score"].to_numpy(dtype=np.float64)
-    tolerance = TIE_TOLERANCE * float(np.abs(scores).max())
+    tolerance = 0.0 if "rounding" in table else TIE_TOLERANCE * float(np.abs(scores).max())
     return tolerance, max(tolerance, NEAR_TIE * float(scores.std()))
+
+
+def scene_tolerances(scene: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+    """Of every scene [0 ... n - 1], the largest difference of sums that ties, from the rounding [movies] of scores."""
+    return ROUNDINGS * np.sqrt(np.bincount(scene, np.square(rounding)))
 
 
 def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None) -> dict[str, float]:
@@ -52,16 +63,23 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
     scene, n_scenes = _scene_numbers(table)
     tolerance, near = tolerances(table) if limits is None else limits
     margins = np.bincount(scene, np.where(possible, scores, -scores), n_scenes)
-    pairs = _pair_differences(scores, possible, scene)
+    mates = scene[possible][:, None] == scene[~possible]
+    pairs = (scores[possible][:, None] - scores[~possible])[mates]
+    tied_scene, tied_pair = np.full(n_scenes, tolerance), np.full(len(pairs), tolerance)
+    if "rounding" in table:
+        rounding = table["rounding"].to_numpy(dtype=np.float64)
+        tied_scene = scene_tolerances(scene, rounding)
+        squares = np.square(rounding[possible])[:, None] + np.square(rounding[~possible])
+        tied_pair = ROUNDINGS * np.sqrt(squares[mates])
     return {
         "clip_accuracy": float(np.where(scores == 0, 0.5, (scores > 0) == possible).mean()),
         "auc": auc(scores, possible),
-        "relative_accuracy": _half_for_ties(margins, tolerance),
-        "pairwise_accuracy": _half_for_ties(pairs, tolerance),
+        "relative_accuracy": _half_for_ties(margins, tied_scene),
+        "pairwise_accuracy": _half_for_ties(pairs, tied_pair),
         "n_scenes": n_scenes,
-        "n_ties": int((np.abs(margins) <= tolerance).sum()),
-        "n_near_ties": int((np.abs(margins) <= near).sum()),
-        "n_pair_ties": int((np.abs(pairs) <= tolerance).sum()),
+        "n_ties": int((np.abs(margins) <= tied_scene).sum()),
+        "n_near_ties": int((np.abs(margins) <= np.maximum(near, tied_scene)).sum()),
+        "n_pair_ties": int((np.abs(pairs) <= tied_pair).sum()),
     }
 
 
@@ -91,12 +109,6 @@ def auc(scores: np.ndarray, possible: np.ndarray) -> float:
     return float(won / (n_possible * (len(scores) - n_possible)))
 
 
-def _pair_differences(scores: np.ndarray, possible: np.ndarray, scene: np.ndarray) -> np.ndarray:
-    """Possible minus impossible score of every such pair within a scene."""
-    mates = scene[possible][:, None] == scene[~possible]
-    return (scores[possible][:, None] - scores[~possible])[mates]
-
-
-def _half_for_ties(differences: np.ndarray, tolerance: float) -> float:
+def _half_for_ties(differences: np.ndarray, tolerance: np.ndarray) -> float:
     tied = np.abs(differences) <= tolerance
     return float(np.where(tied, 0.5, differences > 0).mean())

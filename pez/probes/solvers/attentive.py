@@ -153,6 +153,10 @@ class AttentiveFitted:
         epochs = self.problems[number].epochs or ()
         return torch.from_numpy(self.scores[number][epochs.index(choice.epochs)])[:, None]
 
+    def exactly(self, choices: tuple[Choice, ...]) -> None:
+        """Rounding inside such a probe is not known."""
+        return
+
     def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         """As they are."""
         return choices

@@ -16,6 +16,7 @@ from pez.probes.solvers.problems import Problem
 _BISECTIONS = 60
 _NEWTON_STEPS = 50
 _STRENGTHS = (1e-9, 1e6)  # of the penalty in a logistic loss, between which the norm is looked for
+_FIRST = 1e-2  # where the search begins
 
 
 def training_losses(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,16 +89,17 @@ def _smallest_logistic(x: np.ndarray, y: np.ndarray, norm: float) -> float:
         found = _newton(x, y, strength, found)
         return found
 
-    weakest, strongest = np.log(_STRENGTHS)
-    if np.linalg.norm(at(_STRENGTHS[1])) >= norm:
-        return _cross_entropy(x @ found, y)
-    if np.linalg.norm(at(_STRENGTHS[0])) <= norm:
-        return _cross_entropy(x @ found, y)
-
     def excess(log: float) -> float:
         return float(np.log(np.linalg.norm(at(float(np.exp(log))))) - np.log(norm))
 
-    root = brentq(excess, weakest, strongest, xtol=0.01)
+    weakest, strongest = np.log(_STRENGTHS)
+    near = np.log(_FIRST)
+    towards = np.log(10) if excess(near) > 0 else -np.log(10)  # a larger penalty, or a smaller one
+    while weakest < near + towards < strongest and excess(near + towards) * towards > 0:
+        near += towards
+    if not weakest < near + towards < strongest:  # as strong or as weak as it gets: the norm does not bind
+        return _cross_entropy(x @ found, y)
+    root = brentq(excess, *sorted((near, near + towards)), xtol=0.02)
     return _cross_entropy(x @ at(float(np.exp(root))), y)
 
 

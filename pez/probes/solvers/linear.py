@@ -70,11 +70,11 @@ class LinearSolver:
                 given.append(fit)
                 yield layer.problem(fit)
 
-        for number, result in enumerate(self._solved(problems(), keep_weights)):
+        for number, result in enumerate(self._solved(problems(), data, keep_weights)):
             step()
-            yield LinearFitted(given[number], result)
+            yield LinearFitted(given[number], result, data, folds)
 
-    def _solved(self, problems: Iterable[Problem], keep_weights: bool) -> Iterator[SweepResult]:
+    def _solved(self, problems: Iterable[Problem], data: ProbeData, told: bool) -> Iterator[SweepResult]:
         if self.closed_form:
             # small problems on busy cores are fastest on one thread
             before = torch.get_num_threads()
@@ -91,7 +91,8 @@ class LinearSolver:
             device=self.device,
             threads=self.threads,
             memory_gib=self.memory_gib,
-            keep_weights=keep_weights,
+            keep_weights=told or KINDS[data.variables[0].kind].loss == "logistic",
+            tell_losses=told,
         )
 
 
@@ -111,6 +112,8 @@ class LinearFitted:
 
     fit: Fit
     result: SweepResult
+    data: ProbeData
+    folds: Folds
 
     def trials(self, fold: int) -> Trials:
         """Of every setting, as validated on `fold`."""
@@ -121,6 +124,23 @@ class LinearFitted:
         """[m, k]; a Fit without choices is read at the best epoch of its settings."""
         rows = self.result.prediction if self.fit.read is not None else self.result.validation_prediction
         return self.result.chosen(rows, self._places(choices))
+
+    def exactly(self, choices: tuple[Choice, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The same from the features as they are stored, in float64, and each row's rounding: [m, k] and [m].
+
+        A score's rounding goes with the sum of |w x|, not with the score: it is the root of the sum of squares of w x,
+        times the features' precision. None where weights were not kept.
+        """
+        if self.result.weights is None or self.result.bias is None:
+            return None
+        fold = self.fit.read if self.fit.read is not None else self.fit.validated_on[0]
+        source = self.data.features if self.data.read_features is None else self.data.read_features
+        features = source(self.fit.layer)[torch.from_numpy(self.folds.rows(fold))].double()
+        places = self._places(choices)
+        weights = self.result.chosen(self.result.weights.mT, places)  # [d, k]
+        bias = self.result.chosen(self.result.bias[:, None], places)[0]
+        rounding = (features.square() @ weights.square()).sum(1).sqrt() * self.data.precision
+        return features @ weights + bias, rounding
 
     def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         """With the training loss of every variable's refit, and the smallest of its norm."""

@@ -55,6 +55,9 @@ class Fitted(Protocol):
     def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
         """[m, k] of the rows of the fold that the Fit reads, float64, each variable at its choice."""
 
+    def exactly(self, choices: tuple[Choice, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of logistic probes, the prediction in float64 and each row's rounding [m]; None where it is not known."""
+
     def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         """`choices` of a Fit with choices, with the training losses of its probes where they are known."""
 

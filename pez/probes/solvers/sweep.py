@@ -104,18 +104,21 @@ def solve(
     threads: int | None = None,
     memory_gib: float | None = None,
     keep_weights: bool = False,
+    tell_losses: bool = False,
 ) -> Iterator[SweepResult]:
     """Solve problems and yield a SweepResult each, in their order and on the CPU.
 
     `problems` is read lazily, a few batches ahead, so a generator that loads a layer at a time never has all
     layers in memory. `threads` (CPU): default one a core. `memory_gib` bounds what the problems in work take together,
     with what training them needs; default: half of what is free on a GPU, a cache-sized batch a thread on a CPU.
-    Problems that follow each other with the same d, outputs and settings count share a batch.
+    Problems that follow each other with the same d, outputs and settings count share a batch. `keep_weights` of
+    problems without judges; `tell_losses` of refits among them.
 
     Raises UserError for a bound that a single problem exceeds.
     """
     device = torch.device(device)
-    options = {"epochs": epochs, "patience": patience, "keep_weights": keep_weights, "device": device}
+    options = {"epochs": epochs, "patience": patience, "device": device}
+    options |= {"keep_weights": keep_weights, "tell_losses": tell_losses}
     if device.type == "cpu":
         limit = None if memory_gib is None else memory_gib * 2**30
         yield from _solve_on_cpu(problems, threads or available_cores(), limit, options)
@@ -206,14 +209,13 @@ def _bytes(problem: Problem) -> int:
     return problem.evaluation.element_size() * (data + state + residuals)
 
 
-def _solve_batch(batch: list[Problem], *, epochs, patience, keep_weights, device) -> list[SweepResult]:
-    if keep_weights and batch[0].judges:
-        raise ValueError("weights are those of one best epoch: they cannot be kept for several judges")
-    found = train_together(batch, epochs=epochs, patience=patience, keep_weights=keep_weights, device=device)
-    return [_result(problem, found, index) for index, problem in enumerate(batch)]
+def _solve_batch(batch: list[Problem], *, epochs, patience, keep_weights, tell_losses, device) -> list[SweepResult]:
+    keep = keep_weights and not batch[0].judges  # weights are those of one best epoch
+    found = train_together(batch, epochs=epochs, patience=patience, keep_weights=keep, device=device)
+    return [_result(problem, found, index, tell_losses) for index, problem in enumerate(batch)]
 
 
-def _result(problem: Problem, found, index: int) -> SweepResult:
+def _result(problem: Problem, found, index: int, tell_losses: bool) -> SweepResult:
     settings, variables, k = len(problem.settings), len(problem.outputs), sum(problem.outputs)
     mean, scale = problem.target_mean.cpu(), problem.target_scale.cpu()
     rows = found.prediction[index].cpu().double().unflatten(0, (settings, k)).mT * scale + mean
@@ -221,7 +223,7 @@ def _result(problem: Problem, found, index: int) -> SweepResult:
     units = (settings, variables, len(problem.judges)) if problem.judges else (settings, variables)
     weights, bias = (None, None) if found.weights is None else _raw_weights(problem, found.weights[index].cpu())
     losses = (None, None)
-    if found.weights is not None and problem.stop_epochs is not None:
+    if tell_losses and found.weights is not None and problem.stop_epochs is not None:
         losses = _losses_of_refit(problem, found.weights[index].cpu())
     return SweepResult(
         settings=problem.settings,

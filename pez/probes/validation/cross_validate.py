@@ -36,7 +36,7 @@ Report = tuple[int, int]  # layer, fold
 class Outcome:
     """One reported fold of one layer: `prediction` [m, k] of its rows, and what was chosen for each variable.
 
-    `weights` [k, d] and [k] of the nested refit, where they were asked for.
+    `weights` [k, d] and [k] of the nested refit, where they were asked for; `rounding` [m] of logistic scores.
     """
 
     protocol: str
@@ -45,6 +45,7 @@ class Outcome:
     prediction: torch.Tensor
     choices: tuple[Choice, ...]
     weights: tuple[torch.Tensor, torch.Tensor] | None = None
+    rounding: torch.Tensor | None = None
 
 
 def cross_validate(
@@ -123,7 +124,8 @@ def outcomes(
             yield Outcome(FIXED, fit.layer, fold, fitted.prediction(fit.choices), fit.choices)
             continue
         choices = choose(data, folds, solver, [(fold, fitted.trials(fold))], metric)
-        yield Outcome("paper", fit.layer, fold, fitted.prediction(choices), choices)
+        prediction, rounding = _read(data, fitted, choices)
+        yield Outcome("paper", fit.layer, fold, prediction, choices, None, rounding)
         if _reads_outer(solver, protocols):
             outer[fit.layer, fold] = fitted
     if "nested" not in protocols:
@@ -136,8 +138,15 @@ def outcomes(
     refits = [Fit(layer, (fold,), (), fold, choices, repeat) for (layer, fold), choices in chosen.items()]
     for fit, fitted in zip(refits, solver.solve(data, folds, refits, step, keep), strict=True):
         weights = fitted.weights() if keep else None
-        prediction, choices = fitted.prediction(fit.choices), fitted.told(fit.choices) if keep else fit.choices
-        yield Outcome("nested", fit.layer, fit.left_out[0], prediction, choices, weights)
+        prediction, rounding = _read(data, fitted, fit.choices)
+        choices = fitted.told(fit.choices) if keep else fit.choices
+        yield Outcome("nested", fit.layer, fit.left_out[0], prediction, choices, weights, rounding)
+
+
+def _read(data: ProbeData, fitted: Fitted, choices: tuple[Choice, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a probe says of the fold it reads; of logistic probes with each row's rounding, where that is known."""
+    exact = fitted.exactly(choices) if KINDS[data.variables[0].kind].loss == "logistic" else None
+    return (fitted.prediction(choices), None) if exact is None else exact
 
 
 def _reads_outer(solver: Solver, protocols: Sequence[str]) -> bool:
@@ -229,11 +238,14 @@ class Collected:
         shape = (len(repeats), len(data.layers), *data.targets.shape)
         self.predicted = {protocol: np.full(shape, np.nan) for protocol in self.protocols}
         self.choices: dict[str, dict[tuple[int, int, int], tuple[Choice, ...]]] = {p: {} for p in self.protocols}
+        self.rounding = {protocol: np.full(shape[:3], np.nan) for protocol in self.protocols}
 
     def add(self, repeat: int, outcome: Outcome) -> None:
         """Put one outcome in its place."""
         layer, rows = self.data.layers.index(outcome.layer), self.repeats[repeat].rows(outcome.fold)
         self.predicted[outcome.protocol][repeat, layer, rows] = outcome.prediction.numpy()
+        if outcome.rounding is not None:
+            self.rounding[outcome.protocol][repeat, layer, rows] = outcome.rounding.numpy()
         self.choices[outcome.protocol][repeat, outcome.layer, outcome.fold] = outcome.choices
 
     def predictions(self) -> list[Predictions]:
@@ -255,6 +267,7 @@ class Collected:
                         control_seed=data.control_seed,
                         choices={key: own[number] for key, own in self.choices[protocol].items()},
                         parts=data.parts(data.clips),
+                        rounding=self.rounding[protocol],
                     )
                 )
         return found
