@@ -28,7 +28,7 @@ from sklearn.preprocessing import PolynomialFeatures
 from pez.controls import CONTROLS, controls_for
 from pez.errors import UserError, check_choice
 from pez.probes.data.permutations import shuffle_note, shuffled_variables, shuffled_within
-from pez.probes.data.probe_data import ProbeData, Variable, store_features
+from pez.probes.data.probe_data import ProbeData, Variable, feature_precision, store_features
 from pez.store import FeatureStore
 
 Stores = Callable[[str], Sequence[tuple[FeatureStore, int]]]  # name of a control -> its stores, with the seed of each
@@ -96,6 +96,7 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
         made = {"control_seed": seed, "described": store.settings, "norm_mode": control.norm_mode or base.norm_mode}
+        made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
             turned = tuple(time_reversed(variable) for variable in base.variables)
             yield dataclasses.replace(base, read_features=features, read_variables=turned, **made)

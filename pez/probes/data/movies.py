@@ -23,7 +23,15 @@ from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import OVERALL, MovieDataset
 from pez.probes.data.controls import ControlSource, control_data
-from pez.probes.data.probe_data import Parts, ProbeData, check_layers, possible_variable, scene_names, store_features
+from pez.probes.data.probe_data import (
+    Parts,
+    ProbeData,
+    check_layers,
+    feature_precision,
+    possible_variable,
+    scene_names,
+    store_features,
+)
 from pez.shards import WHOLE, Shard, refuse_with_shards
 from pez.store import CAPTURES, FeatureStore
 
@@ -164,6 +172,7 @@ def movie_data(
         depth=store.depth,
         features=store_features(store, capture, pooling),
         described=store.settings,
+        precision=feature_precision(store.settings, pooling),
         parts=dataset_parts(dataset),
     )
 

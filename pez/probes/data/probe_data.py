@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.store import FeatureStore
 
@@ -62,6 +63,7 @@ class ProbeData:
         control, control_seed: of a control's curve; "" and 0 for the main one.
         note: what a reader must know of it.
         described: settings of the features, as their store records them.
+        precision: relative size of a feature's rounding error (`feature_precision`).
         parts: clip table -> rows of the parts of it that are scored by themselves as well, such as sub-tasks, by name.
     """
 
@@ -79,18 +81,13 @@ class ProbeData:
     control_seed: int = 0
     note: str = ""
     described: dict[str, Any] = field(default_factory=dict)
+    precision: float = 2.0**-24
     parts: Parts = field(default=lambda clips: {})
 
     @property
     def scored(self) -> tuple[Variable, ...]:
         """The variables as predictions are scored against them."""
         return self.variables if self.read_variables is None else self.read_variables
-
-    @property
-    def precision(self) -> float:
-        """Largest relative rounding error of a feature: of the encoder's pass, or of the store if that is coarser."""
-        passed = str(self.described.get("dtype", "float32"))
-        return _PRECISIONS.get(passed, _PRECISIONS["float32"])
 
     @property
     def targets(self) -> torch.Tensor:
@@ -106,6 +103,21 @@ class ProbeData:
 def store_features(store: FeatureStore, capture: str, pooling: str, clip_ids: Iterable[str] | None = None) -> Features:
     """Features of a store by layer; rows in the order of `clip_ids` (default: of the store's clips)."""
     return partial(store.layer, capture, pooling, clip_ids=clip_ids)
+
+
+def feature_precision(settings: dict[str, Any], pooling: str) -> float:
+    """Relative size of the rounding error of a store's features; `settings` as it records them.
+
+    A pass in a lower precision rounds every token by itself, so a mean over N tokens is off by a share of about
+    1 / sqrt(N) of that; what is stored in a lower precision is rounded once more, and float32 rounds sums.
+    """
+    n_tokens = settings.get("n_patches", 1) * (settings.get("n_tubelets", 1) if pooling == "mean" else 1)
+    averaged = 1 if is_per_patch(pooling) else n_tokens
+    stored = settings.get("store_dtype", "auto")
+    if stored == "auto":
+        stored = "float16" if is_per_patch(pooling) else "float32"
+    passed = _PRECISIONS[settings.get("dtype", "float32")] / averaged**0.5
+    return max(passed, _PRECISIONS[stored], _PRECISIONS["float32"])
 
 
 def check_layers(layers: Iterable[int] | None, depth: int, where: object = "the encoder") -> tuple[int, ...]:
