@@ -25,7 +25,7 @@ from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.groupings import HELD_OUT
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
-from pez.probes.data.probe_data import LEAST_VARIANCE, ProbeData, Variable, check_layers, store_features
+from pez.probes.data.probe_data import LEAST_VARIANCE, ProbeData, Variable, check_layers, feature_precision, store_features
 from pez.probes.folds import Folds, check_n_folds, repeated_folds, repeated_scene_folds
 from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, RunOptions, from_arguments, recorded
 from pez.probes.predictions import Predictions
@@ -182,6 +182,7 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
         features=store_features(store, capture, pooling),
         norm_mode=options.norm_mode,
         described=store.settings,
+        precision=feature_precision(store.settings, pooling),
     )
     protocols = chosen_protocols(options.protocol, repeats[0].n_folds)
     return Curve(store, capture, pooling, data, repeats, protocols)
