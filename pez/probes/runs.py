@@ -25,7 +25,14 @@ from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.groupings import HELD_OUT
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
-from pez.probes.data.probe_data import LEAST_VARIANCE, ProbeData, Variable, check_layers, feature_precision, store_features
+from pez.probes.data.probe_data import (
+    LEAST_VARIANCE,
+    ProbeData,
+    Variable,
+    check_layers,
+    feature_precision,
+    store_features,
+)
 from pez.probes.folds import Folds, check_n_folds, repeated_folds, repeated_scene_folds
 from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, RunOptions, from_arguments, recorded
 from pez.probes.predictions import Predictions
