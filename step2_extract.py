@@ -21,7 +21,7 @@ from pez.cli import Parser, run_script
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.compute import Speed
 from pez.encoder.controls import control_directory, control_passes, controls
-from pez.encoder.extract import DTYPES, extract_features
+from pez.encoder.extract import DTYPES, extract_features, pass_dtype
 from pez.encoder.flops import counted_flops
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.protocol import Encoder
@@ -86,7 +86,7 @@ def main(args) -> None:
 
 def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dict) -> None:
     """One pass of one encoder over one clip set, as the options say but for `changes`."""
-    speed = Speed(encoder.device)
+    speed = Speed(encoder.device, DTYPES[pass_dtype(args.dtype, encoder.device)])
     store = extract_features(
         encoder,
         source,

@@ -73,10 +73,8 @@ def test_matmul_rate_is_operations_over_the_fastest_time(monkeypatch):
         return times[len(left)].pop(0)
 
     monkeypatch.setattr(flops, "_seconds", seconds)
-    flops.matmul_rate.cache_clear()
     assert flops.matmul_rate(CPU, torch.float32) == pytest.approx(2 * 512**3 * 2 / 0.02)
     assert asked == [(512, 1), (512, 2), (512, 2), (512, 2), (1024, 1), (1024, 1), (1024, 1)]
-    flops.matmul_rate.cache_clear()
 
 
 def test_compiled_blocks_give_the_same_states_through_the_same_hooks(encoder, run, monkeypatch):
@@ -199,9 +197,10 @@ def fails(_graph, _inputs):
     raise RuntimeError("nothing works here")
 
 
-def test_step_2_ends_with_the_speed_of_the_pass(squares, tmp_path, capsys):
+def test_step_2_ends_with_the_speed_of_the_pass(squares, tmp_path, capsys, monkeypatch):
     fixture = ["--model", "custom", "--num-heads", "1", "--weights", str(DATA / "vjepa2_small_headdim64.pt")]
     arguments = ["--data-root", str(squares), "--output-root", str(tmp_path), "--workers", "0", *fixture]
+    monkeypatch.setattr(compute, "matmul_rate", lambda device, dtype: 1e15)  # steady
     asked = [*arguments, "--model-resolution", "32", "--dataset", "velocity", "--control", "pixels"]
     assert run_script(step2_extract.make_parser(), step2_extract.main, asked) == 0
     speeds = [line for line in capsys.readouterr().out.splitlines() if "clips/s" in line]
@@ -223,9 +222,26 @@ def test_speed_by_a_clock(monkeypatch):
     speed.finish()  # at 20
     speed.finish()
     assert (speed.clips, speed.seconds, speed.pass_seconds) == (6, 10.0, 3.0)
-    text = speed.text(10**12, torch.bfloat16)
+    text = speed.text(10**12, torch.bfloat16)  # 6e12 operations in 3 s
     assert text.startswith("0.6 clips/s; the encoder 2 TFLOP/s, 50% of the 4 that large bfloat16 matrix products")
     assert text.endswith("with decoding and writing 0.6 TFLOP/s, 15%")
+
+
+@pytest.mark.parametrize("rates", [(4e12, 2e12), (1.5e12, 1.5e12)])
+def test_a_share_is_left_out_where_it_would_mean_nothing(monkeypatch, rates):
+    """The device's speed halved meanwhile; the passes were faster than any matrix product that was measured."""
+    ticks, measured = iter([0.0, 0.0, 3.0, 3.0]), iter(rates)
+    monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(compute, "matmul_rate", lambda device, dtype: next(measured))
+    speed = Speed(CPU, torch.float32)
+    speed.start()
+    monkeypatch.setattr(compute.time, "monotonic", lambda: 1e9)
+    speed.stop(6)
+    speed._spans[0] = [0.0, 3.0]
+    speed.seconds = 10.0
+    text = speed.text(10**12, torch.float32)
+    assert text.startswith("0.6 clips/s; the encoder 2 TFLOP/s; with decoding and writing 0.6 TFLOP/s")
+    assert "%" not in text and "changed meanwhile" in text
 
 
 def test_a_writer_keeps_order_and_hands_on_errors():

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +15,8 @@ from pez.encoder.flops import matmul_rate
 from pez.encoder.protocol import Encoder
 
 BACKEND = "inductor"
+RATE_SECONDS = 15.0  # between measurements of what matrix products reach, beside the passes
+STEADY = 0.7  # the lowest of these rates as a share of the highest, if one of them is to stand for all
 MOST_OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of a state's root mean square
 # A wrong state is off by about one; fused operators round lower precisions less often, which the depth adds up.
 
@@ -141,14 +145,23 @@ class Speed:
 
     Seconds of the passes alone are taken on the device (CUDA events: nothing waits for them), seconds of everything
     from the first `start` to `finish`: with decoding, copies and writing.
+
+    What large matrix products reach in `dtype` is measured in turn with the passes (on a GPU, which would have to wait,
+    before and after them): on a machine that others use as well, a rate of another moment says nothing.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None):
+        self.device, self.dtype = device, dtype
         self.clips, self.seconds, self._spans, self._begun = 0, 0.0, [], None
+        self._rates: list[float] = []
+        self._measured = -math.inf  # when last, on the clock
 
     def start(self) -> None:
         """Before a batch's pass."""
+        pause = math.inf if self.device.type == "cuda" else RATE_SECONDS
+        if self.dtype is not None and (not self._rates or time.monotonic() - self._measured > pause):
+            self._rates.append(matmul_rate(self.device, self.dtype))
+            self._measured = time.monotonic()
         now = self._now()
         self._begun = now if self._begun is None else self._begun
         self._spans.append([now, now])
@@ -172,16 +185,22 @@ class Speed:
     def text(self, flops_per_clip: int, dtype: torch.dtype) -> str:
         """One line: clips a second, and operations a second as a share of what large matrix products reach here.
 
-        Without operations (the pixels control has no encoder) clips a second only.
+        Without operations (the pixels control has no encoder) clips a second only. Without the share where the device's
+        speed changed too much meanwhile for one to mean anything.
         """
         if not flops_per_clip:
             return f"{self.clips / self.seconds:.3g} clips/s"
-        rate, done = matmul_rate(self.device, dtype), flops_per_clip * self.clips
+        rates = [*self._rates, matmul_rate(self.device, dtype)]
+        rate, done = statistics.median(rates), flops_per_clip * self.clips
         alone, all_in = done / self.pass_seconds, done / self.seconds
+        speed = f"{self.clips / self.seconds:.3g} clips/s; the encoder {alone / 1e12:.3g} TFLOP/s"
+        beside = f"with decoding and writing {all_in / 1e12:.3g} TFLOP/s"
+        if min(rates) < STEADY * max(rates) or alone > max(rates):
+            return f"{speed}; {beside} (no share of the device's speed: it changed meanwhile)"
+        precision = str(dtype).removeprefix("torch.")
         return (
-            f"{self.clips / self.seconds:.3g} clips/s; the encoder {alone / 1e12:.3g} TFLOP/s, {alone / rate:.0%} of "
-            f"the {rate / 1e12:.3g} that large {str(dtype).removeprefix('torch.')} matrix products reach on this "
-            f"{self.device.type}; with decoding and writing {all_in / 1e12:.3g} TFLOP/s, {all_in / rate:.0%}"
+            f"{speed}, {alone / rate:.0%} of the {rate / 1e12:.3g} that large {precision} matrix products reach on this "
+            f"{self.device.type}; {beside}, {all_in / rate:.0%}"
         )
 
     def _now(self):

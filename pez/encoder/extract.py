@@ -127,8 +127,7 @@ def store_settings(
         raise UserError(
             f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
         )
-    if dtype == "auto":
-        dtype = "bfloat16" if encoder.device.type == "cuda" else "float32"
+    dtype = pass_dtype(dtype, encoder.device)
     check_choice("--store-dtype", store_dtype, ["auto", *DTYPES])
     captures = sorted(set(captures))
     states_of(captures, encoder.depth)  # refuses an unknown capture
@@ -141,7 +140,7 @@ def store_settings(
         "poolings": sorted(set(poolings)),
         "transform": check_choice("--transform", transform, TRANSFORMS),
         "frame_order": check_choice("--frame-order", frame_order, frame_orders()),
-        "dtype": check_choice("--dtype", dtype, DTYPES),
+        "dtype": dtype,
         "store_dtype": store_dtype,
         "shard_clips": shard_clips,
         "clip_set": source.settings,
@@ -192,6 +191,13 @@ def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size,
             _encode_shard(tensors, len(clips), batches, encoder, store.settings, batch_size, speed, bar)
             writer.submit(store.write_shard, shard, tensors)
     speed.finish()
+
+
+def pass_dtype(dtype: str, device: torch.device) -> str:
+    """Precision of the pass that --dtype means on a device."""
+    if dtype == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return check_choice("--dtype", dtype, DTYPES)
 
 
 def default_batch_size(device: torch.device) -> int:

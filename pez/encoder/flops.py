@@ -4,7 +4,6 @@ A multiplication and an addition are two operations, as hardware rates are quote
 attention count; what is done element by element does not.
 """
 
-import functools
 import time
 
 import torch
@@ -48,7 +47,6 @@ def encoder_flops(spec: ModelSpec, n_frames: int) -> int:
     return 2 * (tokens * pixels * spec.width + spec.depth * block)
 
 
-@functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of the fastest large square matrix product that this device does in `dtype`, measured."""
     with torch.inference_mode():
