@@ -199,8 +199,8 @@ class Speed:
             return f"{speed}; {beside} (no share of the device's speed: it changed meanwhile)"
         precision = str(dtype).removeprefix("torch.")
         return (
-            f"{speed}, {alone / rate:.0%} of the {rate / 1e12:.3g} that large {precision} matrix products reach on this "
-            f"{self.device.type}; {beside}, {all_in / rate:.0%}"
+            f"{speed}, {alone / rate:.0%} of the {rate / 1e12:.3g} that large {precision} matrix products reach on "
+            f"this {self.device.type}; {beside}, {all_in / rate:.0%}"
         )
 
     def _now(self):
