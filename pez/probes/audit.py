@@ -1,17 +1,28 @@
 """Confound audit of a clip set: what its targets share with where the ball is, before any encoder has seen it.
 
-    start            ball centre in the first frame: start_x, start_y (px)
-    end              ball centre in the last frame: end_x, end_y (px)
+Correlations (Pearson) of every target with
+
+    start, end       ball centre in the first and last frame: start_x, start_y, end_x, end_y (px)
     visible          visible_fraction: share of frames with the whole ball in view
     displacement     end minus start: displacement_x, displacement_y, and its length (px)
 
-Two tables: Pearson's correlation of every target with each of these numbers; and R^2 of every target decoded from
-each of them alone (and from start and end together) by ridge on the numbers, their squares and products, nested
-grouped cross-validation, pooled over clips, with a bootstrap interval over groups. A probe that reaches no more than
-this may be reading place. Displacement is what motion itself does to the ball: high values there are no flaw.
+and R^2 of every target decoded by readers that know nothing else, in nested grouped cross-validation, pooled over
+clips, with a bootstrap interval over groups (ridge; "quadratic": on numbers, their squares and products; "kernel": on
+8 x 8 Gaussian bumps over the picture):
+
+    one place        of every frame, of the first and last tubelet, and the mean place; quadratic, of single frames
+                     kernel as well. A probe that reaches no more than this may be reading place
+    two frames       the last two: their difference as it is ("two frames, linear": what a perfect linear code of
+                     velocity reads, the ceiling to draw), and with its length and unit vector: the signal is there
+    three places     first, middle and last: the second difference, what acceleration needs
+    of accelerations also mean speed, path, and the velocity of the first or last two frames alone
+
+Each under the run's grouping *and* under one by start draw (`position`): a grouping can hide what place tells (it takes
+away the very sectors that a place reader needs) or invent it (the missing twin of an orbit gives the answer away). On
+sets drawn in orbits (matched, endless, turns) the balance that they promise is checked as well.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +32,18 @@ import torch
 from constants import N_FOLDS
 from pez.errors import UserError
 from pez.probes.data.ball import direction_partner, variables
-from pez.probes.data.controls import place_features
+from pez.probes.data.controls import place_features, seen_positions
+from pez.probes.data.groupings import torn_orbit
 from pez.probes.data.probe_data import ProbeData, Variable
-from pez.probes.folds import repeated_folds
+from pez.probes.folds import Folds, repeated_folds
 from pez.probes.protocols import chosen_protocols
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate
 from pez.stimuli.clipset import ClipSet, read_clip_set
 from pez.store import FeatureStore, open_stores
+
+Clips = FeatureStore | ClipSet
 
 SOURCES = {
     "start": ("start_x", "start_y"),
@@ -38,7 +52,13 @@ SOURCES = {
     "visible": ("visible_fraction",),
     "displacement": ("displacement_x", "displacement_y", "displacement"),
 }
-SETS = ("velocity", "acceleration")
+SETS = ("velocity", "acceleration", "turns")
+BY_START = "position"  # the grouping by start draw
+WORST = "one place, worst frame"
+MOST_APART = 0.1  # R^2 between two groupings that a reader must be told of
+MOST_OF_PLACE = {"matched": 0.15, "endless": 0.05}  # R^2 of direction from one place that sets in orbits may hold
+_BUMPS = 8  # a side
+_TWIN_M = 0.01  # metres within which twins cross the same places
 
 
 @dataclass(frozen=True)
@@ -52,8 +72,9 @@ class AuditOptions:
 
 @dataclass(frozen=True)
 class Audit:
-    """One clip set's tables, a row a target: `correlation` (a column a number) and `r2`, `low`, `high` (a column one
-    of SOURCES); NaN where a number does not vary over the clips."""
+    """One clip set's tables, a row per target: `correlation` (a column per number) and `r2`, `low`, `high` (a column
+    per reader, under the options' grouping); NaN where a number does not vary over the clips. `by_start` is `r2` under
+    the grouping by start draw; `found` says in words what a reader must know."""
 
     name: str
     n_clips: int
@@ -63,34 +84,38 @@ class Audit:
     r2: pd.DataFrame
     low: pd.DataFrame
     high: pd.DataFrame
+    by_start: "Audit | None" = None
+    found: list[str] = field(default_factory=list)
 
     def long(self) -> pd.DataFrame:
         """Everything as one table: `set measure target of value low high n_clips n_groups grouping`."""
-        parts = [_long(self.correlation, "value").assign(measure="correlation")]
+        parts = [_long(self.correlation, "value").assign(measure="correlation")] if len(self.correlation) else []
         decoded = _long(self.r2, "value").assign(measure="r2")
         for name, table in (("low", self.low), ("high", self.high)):
             decoded[name] = _long(table, name)[name]
         table = pd.concat([*parts, decoded], ignore_index=True)
         table = table[["measure", "target", "of", "value", "low", "high"]]
         table.insert(0, "set", self.name)
-        return table.assign(n_clips=self.n_clips, n_groups=self.n_groups, grouping=self.options.grouping)
+        table = table.assign(n_clips=self.n_clips, n_groups=self.n_groups, grouping=self.options.grouping)
+        return table if self.by_start is None else pd.concat([table, self.by_start.long()], ignore_index=True)
 
 
 def in_two_digits(table: pd.DataFrame) -> str:
     """A table of an audit as text."""
-    return (table.round(2) + 0).to_string(float_format=lambda value: f"{value:.2f}", na_rep="-")
+    return str((table.round(2) + 0).to_string(float_format=lambda value: f"{value:.2f}", na_rep="-"))
 
 
 def _long(table: pd.DataFrame, value: str) -> pd.DataFrame:
     return table.rename_axis("target").reset_index().melt("target", var_name="of", value_name=value)
 
 
-def clip_sets(feature_root: Path | None, data_root: Path | None) -> list[FeatureStore | ClipSet]:
+def clip_sets(feature_root: Path | None, data_root: Path | None) -> list[Clips]:
     """The ball sets of a feature root or a data root; UserError if there are none."""
+    found: list[Clips] = []
     if feature_root is not None:
-        found = [store for name, store in open_stores(feature_root).items() if name in SETS]
-    else:
-        found = [read_clip_set(data_root / name) for name in SETS if (data_root / name / "clipset.json").is_file()]
+        found += [store for name, store in open_stores(feature_root).items() if name in SETS]
+    elif data_root is not None:
+        found += [read_clip_set(data_root / name) for name in SETS if (data_root / name / "clipset.json").is_file()]
     if not found:
         raise UserError(
             f"no {' or '.join(SETS)} set under {feature_root or data_root}: make one with step1_generate.py"
@@ -98,46 +123,119 @@ def clip_sets(feature_root: Path | None, data_root: Path | None) -> list[Feature
     return found
 
 
-def audit(clips: FeatureStore | ClipSet, options: AuditOptions) -> Audit:
+def audit(clips: Clips, options: AuditOptions) -> Audit:
     """Audit one clip set. UserError if it has no ground truth or its grouping leaves fewer than 3 folds."""
     targets, numbers = audit_targets(clips), confounds(clips)
     correlation = pd.DataFrame(
         {name: [_correlation(t.targets[:, 0], values) for t in targets] for name, values in numbers.items()},
         index=[target.name for target in targets],
     )
+    read = readers(clips, numbers)
     folds = repeated_folds(clips, options.grouping, options.folds, options.seed, 1)
-    sources = {name: parts for name, parts in SOURCES.items() if set(parts) <= set(numbers.columns)}
-    columns = {name: decoded(clips, targets, numbers[list(parts)], folds) for name, parts in sources.items()}
-    tables = {
-        score: pd.DataFrame({name: table[score] for name, table in columns.items()}) for score in ("r2", "low", "high")
-    }
-    return Audit(clips.name, len(clips.clips), folds[0].n_groups, options, correlation, **tables)
+    r2, low, high = decoded(clips, targets, read, folds)
+    by_start = None
+    if "start_index" in clips.clips and clips.clips["start_index"].nunique() >= 3 and options.grouping != BY_START:
+        again = repeated_folds(clips, BY_START, options.folds, options.seed, 1)
+        tables = decoded(clips, targets, read, again)
+        options_there = AuditOptions(BY_START, options.folds, options.seed)
+        n_groups = again[0].n_groups
+        by_start = Audit(clips.name, len(clips.clips), n_groups, options_there, correlation.iloc[:0], *tables)
+    made = Audit(clips.name, len(clips.clips), folds[0].n_groups, options, correlation, r2, low, high, by_start)
+    made.found.extend([*_what_place_tells(made, clips), *_balance(clips), *_torn(clips, folds[0])])
+    return made
 
 
-def audit_targets(clips: FeatureStore | ClipSet) -> list[Variable]:
+def audit_targets(clips: Clips) -> list[Variable]:
     """Size of the motion, its image components and cos, sin of its direction: one column each."""
+    kind = "acceleration" if clips.name == "acceleration" else "velocity"
     size = variables("fig2c", clips, "angle")[0]
-    axes = variables(f"fig2b_{clips.name}_axes", clips, "vxy")
+    axes = variables(f"fig2b_{kind}_axes", clips, "vxy")
     turn = direction_partner(clips, "angle")
     parts = [Variable(n, clips.name, turn.targets[:, [i]], "", (n,)) for i, n in enumerate(turn.components)]
     return [size, *axes, *parts]
 
 
-def confounds(clips: FeatureStore | ClipSet) -> pd.DataFrame:
+def confounds(clips: Clips) -> pd.DataFrame:
     """The numbers of the module's docstring, a row a clip in the order of `clips.clips`; `visible_fraction` only
     where the clips carry it. UserError if a clip has no ground truth."""
-    ids, frames = clips.clips["clip_id"], clips.frames.sort_values(["clip_id", "frame"])
-    places = frames.groupby("clip_id")[["x_px", "y_px"]]
-    start, end = places.first().reindex(ids).to_numpy(), places.last().reindex(ids).to_numpy()
-    if not np.isfinite(start + end).all():
-        lost = ids[~np.isfinite(start + end).all(1)].iloc[0]
-        raise UserError(f"{clips.directory}: clip {lost} has no ground-truth position: rerun the step that made it")
+    places = places_of(clips, ("x_px", "y_px"))
+    start, end = places[:, 0], places[:, -1]
     way = end - start
     table = {"start_x": start[:, 0], "start_y": start[:, 1], "end_x": end[:, 0], "end_y": end[:, 1]}
     if "visible_fraction" in clips.clips:
         table["visible_fraction"] = clips.clips["visible_fraction"].to_numpy(dtype=np.float64)
     table |= {"displacement_x": way[:, 0], "displacement_y": way[:, 1], "displacement": np.hypot(*way.T)}
-    return pd.DataFrame(table, index=ids)
+    return pd.DataFrame(table, index=clips.clips["clip_id"])
+
+
+def places_of(clips: Clips, columns: tuple[str, str]) -> np.ndarray:
+    """Where the ball is in every frame, [clips, frames, 2]; UserError for a clip without ground truth."""
+    ids = clips.clips["clip_id"]
+    wide = clips.frames.pivot_table(index="clip_id", columns="frame", values=list(columns)).reindex(ids)
+    places = np.stack([wide[name].to_numpy(dtype=np.float64) for name in columns], axis=2)
+    unknown = ~np.isfinite(places).all(axis=(1, 2))
+    if unknown.any():
+        raise UserError(
+            f"{clips.directory}: clip {ids[unknown].iloc[0]} has no ground-truth position: rerun the step that made it"
+        )
+    return places
+
+
+def _settings(clips: Clips) -> dict:
+    """What step 1 was asked for."""
+    return clips.settings if isinstance(clips, ClipSet) else clips.settings.get("clip_set", {}).get("settings", {})
+
+
+def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What each reader knows of every clip, by name: [clips, any]."""
+    places = places_of(clips, ("x_px", "y_px"))
+    n_frames = places.shape[1]
+    found = {
+        name: place_features(numbers[list(parts)].to_numpy())
+        for name, parts in SOURCES.items()
+        if set(parts) <= set(numbers.columns)
+    }
+    tubelets = places.reshape(len(places), -1, 2, 2).mean(2) if n_frames % 2 == 0 else places
+    single = {"first tubelet": tubelets[:, 0], "last tubelet": tubelets[:, -1], "mean place": places.mean(1)}
+    single |= {f"frame {frame}": places[:, frame] for frame in range(n_frames)}
+    found |= {name: place_features(place) for name, place in single.items()}
+    found |= {f"{name}, kernel": _bumps(place, places) for name, place in single.items()}
+    steps = _steps(clips, places)
+    found["two frames, linear"] = steps[:, -1]
+    found["two frames"] = _with_unit(steps[:, -1])
+    way = np.concatenate([np.zeros_like(steps[:, :1]), steps.cumsum(1)], axis=1)  # unwrapped
+    found["three places"] = (way[:, -1] - way[:, n_frames // 2]) / (n_frames - 1 - n_frames // 2) - (
+        way[:, n_frames // 2] - way[:, 0]
+    ) / (n_frames // 2)
+    if clips.name == "acceleration":
+        length = np.linalg.norm(steps, axis=2)
+        found["mean speed, path"] = place_features(np.column_stack([length.mean(1), np.hypot(*way[:, -1].T)]))
+        found["first velocity"], found["last velocity"] = (place_features(steps[:, at]) for at in (0, -1))
+    return found
+
+
+def _steps(clips: Clips, places: np.ndarray) -> np.ndarray:
+    """From each frame to the next, [clips, frames - 1, 2]; on an endless floor modulo its period."""
+    period = _settings(clips).get("period_m")
+    if not period:
+        return np.diff(places, axis=1)
+    metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
+    return np.mod(metres + period / 2, period) - period / 2
+
+
+def _with_unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [n, 2] with their length and unit vector, and squares of all."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.concatenate([vectors, length, vectors / np.maximum(length, 1e-12)], axis=1)
+
+
+def _bumps(place: np.ndarray, every: np.ndarray) -> np.ndarray:
+    """Gaussian bumps over where balls are, [n, 64]: a reader that may know any smooth function of a place."""
+    low, high = every.min((0, 1)), every.max((0, 1))
+    axes = [np.linspace(low[axis], high[axis], _BUMPS) for axis in (0, 1)]
+    centres = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
+    width = np.maximum((high - low) / (_BUMPS - 1), 1e-9)
+    return np.exp(-0.5 * np.square((place[:, None] - centres) / width).sum(2))
 
 
 def _correlation(target: np.ndarray, values: np.ndarray) -> float:
@@ -146,15 +244,110 @@ def _correlation(target: np.ndarray, values: np.ndarray) -> float:
     return float(np.corrcoef(target, values)[0, 1])
 
 
-def decoded(clips, targets: list[Variable], numbers: pd.DataFrame, folds) -> pd.DataFrame:
-    """`r2 low high` of every target (the index) decoded from `numbers` [clips, m] and their squares and products."""
+def decoded(
+    clips: Clips, targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """R^2 of every target (the index) by every reader (a column), and the ends of its interval."""
     protocols = chosen_protocols("nested", folds[0].n_folds)
-    features = torch.from_numpy(place_features(numbers.to_numpy()))
-    data = ProbeData(clips.name, clips.clips, folds[0].group, tuple(targets), (0,), 1, lambda layer: features)
+    features = [torch.from_numpy(np.ascontiguousarray(values)) for values in read.values()]
+    varies = np.array([bool((values.std(0) > 1e-12).any()) for values in read.values()])
+    layers = tuple(range(len(features)))  # a reader stands where an encoder has a layer
+    data = ProbeData(clips.name, clips.clips, folds[0].group, tuple(targets), layers, len(layers), features.__getitem__)
     scores = score(cross_validate(data, folds, linear_solver("ridge", threads=1), protocols))
-    rows = {}
+    values, ends = {}, {}
     for target in targets:
         found = scores.main(target.name)
-        rows[target.name] = (found.pooled("r2")[0], *found.interval("r2")[0])
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["r2", "low", "high"])
-    return table if bool((numbers.std() > 0).any()) else table * np.nan
+        values[target.name] = np.where(varies, found.pooled("r2"), np.nan)
+        ends[target.name] = np.where(varies[:, None], found.interval("r2"), np.nan)
+    r2 = pd.DataFrame.from_dict(values, orient="index", columns=list(read))
+    low, high = (
+        pd.DataFrame.from_dict({n: e[:, at] for n, e in ends.items()}, orient="index", columns=list(read))
+        for at in (0, 1)
+    )
+    return _with_worst(r2, low, high) if any(name.startswith("frame ") for name in read) else (r2, low, high)
+
+
+def _with_worst(r2: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame):
+    """The tables with WORST: of every target the single frame and reader that tells most of it."""
+    frames = [name for name in r2.columns if name.startswith("frame ")]
+    worst = r2[frames].fillna(-np.inf).idxmax(axis=1)
+    for table in (r2, low, high):
+        table[WORST] = [table.loc[target, name] for target, name in worst.items()]
+    return r2, low, high
+
+
+# ---------------------------------------------------------------- what a reader must know
+
+
+def _what_place_tells(made: Audit, clips: Clips) -> list[str]:
+    """Where the two groupings disagree on what one place tells, and whether a set in orbits keeps its promise."""
+    lines = []
+    if made.by_start is not None:
+        for reader in ("last tubelet", "mean place"):
+            lines += _disagreements(reader, made.options.grouping, made.r2[reader], made.by_start.r2[reader])
+    most = MOST_OF_PLACE.get(str(_settings(clips).get("start_positions")))
+    if most is not None:
+        kept = made if made.options.grouping == BY_START or made.by_start is None else made.by_start
+        for target in [name for name in kept.r2.index if name in ("vx", "vy", "ax", "ay", "cos", "sin")]:
+            if kept.r2.loc[target, WORST] > most:
+                lines.append(f"one place reads {target} at {kept.r2.loc[target, WORST]:.2f}, above {most:.2f}")
+    return lines
+
+
+def _disagreements(reader: str, grouping: str, own: pd.Series, by_start: pd.Series) -> list[str]:
+    """Targets of which a reader of place reads more under one grouping than under the other."""
+    gap, lines = own - by_start, []
+    told = (gap.abs() > MOST_APART) & (np.maximum(own, by_start) > MOST_APART)
+    for target in gap.index[told]:
+        lines.append(
+            f"{reader} reads {target} at {own[target]:.2f} under {grouping} and at {by_start[target]:.2f} by start draw: "
+            f"the grouping {'hides' if gap[target] < 0 else 'invents'} what place tells"
+        )
+    return lines
+
+
+def grouping_notes(clips: Clips, pooling: str, folds: tuple[Folds, ...], grouping: str, seed: int) -> list[str]:
+    """What a run must be told of its grouping: where the place that `pooling` sees tells more or less by start draw."""
+    if not {"start_index", "direction_deg"} <= set(clips.clips.columns) or grouping == BY_START:
+        return []
+    if folds[0].n_folds < 3 or clips.clips["start_index"].nunique() < 3:
+        return []
+    read = {"the place that is seen": place_features(seen_positions(clips, pooling))}
+    targets = audit_targets(clips)
+    again = repeated_folds(clips, BY_START, folds[0].n_folds, seed, 1)
+    own, by_start = (decoded(clips, targets, read, each[:1])[0].iloc[:, 0] for each in (folds, again))
+    return [f"note: {line}" for line in _disagreements(*read, grouping, own, by_start)]
+
+
+def _balance(clips: Clips) -> list[str]:
+    """Whether orbits are balanced: unit vectors and motions sum to 0, opposite clips cross the same places."""
+    if "point" not in clips.clips:
+        return []
+    table, lines = clips.clips, []
+    angle = np.deg2rad(table["direction_deg"].to_numpy(dtype=np.float64))
+    unit = np.column_stack([np.cos(angle), np.sin(angle)])
+    for name, vectors in (("unit vectors", unit), ("motions", unit * table["magnitude"].to_numpy()[:, None])):
+        sums = pd.DataFrame(vectors).groupby(table["point"].to_numpy()).sum().abs().max(axis=1)
+        if (sums > 1e-6).any():
+            lines.append(f"{name} do not sum to 0 at point {sums.idxmax()}: the set is not balanced")
+    if clips.name == "velocity" and "x_m" in clips.frames:
+        places, period = places_of(clips, ("x_m", "y_m")), _settings(clips).get("period_m")
+        rows = {(p, round(d % 360)): n for n, (p, d) in enumerate(zip(table["point"], table["direction_deg"]))}
+        for (point, direction), row in rows.items():
+            twin = rows.get((point, round((direction + 180) % 360)))
+            if twin is not None and direction < 180:
+                off = places[row] - places[twin][::-1]
+                off = np.mod(off + period / 2, period) - period / 2 if period else off
+                if np.abs(off).max() > _TWIN_M:
+                    ids = table["clip_id"]
+                    lines.append(f"{ids[row]} and {ids[twin]} do not cross the same places: {np.abs(off).max():.3f} m")
+    return lines
+
+
+def _torn(clips: Clips, folds: Folds) -> list[str]:
+    pair = torn_orbit(clips.clips, folds.group)
+    return (
+        [f"{pair[0]} and {pair[1]} are of one orbit and in two groups: regroup with --grouping position"]
+        if pair
+        else []
+    )

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pez.errors import UserError
-from pez.probes.data.groupings import HELD_OUT, groups
+from pez.probes.data.groupings import HELD_OUT, groups, torn_orbit
 from pez.probes.data.probe_data import NEVER, scene_names
 from pez.store import FeatureStore
 
@@ -61,7 +61,13 @@ def make_folds(
 
 
 def repeated_folds(
-    store: FeatureStore, grouping: str, n_folds: int, seed: int, repeats: int, targets: np.ndarray | None = None
+    store: FeatureStore,
+    grouping: str,
+    n_folds: int,
+    seed: int,
+    repeats: int,
+    targets: np.ndarray | None = None,
+    tear_orbits: bool = False,
 ) -> tuple[Folds, ...]:
     """Folds of `repeats` cross-validations, split with seeds `seed`, `seed` + 1, ...; the groups are those of `seed`.
 
@@ -70,6 +76,11 @@ def repeated_folds(
     """
     check_seed(seed)
     group = groups(store, grouping, seed)
+    if not tear_orbits and grouping != "axis" and (torn := torn_orbit(store.clips, group)):
+        raise UserError(
+            f"--grouping {grouping} parts {torn[0]} and {torn[1]}, which are of one orbit, so that what is missing "
+            "from training tells the answer: use --grouping position, or --tear-orbits if that is what you want to see"
+        )
     if grouping in HELD_OUT:
         return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
     what, strata = f"--grouping {grouping} of the {store.name} set", store.clips.get("direction_deg")

@@ -100,7 +100,12 @@ class BallOptions(RunOptions):
     probe_set: str = option(REQUIRED, "which variables", choices=lambda: PROBE_SETS)
     solver: str = option("trainable", "trainable: 20 AdamW settings", choices=lambda: SOLVERS)
     norm_mode: str = option("zscore", "of features, by training clips", choices=lambda: NORM_MODES)
-    grouping: str = option("direction_spatial_sector", "clips kept together", choices=lambda: GROUPINGS)
+    grouping: str | None = option(
+        None,
+        "clips kept together (default: direction_spatial_sector; position of sets drawn in orbits)",
+        choices=lambda: GROUPINGS,
+    )
+    tear_orbits: bool = option(False, "allow a --grouping that parts clips of one orbit", flag=True)
     direction_target: str | None = option(
         None, "default: angle for fig2c, vxy for the others", choices=lambda: DIRECTION_TARGETS
     )

@@ -20,10 +20,11 @@ from pez.controls import BALLS, is_floor
 from pez.encoder.devices import find_device
 from pez.errors import UserError
 from pez.files import atomic_path, run_lock
+from pez.probes.audit import grouping_notes
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
-from pez.probes.data.groupings import HELD_OUT
+from pez.probes.data.groupings import HELD_OUT, default_grouping
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import (
     LEAST_VARIANCE,
@@ -81,6 +82,7 @@ class Curve:
     data: ProbeData
     repeats: tuple[Folds, ...]
     protocols: tuple[str, ...]
+    grouping: str = "scene"
     controls: tuple[ProbeData, ...] = ()
 
     @property
@@ -178,7 +180,9 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
     layers = check_layers(options.layers, store.depth, store.directory)
     probed = tuple(variables(options.probe_set, store, direction_target))
     targets = np.concatenate([variable.targets for variable in probed], axis=1)
-    repeats = repeated_folds(store, options.grouping, options.folds, options.seed, options.repeats, targets)
+    grouping = options.grouping or default_grouping(store.clips)
+    asked = (grouping, options.folds, options.seed, options.repeats, targets, options.tear_orbits)
+    repeats = repeated_folds(store, *asked)
     data = ProbeData(
         name=store.name,
         clips=store.clips,
@@ -192,7 +196,7 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
         precision=feature_precision(store.settings, pooling),
     )
     protocols = chosen_protocols(options.protocol, repeats[0].n_folds)
-    return Curve(store, capture, pooling, data, repeats, protocols)
+    return Curve(store, capture, pooling, data, repeats, protocols, grouping)
 
 
 def with_controls(options: BallOptions, curve: Curve) -> Curve:
@@ -261,7 +265,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
         "probe_set": options.probe_set,
         "solver": options.solver,
         "norm_mode": options.norm_mode,
-        "grouping": options.grouping,
+        "grouping": curve.grouping,
         "direction_target": check_direction_target(options.probe_set, options.direction_target),
         "residual_capture": options.residual_capture,
         "preprocessing": options.preprocessing,
@@ -318,7 +322,8 @@ def run_balls(args: argparse.Namespace) -> Tables:
     curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store is said before any work
     for curve in curves:
         said = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]
-        for line in [*notes(options, curve), *said]:
+        place = grouping_notes(curve.store, curve.pooling, curve.repeats, curve.grouping, options.seed)
+        for line in [*notes(options, curve), *place, *said]:
             print(line)
     with run_lock(options.results_dir, options.run_name):
         tables = probe_balls(options, curves)
@@ -331,15 +336,15 @@ def notes(options: BallOptions, curve: Curve) -> list[str]:
     """What a user should know of a clip set's folds before the curves."""
     folds, name = curve.folds, curve.data.name
     lines = [
-        f"{name}: {len(folds.fold)} clips, {folds.n_groups} groups ({options.grouping}), {folds.n_folds} folds, "
+        f"{name}: {len(folds.fold)} clips, {folds.n_groups} groups ({curve.grouping}), {folds.n_folds} folds, "
         f"{curve.pooling}, {curve.store.settings['model']}, {curve.store.settings['weights_label']}"
     ]
-    if options.grouping in HELD_OUT:
+    if curve.grouping in HELD_OUT:
         lines.append(f"note: one value a fold is held out ({folds.n_folds} in all): read r2_pooled and mae")
     elif folds.n_folds < options.folds:
         lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
     asked = [variable.kind for variable in curve.data.variables if not variable.name.startswith("direction_")]
-    if options.grouping == "held_out_direction" and "angle" in asked:
+    if curve.grouping == "held_out_direction" and "angle" in asked:
         lines.append(
             "note: held_out_direction with --direction-target angle: beside the jump at ±180° a held-out direction has "
             "one neighbour only, so it is extrapolated: use --direction-target sincos, or read direction_sincos"
@@ -398,7 +403,7 @@ def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: s
     else:
         protocols = chosen_protocols(options.protocol, n_folds)
     controls = movie_control_data(main, features, options.control, args, pooling)
-    return Curve(features.store, args.capture, pooling, main, repeats, protocols, tuple(controls))
+    return Curve(features.store, args.capture, pooling, main, repeats, protocols, controls=tuple(controls))
 
 
 def score_movie_run(

@@ -1,14 +1,18 @@
 """Which clips belong together.
 
 Groupings (a group is in one fold only):
-    position                  start index of the grid; starts are drawn afresh for every condition, so a group
-                              shares an index and a rank, not a place
+    position                  start index of the grid. Starts `paper` and `in_view` are drawn afresh for each condition, so
+                              a group shares an index and a rank, not a place; of sets drawn in orbits (`matched`,
+                              `endless`) it is the point, so that orbits stay whole. The default there: any other
+                              grouping but axis tears orbits, and is refused, because which clip of an orbit is missing
+                              from the training folds gives the answer away
     condition                 direction x magnitude
     video                     every clip its own group: plain cross-validation
     direction, magnitude      one condition factor; tests the probe on values it never saw
     pixel_region              cell of a 4 x 4 grid on the image that holds the ball's mean position
     spatial_sector            one of 8 sectors of 45 degrees, about the image centre, that holds the start
     spatial_cluster           k-means of the starts, 10 clusters, seeded
+    axis                      direction modulo 180 degrees: a motion and its opposite stay together
     direction_spatial_sector, magnitude_spatial_sector   products of two of the above
     held_out_speed            every speed (of the acceleration set: magnitude) but the smallest and the largest is one
                               fold: predictions interpolate to a value never trained on. The two extremes always train
@@ -36,6 +40,7 @@ GROUPINGS = (
     "pixel_region",
     "spatial_sector",
     "spatial_cluster",
+    "axis",
     "direction_spatial_sector",
     "magnitude_spatial_sector",
     "held_out_speed",
@@ -56,6 +61,7 @@ def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
         "position": [_index],
         "condition": [_direction, _magnitude],
         "video": [_clip],
+        "axis": [_axis],
         "direction": [_direction],
         "magnitude": [_magnitude],
         "spatial_sector": [_sector],
@@ -66,6 +72,28 @@ def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
     }[grouping]
     parts = [factor(store.clips) for factor in factors]
     return np.array([" ".join(names) for names in zip(*parts)])
+
+
+def has_orbits(clips: pd.DataFrame) -> bool:
+    """Whether a ball set was drawn in orbits: points that are crossed in every direction (pez/stimuli/orbits.py)."""
+    return "point" in clips.columns
+
+
+def default_grouping(clips: pd.DataFrame) -> str:
+    """The grouping of a clip set where none is named: whole orbits, or direction and sector of the start."""
+    return "position" if has_orbits(clips) else "direction_spatial_sector"
+
+
+def torn_orbit(clips: pd.DataFrame, group: np.ndarray) -> tuple[str, str] | None:
+    """Two clips of one orbit that are in different groups; None if every orbit is whole, or there are none."""
+    if not has_orbits(clips):
+        return None
+    for _, orbit in pd.Series(group).groupby(clips["point"].to_numpy()):
+        elsewhere = orbit.index[orbit != orbit.iloc[0]]
+        if len(elsewhere):
+            first, other = orbit.index[0], elsewhere[0]
+            return str(clips["clip_id"].iloc[first]), str(clips["clip_id"].iloc[other])
+    return None
 
 
 def _need(clips: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -87,6 +115,10 @@ def _index(clips: pd.DataFrame) -> list[str]:
 
 def _direction(clips: pd.DataFrame) -> list[str]:
     return [f"direction {value:g}" for value in _need(clips, "direction_deg")["direction_deg"]]
+
+
+def _axis(clips: pd.DataFrame) -> list[str]:
+    return [f"axis {value % 180:g}" for value in _need(clips, "direction_deg")["direction_deg"]]
 
 
 def _magnitude(clips: pd.DataFrame) -> list[str]:
