@@ -300,8 +300,8 @@ def _disagreements(reader: str, grouping: str, own: pd.Series, by_start: pd.Seri
     told = (gap.abs() > MOST_APART) & (np.maximum(own, by_start) > MOST_APART)
     for target in gap.index[told]:
         lines.append(
-            f"{reader} reads {target} at {own[target]:.2f} under {grouping} and at {by_start[target]:.2f} by start draw: "
-            f"the grouping {'hides' if gap[target] < 0 else 'invents'} what place tells"
+            f"{reader} reads {target} at {own[target]:.2f} under {grouping} and at {by_start[target]:.2f} by start "
+            f"draw: the grouping {'hides' if gap[target] < 0 else 'invents'} what place tells"
         )
     return lines
 

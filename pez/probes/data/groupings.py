@@ -1,8 +1,8 @@
 """Which clips belong together.
 
 Groupings (a group is in one fold only):
-    position                  start index of the grid. Starts `paper` and `in_view` are drawn afresh for each condition, so
-                              a group shares an index and a rank, not a place; of sets drawn in orbits (`matched`,
+    position                  start index of the grid. Starts `paper` and `in_view` are drawn afresh for each condition,
+                              so a group shares an index and a rank, not a place; of sets drawn in orbits (`matched`,
                               `endless`) it is the point, so that orbits stay whole. The default there: any other
                               grouping but axis tears orbits, and is refused, because which clip of an orbit is missing
                               from the training folds gives the answer away
