@@ -97,7 +97,20 @@ class BallOptions(RunOptions):
     """`step3_probe.py run`; None stands for the default that the features decide."""
 
     feature_root: Path = option(REQUIRED, "what step2_extract.py wrote", type=Path)
-    probe_set: str = option(REQUIRED, "which variables", choices=lambda: PROBE_SETS)
+    probe_set: str | None = option(None, "which variables of the ball sets, or", choices=lambda: PROBE_SETS)
+    targets: Path | None = option(
+        None, "a file of labels of one's own: CSV, parquet, JSON lines (pez/probes/data/labels.py)", type=Path
+    )
+    variables: tuple[str, ...] = option(
+        (),
+        "what to read of --targets: scalar, angle_deg, angle_rad, vector, class, pair",
+        several=True,
+        metavar="NAME:KIND",
+    )
+    group: str | None = option(
+        None, "column of --targets that names groups of clips (default: those with equal labels)"
+    )
+    skip_unlabelled: bool = option(False, "leave out clips without a label, and labels without a clip", flag=True)
     solver: str = option("trainable", "trainable: 20 AdamW settings", choices=lambda: SOLVERS)
     norm_mode: str = option("zscore", "of features, by training clips", choices=lambda: NORM_MODES)
     grouping: str | None = option(

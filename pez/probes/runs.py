@@ -25,6 +25,7 @@ from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.groupings import HELD_OUT, default_grouping
+from pez.probes.data.labels import label_ids, read_labels
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import (
     LEAST_VARIANCE,
@@ -34,7 +35,7 @@ from pez.probes.data.probe_data import (
     feature_precision,
     store_features,
 )
-from pez.probes.folds import Folds, check_n_folds, repeated_folds, repeated_scene_folds
+from pez.probes.folds import Folds, check_n_folds, different_folds, grouped_folds, repeated_folds, repeated_scene_folds
 from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, RunOptions, from_arguments, recorded
 from pez.probes.predictions import Predictions
 from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
@@ -51,6 +52,7 @@ from pez.probes.results import (
     write_tables,
 )
 from pez.probes.scores.bootstrap import FEW_GROUPS
+from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.possibility import METRIC_OF
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.attentive import AttentiveSolver
@@ -68,6 +70,8 @@ ANGLE_NOTE = (
     "scalar angle: jumps at ±180°, where neighbouring directions lie 360° apart; read direction_sincos beside it"
 )
 POOLING_OF_LINEAR = "mean"
+LABELS = "labels"  # what tables call the probe set of labels of one's own
+BALL_SETS = {name for probe_set in PROBE_SETS.values() for name in probe_set.clip_sets}
 MORE_EPOCHS, MOST_EPOCHS = 4, 25_600  # of --until-converged
 Probes = dict[str, torch.Tensor]
 
@@ -151,10 +155,19 @@ def _until_converged(
 
 def plan(options: BallOptions) -> list[Curve]:
     """Check the options against the features and lay out data and folds of each clip set, without controls."""
+    if (options.probe_set is None) == (options.targets is None):
+        raise UserError("say what to read: --probe-set of the ball sets, or --targets FILE with --variables NAME:kind")
+    stores = open_stores(options.feature_root)
+    if options.targets is not None:
+        return [_labelled_curve(options, _labelled_store(options, stores))]
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
-    stores = open_stores(options.feature_root)
     missing = [name for name in needed if name not in stores]
+    if missing and not set(stores) & set(BALL_SETS):
+        raise UserError(
+            f"{options.feature_root} holds {', '.join(stores)}, no ball set of step1_generate.py: read its clips with "
+            "--targets FILE --variables NAME:kind, or in Python with pez.store.open_stores (README, Your own clips)"
+        )
     if missing:
         raise UserError(
             f"{options.feature_root} has no features of the {missing[0]} set, which --probe-set {options.probe_set} "
@@ -164,6 +177,55 @@ def plan(options: BallOptions) -> list[Curve]:
 
 
 def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
+    probed = tuple(variables(options.probe_set, store, direction_target))
+    grouping = options.grouping or default_grouping(store.clips)
+    targets = np.concatenate([variable.targets for variable in probed], axis=1)
+    asked = (grouping, options.folds, options.seed, options.repeats, targets, options.tear_orbits)
+    return _curve(options, store, store.clips, probed, repeated_folds(store, *asked), grouping)
+
+
+def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> FeatureStore:
+    """The store whose clips the labels are of: the only one, or the only one with a labelled clip."""
+    if len(stores) == 1:
+        return next(iter(stores.values()))
+    known = set(label_ids(options.targets))
+    fitting = [store for store in stores.values() if known & set(store.clips["clip_id"].astype(str))]
+    if len(fitting) != 1:
+        raise UserError(
+            f"{options.targets} has labels of {len(fitting)} of the clip sets of {options.feature_root} "
+            f"({', '.join(stores)}): give labels of one of them, with its clip ids"
+        )
+    return fitting[0]
+
+
+def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
+    labels = read_labels(
+        options.targets, options.variables, store.clips, store.name, options.group, options.skip_unlabelled
+    )
+    for line in labels.notes:
+        print(line)
+    clips = store.clips.iloc[labels.rows].reset_index(drop=True)
+    strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
+    numbers = [v.targets for v in labels.variables if v.kind != "class"]
+    targets = np.concatenate(numbers, axis=1) if numbers else None
+    what = f"--group {options.group}" if options.group else "equal labels"
+
+    def deal(seed: int) -> np.ndarray:
+        return grouped_folds(labels.group, options.folds, seed, strata, what, targets)
+
+    repeats = different_folds(labels.group, deal, options.seed, options.repeats)
+    return _curve(options, store, clips, labels.variables, repeats, options.group or "equal labels")
+
+
+def _curve(
+    options: BallOptions,
+    store: FeatureStore,
+    clips: pd.DataFrame,
+    probed: tuple[Variable, ...],
+    repeats: tuple[Folds, ...],
+    grouping: str,
+) -> Curve:
+    """A curve of some clips of a store, checked against what the options say of the features."""
     capture, there = options.residual_capture, store.settings["captures"]
     if capture not in there:
         raise UserError(
@@ -177,20 +239,21 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
             f"{store.directory} was preprocessed with {made_with}, but --preprocessing says {options.preprocessing}: "
             f"say {made_with}, or extract with --transform {options.preprocessing}"
         )
-    layers = check_layers(options.layers, store.depth, store.directory)
-    probed = tuple(variables(options.probe_set, store, direction_target))
-    targets = np.concatenate([variable.targets for variable in probed], axis=1)
-    grouping = options.grouping or default_grouping(store.clips)
-    asked = (grouping, options.folds, options.seed, options.repeats, targets, options.tear_orbits)
-    repeats = repeated_folds(store, *asked)
+    losses = {KINDS[variable.kind].loss for variable in probed}
+    if len(losses) > 1:
+        raise UserError(
+            "--variables: classes and pairs are trained otherwise than numbers: probe them in a run of their own"
+        )
+    if options.solver == "ridge" and losses == {"logistic"}:
+        raise UserError("--solver ridge is for numbers: use --solver trainable for classes and pairs")
     data = ProbeData(
         name=store.name,
-        clips=store.clips,
+        clips=clips,
         group=repeats[0].group,
         variables=probed,
-        layers=layers,
+        layers=check_layers(options.layers, store.depth, store.directory),
         depth=store.depth,
-        features=store_features(store, capture, pooling),
+        features=store_features(store, capture, pooling, None if len(clips) == len(store.clips) else clips["clip_id"]),
         norm_mode=options.norm_mode,
         described=store.settings,
         precision=feature_precision(store.settings, pooling),
@@ -259,14 +322,15 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
     """What the rows of one variable say of how they were made."""
     folds, settings = curve.folds, curve.store.settings
     least = LEAST_VARIANCE * variable.targets.var(0)
+    direction = check_direction_target(options.probe_set, options.direction_target) if options.probe_set else ""
     return {
         "protocol": spoken_protocol(curve.protocols),
         "unit": variable.unit,
-        "probe_set": options.probe_set,
+        "probe_set": options.probe_set or LABELS,
         "solver": options.solver,
         "norm_mode": options.norm_mode,
         "grouping": curve.grouping,
-        "direction_target": check_direction_target(options.probe_set, options.direction_target),
+        "direction_target": direction,
         "residual_capture": options.residual_capture,
         "preprocessing": options.preprocessing,
         "pooling": curve.pooling,

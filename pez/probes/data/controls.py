@@ -22,6 +22,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.preprocessing import PolynomialFeatures
 
@@ -87,7 +88,9 @@ def with_variables(data: ProbeData, variables: Sequence[Variable]) -> ProbeData:
 
 
 def _position(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    given = torch.from_numpy(place_features(seen_positions(source.store, source.pooling)))
+    places = seen_positions(source.store, source.pooling)
+    rows = pd.Series(range(len(places)), index=source.store.clips["clip_id"])[base.clips["clip_id"]].to_numpy()
+    given = torch.from_numpy(place_features(places[rows]))
     yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={})
 
 
@@ -98,11 +101,20 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
         made = {"control_seed": seed, "described": store.settings, "norm_mode": control.norm_mode or base.norm_mode}
         made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
-            turned = tuple(time_reversed(variable) for variable in base.variables)
+            turned = tuple(_turned(variable) for variable in base.variables)
             yield dataclasses.replace(base, read_features=features, read_variables=turned, **made)
         else:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
             yield dataclasses.replace(base, features=features, layers=layers, **made)
+
+
+def _turned(variable: Variable) -> Variable:
+    """`time_reversed`, of what a ball does; UserError for labels whose meaning backwards nobody knows."""
+    if variable.clip_set not in ("velocity", "acceleration", "turns"):
+        raise UserError(
+            f"--control reversed: what {variable.name} is in clips played backwards is not known: leave it out"
+        )
+    return time_reversed(variable)
 
 
 def time_reversed(variable: Variable) -> Variable:

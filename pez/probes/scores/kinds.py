@@ -3,6 +3,7 @@
     quantity             least squares; R^2, mean absolute error
     angle, sincos, vxy   a direction in one of three forms: the same, and error and correlation on the circle
     possible             possible and impossible movies: logistic; pez/probes/scores/possibility.py
+    pair                 true and false, inside groups that pair them: logistic; accuracy, AUC, pairwise accuracy
     class                one of several classes, a column each: logistic; accuracy, balanced accuracy, ROC AUC
 
 A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and verdicts serve all of them.
@@ -164,6 +165,35 @@ def _relative_accuracy_curve(target, prediction, group, resamples: Resamples) ->
     return bootstrap_relative_accuracy(target[:, 0] > 0.5, scores, group, resamples, largest=1.0, rounding=rounding)
 
 
+# ---------------------------------------------------------------- pairs of own labels
+
+
+def _fold_pairs(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
+    label = predictions.variable.targets[rows, 0] > 0.5
+    scored = predictions.predicted[repeat, layer, rows, 0]
+    mates = predictions.group[rows][label][:, None] == predictions.group[rows][~label]
+    differences = (scored[label][:, None] - scored[~label])[mates]
+    both = label.any() and not label.all()
+    return {
+        OVERALL: {
+            "accuracy": float(np.where(scored == 0, 0.5, (scored > 0) == label).mean()),
+            "auc": auc(scored, label) if both else float("nan"),
+            "pairwise_accuracy": float((0.5 * (np.sign(differences) + 1)).mean()) if mates.any() else float("nan"),
+        }
+    }
+
+
+def _pairwise_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+    label, scored = target[:, 0] > 0.5, prediction[..., 0]
+    names, index = np.unique(group, return_inverse=True)
+    won = np.zeros((len(scored), len(names)))
+    for number in range(len(names)):
+        own = index == number
+        differences = scored[:, own & label][:, :, None] - scored[:, own & ~label][:, None, :]
+        won[:, number] = (0.5 * (np.sign(differences) + 1)).mean((1, 2))
+    return bootstrap_mean(won, names, resamples, 0.0, 1.0)
+
+
 # ---------------------------------------------------------------- classes
 
 
@@ -232,6 +262,21 @@ KINDS: dict[str, Kind] = {
         COUNTS,
         _one_scale,
         _possibility,
+    ),
+    "pair": Kind(
+        "logistic",
+        0.5,
+        0.75,
+        "pairwise_accuracy",
+        ("accuracy", "auc", "pairwise_accuracy"),
+        _fold_pairs,
+        {
+            "accuracy": _of_scores(bootstrap_accuracy),
+            "auc": _of_scores(bootstrap_auc),
+            "pairwise_accuracy": Pooled(_pairwise_curve),
+        },
+        (),
+        _one_scale,
     ),
     # one against the rest: an AUC of 0.5 is chance whatever the number of classes and their shares
     "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_classes, _CLASS_POOLED),

@@ -1,0 +1,257 @@
+"""Labels of one's own: a table of clips and what is to be read of them, for any feature store.
+
+    python step3_probe.py run --run-name R --feature-root OUT --targets labels.csv \
+      --variables height:scalar heading:angle_deg push:vector material:class won:pair --group scene
+
+The file is CSV, parquet or JSON lines, with a column `clip_id` and the labels. Kinds:
+
+    scalar       a column of numbers; R^2
+    angle_deg, angle_rad     a direction, counter-clockwise from +x; probed as (cos, sin), which has no jump
+    vector       columns NAME_x, NAME_y (and NAME_z), or NAME_0, NAME_1, ..., or one column of lists
+    class        a column of names; logistic, one class against the rest: accuracy, balanced accuracy, AUC
+    pair         a column of true and false; logistic; inside a group every true clip is set against every false one
+
+JSON lines may also be of the layout `manifest.jsonl` beside `videos/SCENE/{video.mp4,metadata.json}`: a line per scene,
+its labels in the line or in the scene's metadata.json (nested fields joined by a dot, "physics.mass"); clips are called
+by the scene.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pez.errors import UserError, check_choice
+from pez.probes.data.probe_data import Variable
+
+LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
+MOST_CLASSES = 200
+_TRUE, _FALSE = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of some clips: `rows` of the clip table that have them all, the `variables` of those rows, the `group`
+    of each, and what a reader must know (`notes`)."""
+
+    rows: np.ndarray
+    variables: tuple[Variable, ...]
+    group: np.ndarray
+    notes: tuple[str, ...]
+
+
+def read_labels(
+    path: Path,
+    wanted: Sequence[str],
+    clips: pd.DataFrame,
+    clip_set: str,
+    group: str | None = None,
+    skip_unlabelled: bool = False,
+) -> Labels:
+    """The labels `wanted` ("NAME:kind") of the clips of a store.
+
+    Args:
+        clips: the store's clip table.
+        group: the column that names each clip's group; None: clips with the same labels are a group.
+        skip_unlabelled: leave out clips without labels, and labels without a clip, instead of refusing.
+
+    Raises:
+        UserError: the file cannot be read, a column, kind or label is not what it should be, or clips lack labels.
+    """
+    table = _read(Path(path))
+    specified = [_specified(each) for each in wanted]
+    if not specified:
+        raise UserError(f"--targets {path} needs --variables NAME:kind ..., such as {_example(table)}")
+    if "clip_id" not in table.columns:
+        raise UserError(f"{path} has no column clip_id (it has {', '.join(map(str, table.columns))}): add it")
+    table = table.assign(clip_id=table["clip_id"].astype(str))
+    twice = table["clip_id"][table["clip_id"].duplicated()]
+    if len(twice):
+        raise UserError(f"{path} has {twice.iloc[0]} more than once ({len(twice)} such rows): leave one row a clip")
+    for name in [*(name for name, kind in specified if kind != "vector"), *([group] if group else [])]:
+        if name not in table.columns:
+            option = "--group" if name == group else "--variables"
+            raise UserError(f"{option} {name}: {path} has no such column, only {', '.join(map(str, table.columns))}")
+    columns = {name: _columns(table, name, kind, path) for name, kind in specified}
+    known = table[~pd.concat([each.isna().any(axis=1) for each in columns.values()], axis=1).any(axis=1)]
+    rows, notes = _matched(path, clips, table, known, skip_unlabelled)
+    ids = clips["clip_id"].astype(str).to_numpy()[rows]
+    place = pd.Series(table.index, index=table["clip_id"])[ids].to_numpy()
+    made = [_variable(name, kind, columns[name].loc[place], clip_set, path) for name, kind in specified]
+    if group:
+        names = table[group].loc[place]
+        if names.isna().any():
+            raise UserError(f"{path}: clip {ids[names.isna().to_numpy()][0]} has no {group}: fill it in")
+        groups = names.astype(str).to_numpy()
+    else:
+        targets = np.concatenate([variable.targets for variable in made], axis=1)
+        targets = pd.DataFrame(targets).round(9)
+        numbers = targets.groupby(list(targets.columns), sort=True).ngroup()
+        groups = np.array([f"labels {number}" for number in numbers])
+        notes.append(
+            f"note: no --group: clips with the same labels share a fold ({len(set(groups))} groups of {len(groups)} "
+            "clips). Clips that share a scene, an object or a recording must too, or the score is of recognising them"
+        )
+    for variable in made:
+        if variable.kind == "pair":
+            _check_pairs(variable, groups, path)
+    return Labels(rows, tuple(made), groups, tuple(notes))
+
+
+def label_ids(path: Path) -> list[str]:
+    """Clip ids of a file of labels."""
+    table = _read(Path(path))
+    return table["clip_id"].astype(str).tolist() if "clip_id" in table.columns else []
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """The table in a file, by its suffix."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv", ".txt"):
+            return pd.read_csv(
+                path, sep="\t" if suffix == ".tsv" else ",", encoding="utf-8-sig", dtype={"clip_id": str}
+            )
+        if suffix in (".parquet", ".pq"):
+            return pd.read_parquet(path)
+        if suffix in (".jsonl", ".ndjson", ".json"):
+            return _read_lines(path)
+    except FileNotFoundError:
+        raise UserError(f"--targets {path} is missing: give a CSV, parquet or JSON lines file") from None
+    except (ValueError, OSError) as error:  # pandas', pyarrow's and json's errors, broken text
+        raise UserError(f"--targets {path} cannot be read ({error}): mend it, or save it again as CSV") from None
+    raise UserError(f"--targets {path}: {suffix or 'no suffix'} is not known: give .csv, .tsv, .parquet or .jsonl")
+
+
+def _read_lines(path: Path) -> pd.DataFrame:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        value = json.loads(line)
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{path}, line {number}: {type(value).__name__} instead of an object: one JSON object a line"
+            )
+        rows.append(_with_metadata(path, value))
+    return pd.DataFrame(rows)
+
+
+def _with_metadata(path: Path, line: dict[str, Any]) -> dict[str, Any]:
+    """A line with its scene's metadata, flat; `clip_id` is the scene's folder where none is given."""
+    found = _flat(line)
+    scene = found.get("clip_id") or found.get("scene_id") or found.get("scene") or found.get("id")
+    video = next((str(found[key]) for key in ("video", "video_path", "path") if isinstance(found.get(key), str)), None)
+    if scene is None and video is not None:
+        scene = Path(video).parent.name or Path(video).stem
+    folder = path.parent / video if video is not None else path.parent / "videos" / str(scene) / "video.mp4"
+    metadata = folder.parent / "metadata.json"
+    if scene is not None and metadata.is_file():
+        inside = json.loads(metadata.read_text(encoding="utf-8-sig"))
+        if not isinstance(inside, dict):
+            raise UserError(f"{metadata} holds {type(inside).__name__} instead of an object: one JSON object a scene")
+        found = {**_flat(inside), **found}
+    return found if scene is None else {**found, "clip_id": str(scene)}
+
+
+def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inside in value.items():
+        flat |= _flat(inside, f"{before}{key}.") if isinstance(inside, dict) else {f"{before}{key}": inside}
+    return flat
+
+
+def _specified(text: str) -> tuple[str, str]:
+    name, colon, kind = text.rpartition(":")
+    if not colon or not name:
+        raise UserError(f"--variables {text}: write NAME:kind, with kind one of {', '.join(LABEL_KINDS)}")
+    return name, check_choice(f"--variables {name}: kind", kind, LABEL_KINDS)
+
+
+def _example(table: pd.DataFrame) -> str:
+    name = next((str(column) for column in table.columns if column != "clip_id"), "height")
+    numeric = name in table and pd.api.types.is_numeric_dtype(table[name])
+    return f"{name}:{'scalar' if numeric else 'class'}"
+
+
+def _columns(table: pd.DataFrame, name: str, kind: str, path: Path) -> pd.DataFrame:
+    """The columns of one variable, a row per row of `table`; missing values stay missing."""
+    if kind != "vector":
+        return table[[name]]
+    if name in table.columns:
+        lengths = {len(value) for value in table[name] if isinstance(value, (list, tuple, np.ndarray))}
+        if len(lengths) != 1:
+            raise UserError(f"{path}: {name} is no column of lists of one length: give {name}_x and {name}_y")
+        (length,) = lengths
+        missing = [math.nan] * length
+        rows = [list(v) if isinstance(v, (list, tuple, np.ndarray)) else missing for v in table[name]]
+        return pd.DataFrame(rows, index=table.index, columns=[f"{name}_{part}" for part in range(length)])
+    for parts in (("x", "y", "z"), tuple(map(str, range(64)))):
+        there = [f"{name}_{part}" for part in parts if f"{name}_{part}" in table.columns]
+        if len(there) >= 2:
+            return table[there]
+    raise UserError(f"--variables {name}:vector: {path} has neither {name}_x, {name}_y nor a column {name} of lists")
+
+
+def _matched(path, clips, table, known, skip_unlabelled: bool) -> tuple[np.ndarray, list[str]]:
+    """Rows of `clips` with labels, and what was left out; UserError unless it may be."""
+    ids = clips["clip_id"].astype(str)
+    without = ids[~ids.isin(known["clip_id"])]
+    strangers = table["clip_id"][~table["clip_id"].isin(ids)]
+    said = []
+    if len(without):
+        said.append(f"{len(without)} of {len(ids)} clips have no label, first {without.iloc[0]}")
+    if len(strangers):
+        said.append(
+            f"{len(strangers)} of {len(table)} labels are of no clip of the features, first {strangers.iloc[0]}"
+        )
+    rows = np.flatnonzero(ids.isin(known["clip_id"]))
+    if not len(rows):
+        raise UserError(f"{path}: {'; '.join(said)}: no label fits; a clip_id is the clip's folder or file name")
+    if said and not skip_unlabelled:
+        raise UserError(f"{path}: {'; '.join(said)}: complete it, or leave them out with --skip-unlabelled")
+    return rows, [f"note: left out: {each}" for each in said]
+
+
+def _numbers(column: pd.Series, name: str, path: Path) -> np.ndarray:
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = ~np.isfinite(numbers)
+    if wrong.any():
+        raise UserError(f"{path}: {name} is {column[wrong].iloc[0]!r} in some row: give finite numbers, or name:class")
+    return numbers
+
+
+def _variable(name: str, kind: str, columns: pd.DataFrame, clip_set: str, path: Path) -> Variable:
+    if kind in ("scalar", "vector"):
+        values = np.column_stack([_numbers(columns[column], str(column), path) for column in columns])
+        return Variable(name, clip_set, values, "", tuple(map(str, columns)), kind="quantity")
+    if kind in ("angle_deg", "angle_rad"):
+        angle = _numbers(columns[name], name, path)
+        angle = np.deg2rad(angle) if kind == "angle_deg" else angle
+        return Variable(name, clip_set, np.column_stack([np.cos(angle), np.sin(angle)]), "", ("cos", "sin"), "sincos")
+    if kind == "pair":
+        words = columns[name].astype(str).str.strip().str.lower()
+        wrong = ~words.isin(_TRUE | _FALSE)
+        if wrong.any():
+            raise UserError(f"{path}: {name} is {words[wrong].iloc[0]!r} in some row: give true or false")
+        return Variable(name, clip_set, words.isin(_TRUE).to_numpy(dtype=np.float64)[:, None], "", (name,), "pair")
+    named = columns[name].astype(str)
+    classes = sorted(named.unique())
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise UserError(f"{path}: {name} has {len(classes)} classes: give 2 to {MOST_CLASSES}, or name:scalar")
+    targets = (named.to_numpy()[:, None] == np.array(classes)).astype(np.float64)
+    return Variable(name, clip_set, targets, "", tuple(classes), "class")
+
+
+def _check_pairs(variable: Variable, groups: np.ndarray, path: Path) -> None:
+    both = pd.Series(variable.targets[:, 0]).groupby(groups).nunique() == 2
+    if not both.all():
+        raise UserError(
+            f"{path}: group {both.index[~both][0]} has no true and false {variable.name} to set against each other: "
+            "name the column that pairs clips with --group"
+        )
