@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pez.probes.attentive import AttentiveClassifier
-from pez.probes.attentive_stack import stack_size
-from pez.probes.attentive_training import Problem, Recipe, _batch_order, learning_rate, train
+from pez.probes.solvers.attentive_model import AttentiveClassifier
+from pez.probes.solvers.attentive_stack import stack_size
+from pez.probes.solvers.attentive_training import Problem, Recipe, _batch_order, learning_rate, train
 
 
 @dataclass(frozen=True)

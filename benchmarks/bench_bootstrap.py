@@ -17,7 +17,7 @@ from sklearn.metrics import r2_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pez.probes.bootstrap import bootstrap_r2, group_resamples
+from pez.probes.scores.bootstrap import bootstrap_r2, group_resamples
 
 GROUP = 6  # clips
 

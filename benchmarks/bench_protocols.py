@@ -25,9 +25,10 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from probe_stores import planted_root  # noqa: E402
 
-from pez.probes.curves import probe_curves  # noqa: E402
+from pez.probes.runs import probe_curves  # noqa: E402
 from pez.probes.layer_scores import layer_scores, resamples_of  # noqa: E402
-from pez.probes.probe_set import ProbeOptions, plan  # noqa: E402
+from pez.probes.options import BallOptions
+from pez.probes.runs import plan  # noqa: E402
 
 MOST, MOST_SECONDS = 6.0, 10.0
 STORES = {
@@ -42,7 +43,7 @@ def probing(protocol: str, layers: int, preset: str = "quick", **store: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         root = planted_root(folder, preset=preset, **store)
         asked = {"probe_set": "fig2b_velocity_xy", "bootstrap": 0, "threads": torch.get_num_threads()}
-        options = ProbeOptions(protocol, root, protocol=protocol, layers=tuple(range(layers)), **asked)
+        options = BallOptions(protocol, root, protocol=protocol, layers=tuple(range(layers)), **asked)
         probe_curves(dataclasses.replace(options, layers=(0,), solver="ridge"))  # libraries warm up
 
         def work() -> None:
@@ -76,7 +77,7 @@ def compare(name: str, args) -> bool:
         asked = {"probe_set": "fig2b_velocity_xy", "bootstrap": 0, "layers": layers, "threads": args.threads}
         spent = {"paper": [], "both": []}
         for protocol in (*spent,) * STORES[name]["rounds"]:
-            options = ProbeOptions(run_name=protocol, feature_root=root, protocol=protocol, **asked)
+            options = BallOptions(run_name=protocol, feature_root=root, protocol=protocol, **asked)
             found, *seconds = timed(lambda: probe_curves(options))  # noqa: B023
             spent[protocol].append(seconds)
     (paper, paper_clock), (both, both_clock) = (min(rounds) for rounds in spent.values())
@@ -91,7 +92,7 @@ def bootstrap(args) -> bool:
     """Whether the intervals of 24 layers x 3 variables x 2 protocols take less than MOST_SECONDS."""
     with tempfile.TemporaryDirectory() as folder:
         root = planted_root(folder, preset="paper", depth=1, width=2)
-        main = plan(ProbeOptions(run_name="b", feature_root=root, probe_set="fig2c"))[0]
+        main = plan(BallOptions(run_name="b", feature_root=root, probe_set="fig2c"))[0]
         noise = np.random.default_rng(0)
         predicted = [v.targets + noise.normal(size=(1, 24, *v.targets.shape)) * v.targets.std() for v in main.variables]
 

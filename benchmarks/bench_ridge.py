@@ -18,7 +18,7 @@ from sklearn.linear_model import Ridge
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bench_sweep import planted, problems_of
-from pez.probes.ridge import STRENGTHS, ridge_settings, solve_ridge
+from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
 
 _OPTIONS = {"settings": ridge_settings(), "dtype": torch.float64}
 

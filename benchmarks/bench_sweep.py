@@ -23,7 +23,7 @@ from torch.nn.functional import mse_loss
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
-from pez.probes.sweep import Problem, Setting, paper_settings, row_problem, solve
+from pez.probes.solvers.sweep import Problem, Setting, paper_settings, row_problem, solve
 
 
 def planted(layers: int, clips: int, width: int, variables: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pez.probes.attentive import AttentiveClassifier
+from pez.probes.solvers.attentive_model import AttentiveClassifier
 
 
 def scores_by_epoch(problem, tokens, labels, recipe):

@@ -7,8 +7,8 @@ import torch
 from conftest import DATA
 
 from pez.errors import UserError
-from pez.probes.attentive import AttentiveClassifier
-from pez.probes.attentive_stack import initial_parameters, stack_size, stacked_forward
+from pez.probes.solvers.attentive_model import AttentiveClassifier
+from pez.probes.solvers.attentive_stack import initial_parameters, stack_size, stacked_forward
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
 from pez.errors import UserError
-from pez.probes import bootstrap as bs
-from pez.probes.circular import angular_error, circular_correlation
-from pez.probes.intphys_scores import score_movies
-from pez.probes.metrics import r2
+from pez.probes.scores import bootstrap as bs
+from pez.probes.scores.circular import angular_error, circular_correlation
+from pez.probes.scores.possibility import score_movies
+from pez.probes.scores.r2 import r2
 from pez.probes.outoffold import out_of_fold_arrays
 
 LAYERS = 4

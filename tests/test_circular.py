@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import circmean, vonmises
 
 from pez.errors import UserError
-from pez.probes import circular
+from pez.probes.scores import circular
 
 EIGHT = np.repeat(np.arange(0, 360, 45.0), 50)
 

@@ -16,7 +16,7 @@ from pez.figures.intphys_files import (
     read_runs,
 )
 from pez.figures.intphys_verdict import curve_facts, verdict
-from pez.probes.intphys_scores import COUNTS, METRICS, SUBTASK_ROWS
+from pez.probes.scores.possibility import COUNTS, METRICS, SUBTASK_ROWS
 from pez.stimuli.intphys import STAND_IN, data_name
 
 

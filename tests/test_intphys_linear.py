@@ -8,8 +8,8 @@ from intphys_trees import planted_store
 from pez.probes.intphys_controls import Curve, movies_of, shuffled_labels
 from pez.probes.intphys_linear import PROTOCOLS, probe_linear
 from pez.probes.intphys_results import layer_rows, protocol_rows
-from pez.probes.intphys_scores import METRICS
-from pez.probes.sweep import Setting
+from pez.probes.scores.possibility import METRICS
+from pez.probes.solvers.sweep import Setting
 
 FEW = (Setting(1e-3, 0.01), Setting(5e-3, 0.01))
 

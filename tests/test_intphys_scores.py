@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from pez.errors import UserError
 from pez.probes.intphys_folds import check_n_folds, inner_split, scene_folds
 from pez.probes.intphys_intervals import BOOTSTRAPPED, interval_rows, movie_scores
-from pez.probes.intphys_scores import METRICS, score_folds, score_movies, score_rows
+from pez.probes.scores.possibility import METRICS, score_folds, score_movies, score_rows
 
 
 def noisy(n_scenes=10, seed=0):

@@ -12,7 +12,7 @@ import step_intphys_probe
 from pez.cli import run_script
 from pez.files import exclusive
 from pez.probes.intphys_results import layer_rows
-from pez.probes.intphys_scores import METRICS
+from pez.probes.scores.possibility import METRICS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

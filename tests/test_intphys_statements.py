@@ -16,7 +16,7 @@ from pez.probes.intphys_controls import shuffled_labels
 from pez.probes.intphys_folds import scene_folds
 from pez.probes.intphys_intervals import bootstrap_curves
 from pez.probes.intphys_results import control_rows, protocol_rows
-from pez.probes.onset import NO_ONSET, find_onsets
+from pez.probes.scores.onset import NO_ONSET, find_onsets
 
 DEPTH = 24
 EARLY_LAYERS = np.zeros(8)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pez.probes import onset
-from pez.probes.bootstrap import BootstrapCurve, Resamples
+from pez.probes.scores import onset
+from pez.probes.scores.bootstrap import BootstrapCurve, Resamples
 from studies.onset import calibration
 
 LAYERS = np.arange(13.0)

@@ -10,15 +10,17 @@ from probe_stores import ball_tables, planted_features, write_store
 
 import step3_probe
 from pez.cli import run_script
+from pez.controls import is_floor
 from pez.errors import UserError
-from pez.probes.circular import angular_error
-from pez.probes.control_stores import companion_store, step2_command
-from pez.probes.controls import control_sets, is_floor, seen_positions
-from pez.probes.curves import probe_curves
+from pez.probes.data.ball import direction_partner, variables
+from pez.probes.data.companions import Companions
+from pez.probes.data.controls import place_features, seen_positions, time_reversed
+from pez.probes.data.permutations import MOST_READABLE, readable, shuffle_note, shuffled_variables
+from pez.probes.data.probe_data import Variable
 from pez.probes.folds import make_folds
-from pez.probes.permutations import MOST_READABLE, readable, shuffle_note, shuffled_variables
-from pez.probes.probe_set import ProbeOptions, plan
-from pez.probes.targets import Variable, direction_partner, time_reversed, variables
+from pez.probes.options import BallOptions
+from pez.probes.runs import plan, probe_curves, with_controls
+from pez.probes.scores.circular import angular_error
 
 KIND, WIDTH = "velocity", 12
 MOTION, POSITION = ["vx_px", "vy_px"], ["x_px", "y_px"]
@@ -60,7 +62,7 @@ def make_root(root, columns, companions=()):
     return root
 
 
-def options(root, **changes) -> ProbeOptions:
+def options(root, **changes) -> BallOptions:
     chosen = {
         "run_name": "t",
         "feature_root": root,
@@ -68,7 +70,12 @@ def options(root, **changes) -> ProbeOptions:
         "solver": "ridge",
         "bootstrap": 200,
     }
-    return ProbeOptions(**{**chosen, "grouping": "video", "threads": 1, **changes})
+    return BallOptions(**{**chosen, "grouping": "video", "threads": 1, **changes})
+
+
+def companions(asked: BallOptions) -> Companions:
+    curve = plan(asked)[0]
+    return Companions(asked.feature_root, curve.store, curve.capture, curve.pooling, asked.control_seeds)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +110,9 @@ def linear_r2(truth, permuted) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_labels_are_permuted_by_groups_where_groups_hold_one_value(motion, seed):
     store = plan(options(motion))[0].store
-    speed, direction = variables("fig2c", store, "angle")
-    partner, group = direction_partner(store, "angle"), make_folds(store, "direction", 5).group
+    speed, direction, partner = variables("fig2c", store, "angle")
+    assert (partner.targets == direction_partner(store, "angle").targets).all()
+    group = make_folds(store, "direction", 5).group
     true = np.concatenate([speed.targets, direction.targets, partner.targets], axis=1)
     freely, swapped, both = shuffled_variables([speed, direction, partner], group, seed)
     pairs = {(name, round(value, 6)) for name, value in zip(group, swapped.targets[:, 0])}
@@ -136,7 +144,7 @@ def test_of_few_groups_the_least_correlated_labels_are_taken_and_it_is_said():
 def test_position_control_equals_the_main_curve_where_features_are_the_position(motion, tmp_path):
     main = plan(options(motion))[0]
     clips, frames = ball_tables(KIND)
-    seen = torch.from_numpy(seen_positions(main.store, "temporal_last"))
+    seen = torch.from_numpy(place_features(seen_positions(main.store, "temporal_last")))
     write_store(tmp_path, KIND, clips, frames, dict.fromkeys(range(2), seen), "temporal_last", "tiny", "x")
     curves = probe_curves(options(tmp_path, control=("position",)))
     assert curves.controls["r2_pooled"].item() == pytest.approx(curves.results["r2_nested_pooled"].item(), abs=1e-9)
@@ -295,9 +303,9 @@ def test_the_command_parses_in_step_2(motion):
 
     import step2_extract
 
-    main = plan(options(motion))[0]
+    stores = companions(options(motion, control_seeds=3))
     for name in ("random_weights", "pixels", "reversed"):
-        words = shlex.split(step2_command(options(motion, control_seeds=3), main, name))
+        words = shlex.split(stores.command(name))
         parsed = step2_extract.make_parser().parse_args(words[2:])
         assert parsed.control == [name] and parsed.pooling == ["temporal_last"] and parsed.weights == "random"
 
@@ -309,12 +317,11 @@ def test_a_store_of_other_clips_or_weights_is_refused(tmp_path):
     states = planted_features(fewer, frames, 1, WIDTH, 0, 0)
     write_store(tmp_path / "controls" / "pixels", KIND, fewer, frames, states, "temporal_last", "pixels", "x")
     asked = options(tmp_path)
-    base = dataclasses.replace(plan(asked)[0], control="pixels")
+    stores = companions(asked)
     with pytest.raises(UserError, match="other clips"):
-        companion_store(asked, base, "pixels")
-    settings, reverse = base.store.settings, dataclasses.replace(base, control="reversed")
-    random = dataclasses.replace(base, control="random_weights")
-    companion_store(asked, reverse, "reversed")
+        stores.open("pixels", "pixels")
+    settings = stores.store.settings
+    stores.open("reversed", "reversed")
     for key, value, fails in (
         ("weights_sha256", "1" * 64, {"reversed"}),
         ("model", "small", {"reversed", "random_weights_seed1"}),
@@ -322,15 +329,16 @@ def test_a_store_of_other_clips_or_weights_is_refused(tmp_path):
         ("transform", "crop", {"reversed", "random_weights_seed1"}),
     ):
         before, settings[key] = settings[key], value
-        for probe_set, folder in ((reverse, "reversed"), (random, "random_weights_seed1")):
+        for control, folder in (("reversed", "reversed"), ("random_weights", "random_weights_seed1")):
             if folder in fails:
                 with pytest.raises(UserError, match=f"{key}.*step2_extract.py.*--overwrite"):
-                    companion_store(asked, probe_set, folder)
+                    stores.open(control, folder)
             else:
-                companion_store(asked, probe_set, folder)
+                stores.open(control, folder)
         settings[key] = before
     with pytest.raises(UserError, match="shuffled_labels"):
-        control_sets(dataclasses.replace(asked, control=("shuffled_label",)), base)
+        asked = dataclasses.replace(asked, control=("shuffled_label",))
+        with_controls(asked, plan(asked)[0])
 
 
 def test_a_store_of_clips_that_were_drawn_anew_is_refused(tmp_path):

@@ -7,9 +7,11 @@ from probe_stores import PX_PER_M, RATE, SIZE, ball_tables, planted_features, wr
 from sklearn.metrics import r2_score
 
 from pez.errors import UserError
-from pez.probes.folds import GROUPINGS, HELD_OUT, NEVER, grouped_folds, groups, make_folds
-from pez.probes.metrics import r2
-from pez.probes.targets import check_direction_target, variables
+from pez.probes.data.ball import check_direction_target, variables
+from pez.probes.data.groupings import GROUPINGS, HELD_OUT, groups
+from pez.probes.data.probe_data import NEVER
+from pez.probes.folds import grouped_folds, make_folds
+from pez.probes.scores.r2 import r2
 
 
 def make_store(root, kind, preset="quick", change=lambda clips, frames: (clips, frames)):
@@ -119,7 +121,7 @@ def by_clip(store, variable):
 
 
 def test_targets_of_figure_2c(stores):
-    speed, direction = variables("fig2c", stores["velocity"], "angle")
+    speed, direction, _partner = variables("fig2c", stores["velocity"], "angle")
     (acceleration,) = variables("fig2c", stores["acceleration"], "angle")
     for clip, value in by_clip(stores["velocity"], speed).items():
         assert value == pytest.approx(float(clip.split("_m")[1].split("_")[0]) * PX_PER_M / RATE)
@@ -135,8 +137,8 @@ def test_vector_targets_are_in_image_axes(velocity):
     (xy,) = variables("fig2b_velocity_xy", velocity, "vxy")
     vx, vy = variables("fig2b_velocity_axes", velocity, "vxy")
     np.testing.assert_array_equal(np.concatenate([vx.targets, vy.targets], 1), xy.targets)
-    _, as_vector = variables("fig2c", velocity, "vxy")
-    _, sincos = variables("fig2c", velocity, "sincos")
+    _, as_vector, _ = variables("fig2c", velocity, "vxy")
+    _, sincos, _ = variables("fig2c", velocity, "sincos")
     np.testing.assert_array_equal(as_vector.targets, xy.targets)
     for clip, value in by_clip(velocity, xy).items():
         angle = np.deg2rad(float(clip.split("_d")[1].split("_")[0]))

@@ -11,19 +11,21 @@ from probe_stores import ball_tables, planted_root, write_store
 from sklearn.linear_model import Ridge
 
 from pez.errors import UserError
-from pez.probes.bootstrap import bootstrap_mean, group_resamples
-from pez.probes.circular import angular_error, circular_correlation
-from pez.probes.curves import ANGLE_NOTE, probe_curves
-from pez.probes.folds import repeated_folds
-from pez.probes.intphys_controls import Curve, movies_of
-from pez.probes.intphys_linear import probe_linear
-from pez.probes.layer_scores import fold_scores, layer_scores, resamples_of
-from pez.probes.metrics import r2
-from pez.probes.outoffold import out_of_fold_arrays
-from pez.probes.probe_set import ProbeOptions, plan
+from pez.movies.intphys import INTPHYS
+from pez.probes.data.movies import movie_data
+from pez.probes.data.probe_data import Variable
+from pez.probes.folds import repeated_folds, repeated_scene_folds
+from pez.probes.options import BallOptions
+from pez.probes.predictions import Predictions, from_table, movie_rows
 from pez.probes.protocols import chosen_protocols
-from pez.probes.sweep import Setting
-from pez.probes.targets import Variable
+from pez.probes.runs import ANGLE_NOTE, plan, probe_curves
+from pez.probes.scores.bootstrap import bootstrap_mean, group_resamples
+from pez.probes.scores.circular import angular_error, circular_correlation
+from pez.probes.scores.r2 import r2
+from pez.probes.scores.score import Scored
+from pez.probes.solvers.linear import LinearSolver
+from pez.probes.solvers.sweep import Setting
+from pez.probes.validation.cross_validate import cross_validate
 
 DEPTH, WIDTH = 4, 24
 
@@ -43,9 +45,9 @@ def planted(tmp_path_factory):
     return planted_root(tmp_path_factory.mktemp("planted"), depth=DEPTH, width=WIDTH)
 
 
-def options(root, **changes) -> ProbeOptions:
+def options(root, **changes) -> BallOptions:
     chosen = {"run_name": "t", "feature_root": root, "probe_set": "fig2c", "solver": "ridge", "bootstrap": 100}
-    return ProbeOptions(**{**chosen, "threads": 1, **changes})
+    return BallOptions(**{**chosen, "threads": 1, **changes})
 
 
 def test_on_noise_nested_has_no_r2_and_the_published_protocols_optimism_is_a_number(noise):
@@ -67,10 +69,10 @@ def test_on_noise_nested_accuracy_is_a_half_within_its_interval_and_the_publishe
     right = {"nested": [], "paper": []}
     for seed in range(3):
         store = planted_store(tmp_path / str(seed) / "intphys", n_scenes=10, depth=2, width=12, seed=seed)
-        curve = Curve(store, movies_of(store))
-        table = probe_linear(
-            curve, capture="resid_pre", layers=range(2), metric="clip_accuracy", protocol="both", settings=settings
-        )
+        data = movie_data(store, INTPHYS, "resid_pre", "mean", range(2))
+        folds = repeated_scene_folds(data.clips, 5, 0, 1)
+        found = cross_validate(data, folds, LinearSolver(settings), ("paper", "nested"), metric="clip_accuracy")
+        table = pd.concat([movie_rows(each, with_epoch=False) for each in found])
         for name, rows in table.groupby("protocol"):
             correct = ((rows["score"] > 0) == rows["possible"]).astype(float)
             scene = [f"{seed} {block} {scene}" for block, scene in zip(rows["block"], rows["scene"])]
@@ -89,11 +91,11 @@ def test_on_noise_nested_accuracy_is_a_half_within_its_interval_and_the_publishe
 
 def test_nested_ridge_equals_a_loop_over_scikit_learn(planted):
     """Strength chosen over the inner folds by mean loss on targets standardised inside, then one refit."""
-    from pez.probes.ridge import STRENGTHS
+    from pez.probes.solvers.ridge import STRENGTHS
 
     asked = options(planted, probe_set="fig2b_velocity_xy", norm_mode="center", layers=(2,), bootstrap=0)
-    (probe_set,) = plan(asked)
-    x, y, fold = probe_set.features(2).double().numpy(), probe_set.targets.numpy(), probe_set.folds.fold
+    (curve,) = plan(asked)
+    x, y, fold = curve.data.features(2).double().numpy(), curve.data.targets.numpy(), curve.folds.fold
     predicted = np.zeros_like(y)
     for held in range(5):
         losses = []
@@ -119,11 +121,24 @@ def test_intervals_hold_the_pooled_score_and_more_groups_make_them_shorter(plant
         folds = repeated_folds_of(np.repeat(np.arange(n_groups).astype(str), 4))
         predicted = values + rng.normal(size=values.shape)
         variable = Variable("speed", "velocity", values, "", ("speed",))
-        row = layer_scores(variable, predicted[None, None], folds, resamples_of(folds[0], 1000)).table.iloc[0]
-        widths.append(row["pooled_high"] - row["pooled_low"])
+        row = Scored(predictions_of(variable, predicted, folds[0]), 1000).table.iloc[0]
+        widths.append(row["r2_high"] - row["r2_low"])
     assert widths[1] < 0.75 * widths[0]
     bare = probe_curves(options(planted, probe_set="fig2b_velocity_xy", bootstrap=0, layers=(1,))).results
     assert bare["r2_pooled_low"].isna().all() and bare["r2_pooled"].notna().all()
+
+
+def predictions_of(variable, predicted, folds) -> Predictions:
+    """One layer's predictions [n, k] of one cross-validation."""
+    clips = pd.DataFrame({"clip_id": np.arange(len(predicted)).astype(str)})
+    one = {"predicted": predicted[None, None], "fold": folds.fold[None], "group": folds.group, "clips": clips}
+    return Predictions(variable, "nested", np.array([0]), **one)
+
+
+def curve(predictions, variable, protocol) -> Predictions:
+    wanted = (predictions["variable"] == variable) & (predictions["protocol"] == protocol)
+    (found,) = from_table(predictions[wanted])
+    return found
 
 
 def repeated_folds_of(group):
@@ -140,15 +155,19 @@ def test_repeats_are_the_cross_validations_of_their_seeds_together(planted):
     assert row["n_repeats"] == 3
     for name in ("r2_pooled", "r2_nested_pooled"):
         assert row[name] == pytest.approx(np.mean([one.results[name].item() for one in apart]))
-    (probe_set,) = plan(asked)
+    (planned,) = plan(asked)
+    targets = planned.data.variables[0].targets
     scores = []
     for repeat, one in enumerate(apart):
         own = together.predictions[together.predictions["repeat"] == repeat].reset_index(drop=True)
         pd.testing.assert_series_equal(own["prediction"], one.predictions["prediction"])
-        arrays = out_of_fold_arrays(together.predictions, "velocity_xy", "paper", repeat=repeat)
-        assert arrays.prediction.shape == (1, 128, 2)
-        (folds,) = repeated_folds(probe_set.store, "condition", 5, 4 + repeat, 1)
-        scores.append(fold_scores(probe_set.variables[0].targets, arrays.prediction[0], folds))
+        arrays = curve(together.predictions, "velocity_xy", "paper")
+        assert arrays.predicted.shape == (3, 1, 128, 2)
+        (folds,) = repeated_folds(planned.store, "condition", 5, 4 + repeat, 1, targets)
+        rows = planned.data.clips["clip_id"].searchsorted(arrays.clips["clip_id"])
+        np.testing.assert_array_equal(arrays.fold[repeat], folds.fold[rows])
+        held = [arrays.fold[repeat] == fold for fold in range(5)]
+        scores.append([r2(arrays.variable.targets[own], arrays.predicted[repeat, 0, own]) for own in held])
     assert row["r2_mean"] == pytest.approx(np.mean(scores)) and row["r2_std"] == pytest.approx(np.std(scores))
 
 
@@ -171,14 +190,14 @@ def test_a_direction_always_comes_with_its_partner_and_circular_scores(planted, 
     angle = "direction" if asked == "angle" else partner if partner == "direction_angle" else None
     assert {name for name, note in rows["note"].items() if note == ANGLE_NOTE} == ({angle} if angle else set())
     for name in ("direction", partner):
-        arrays = out_of_fold_arrays(found.predictions, name, "nested")
-        truth = arrays.clips.astype(object)
+        arrays = curve(found.predictions, name, "nested")
+        truth = arrays.clips["clip_id"].astype(object)
         degrees = np.array([float(clip.split("_d")[1].split("_")[0]) for clip in truth])
-        guess = arrays.prediction[0]
-        if arrays.components == ("angle",):
+        guess = arrays.predicted[0, 0]
+        if arrays.variable.components == ("angle",):
             guessed = guess[:, 0]
         else:  # image axes of vx, vy point down
-            guessed = np.rad2deg(np.arctan2(guess[:, 1] * (-1 if "vy" in arrays.components else 1), guess[:, 0]))
+            guessed = np.rad2deg(np.arctan2(guess[:, 1] * (-1 if "vy" in arrays.variable.components else 1), guess[:, 0]))
         row = rows.loc[name]
         assert row["mae_nested_deg"] == pytest.approx(angular_error(guessed, degrees).mean())
         assert row["circular_nested_corr"] == pytest.approx(circular_correlation(degrees, guessed))
@@ -194,9 +213,10 @@ def test_held_out_values_are_predicted_only_where_they_were_left_out(planted):
     speed = magnitude[found.predictions["variable"] == "speed"]
     assert set(speed) == {3, 5} and set(magnitude[found.predictions["variable"] == "acceleration"]) == {6}
     assert rows.loc["speed", "n_folds"] == 2 and rows.loc["speed", "protocol"] == "paper"
-    arrays = out_of_fold_arrays(found.predictions, "speed", "paper")
-    assert rows.loc["speed", "r2_pooled"] == pytest.approx(r2(arrays.target, arrays.prediction[0]))
-    assert rows.loc["speed", "mae"] == pytest.approx(np.abs(arrays.target - arrays.prediction[0]).mean())
+    arrays = curve(found.predictions, "speed", "paper")
+    target, guess = arrays.variable.targets, arrays.predicted[0, 0]
+    assert rows.loc["speed", "r2_pooled"] == pytest.approx(r2(target, guess))
+    assert rows.loc["speed", "mae"] == pytest.approx(np.abs(target - guess).mean())
     assert rows["r2_pooled_low"].isna().all()  # two groups are no sample
     assert np.isnan(rows.loc["acceleration", "r2_pooled"]) and rows.loc["acceleration", "mae"] > 0
     turned = probe_curves(

@@ -10,9 +10,10 @@ from probe_stores import ball_tables, planted_features, planted_root, strengths,
 import step3_probe
 from pez.cli import run_script
 from pez.errors import UserError
-from pez.probes.curves import probe_curves
+from pez.probes.runs import probe_curves
 from pez.probes.folds import GROUPINGS, HELD_OUT
-from pez.probes.probe_set import ProbeOptions, plan
+from pez.probes.options import BallOptions
+from pez.probes.runs import plan
 from pez.probes.summary import onset_layer, summarize_curve, summarize_runs
 
 DEPTH = 6
@@ -33,7 +34,7 @@ def step3(*arguments) -> int:
     return run_script(step3_probe.make_parser(), step3_probe.main, [str(a) for a in arguments])
 
 
-def options(root, **changes) -> ProbeOptions:
+def options(root, **changes) -> BallOptions:
     chosen = {
         "run_name": "test",
         "feature_root": root,
@@ -42,7 +43,7 @@ def options(root, **changes) -> ProbeOptions:
         "protocol": "paper",
         **changes,
     }
-    return ProbeOptions(**chosen)
+    return BallOptions(**chosen)
 
 
 def test_curves_follow_what_was_planted(root):
@@ -104,7 +105,7 @@ def test_patch_probe_equals_ridge_on_repeated_rows(patch_root):
     """Ridge trained on patches, mean prediction a clip, from scikit-learn alone."""
     from sklearn.linear_model import Ridge
 
-    from pez.probes.ridge import STRENGTHS
+    from pez.probes.solvers.ridge import STRENGTHS
 
     asked = options(patch_root, probe_set="fig2b_velocity_xy", solver="ridge", norm_mode="center", layers=(1,))
     curves, (probe_set,) = probe_curves(asked), plan(asked)

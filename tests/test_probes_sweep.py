@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-import pez.probes.sweep as sweep
+import pez.probes.solvers.sweep as sweep
 from pez.errors import UserError
-from pez.probes.problems import Moments
-from pez.probes.ridge import STRENGTHS, ridge_settings, solve_ridge
-from pez.probes.sweep import Setting, moment_problem, paper_settings, row_problem, solve
+from pez.probes.solvers.problems import Moments
+from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
+from pez.probes.solvers.sweep import Setting, moment_problem, paper_settings, row_problem, solve
 
 N, D = 120, 60
 TRAIN, VALIDATION, PREDICT = np.arange(70), np.arange(70, 95), np.arange(95, N)

@@ -24,7 +24,7 @@ from pez.figures.report_sources import runs_table
 from pez.figures.report_tables import CONTROL_MEANINGS, audit_tables, numbers_table
 from pez.figures.report_warnings import warnings
 from pez.probes.controls import CONTROLS
-from pez.probes.intphys_scores import COUNTS, METRICS, SUBTASK_ROWS
+from pez.probes.scores.possibility import COUNTS, METRICS, SUBTASK_ROWS
 from pez.stimuli.intphys import STAND_IN
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

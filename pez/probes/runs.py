@@ -36,7 +36,15 @@ from pez.probes.data.probe_data import (
     store_features,
 )
 from pez.probes.folds import Folds, check_n_folds, different_folds, grouped_folds, repeated_folds, repeated_scene_folds
-from pez.probes.options import AttentiveOptions, BallOptions, MovieOptions, RunOptions, from_arguments, recorded
+from pez.probes.options import (
+    AttentiveOptions,
+    BallOptions,
+    MovieOptions,
+    RunOptions,
+    check_ranges,
+    from_arguments,
+    recorded,
+)
 from pez.probes.predictions import Predictions
 from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
 from pez.probes.results import (
@@ -155,6 +163,7 @@ def _until_converged(
 
 def plan(options: BallOptions) -> list[Curve]:
     """Check the options against the features and lay out data and folds of each clip set, without controls."""
+    check_ranges(options)
     if (options.probe_set is None) == (options.targets is None):
         raise UserError("say what to read: --probe-set of the ball sets, or --targets FILE with --variables NAME:kind")
     stores = open_stores(options.feature_root)

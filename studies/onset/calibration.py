@@ -28,12 +28,12 @@ import torch
 
 from pez.cli import Parser, run_script
 from pez.files import write_json
-from pez.probes.bootstrap import BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
+from pez.probes.scores.bootstrap import BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
 from pez.probes.folds import grouped_folds
-from pez.probes.onset import AT_FIRST, NO_ONSET, RULES, BendFit, crossing, find_onsets
-from pez.probes.problems import Problem, row_problem
+from pez.probes.scores.onset import AT_FIRST, NO_ONSET, RULES, BendFit, crossing, find_onsets
+from pez.probes.solvers.problems import Problem, row_problem
 from pez.probes.protocols import choose_by_loss, out_of_fold
-from pez.probes.ridge import ridge_settings, solve_ridge
+from pez.probes.solvers.ridge import ridge_settings, solve_ridge
 from pez.runs import progress, provenance
 
 N_LAYERS, N_GROUPS, GROUP_SIZE, WIDTH, N_FOLDS = 24, 64, 6, 32, 5

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from pez.cli import Parser, run_script
-from pez.probes.bootstrap import METHODS, BootstrapCurve
-from pez.probes.onset import crossing, plateau, rise_over_chance
+from pez.probes.scores.bootstrap import METHODS, BootstrapCurve
+from pez.probes.scores.onset import crossing, plateau, rise_over_chance
 from pez.runs import progress
 from studies.onset.calibration import LAYERS, SCENARIOS, curves_of, population_of, unwidened
 

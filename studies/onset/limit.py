@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from pez.cli import Parser, run_script
-from pez.probes.onset import BendFit
+from pez.probes.scores.onset import BendFit
 from pez.runs import progress
 from studies.onset.calibration import LAYERS, SCENARIOS, Scenario, curves_of, population_of
 
