@@ -9,18 +9,18 @@ import pytest
 import torch
 from attentive_reference import scores_by_epoch
 from intphys_trees import planted_store
-from torch.nn import functional as F
-
-from pez.errors import UserError
-from pez.probes.solvers import attentive_training
 from pez.probes.attentive_curve import Plan
-from pez.probes.solvers.attentive_training import Problem, Recipe, train_stack
 from pez.probes.intphys_attentive import attentive_protocols, probe_curves
 from pez.probes.intphys_controls import Curve, movies_of, shuffled_labels
 from pez.probes.intphys_folds import scene_folds
 from pez.probes.intphys_results import layer_rows, protocol_rows
-from pez.probes.scores.possibility import score_movies
+from torch.nn import functional as F
+
+from pez.errors import UserError
 from pez.probes.protocols import FIXED
+from pez.probes.scores.possibility import score_movies
+from pez.probes.solvers import attentive_training
+from pez.probes.solvers.attentive_training import Problem, Recipe, train_stack
 from pez.shards import WHOLE, Shard
 
 SETTINGS = ((1e-3, 0.01), (1e-2, 0.4))

@@ -8,14 +8,14 @@ import pytest
 import torch
 from attentive_reference import scores_by_epoch
 from intphys_trees import planted_store
-
-from pez.errors import UserError
-from pez.probes.solvers import attentive_training
 from pez.probes.attentive_curve import Plan
-from pez.probes.solvers.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
 from pez.probes.intphys_attentive import probe_curves
 from pez.probes.intphys_controls import Curve, movies_of
+
+from pez.errors import UserError
 from pez.probes.scores.possibility import score_movies
+from pez.probes.solvers import attentive_training
+from pez.probes.solvers.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
 
 RECIPE = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=3, batch_size=8)
 N, TOKENS, WIDTH = 30, 6, 16

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from pez.probes.outoffold import out_of_fold_arrays
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
@@ -13,7 +14,6 @@ from pez.probes.scores import bootstrap as bs
 from pez.probes.scores.circular import angular_error, circular_correlation
 from pez.probes.scores.possibility import score_movies
 from pez.probes.scores.r2 import r2
-from pez.probes.outoffold import out_of_fold_arrays
 
 LAYERS = 4
 

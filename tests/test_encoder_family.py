@@ -13,13 +13,13 @@ from torch import nn
 import step2_extract
 from constants import MODELS, ModelSpec
 from pez.cli import run_script
+from pez.controls import CONTROLS, Control, frame_orders
 from pez.encoder import compute
 from pez.encoder.capture import captured_states, replaced_states
 from pez.encoder.controls import control_directory, control_passes, controls
 from pez.encoder.extract import encode_pooled, extract_features
 from pez.encoder.families import FAMILIES
 from pez.encoder.loading import load_encoder, random_encoder
-from pez.controls import CONTROLS, Control, frame_orders
 from pez.encoder.preprocessing import read_frames
 from pez.encoder.protocol import Encoder, TokenLayout
 from pez.encoder.sources import ball_source

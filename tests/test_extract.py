@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 import step2_extract
 from pez.cli import run_script
+from pez.controls import frame_orders
 from pez.encoder import extract, preprocessing
 from pez.encoder.loading import load_encoder
-from pez.controls import frame_orders
 from pez.encoder.preprocessing import TRANSFORMS, even_indices, read_frames
 from pez.encoder.sources import ball_source, folder_source
 from pez.errors import UserError

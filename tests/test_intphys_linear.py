@@ -1,22 +1,53 @@
 """The linear IntPhys probe on planted features, and that nothing leaks from the reported fold."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 from intphys_trees import planted_store
 
-from pez.probes.intphys_controls import Curve, movies_of, shuffled_labels
-from pez.probes.intphys_linear import PROTOCOLS, probe_linear
-from pez.probes.intphys_results import layer_rows, protocol_rows
+from pez.controls import CONTROLS
+from pez.movies.intphys import INTPHYS
+from pez.probes.data.controls import with_variables
+from pez.probes.data.movies import movie_data
+from pez.probes.data.permutations import shuffled_within
+from pez.probes.folds import repeated_scene_folds
+from pez.probes.predictions import from_table
+from pez.probes.protocols import chosen_protocols
+from pez.probes.results import movie_columns, movie_results, prediction_table
 from pez.probes.scores.possibility import METRICS
+from pez.probes.scores.score import Scored, score
+from pez.probes.solvers.linear import LinearSolver
 from pez.probes.solvers.sweep import Setting
+from pez.probes.validation.cross_validate import cross_validate
 
 FEW = (Setting(1e-3, 0.01), Setting(5e-3, 0.01))
+PROTOCOLS = ("nested", "paper")
 
 
-def probe(store, movies=None, control="", **options):
-    curve = Curve(store, movies_of(store) if movies is None else movies, control)
-    return probe_linear(curve, capture="resid_pre", layers=range(store.depth), **{"settings": FEW, **options})
+def probe(
+    store, shuffled=None, control="", protocol="nested", settings=FEW, metric="relative_accuracy", seed=0, repeats=1
+):
+    """Rows of predictions_RUN.parquet."""
+    data = movie_data(store, INTPHYS, "resid_pre", "mean")
+    if shuffled is not None:
+        data = with_variables(data, [shuffled_within(data.variables[0], data.group, shuffled)])
+    if control:
+        data = dataclasses.replace(data, norm_mode=CONTROLS[control].norm_mode)
+    folds = repeated_scene_folds(data.clips, 5, seed, repeats)
+    solver = LinearSolver(tuple(settings))
+    found = cross_validate(data, folds, solver, chosen_protocols(protocol, folds[0].n_folds), metric=metric)
+    return prediction_table("run", "movies", found, with_epoch=False)
+
+
+def layer_rows(table, depth):
+    (predictions,) = from_table(table)
+    return movie_columns(Scored(predictions, 0), depth, with_epoch=False)
+
+
+def protocol_rows(table, depth):
+    return movie_results(score(from_table(table)), depth, with_epoch=False)
 
 
 def overall(table, store):
@@ -60,7 +91,7 @@ def test_nested_choice_is_not_optimistic_on_noise_and_the_paper_protocol_is(tmp_
 def test_both_protocols_are_each_of_them_and_their_difference_is_named(tmp_path):
     store = planted_store(tmp_path / "intphys", n_scenes=5, depth=2, width=20)
     both = probe(store, protocol="both")
-    own = {name: both[both["protocol"] == name].drop(columns="protocol") for name in PROTOCOLS}
+    own = {name: both[both["protocol"] == name] for name in PROTOCOLS}
     for name, table in own.items():  # problems that share a batch round differently
         np.testing.assert_allclose(table["score"], probe(store, protocol=name)["score"], rtol=1e-3, atol=1e-4)
     rows = protocol_rows(both, store.depth)
@@ -93,7 +124,7 @@ def test_pixels_are_centred_and_never_scaled(tmp_path):
 
 def test_shuffled_labels_leave_two_possible_movies_a_scene_and_chance(tmp_path):
     store = planted_store(tmp_path / "intphys", n_scenes=10, depth=1, width=6, planted={0: 3.0})
-    shuffled = probe(store, shuffled_labels(movies_of(store), seed=0))
+    shuffled = probe(store, shuffled=0)
     assert shuffled.groupby(["block", "scene"])["possible"].sum().eq(2).all()
     truth = store.clips.set_index("clip_id")["possible"]
     assert 0.3 < (shuffled["possible"].to_numpy() == truth[shuffled["clip_id"]].to_numpy()).mean() < 0.7

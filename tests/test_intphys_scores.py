@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from intphys_trees import movie_table
+from pez.probes.intphys_folds import check_n_folds, inner_split, scene_folds
+from pez.probes.intphys_intervals import BOOTSTRAPPED, interval_rows, movie_scores
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pez.errors import UserError
-from pez.probes.intphys_folds import check_n_folds, inner_split, scene_folds
-from pez.probes.intphys_intervals import BOOTSTRAPPED, interval_rows, movie_scores
 from pez.probes.scores.possibility import METRICS, score_folds, score_movies, score_rows
 
 

@@ -11,7 +11,6 @@ import step_intphys_attentive
 import step_intphys_probe
 from pez.cli import run_script
 from pez.files import exclusive
-from pez.probes.intphys_results import layer_rows
 from pez.probes.scores.possibility import METRICS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from intphys_trees import movie_table
+from pez.probes.intphys_controls import shuffled_labels
+from pez.probes.intphys_folds import scene_folds
+from pez.probes.intphys_intervals import bootstrap_curves
+from pez.probes.intphys_results import control_rows, protocol_rows
 
 from pez.errors import UserError
 from pez.figures.intphys import compare_table, draw_metrics, draw_run, with_controls
 from pez.figures.intphys_files import build_figure6, published_curves
 from pez.figures.intphys_statements import THRESHOLD, depth_of, evidence_lines, run_evidence
-from pez.probes.intphys_controls import shuffled_labels
-from pez.probes.intphys_folds import scene_folds
-from pez.probes.intphys_intervals import bootstrap_curves
-from pez.probes.intphys_results import control_rows, protocol_rows
 from pez.probes.scores.onset import NO_ONSET, find_onsets
 
 DEPTH = 24

@@ -10,10 +10,9 @@ from probe_stores import ball_tables, planted_features, planted_root, strengths,
 import step3_probe
 from pez.cli import run_script
 from pez.errors import UserError
-from pez.probes.runs import probe_curves
-from pez.probes.folds import GROUPINGS, HELD_OUT
+from pez.probes.data.groupings import GROUPINGS, HELD_OUT
 from pez.probes.options import BallOptions
-from pez.probes.runs import plan
+from pez.probes.runs import notes, plan, probe_curves
 from pez.probes.summary import onset_layer, summarize_curve, summarize_runs
 
 DEPTH = 6
@@ -108,10 +107,10 @@ def test_patch_probe_equals_ridge_on_repeated_rows(patch_root):
     from pez.probes.solvers.ridge import STRENGTHS
 
     asked = options(patch_root, probe_set="fig2b_velocity_xy", solver="ridge", norm_mode="center", layers=(1,))
-    curves, (probe_set,) = probe_curves(asked), plan(asked)
-    features = probe_set.store.layer("resid_post", "temporal_last_patch", 1).double().numpy()
-    targets, scores = probe_set.targets.numpy(), []
-    for train, held_out in probe_set.folds.splits():
+    curves, (planned,) = probe_curves(asked), plan(asked)
+    features = planned.store.layer("resid_post", "temporal_last_patch", 1).double().numpy()
+    targets, scores = planned.data.targets.numpy(), []
+    for train, held_out in planned.folds.splits():
         scale, mean = targets[train].std(0), targets[train].mean(0)
         x, y = features[train].reshape(-1, 32), np.repeat((targets[train] - mean) / scale, 5, axis=0)
         found = [Ridge(alpha=a).fit(x, y).predict(features[held_out].mean(1)) * scale + mean for a in STRENGTHS]
@@ -164,11 +163,9 @@ def test_a_fold_without_variance_is_said(root, tmp_path, capsys):
 
 
 def test_held_out_directions_and_an_angle_target_are_warned_of(root):
-    from pez.probes.step3 import notes
-
     def said(**changes):
         asked = options(root, **changes)
-        return [line for probe_set in plan(asked) for line in notes(asked, probe_set) if "±180°" in line]
+        return [line for planned in plan(asked) for line in notes(asked, planned) if "±180°" in line]
 
     assert len(said(grouping="held_out_direction")) == 1  # of the velocity set alone
     assert said(grouping="held_out_direction", direction_target="sincos") == [] == said(grouping="direction")

@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pandas as pd
 import pytest
+from pez.probes.controls import CONTROLS
 from PIL import Image
 
 import plot_figures
@@ -23,7 +24,6 @@ from pez.figures.report_page import Pictures, build_report, inches, markdown, re
 from pez.figures.report_sources import runs_table
 from pez.figures.report_tables import CONTROL_MEANINGS, audit_tables, numbers_table
 from pez.figures.report_warnings import warnings
-from pez.probes.controls import CONTROLS
 from pez.probes.scores.possibility import COUNTS, METRICS, SUBTASK_ROWS
 from pez.stimuli.intphys import STAND_IN
 

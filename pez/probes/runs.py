@@ -67,6 +67,7 @@ from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
 from pez.probes.solvers.linear import LinearSolver, linear_solver
 from pez.probes.solvers.problems import Setting
+from pez.probes.summary import movie_facts
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
 from pez.probes.validation.convergence import RIDGE, beside_ridge, unconverged_layers
 from pez.probes.validation.cross_validate import count_steps, cross_validate
@@ -497,6 +498,7 @@ def score_movie_run(
         "settings": {**settings, "n_bootstrap": options.bootstrap},
         "options": recorded(options),
         "features": described,
+        "curves": movie_facts(rows),
     }
     table = prediction_table(options.run_name, MOVIES, predictions, with_epoch)
     convergence = pd.DataFrame() if with_epoch else run_convergence(scores)

@@ -7,6 +7,9 @@ its peak; curves that never rise above chance have none. They describe a curve a
 by the rules of pez/probes/onset.py, are in the verdict files.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 
 from constants import EMERGENCE_DEPTH
@@ -15,6 +18,7 @@ from pez.probes.results import BALL, depth_of, read_runs
 from pez.probes.scores.possibility import METRICS, OVERALL
 
 _ONSET_SHARE = 0.5
+CHANCE = 0.5  # of accuracies
 
 
 class NoRunsError(UserError):
@@ -103,3 +107,34 @@ def movie_text(rows: pd.DataFrame) -> str:
         )
     ties = f"ties: {overall['n_ties'].sum()} of {overall['n_scenes'].sum()} scene comparisons over all layers"
     return "\n".join([*lines, ties])
+
+
+def curve_facts(layers: Sequence[int], values: Sequence[float]) -> dict:
+    """First, onset, peak and last layer of an accuracy's curve with their values; `onset_layer` None if it never rises.
+
+    The onset here is the first layer at or above the middle between chance (0.5) and the peak, of the values alone.
+    """
+    layers, values = np.asarray(layers), np.asarray(values, dtype=float)
+    order = np.argsort(layers)
+    layers, values = layers[order], values[order]
+    peak = int(np.nanargmax(values))
+    risen = np.flatnonzero(values >= (CHANCE + values[peak]) / 2) if values[peak] > CHANCE else []
+    onset = int(risen[0]) if len(risen) else None
+    return {
+        "first_layer": int(layers[0]),
+        "first": float(values[0]),
+        "onset_layer": None if onset is None else int(layers[onset]),
+        "peak_layer": int(layers[peak]),
+        "peak": float(values[peak]),
+        "last_layer": int(layers[-1]),
+        "last": float(values[-1]),
+        "late_decline": float(values[peak] - values[-1]),
+    }
+
+
+def movie_facts(rows: pd.DataFrame) -> dict:
+    """`curve_facts` of every sub-task and metric of a movie run's results table."""
+    return {
+        subtask: {metric: curve_facts(part["layer"], part[f"{metric}_mean"]) for metric in METRICS}
+        for subtask, part in rows.groupby("subtask", sort=False)
+    }
