@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,16 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from pez.stimuli.intphys import SUBTASKS
+from pez.movies.intphys import INTPHYS, SUBTASKS
+from pez.probes.data.movies import movie_data
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import repeated_scene_folds
+from pez.probes.results import prediction_table
+from pez.probes.solvers.attentive import AttentiveSolver
+from pez.probes.solvers.attentive_training import Recipe
+from pez.probes.solvers.problems import Setting
+from pez.probes.validation.checkpoints import LongCurve, cross_validate_long
+from pez.shards import WHOLE, Shard
 from pez.store import FeatureStore, tensor_name
 
 
@@ -106,3 +116,47 @@ def planted_store(
             tensors[tensor_name(pooling, layer)] = x
         store.write_shard(shard, tensors)
     return FeatureStore.open(directory)
+
+
+def attentive_curve(
+    data: ProbeData, recipe: Recipe, settings, protocols, metric: str, n_folds: int, repeats: int
+) -> LongCurve:
+    """A curve as pez/probes/runs.py describes it: everything that decides a score, by name."""
+    described = {
+        "weights_sha256": data.described["weights_sha256"],
+        "n_folds": n_folds,
+        **asdict(recipe),
+        "settings": [list(setting) for setting in settings],
+        "selection_metric": metric,
+        "control": data.control,
+        "control_seed": data.control_seed,
+        "protocols": list(protocols),
+    }
+    folds = repeated_scene_folds(data.clips, n_folds, recipe.seed, repeats)
+    return LongCurve(data, folds, tuple(protocols), described)
+
+
+def probe_attentive(
+    store: FeatureStore,
+    directory: Path,
+    *,
+    recipe: Recipe,
+    settings,
+    protocols,
+    n_folds: int,
+    layers,
+    metric: str = "relative_accuracy",
+    repeats: int = 1,
+    memory_bytes: int | None = None,
+    shard: Shard = WHOLE,
+    change=lambda data: data,
+    controls=lambda data: [],
+) -> pd.DataFrame | None:
+    """Rows of predictions_RUN.parquet of attentive probes; `change` the main data, `controls` made of it."""
+    main = change(movie_data(store, INTPHYS, "resid_pre", "temporal_last_patch", layers))
+    asked = {"recipe": recipe, "settings": settings, "metric": metric, "n_folds": n_folds, "repeats": repeats}
+    curves = [attentive_curve(main, protocols=protocols, **asked)]
+    curves += [attentive_curve(data, protocols=protocols[-1:], **asked) for data in controls(main)]
+    solver = AttentiveSolver(tuple(Setting(*own) for own in settings), recipe, memory_bytes=memory_bytes)
+    found = cross_validate_long(curves, directory, solver, metric, shard)
+    return None if found is None else prediction_table("run", "movies", found, with_epoch=True)

@@ -8,31 +8,29 @@ import pandas as pd
 import pytest
 import torch
 from attentive_reference import scores_by_epoch
-from intphys_trees import planted_store
-from pez.probes.attentive_curve import Plan
-from pez.probes.intphys_attentive import attentive_protocols, probe_curves
-from pez.probes.intphys_controls import Curve, movies_of, shuffled_labels
-from pez.probes.intphys_folds import scene_folds
-from pez.probes.intphys_results import layer_rows, protocol_rows
+from intphys_trees import planted_store, probe_attentive
 from torch.nn import functional as F
 
 from pez.errors import UserError
-from pez.probes.protocols import FIXED
+from pez.movies.intphys import INTPHYS
+from pez.probes.data.controls import with_variables
+from pez.probes.data.movies import movie_data
+from pez.probes.data.permutations import shuffled_within
+from pez.probes.data.probe_data import possible_variable
+from pez.probes.folds import scene_folds
+from pez.probes.predictions import from_table
+from pez.probes.protocols import FIXED, with_fixed
+from pez.probes.results import movie_columns, movie_results
 from pez.probes.scores.possibility import score_movies
+from pez.probes.scores.score import Scored, score
 from pez.probes.solvers import attentive_training
 from pez.probes.solvers.attentive_training import Problem, Recipe, train_stack
-from pez.shards import WHOLE, Shard
+from pez.shards import Shard
 
 SETTINGS = ((1e-3, 0.01), (1e-2, 0.4))
-PLAN = Plan(
-    capture="resid_pre",
-    pooling="temporal_last_patch",
-    layers=(0, 1),
-    recipe=Recipe(num_probe_blocks=1, num_heads=2, num_epochs=4, batch_size=16),
-    settings=SETTINGS,
-    protocols=("paper", "nested"),
-    n_folds=3,
-)
+RECIPE = Recipe(num_probe_blocks=1, num_heads=2, num_epochs=4, batch_size=16)
+PLAN = {"layers": (0, 1), "recipe": RECIPE, "settings": SETTINGS, "protocols": ("paper", "nested"), "n_folds": 3}
+POOLING = "temporal_last_patch"
 CLOSE = {"rtol": 2e-3, "atol": 2e-4}
 
 
@@ -45,9 +43,21 @@ def store(tmp_path_factory):
     return planted_store(directory, n_scenes=4, depth=2, width=8, tokens=3, planted={1: 1.0})
 
 
-def probe(store, directory, shard=WHOLE, controls=(), movies=None, **options):
-    main = Curve(store, movies_of(store) if movies is None else movies)
-    return probe_curves([main, *controls], directory, replace(PLAN, **options), shard)
+def probe(store, directory, **options):
+    return probe_attentive(store, directory, **{**PLAN, **options})
+
+
+def movies_of(store):
+    return movie_data(store, INTPHYS, "resid_pre", POOLING).clips
+
+
+def layer_rows(table, depth):
+    (predictions,) = from_table(table)
+    return movie_columns(Scored(predictions, 0), depth, with_epoch=True)
+
+
+def protocol_rows(table, depth):
+    return movie_results(score(from_table(table)), depth, with_epoch=True)
 
 
 def part(table, protocol):
@@ -78,8 +88,8 @@ def best_of(fits, movies, labels, metric):
 @pytest.mark.parametrize("settings", [SETTINGS[:1], SETTINGS])
 def test_both_protocols_against_probes_trained_by_the_book(store, tmp_path, settings):
     found = probe(store, tmp_path / "run", layers=[1], settings=settings)
-    movies, recipe = movies_of(store), PLAN.recipe
-    tokens = torch.stack([store.layer("resid_pre", PLAN.pooling, layer) for layer in range(2)]).float()
+    movies, recipe = movies_of(store), RECIPE
+    tokens = torch.stack([store.layer("resid_pre", POOLING, layer) for layer in range(2)]).float()
     labels = torch.as_tensor(movies["possible"].to_numpy(dtype=np.float32))
     folds = scene_folds(movies, 3)
     for fold in range(3):
@@ -101,20 +111,21 @@ def test_both_protocols_against_probes_trained_by_the_book(store, tmp_path, sett
 
 def test_each_protocol_alone_is_its_part_of_both(store, tmp_path):
     both = probe(store, tmp_path / "both")
-    for protocol in PLAN.protocols:
+    for protocol in PLAN["protocols"]:
         same(part(both, protocol), probe(store, tmp_path / protocol, protocols=(protocol,)))
-    one = {"recipe": replace(PLAN.recipe, num_epochs=1), "settings": SETTINGS[:1]}
+    one = {"recipe": replace(RECIPE, num_epochs=1), "settings": SETTINGS[:1]}
     both = probe(store, tmp_path / "one", **one)
     fixed = probe(store, tmp_path / "fixed", protocols=(FIXED,), **one)
-    for protocol in PLAN.protocols:  # nothing to choose, so nothing differs
+    for protocol in PLAN["protocols"]:  # nothing to choose, so nothing differs
         same(part(both, protocol).drop(columns="protocol"), fixed.drop(columns="protocol"))
 
 
 def test_the_reported_folds_labels_do_not_reach_its_nested_scores(store, tmp_path):
     movies = movies_of(store)
     first = scene_folds(movies, 3) == 0
-    turned = movies.assign(possible=np.where(first, ~movies["possible"], movies["possible"]))
-    before, after = (probe(store, tmp_path / name, movies=m) for name, m in (("as", movies), ("turned", turned)))
+    turned = possible_variable(np.where(first, ~movies["possible"], movies["possible"]))
+    changes = {"as": lambda data: data, "turned": lambda data: with_variables(data, [turned])}
+    before, after = (probe(store, tmp_path / name, change=change) for name, change in changes.items())
     columns = ["layer", "clip_id", "score", "lr", "weight_decay", "epoch"]
     nested, paper = ([part(table, name) for table in (before, after)] for name in ("nested", "paper"))
     same(*(rows.loc[rows["fold"] == 0, columns] for rows in nested))
@@ -146,10 +157,10 @@ def test_epochs_that_are_asked_for_are_those_of_the_book():
 
 def test_what_cannot_be_had_is_one_line():
     with pytest.raises(UserError, match="--protocol fixed chooses nothing, so it needs one --lr and one --wd; got 4"):
-        attentive_protocols("fixed", 5, 4)
+        with_fixed("fixed", 5, 4)
     with pytest.raises(UserError, match="--protocol nested needs at least 3 folds"):
-        attentive_protocols("nested", 2, 1)
-    assert attentive_protocols("both", 2, 4) == ("paper",)
+        with_fixed("nested", 2, 1)
+    assert with_fixed("both", 2, 4) == ("paper",)
 
 
 # ---------------------------------------------------------------- repeats and shards
@@ -159,7 +170,7 @@ def test_a_repeat_is_a_run_of_the_next_seed_and_all_count(store, tmp_path):
     options = {"layers": [1], "settings": SETTINGS[:1], "protocols": ("nested",)}
     twice = probe(store, tmp_path / "twice", repeats=2, **options)
     for repeat in (0, 1):
-        alone = probe(store, tmp_path / f"seed_{repeat}", recipe=replace(PLAN.recipe, seed=repeat), **options)
+        alone = probe(store, tmp_path / f"seed_{repeat}", recipe=replace(RECIPE, seed=repeat), **options)
         same(twice[twice["repeat"] == repeat].drop(columns="repeat"), alone.drop(columns="repeat"))
     rows = protocol_rows(twice, store.depth).set_index("subtask").loc["overall"]
     assert (rows["n_repeats"], rows["n_folds"], rows["n_scenes"]) == (2, 6, 24)
@@ -169,13 +180,15 @@ def test_a_repeat_is_a_run_of_the_next_seed_and_all_count(store, tmp_path):
     assert rows["auc_pooled"] == pytest.approx(np.mean(pooled))
 
 
-def controls_of(store):
-    movies = movies_of(store)
-    return [Curve(store, shuffled_labels(movies, seed), "shuffled_labels", seed) for seed in (0, 1)]
+def shuffled(data):
+    """Two draws of the control shuffled_labels."""
+    for seed in (0, 1):
+        variable = shuffled_within(data.variables[0], data.group, seed)
+        yield replace(with_variables(data, [variable]), control="shuffled_labels", control_seed=seed)
 
 
 def test_shards_in_any_order_twice_or_killed_make_what_one_run_makes(store, tmp_path, monkeypatch):
-    options = {"controls": controls_of(store), "settings": SETTINGS[:1]}
+    options = {"controls": shuffled, "settings": SETTINGS[:1]}
     whole = probe(store, tmp_path / "whole", **options)
     trained = []
 

@@ -1,18 +1,14 @@
 """Stacked training: equal to PyTorch's own loop one probe at a time, resumable, and right on planted data."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from attentive_reference import scores_by_epoch
-from intphys_trees import planted_store
-from pez.probes.attentive_curve import Plan
-from pez.probes.intphys_attentive import probe_curves
-from pez.probes.intphys_controls import Curve, movies_of
+from intphys_trees import planted_store, probe_attentive
 
 from pez.errors import UserError
+from pez.probes.protocols import FIXED
 from pez.probes.scores.possibility import score_movies
 from pez.probes.solvers import attentive_training
 from pez.probes.solvers.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
@@ -94,18 +90,17 @@ def test_unusable_recipes_are_one_line():
 
 # ---------------------------------------------------------------- on a store
 
-PLAN = Plan(
-    capture="resid_pre",
-    pooling="temporal_last_patch",
-    layers=(0, 1, 2),
-    recipe=Recipe(num_probe_blocks=2, num_heads=2, num_epochs=8, batch_size=8),
-    settings=((3e-3, 0.01),),
-    n_folds=3,
-)
+PLAN = {
+    "layers": (0, 1, 2),
+    "recipe": Recipe(num_probe_blocks=2, num_heads=2, num_epochs=8, batch_size=8),
+    "settings": ((3e-3, 0.01),),
+    "protocols": (FIXED,),
+    "n_folds": 3,
+}
 
 
 def probe(store, directory, **options):
-    return probe_curves([Curve(store, movies_of(store))], directory, replace(PLAN, **options))
+    return probe_attentive(store, directory, **{**PLAN, **options})
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def _ball_curve(rows: pd.DataFrame) -> Predictions:
 def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
     of_movie = [column for column in rows.columns if column not in _OLDER and column not in _OF_PROBE]
     repeats, layers = np.unique(rows["repeat"]), np.unique(rows["layer"])
-    movies = rows[of_movie].drop_duplicates("clip_id").reset_index(drop=True)
+    movies = rows[of_movie].drop_duplicates("clip_id").sort_values("clip_id").reset_index(drop=True)
     shape = (len(repeats), len(layers), len(movies))
     if len(rows) != np.prod(shape) or rows.duplicated(["repeat", "layer", "clip_id"]).any():
         raise UserError(f"{len(rows)} rows for {' x '.join(map(str, shape))} repeats x layers x movies")
