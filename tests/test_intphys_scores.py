@@ -6,12 +6,47 @@ import numpy as np
 import pandas as pd
 import pytest
 from intphys_trees import movie_table
-from pez.probes.intphys_folds import check_n_folds, inner_split, scene_folds
-from pez.probes.intphys_intervals import BOOTSTRAPPED, interval_rows, movie_scores
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pez.errors import UserError
-from pez.probes.scores.possibility import METRICS, score_folds, score_movies, score_rows
+from pez.probes.folds import Folds, check_n_folds, scene_folds
+from pez.probes.predictions import from_table, subtask_parts
+from pez.probes.results import movie_columns
+from pez.probes.scores.kinds import KINDS
+from pez.probes.scores.possibility import METRICS, score_movies
+from pez.probes.scores.possibility import score_rows as rows_of_parts
+from pez.probes.scores.score import Scored
+from pez.probes.solvers.attentive import AttentiveSolver
+from pez.probes.solvers.attentive_training import Recipe
+
+BOOTSTRAPPED = tuple(KINDS["possible"].pooled)
+
+
+def score_rows(table):
+    table = table.reset_index(drop=True)
+    return rows_of_parts(table, subtask_parts(table))
+
+
+def scored(table) -> Scored:
+    (predictions,) = from_table(table if "layer" in table else table.assign(layer=0))
+    return Scored(predictions)
+
+
+def score_folds(table):
+    return movie_columns(scored(table), 1, with_epoch=False).drop(columns=["layer", "layer_fraction"])
+
+
+def interval_rows(table):
+    """`subtask layer`, and METRIC_pooled, METRIC_low, METRIC_high."""
+    rows = scored(table).table.rename(columns={"part": "subtask"})
+    kinds = ("pooled", "low", "high")
+    return rows[["subtask", "layer", *(f"{metric}_{kind}" for metric in BOOTSTRAPPED for kind in kinds)]]
+
+
+def inner_split(folds, fold):
+    """Rows to train on and to validate on inside the training folds of `fold`, as attentive probes choose."""
+    (validation,) = AttentiveSolver((), Recipe()).validation_folds(fold, Folds(folds, folds).n_folds)
+    return np.flatnonzero((folds != fold) & (folds != validation)), np.flatnonzero(folds == validation)
 
 
 def noisy(n_scenes=10, seed=0):
@@ -173,9 +208,9 @@ def test_pooled_scores_are_those_of_all_movies_and_fold_scales_do_not_matter():
 
 def test_the_bootstrap_counts_the_ties_that_the_scores_count():
     table = out_of_fold_table(n_layers=1)
-    scores = movie_scores(table)
-    score = np.where(scores.possible, scores.score[0], -scores.score[0])[0]
-    margins = pd.Series(score).groupby(scores.scene).sum().abs()
+    own = scored(table)
+    possible, scores = own.predictions.variable.targets[:, 0] > 0.5, own._joined[0, 0, :, 0]
+    margins = pd.Series(np.where(possible, scores, -scores)).groupby(own.predictions.group).sum().abs()
     assert (margins <= 1e-5).sum() == score_folds(table).set_index("subtask").loc["overall", "n_ties"] >= 2
 
 

@@ -17,7 +17,7 @@ def planted(curve, spread=0.02, seed=0, shared=0.5) -> BootstrapCurve:
     n = len(FEW.counts)
     noise = np.sqrt(shared) * rng.normal(size=(n, 1)) + np.sqrt(1 - shared) * rng.normal(size=(n, len(curve)))
     curve = np.asarray(curve, dtype=float)
-    return BootstrapCurve(curve, curve + spread * noise, np.tile(curve, (2, 1)), FEW)
+    return BootstrapCurve(curve, curve + spread * noise, FEW)
 
 
 def test_crossing_of_straight_lines_is_where_they_meet():

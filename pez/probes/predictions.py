@@ -253,7 +253,7 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
         control=str(first["control"]),
         control_seed=int(first["control_seed"]),
         choices={
-            (int(row.repeat), int(row.layer), int(row.fold)): Choice(
+            (int(np.searchsorted(repeats, row.repeat)), int(row.layer), int(row.fold)): Choice(
                 0, int(getattr(row, "epoch", 0)), float(row.lr), float(row.weight_decay)
             )
             for row in chosen.itertuples()
