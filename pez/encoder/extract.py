@@ -123,6 +123,13 @@ def store_settings(
         check_choice("--pooling", name, POOLINGS)
     tubelet = encoder.spec.tubelet_size
     if source.n_frames % tubelet:
+        if source.frames_option:
+            below = source.n_frames // tubelet * tubelet
+            fits = f"{below} or {below + tubelet}" if below else f"{tubelet}"
+            raise UserError(
+                f"{source.frames_option} {source.n_frames} is not a multiple of {tubelet}, the frames that the encoder "
+                f"takes together (its tubelet size): give {fits}"
+            )
         raise UserError(
             f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
         )
