@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from pez.errors import UserError, check_choice
 
@@ -45,6 +47,8 @@ def run_script(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespa
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = script_arguments(argv)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name never ends a run, whatever the locale
     try:
         with _sigterm_unwinds():
             return main(parser.parse_args(arguments)) or 0
@@ -90,6 +94,10 @@ def _line(error: Exception) -> str | None:
     """The one line for an error that a user can mend; None for any other."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if "No usable temporary directory" in str(error):  # tempfile's
+        return "no folder for temporary files: set TMPDIR to a folder you may write"
+    if error.errno == errno.ENOENT and not error.filename and not _current_folder_exists():
+        return "the current folder is gone: change into one that exists, and rerun"
     name = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"
@@ -98,3 +106,10 @@ def _line(error: Exception) -> str | None:
     if error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}: choose another folder or name"
     return None
+
+
+def _current_folder_exists() -> bool:
+    try:
+        return Path.cwd().is_dir()
+    except FileNotFoundError:
+        return False

@@ -59,6 +59,8 @@ def read_frames(paths: list[Path], n_frames: int, mend: str = "repair or replace
 
 
 def _read_picture(path: Path, mend: str) -> np.ndarray:
+    if not path.is_file() and path.exists():
+        raise UserError(f"{path} is a pipe, device or folder, not a picture: {mend}")  # a pipe would never answer
     try:
         with Image.open(path) as image:
             return _as_it_looks(ImageOps.exif_transpose(image))

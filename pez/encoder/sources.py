@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pez.encoder.folders import FoundClip, find_clips
 from pez.encoder.frames import READING, VIDEO_SUFFIXES, look_at_film, read_frames
@@ -205,7 +206,19 @@ class ClipDataset(Dataset):
         return self.order(self.transform(frames, self.resolution), clip_id)
 
 
-def stack_clips(items: list) -> torch.Tensor | UserError | PermissionError:
-    """Collate clips into uint8 [B, T, 3, R, R]; the first error among them wins."""
+def stack_clips(items: list) -> torch.Tensor | np.ndarray | UserError | PermissionError:
+    """Collate clips into uint8 [B, T, 3, R, R]; the first error among them wins.
+
+    In a worker process the batch lies in shared memory, or is an array where that is full: PyTorch would notice only
+    in a thread of the worker, and the process that waits for the batch would wait for ever.
+    """
     error = next((item for item in items if isinstance(item, Exception)), None)
-    return error if error is not None else torch.stack(items)
+    if error is not None:
+        return error
+    batch = torch.stack(items)
+    if get_worker_info() is None:
+        return batch
+    try:
+        return batch.share_memory_()
+    except RuntimeError:
+        return batch.numpy()
