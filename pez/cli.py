@@ -10,7 +10,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from pez.errors import UserError, check_choice
 
@@ -96,8 +95,6 @@ def _line(error: Exception) -> str | None:
         return " ".join(str(error).split())
     if "No usable temporary directory" in str(error):  # tempfile's
         return "no folder for temporary files: set TMPDIR to a folder you may write"
-    if error.errno == errno.ENOENT and not error.filename and not _current_folder_exists():
-        return "the current folder is gone: change into one that exists, and rerun"
     name = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"
@@ -106,10 +103,3 @@ def _line(error: Exception) -> str | None:
     if error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}: choose another folder or name"
     return None
-
-
-def _current_folder_exists() -> bool:
-    try:
-        return Path.cwd().is_dir()
-    except FileNotFoundError:
-        return False

@@ -4,6 +4,7 @@ A clip is a film, a folder of pictures, or a folder with its pictures in a subfo
 Any other folder may be a class of clips (`Archery/v_1.avi`). See docs/inputs.md.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class FoundClips:
     left_out: list[tuple[Path, str]] = field(default_factory=list)
 
 
+def as_text(name: str) -> str:
+    """A file's name as UTF-8 whatever the locale, with the replacement character for what is none."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def natural_key(name: str) -> tuple:
     """Sorts names as people count: frame_2 before frame_10, upper and lower case alike."""
     parts = re.split(r"([0-9]+)", name)
@@ -59,7 +65,7 @@ def find_clips(directory: Path, n_frames: int, frame_pattern: str | None = None)
         raise _is_itself_a_clip(directory, f"its pictures are in {inner[0].name}/")
     for entry in sorted([*there.films, *there.folders], key=lambda path: natural_key(path.name)):
         if entry in there.films:
-            found.clips.append(FoundClip(entry.stem, "", entry, [entry]))
+            found.clips.append(FoundClip(as_text(entry.stem), "", entry, [entry]))
         else:
             _look_into(entry, "", frame_pattern, found)
     if there.pictures and (not found.clips or max(map(len, _series(there.pictures).values()), default=0) >= n_frames):
@@ -67,10 +73,8 @@ def find_clips(directory: Path, n_frames: int, frame_pattern: str | None = None)
     found.left_out += [(picture, "a picture that is in no clip folder") for picture in there.pictures]
     entries: dict[str, Path] = {}
     for clip in found.clips:
-        try:
-            clip.clip_id.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{clip.entry} has a name that is not UTF-8: rename it") from None
+        if "\N{REPLACEMENT CHARACTER}" in clip.clip_id:
+            raise UserError(f"{clip.entry} has a name that is not UTF-8: rename it")
         if clip.clip_id in entries:
             raise UserError(
                 f"{entries[clip.clip_id]} and {clip.entry} would both be clip {clip.clip_id!r}: rename one of them"
@@ -121,7 +125,8 @@ def _pictures(folder: Path, pattern: str = "*") -> list[Path]:
 
 def _look_into(folder: Path, class_folder: str, pattern: str | None, found: FoundClips) -> None:
     """Add the clip that `folder` is, or the clips of the class that it is."""
-    clip_id = f"{class_folder}/{folder.name}" if class_folder else folder.name
+    name = as_text(folder.name)
+    clip_id = f"{class_folder}/{name}" if class_folder else name
     there = _Entries(folder, found)
 
     def add(files: list[Path], without: list[Path], reason: str) -> None:
@@ -153,9 +158,9 @@ def _look_into(folder: Path, class_folder: str, pattern: str | None, found: Foun
     if not class_folder:
         for entry in sorted([*there.films, *there.folders], key=lambda path: natural_key(path.name)):
             if entry in there.films:
-                found.clips.append(FoundClip(f"{folder.name}/{entry.stem}", folder.name, entry, [entry]))
+                found.clips.append(FoundClip(f"{name}/{as_text(entry.stem)}", name, entry, [entry]))
             else:
-                _look_into(entry, folder.name, pattern, found)
+                _look_into(entry, name, pattern, found)
     if there.pictures:
         reason = "pictures beside films" if pattern is None else "not in --frame-pattern"
         found.left_out += [(path, reason) for path in there.pictures]

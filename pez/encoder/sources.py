@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from pez.encoder.folders import FoundClip, find_clips
+from pez.encoder.folders import FoundClip, as_text, find_clips
 from pez.encoder.frames import READING, VIDEO_SUFFIXES, look_at_film, read_frames
 from pez.encoder.preprocessing import FRAME_ORDERS, TRANSFORMS
 from pez.errors import UserError
@@ -84,7 +84,7 @@ def folder_source(
 
     with ThreadPoolExecutor(available_cores()) as pool:
         looked = list(pool.map(lambda clip: _look_at(clip, n_frames, skip_unreadable), found.clips))
-    left_out = [{"clip_id": "", "path": str(path), "reason": reason} for path, reason in found.left_out]
+    left_out = [{"clip_id": "", "path": as_text(str(path)), "reason": reason} for path, reason in found.left_out]
     rows, paths, of_remark = [], {}, defaultdict(list)
     for remark, clip_id in found.remarks:
         of_remark[remark].append(clip_id)
@@ -92,7 +92,7 @@ def folder_source(
         if isinstance(row, Exception):
             if not skip_unreadable:
                 raise row
-            left_out.append({"clip_id": clip.clip_id, "path": str(clip.entry), "reason": str(row)})
+            left_out.append({"clip_id": clip.clip_id, "path": as_text(str(clip.entry)), "reason": as_text(str(row))})
             continue
         rows.append(row)
         paths[clip.clip_id] = files
@@ -107,11 +107,11 @@ def folder_source(
             f"{directory} has no clip folders with images and no video files that can be used ({what}{first}): give "
             "--clips a folder of them, see docs/inputs.md"
         )
-    content = [[clip, [(file.name, file.stat().st_size) for file in files]] for clip, files in paths.items()]
+    content = [[clip, [(as_text(file.name), file.stat().st_size) for file in files]] for clip, files in paths.items()]
     chosen = {"n_frames": n_frames, "reading": READING}
     if frame_pattern is not None:
         chosen["frame_pattern"] = frame_pattern
-    settings = {"name": directory.name, "fingerprint": fingerprint(content), "settings": chosen}
+    settings = {"name": as_text(directory.name), "fingerprint": fingerprint(content), "settings": chosen}
     return ClipSource(
         directory.name,
         pd.DataFrame(rows),
