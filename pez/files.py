@@ -84,8 +84,8 @@ def read_json(path) -> dict:
 
 def write_parquet(path, frame) -> Path:
     """Write a pandas data frame atomically as parquet, without its index."""
-    with atomic_path(path) as temporary:
-        frame.to_parquet(temporary, index=False)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # pyarrow takes every path for UTF-8
+        frame.to_parquet(file, index=False)
     return Path(path)
 
 

@@ -298,14 +298,16 @@ def _refuse_difference(directory: Path, there: dict, wanted: dict) -> None:
 
 def _holds_table(path: Path, table: pd.DataFrame) -> bool:
     try:
-        return pd.read_parquet(path).equals(table)
+        with path.open("rb") as file:
+            return pd.read_parquet(file).equals(table)
     except (FileNotFoundError, ValueError, OSError):  # missing or damaged
         return False
 
 
 def _read_table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
+        with path.open("rb") as file:  # pyarrow takes every path for UTF-8
+            return pd.read_parquet(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: rerun step2_extract.py for this feature root") from None
     except (ValueError, OSError) as error:

@@ -112,18 +112,19 @@ def _finished(directory: Path, settings: dict, clips: pd.DataFrame, reuse_existi
 
 def _without_workers(error: RuntimeError, store: FeatureStore) -> str:
     """What to say of a decoding process that died, if it is right to go on without; else raises."""
-    reason = str(error).splitlines()[0] if str(error) else ""
+    told = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause names the signal
+    reason = str(told).split(". ")[0].rstrip(".")
     if not reason.startswith("DataLoader worker"):
         raise error
     if any(signal in reason for signal in ("Segmentation fault", "Aborted", "Illegal instruction", "Floating point")):
         clips = store.clips_of(store.missing_shards()[0])["clip_id"].tolist()
         raise UserError(
-            f"a decoding process crashed ({reason.rstrip('. ')}) on one of the clips {clips[0]} ... {clips[-1]}: move "
+            f"a decoding process crashed ({reason}) on one of the clips {clips[0]} ... {clips[-1]}: move "
             "half of them elsewhere and rerun, until the clip is found"
         ) from None
     causes = {"Bus error": "shared memory, /dev/shm, is full", "Killed": "most likely memory ran out"}
     cause = next((f"; {text}" for signal, text in causes.items() if signal in reason), "")
-    return f"{reason.rstrip('. ')}{cause}: going on as with --workers 0"
+    return f"{reason}{cause}: going on as with --workers 0"
 
 
 def _compiled(encoder: Encoder, n_frames: int, settings: dict, batch_size: int | None) -> tuple[Encoder, dict]:
@@ -204,7 +205,8 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     several = ("captures", "poolings")
     same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
     columns = ["clip_id", "content"]
-    table = pd.read_parquet(directory / "clips.parquet").reindex(columns=columns)
+    with (directory / "clips.parquet").open("rb") as file:
+        table = pd.read_parquet(file).reindex(columns=columns)
     same &= set(table.itertuples(index=False, name=None)) == set(clips[columns].itertuples(index=False, name=None))
     return same and all(set(wanted[key]) <= set(there[key]) for key in several)
 

@@ -88,27 +88,30 @@ class _Entries:
 
     def __init__(self, folder: Path, found: FoundClips):
         self.folders, self.films, self.pictures = [], [], []
-        for entry in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
-            if entry.is_dir() and not _is_hidden(entry):
-                self.folders.append(entry)
-            elif reason := _why_not(entry):
-                found.left_out.append((entry, reason))
+        with os.scandir(folder) as there:  # tells kinds without asking for every file
+            entries = sorted(there, key=lambda entry: natural_key(entry.name))
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_dir() and not _is_hidden(path):
+                self.folders.append(path)
+            elif reason := _why_not(entry, path):
+                found.left_out.append((path, reason))
             else:
-                (self.films if entry.suffix.lower() in VIDEO_SUFFIXES else self.pictures).append(entry)
+                (self.films if path.suffix.lower() in VIDEO_SUFFIXES else self.pictures).append(path)
 
 
-def _is_hidden(entry: Path) -> bool:
-    return entry.name.startswith(".") or entry.name.casefold() in SYSTEM_NAMES
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.casefold() in SYSTEM_NAMES
 
 
-def _why_not(entry: Path) -> str:
+def _why_not(entry: os.DirEntry, path: Path) -> str:
     """Why a file is neither picture nor film, without opening it (a pipe would never answer); empty if it is one."""
-    if _is_hidden(entry):
+    if _is_hidden(path):
         return "hidden or of the system"
     if not entry.is_file():
-        return "a link that leads nowhere" if entry.is_symlink() and not entry.exists() else "a pipe or device"
-    if entry.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
-        return f"files {entry.suffix.lower()} are not read" if entry.suffix else "files without a suffix are not read"
+        return "a link that leads nowhere" if entry.is_symlink() and not path.exists() else "a pipe or device"
+    if path.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+        return f"files {path.suffix.lower()} are not read" if path.suffix else "files without a suffix are not read"
     return ""
 
 

@@ -234,6 +234,8 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
     """Frames of a film one at a time, from its first keyframe on; `_Damaged` at one that is corrupt."""
     with av.open(str(path)) as container:
         stream, start, started = _shown_stream(container), None, False
+        if stream.codec_context.name == "mjpeg":  # other decoders mark a frame that they had to guess
+            stream.codec_context.options = {"err_detect": "explode"}
         for packet in container.demux(stream):
             if not started and packet.size:
                 if not packet.is_keyframe:
@@ -294,8 +296,6 @@ def _increasing(ticks: list[int | None]) -> np.ndarray | None:
 
 def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fraction) -> None:
     """Compare what came with what the file's header promises, where it promises something."""
-    if any(is_corrupt for *_, is_corrupt in packets):
-        raise _Damaged("some of its packets are corrupt")
     formats, rate = set(container.format.name.split(",")), stream.average_rate or stream.guessed_rate or 25
     if "mov" in formats and len(packets) < stream.frames:
         raise _Damaged(f"{len(packets)} of its {stream.frames} frames are there")
@@ -309,6 +309,8 @@ def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fr
             raise _Damaged(f"{float(end):.2f} of its {float(promised):.2f} seconds are there")
     if "gif" in formats and not path.read_bytes().rstrip(b"\0").endswith(b";"):
         raise _Damaged("its end mark is missing")
+    if any(is_corrupt for *_, is_corrupt in packets):
+        raise _Damaged("some of its packets are corrupt")
 
 
 def _turn(frame: av.VideoFrame) -> tuple[int, int, int, int]:
