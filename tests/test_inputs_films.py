@@ -10,6 +10,7 @@ import torch
 from av.stream import Disposition
 from inputs import coded, numbers_in, write_film
 
+from pez.encoder import frames
 from pez.encoder.frames import look_at_film, read_frames
 from pez.encoder.sources import folder_source, told
 from pez.errors import UserError
@@ -45,6 +46,44 @@ def test_a_constant_rate_gives_the_frames_of_even_indices(tmp_path, suffix, code
         assert numbers_in(read_frames([film], n_frames)) == even_indices(40, n_frames)
     with pytest.raises(UserError, match="has 40 frames, 41 are wanted"):
         read_frames([film], 41)
+
+
+LONG = {"g": "60", "sc_threshold": "0"}
+
+
+VP9 = {"g": "60", "deadline": "realtime", "cpu-used": "8"}
+LONG_FILMS = [
+    ("mp4", "libx264", LONG, False),
+    ("mkv", "libx264", LONG, False),
+    ("mkv", "libx264", LONG, True),
+    ("mkv", "libx264", {**LONG, "x264-params": "open-gop=1"}, False),
+    ("webm", "libvpx-vp9", VP9, True),
+    ("mp4", "mpeg4", LONG, False),
+    ("avi", "mpeg4", LONG, False),
+    ("ts", "mpeg2video", LONG, False),
+    ("mpg", "mpeg2video", LONG, False),
+]
+
+
+@pytest.mark.parametrize("suffix, codec, options, variable", LONG_FILMS)
+def test_of_a_long_film_only_what_is_wanted_is_decoded(tmp_path, monkeypatch, suffix, codec, options, variable):
+    times = np.cumsum([0] + [10] * 800 + [40] * 799) if variable else np.arange(1600) * 40
+    pictures = [coded(number % 251) for number in range(1600)]
+    times_ms = times.tolist() if variable else None
+    film = write_film(tmp_path / f"film.{suffix}", codec, pictures=pictures, options=options, times_ms=times_ms)
+    decoded, n_decoded = frames._decoded, []
+
+    def counted(*arguments):
+        for frame in decoded(*arguments):
+            n_decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(frames, "_decoded", counted)
+    moments = np.linspace(times[0], times[-1], 4)
+    expected = [int(np.abs(times - moment).argmin()) for moment in moments]
+    assert variable or expected == even_indices(1600, 4)
+    assert numbers_in(read_frames([film], 4)) == [index % 251 for index in expected]
+    assert len(n_decoded) < 200 or suffix in ("ts", "mpg"), "decoded from end to end"  # they have no index
 
 
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60), Fraction(7)])

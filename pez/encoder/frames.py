@@ -3,7 +3,8 @@
 A picture is turned as its EXIF orientation says and laid on black where it is transparent; 16 bits are scaled to 8.
 A film gives the frames of the stream that a player would show, turned or mirrored as its container says, with square
 pixels, laid on black where it is transparent. Its times come from its packets (no decoding); reading then decodes it
-once, from end to end, and keeps only the frames that are wanted, so damage anywhere in it is found.
+once, from end to end, and keeps only the frames that are wanted, so damage anywhere in it is found. Of a long film
+only stretches around the wanted frames are decoded.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ FILMS = (
 )
 IMAGE_SUFFIXES, VIDEO_SUFFIXES = tuple(PICTURES.split()), tuple(FILMS.split())
 BACKGROUND = 0  # black, behind whatever is transparent
+FAR = 250  # frames that are worth a seek to the next keyframe, rather than decoding them
 MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding tells their frames
 
 
@@ -101,12 +103,14 @@ class Film:
     """What a film is, from its packets and first frame.
 
     `ticks` are the times of its frames in display order, in units of `tick` seconds; None where the file has no times,
-    which then is taken for a constant rate. `turn` is the upper left 2 x 2 of the display matrix ([x y] of a decoded
-    pixel times it is where the pixel is shown, y down), `pixel_aspect` a pixel's width over its height.
+    which then is taken for a constant rate. `keys` are the times of its keyframes, from which decoding can start.
+    `turn` is the upper left 2 x 2 of the display matrix ([x y] of a decoded pixel times it is where the pixel is shown,
+    y down), `pixel_aspect` a pixel's width over its height.
     """
 
     n_frames: int
     ticks: np.ndarray | None
+    keys: np.ndarray
     tick: Fraction
     rate: float
     turn: tuple[int, int, int, int]
@@ -114,7 +118,6 @@ class Film:
     has_alpha: bool
     interlaced: bool
     n_streams: int
-    counted: bool  # by decoding, not by packets
 
     @functools.cached_property
     def is_variable(self) -> bool:
@@ -182,8 +185,7 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
             if first is None:
                 raise _Damaged("no frame of it can be decoded")
         ticks = _ticks_of_packets(packets) if codec not in MANY_PACKETS_A_FRAME else None
-        counted = ticks is None
-        if counted:
+        if ticks is None:
             decoded = [frame.pts for frame in _decoded(path)]
             n_frames, ticks = len(decoded), _increasing(decoded)
         else:
@@ -193,6 +195,7 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
     return Film(
         n_frames=n_frames,
         ticks=ticks,
+        keys=np.array(sorted(pts for pts, is_keyframe, *_ in packets if is_keyframe and pts is not None)),
         tick=tick,
         rate=float(rate),
         turn=_turn(first),
@@ -200,7 +203,6 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
         has_alpha=any(component.is_alpha for component in first.format.components),
         interlaced=first.interlaced_frame,
         n_streams=n_streams,
-        counted=counted,
     )
 
 
@@ -209,14 +211,17 @@ def _read_film(path: Path, n_frames: int, mend: str) -> torch.Tensor:
     if film.n_frames < n_frames:
         raise UserError(f"{path} has {film.n_frames} frames, {n_frames} are wanted: {mend}, or lower --num-frames")
     indices = film.sampled(n_frames)
-    wanted, kept, n_there = set(indices), {}, 0
+    pixel_format = "rgba" if film.has_alpha else "rgb24"
     with _one_line_errors(path, mend):
-        for frame in _decoded(path):  # one at a time: a whole film would not fit in memory
-            if n_there in wanted:
-                kept[n_there] = frame.to_ndarray(format="rgba" if film.has_alpha else "rgb24")
-            n_there += 1
-        if n_there != film.n_frames:
-            raise _Damaged(f"it lists {film.n_frames} frames, of which {n_there} can be decoded")
+        kept = _from_keyframes(path, film, indices, pixel_format)
+        if len(kept) < len(set(indices)):
+            wanted, n_there = set(indices), 0
+            for frame in _decoded(path):  # one at a time: a whole film would not fit in memory
+                if n_there in wanted:
+                    kept[n_there] = frame.to_ndarray(format=pixel_format)
+                n_there += 1
+            if n_there != film.n_frames:
+                raise _Damaged(f"it lists {film.n_frames} frames, of which {n_there} can be decoded")
         sizes = {array.shape for array in kept.values()}
         if len(sizes) > 1:
             raise _Damaged("its frames change their size: " + ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)))
@@ -230,12 +235,43 @@ def _read_film(path: Path, n_frames: int, mend: str) -> torch.Tensor:
     return _turned(frames, film.turn).contiguous()
 
 
-def _decoded(path: Path) -> Iterator[av.VideoFrame]:
-    """Frames of a film one at a time, from its first keyframe on; `_Damaged` at one that is corrupt."""
+def _from_keyframes(path: Path, film: Film, indices: list[int], pixel_format: str) -> dict[int, np.ndarray]:
+    """Wanted frames of a long film, by index, each stretch decoded from the keyframe before it.
+
+    Empty if that would not skip FAR frames at once anywhere; incomplete where seeking did not lead to a frame.
+    """
+    if film.ticks is None or not len(film.keys):
+        return {}
+    stretches, following = [[0, []]], 0  # tick of the keyframe that it starts from, indices
+    for index in sorted(set(indices)):
+        key = film.keys[max(0, int(np.searchsorted(film.keys, film.ticks[index], side="right")) - 1)]
+        if np.searchsorted(film.ticks, key) - following > FAR:
+            stretches.append([int(key), []])
+        stretches[-1][1].append(index)
+        following = index + 1
+    if len(stretches) == 1:
+        return {}
+    kept = {}
+    for start, wanted in stretches:
+        index_of = {int(film.ticks[index]): index for index in wanted}
+        with contextlib.closing(_decoded(path, start)) as frames:
+            for frame in frames:
+                if frame.pts in index_of:
+                    kept[index_of[frame.pts]] = frame.to_ndarray(format=pixel_format)
+                if frame.pts is None or frame.pts >= film.ticks[wanted[-1]]:
+                    break
+    return kept
+
+
+def _decoded(path: Path, start_tick: int = 0) -> Iterator[av.VideoFrame]:
+    """Frames of a film one at a time, from a keyframe on (the first, or one no later than a tick, as far as the
+    container can seek); `_Damaged` at one that is corrupt."""
     with av.open(str(path)) as container:
         stream, start, started = _shown_stream(container), None, False
         if stream.codec_context.name == "mjpeg":  # other decoders mark a frame that they had to guess
             stream.codec_context.options = {"err_detect": "explode"}
+        if start_tick:
+            container.seek(start_tick, stream=stream)
         for packet in container.demux(stream):
             if not started and packet.size:
                 if not packet.is_keyframe:
