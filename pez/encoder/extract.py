@@ -93,7 +93,9 @@ def extract_features(
                 store = FeatureStore.plan(directory, settings, clips, source.frames, writer)
             try:
                 _fill(store, encoder, source, batch_size, workers, speed)
-            except RuntimeError as error:  # PyTorch raises it anywhere in this process, when a worker's end is noticed
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                # PyTorch raises the first anywhere in this process, when it notices a worker's end; the others come
+                # from a batch of that worker that was on its way
                 print(_without_workers(error, store))
                 _fill(store, encoder, source, batch_size, 0, speed)
         if not store.missing_shards():
@@ -110,8 +112,10 @@ def _finished(directory: Path, settings: dict, clips: pd.DataFrame, reuse_existi
     return None
 
 
-def _without_workers(error: RuntimeError, store: FeatureStore) -> str:
+def _without_workers(error: Exception, store: FeatureStore) -> str:
     """What to say of a decoding process that died, if it is right to go on without; else raises."""
+    if not isinstance(error, RuntimeError):
+        return "a decoding process died: going on as with --workers 0"
     told = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause names the signal
     reason = str(told).split(". ")[0].rstrip(".")
     if not reason.startswith("DataLoader worker"):
@@ -269,18 +273,20 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
         source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.spec.resolution
     )
 
-    def loader(workers: int) -> DataLoader:
-        return DataLoader(
+    def started(workers: int) -> Iterator:
+        loader = DataLoader(
             dataset, batch_sampler=batches, collate_fn=stack_clips, num_workers=workers, pin_memory=on_gpu
         )
+        try:
+            return iter(loader)
+        except OSError as error:  # no shared memory at all, or no more processes or open files
+            if workers == 0:
+                raise
+            print(f"no decoding processes here ({error.strerror}): going on as with --workers 0")
+            return started(0)
 
-    try:
-        loaded = iter(loader(min(workers, len(batches))))
-    except OSError as error:  # no shared memory at all, or no more processes or open files
-        print(f"no decoding processes here ({error.strerror}): going on as with --workers 0")
-        loaded = iter(loader(0))
     told = False
-    for batch in loaded:
+    for batch in started(min(workers, len(batches))):  # nothing else refers to it: its workers end with the loop
         if isinstance(batch, Exception):
             raise batch
         if isinstance(batch, np.ndarray):
