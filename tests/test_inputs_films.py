@@ -182,6 +182,8 @@ def test_a_transparent_film_is_laid_on_black(tmp_path):
     frames = read_frames([film], 2)
     assert frames[0, :, 3, 3].tolist() == [200, 100, 50]
     assert frames[1, :, 3, 20].tolist() == [100, 50, 25]  # 128 / 255 of it
+    assert look_at_film(film).remarks == ["transparent, laid on black"]
+    assert look_at_film(write_film(tmp_path / "film.gif", "gif")).remarks == []
 
 
 def test_sixteen_bits_are_scaled(tmp_path):

@@ -115,7 +115,8 @@ class Film:
     rate: float
     turn: tuple[int, int, int, int]
     pixel_aspect: Fraction
-    has_alpha: bool
+    has_alpha: bool  # every GIF has
+    is_transparent: bool  # somewhere in its first frame
     interlaced: bool
     n_streams: int
 
@@ -153,7 +154,7 @@ class Film:
                 "interlaced, both fields are read as one frame": self.interlaced,
                 "turned or mirrored as the container says": turned,
                 "pixels that are not square, stretched to how it looks": self.pixel_aspect != 1,
-                "transparent, laid on black": self.has_alpha,
+                "transparent, laid on black": self.is_transparent,
                 "several video streams, the default one is read": self.n_streams > 1,
             }.items()
             if holds
@@ -192,6 +193,7 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
             n_frames = len(ticks)
         if ticks is not None and n_frames > 1:
             rate = (n_frames - 1) / ((int(ticks[-1]) - int(ticks[0])) * tick)
+    has_alpha = any(component.is_alpha for component in first.format.components)
     return Film(
         n_frames=n_frames,
         ticks=ticks,
@@ -200,7 +202,8 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
         rate=float(rate),
         turn=_turn(first),
         pixel_aspect=aspect if Fraction(1, 10) <= aspect <= 10 else Fraction(1),
-        has_alpha=any(component.is_alpha for component in first.format.components),
+        has_alpha=has_alpha,
+        is_transparent=has_alpha and bool(first.to_ndarray(format="rgba")[..., 3].min() < 255),
         interlaced=first.interlaced_frame,
         n_streams=n_streams,
     )
