@@ -3,7 +3,7 @@
     python step2_extract.py --capture resid_post --transform resize --pooling temporal_last \
       --output-root ./artifacts/features/resid_post_resize_temporal_last --device cuda:0
 
-Reads artifacts/data/{velocity,acceleration} (or --clips DIR) and writes one feature store a set under
+Reads artifacts/data/{velocity,acceleration} (or --clips DIR: docs/inputs.md) and writes one feature store a set under
 --output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
 A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny.
 The last line of a store says clips a second, and the encoder's operations a second as a share of what large matrix
@@ -68,7 +68,9 @@ def find_sources(args) -> list[ClipSource]:
         print(f"{args.clips}: {len(source.clips)} clips", *told(source), sep="\n  ")
         if (source.left_out["clip_id"] != "").any():
             table = args.output_root / f"{source.name}_left_out.csv"
-            print(f"  all that was left out: {write_csv(table, source.left_out)}")
+            if not table.is_file() or table.read_text(encoding="utf-8") != source.left_out.to_csv(index=False):
+                write_csv(table, source.left_out)
+            print(f"  all that was left out: {table}")
         return [source]
     if args.frame_pattern is not None or args.skip_unreadable:
         raise UserError("--frame-pattern and --skip-unreadable are for clips of your own: give --clips too")

@@ -36,7 +36,7 @@ FILMS = (
 )
 IMAGE_SUFFIXES, VIDEO_SUFFIXES = tuple(PICTURES.split()), tuple(FILMS.split())
 BACKGROUND = 0  # black, behind whatever is transparent
-FAR = 250  # frames that are worth a seek to the next keyframe, rather than decoding them
+FAR = 100  # frames that are worth a seek to the next keyframe, rather than decoding them
 MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding tells their frames
 
 
@@ -180,12 +180,14 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
             _refuse_cut_off(path, container, stream, packets, end)
             n_streams, rate = len(_candidates(container)), stream.average_rate or stream.guessed_rate or 0
             tick, codec = stream.time_base, stream.codec_context.name
+            packed = codec == "mpeg4" and container.format.name == "avi" and stream.codec_context.has_b_frames
             aspect = stream.sample_aspect_ratio or Fraction(1)
         with contextlib.closing(_decoded(path)) as frames:
             first = next(frames, None)
             if first is None:
                 raise _Damaged("no frame of it can be decoded")
-        ticks = _ticks_of_packets(packets) if codec not in MANY_PACKETS_A_FRAME else None
+        # DivX packed two frames into one packet of an AVI file, and nothing into the next
+        ticks = None if packed or codec in MANY_PACKETS_A_FRAME else _ticks_of_packets(packets)
         if ticks is None:
             decoded = [frame.pts for frame in _decoded(path)]
             n_frames, ticks = len(decoded), _increasing(decoded)
@@ -336,8 +338,8 @@ def _increasing(ticks: list[int | None]) -> np.ndarray | None:
 def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fraction) -> None:
     """Compare what came with what the file's header promises, where it promises something."""
     formats, rate = set(container.format.name.split(",")), stream.average_rate or stream.guessed_rate or 25
-    if "mov" in formats and len(packets) < stream.frames:
-        raise _Damaged(f"{len(packets)} of its {stream.frames} frames are there")
+    if "mov" in formats and len(packets) < len(stream.index_entries):  # of which an edit list may leave out some
+        raise _Damaged(f"{len(packets)} of its {len(stream.index_entries)} frames are there")
     if "avi" in formats and packets and packets[-1][0] is not None:
         last = max(pts for pts, *_ in packets if pts is not None)
         if last + 2 < stream.frames:
