@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from pez.cli import _line
 from pez.encoder import extract
+from pez.encoder.frames import read_frames
 from pez.encoder.loading import load_encoder
 from pez.encoder.sources import ClipDataset, folder_source
 from pez.errors import UserError
@@ -49,7 +50,7 @@ def expected(encoder, mine, tmp_path_factory):
     return store.layer("resid_post", "mean", 2)
 
 
-@pytest.mark.parametrize("workers, last", [(1, 0), (2, 0), (1, 5), (2, 5)])
+@pytest.mark.parametrize("workers, last", [(1, 0), (2, 5)])
 @pytest.mark.parametrize("number, cause", [(signal.SIGKILL, "Killed"), (signal.SIGBUS, "/dev/shm, is full")])
 def test_a_worker_that_is_killed_is_told_and_done_without(
     encoder, mine, expected, tmp_path, monkeypatch, capfd, workers, last, number, cause
@@ -174,24 +175,15 @@ def test_features_that_are_not_finished_are_made(encoder, mine, tmp_path, monkey
 
 def test_a_pipe_among_frames_never_hangs(tmp_path):
     os.mkfifo(tmp_path / "frame.png")
-    script = f"""
-from pathlib import Path
-from pez.encoder.frames import read_frames
-from pez.errors import UserError
-from pez.files import fingerprint_of_files
-pipe = Path({str(tmp_path / "frame.png")!r})
-print(fingerprint_of_files([pipe]))
-try:
-    read_frames([pipe], 1)
-except UserError as error:
-    print(error)
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
-    )
-    first, second = run.stdout.splitlines()
-    assert first == fingerprint_of_files([tmp_path / "nothing"])
-    assert "is a pipe, device or folder" in second
+    previous = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for the pipe"))
+    signal.alarm(20)
+    try:
+        assert fingerprint_of_files([tmp_path / "frame.png"]) == fingerprint_of_files([tmp_path / "nothing"])
+        with pytest.raises(UserError, match="is a pipe, device or folder"):
+            read_frames([tmp_path / "frame.png"], 1)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def test_no_folder_for_temporary_files_is_one_line():
@@ -199,17 +191,15 @@ def test_no_folder_for_temporary_files_is_one_line():
     assert _line(error) == "no folder for temporary files: set TMPDIR to a folder you may write"
 
 
-@pytest.mark.parametrize(
-    "locale", [{"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
-)
-def test_a_bare_environment_another_folder_spaces_unicode_links_and_relative_roots(tmp_path, locale):
+def test_a_bare_environment_another_folder_spaces_unicode_links_and_relative_roots(tmp_path):
     """No home, no folder for temporary files or settings, ASCII only: frames and ids are what they are elsewhere."""
     there = tmp_path / "wö rk \N{SNOWMAN}"
     write_film(there / "real clips" / "fïlm 1.mp4", pictures=[coded(50 + i) for i in range(20)])
     write_pictures(there / "real clips" / "Größe" / "日本 2", [f"{i}.png" for i in range(20)])
     (there / "link").symlink_to(there / "real clips")
     nowhere = dict.fromkeys(("HOME", "MPLCONFIGDIR", "TMPDIR", "XDG_CACHE_HOME", "TORCH_HOME"), "/proc/nowhere")
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii", **nowhere, **locale}
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **nowhere}
+    environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, REPOSITORY / "step2_extract.py", "--clips", "link", "--output-root", "out put/ö"]
     options = ["--model", "custom", "--num-heads", "1", "--weights", FIXTURE, "--pooling", "mean", "--workers", "1"]
     run = subprocess.run([*command, *options], cwd=there, env=environment, capture_output=True, text=True, timeout=120)
