@@ -3,7 +3,7 @@
     python step2_extract.py --capture resid_post --transform resize --pooling temporal_last \
       --output-root ./artifacts/features/resid_post_resize_temporal_last --device cuda:0
 
-Reads artifacts/data/{velocity,acceleration} (or --clips DIR) and writes one feature store a set under
+Reads artifacts/data/{velocity,acceleration} (or --clips DIR: docs/inputs.md) and writes one feature store a set under
 --output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
 A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny.
 The last line of a store says clips a second, and the encoder's operations a second as a share of what large matrix
@@ -25,8 +25,9 @@ from pez.encoder.extract import DTYPES, extract_features, pass_dtype
 from pez.encoder.flops import counted_flops
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.protocol import Encoder
-from pez.encoder.sources import ClipSource, ball_source, folder_source
+from pez.encoder.sources import ClipSource, ball_source, folder_source, told
 from pez.errors import UserError
+from pez.files import write_csv
 from pez.shards import add_shard_arguments, check_shard, whose
 from pez.store import CAPTURES
 
@@ -44,6 +45,10 @@ def make_parser() -> Parser:
     parser.add_argument("--data-root", type=Path, default=DATA_DIR, help="where step 1 wrote the ball sets")
     parser.add_argument("--clips", type=Path, help="instead: a folder of clip folders with images, or of video files")
     parser.add_argument("--num-frames", type=int, default=N_FRAMES, help="frames sampled evenly from a clip of --clips")
+    parser.add_argument("--frame-pattern", help="pictures of a clip folder of --clips, as a glob such as 'rgba_*'")
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out clips of --clips that are too short or damaged"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace features made with other settings")
     parser.add_argument(
         "--reuse-existing", action="store_true", help="keep a complete store that holds what is asked for, and more"
@@ -59,7 +64,16 @@ def make_parser() -> Parser:
 def find_sources(args) -> list[ClipSource]:
     """The clips that the options name, all checked before the encoder is loaded."""
     if args.clips is not None:
-        return [folder_source(args.clips, args.num_frames)]
+        source = folder_source(args.clips, args.num_frames, args.frame_pattern, args.skip_unreadable)
+        print(f"{args.clips}: {len(source.clips)} clips", *told(source), sep="\n  ")
+        if (source.left_out["clip_id"] != "").any():
+            table = args.output_root / f"{source.name}_left_out.csv"
+            if not table.is_file() or table.read_text(encoding="utf-8") != source.left_out.to_csv(index=False):
+                write_csv(table, source.left_out)
+            print(f"  all that was left out: {table}")
+        return [source]
+    if args.frame_pattern is not None or args.skip_unreadable:
+        raise UserError("--frame-pattern and --skip-unreadable are for clips of your own: give --clips too")
     if args.dataset != "all":
         return [ball_source(args.data_root / args.dataset)]
     present = [name for name in BALL_SETS if (args.data_root / name).is_dir()]

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ def run_script(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = script_arguments(argv)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name never ends a run, whatever the locale
     try:
         with _sigterm_unwinds():
             return main(parser.parse_args(arguments)) or 0
@@ -96,6 +99,8 @@ def _line(error: UserError | OSError) -> str | None:
     """The one line for an error that a user can mend; None for any other."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if "No usable temporary directory" in str(error):  # tempfile's
+        return "no folder for temporary files: set TMPDIR to a folder you may write"
     name = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"

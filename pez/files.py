@@ -88,8 +88,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def write_parquet(path: str | os.PathLike[str], frame: "pd.DataFrame") -> Path:
     """Write a pandas data frame atomically as parquet, without its index."""
-    with atomic_path(path) as temporary:
-        frame.to_parquet(temporary, index=False)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # pyarrow takes every path for UTF-8
+        frame.to_parquet(file, index=False)
     return Path(path)
 
 
@@ -128,7 +128,7 @@ def fingerprint_of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            content = Path(path).read_bytes()
+            content = Path(path).read_bytes() if Path(path).is_file() else b""  # a pipe would never answer
         except OSError:  # whoever decodes the file says what is wrong with it, and names it
             content = b""
         digest.update(hashlib.sha256(content).digest())
@@ -173,20 +173,24 @@ def locked(path: str | os.PathLike[str], quietly: bool = False) -> Iterator[None
         if not _flock(lock, fcntl.LOCK_EX):
             if not quietly:
                 print(f"{path} is held by {_holder(lock)}: waiting for it", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # see _flock
+                fcntl.flock(lock, fcntl.LOCK_EX)
         _sign(lock)
         yield
 
 
 def _flock(lock: TextIO, kind: int) -> bool:
-    """Whether the lock could be had at once. On a file system that has no locks it always can."""
+    """Whether the lock could be had at once. On a file system that has no locks it always can.
+
+    Such file systems answer with whatever error they like (ENOLCK, ENOSYS, EINVAL, EIO, EPERM, ...); only one of them
+    means that another process holds the lock.
+    """
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
+    except OSError:
+        return True
     return True
 
 

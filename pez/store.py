@@ -84,10 +84,7 @@ class FeatureStore:
 
         Raises UserError, naming the first setting that differs, if the folder holds other features.
         """
-        directory = Path(directory)
-        clips = clips.sort_values("clip_id").reset_index(drop=True)
-        clips["shard"] = clips.index // settings["shard_clips"]
-        clips["row"] = clips.index % settings["shard_clips"]
+        directory, clips = Path(directory), _planned(clips, settings)
         if (directory / "features.json").is_file():
             _refuse_difference(directory, read_json(directory / "features.json")["settings"], settings)
             remove_partial(directory / "shards", writer.owner)
@@ -102,6 +99,22 @@ class FeatureStore:
         described = {"settings": settings, "fingerprint": fingerprint(settings), "provenance": provenance()}
         write_json(directory / "features.json", described)
         return cls(directory, settings, clips, writer)
+
+    @classmethod
+    def finished(
+        cls, directory: str | os.PathLike[str], settings: dict[str, Any], clips: pd.DataFrame
+    ) -> "FeatureStore | None":
+        """The store that `plan` would go on with, if nothing is left to do; else None. Only reads."""
+        directory, clips = Path(directory), _planned(clips, settings)
+        if not (directory / "features.json").is_file():
+            return None
+        if read_json(directory / "features.json")["settings"] != settings:
+            return None
+        store = cls(directory, settings, clips)
+        if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
+            return None
+        stale = any(_metadata(store.shard_path(shard)) != store._fingerprint(shard) for shard in range(store.n_shards))
+        return None if stale else store
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> "FeatureStore":
@@ -250,6 +263,12 @@ class FeatureStore:
             raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
 
 
+def _planned(clips: pd.DataFrame, settings: dict) -> pd.DataFrame:
+    """A clip table in the order of its ids, with `shard` and `row`."""
+    clips = clips.sort_values("clip_id").reset_index(drop=True)
+    return clips.assign(shard=clips.index // settings["shard_clips"], row=clips.index % settings["shard_clips"])
+
+
 def _metadata(path: Path) -> str | None:
     """Fingerprint in a shard's header; None if the file cannot be read."""
     try:
@@ -291,14 +310,16 @@ def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str,
 
 def _holds_table(path: Path, table: pd.DataFrame) -> bool:
     try:
-        return bool(pd.read_parquet(path).equals(table))
+        with path.open("rb") as file:
+            return bool(pd.read_parquet(file).equals(table))
     except (FileNotFoundError, ValueError, OSError):  # missing or damaged
         return False
 
 
 def _read_table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
+        with path.open("rb") as file:  # pyarrow takes every path for UTF-8
+            return pd.read_parquet(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: rerun step2_extract.py for this feature root") from None
     except (ValueError, OSError) as error:

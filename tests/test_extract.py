@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 import step2_extract
 from pez.cli import run_script
 from pez.controls import frame_orders
-from pez.encoder import extract, preprocessing
+from pez.encoder import extract, frames
 from pez.encoder.loading import load_encoder
-from pez.encoder.preprocessing import TRANSFORMS, even_indices, read_frames
+from pez.encoder.preprocessing import TRANSFORMS, read_frames
 from pez.encoder.sources import ball_source, folder_source
 from pez.errors import UserError
 from pez.files import exclusive
+from pez.sampling import even_indices
 from pez.store import FeatureStore, open_stores
 
 FIXTURE = str(DATA / "vjepa2_small_headdim64.pt")
@@ -361,7 +362,7 @@ def test_a_frame_that_may_not_be_read_is_no_damaged_frame(squares, tmp_path, cap
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pez.encoder.preprocessing.Image.open", refused)
+    monkeypatch.setattr("pez.encoder.frames.Image.open", refused)
     arguments = ["--data-root", squares, "--dataset", "velocity", "--output-root", tmp_path, *ENCODER]
     parser = step2_extract.make_parser()
     assert run_script(parser, step2_extract.main, [*map(str, arguments), "--workers", workers]) == 2
@@ -378,20 +379,23 @@ def test_a_film_is_never_held_whole(tmp_path, monkeypatch):
             picture = np.full((32, 32, 3), 5 * index, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    decoded, converted = preprocessing._decoded, []
+    decoded, converted = frames._decoded, []
 
     class Counted:
         def __init__(self, frame):
             self.frame = frame
 
+        def __getattr__(self, name):
+            return getattr(self.frame, name)
+
         def to_ndarray(self, **options):
             converted.append(self.frame.pts)
             return self.frame.to_ndarray(**options)
 
-    monkeypatch.setattr(preprocessing, "_decoded", lambda path: map(Counted, decoded(path)))
-    frames = read_frames([path], 16)
+    monkeypatch.setattr(frames, "_decoded", lambda path: (Counted(frame) for frame in decoded(path)))
+    pixels = read_frames([path], 16)
     assert len(converted) == 16
-    brightness = frames.float().mean(dim=(1, 2, 3)).numpy()
+    brightness = pixels.float().mean(dim=(1, 2, 3)).numpy()
     assert np.allclose(brightness, [5 * index for index in even_indices(50, 16)], atol=6)
     with pytest.raises(UserError, match="film.mp4 has 50 frames, 51 are wanted"):
         read_frames([path], 51)
@@ -430,7 +434,7 @@ def test_patch_extraction_holds_at_most_two_shards(tmp_path):
     write_moving_squares(tmp_path / "data" / "velocity", n_clips=8, size=64)
     code = f"""
 import resource, torch
-from pez.encoder import extract, preprocessing
+from pez.encoder import extract, frames
 from pez.encoder.loading import load_encoder
 from pez.encoder.sources import ball_source
 extract.SHARD_CLIPS = 2

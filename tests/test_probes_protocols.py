@@ -197,7 +197,9 @@ def test_a_direction_always_comes_with_its_partner_and_circular_scores(planted, 
         if arrays.variable.components == ("angle",):
             guessed = guess[:, 0]
         else:  # image axes of vx, vy point down
-            guessed = np.rad2deg(np.arctan2(guess[:, 1] * (-1 if "vy" in arrays.variable.components else 1), guess[:, 0]))
+            guessed = np.rad2deg(
+                np.arctan2(guess[:, 1] * (-1 if "vy" in arrays.variable.components else 1), guess[:, 0])
+            )
         row = rows.loc[name]
         assert row["mae_nested_deg"] == pytest.approx(angular_error(guessed, degrees).mean())
         assert row["circular_nested_corr"] == pytest.approx(circular_correlation(degrees, guessed))

@@ -1,10 +1,12 @@
 """Clips to per-layer features: one encoder pass serves every capture and every pooling."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
@@ -79,19 +81,55 @@ def extract_features(
     settings = store_settings(encoder, source, captures, poolings, transform, frame_order, dtype, store_dtype)
     if compile_blocks:
         encoder, settings = _compiled(encoder, source.n_frames, settings, batch_size)
+    clips = with_content(source)
+    if not overwrite and (done := _finished(directory, settings, clips, reuse_existing)):
+        return done  # looked at without a lock: it may lie where nothing can be written
     for writer in _in_turn(shard) if finish else [shard]:
         with holding(directory, writer):
             if overwrite:
                 _clear(directory)
-            clips = with_content(source)
             with describing(directory, writer):
                 if reuse_existing and not overwrite and _holds(directory, settings, clips):
                     return FeatureStore.open(directory)
                 store = FeatureStore.plan(directory, settings, clips, source.frames, writer)
-            _fill(store, encoder, source, batch_size, workers, speed)
+            try:
+                _fill(store, encoder, source, batch_size, workers, speed)
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                # PyTorch raises the first anywhere in this process, when it notices a worker's end; the others come
+                # from a batch of that worker that was on its way
+                print(_without_workers(error, store))
+                _fill(store, encoder, source, batch_size, 0, speed)
         if not store.missing_shards():
             return FeatureStore.open(directory)
     return store
+
+
+def _finished(directory: Path, settings: dict, clips: pd.DataFrame, reuse_existing: bool) -> FeatureStore | None:
+    if store := FeatureStore.finished(directory, settings, clips):
+        return store
+    if reuse_existing and _holds(directory, settings, clips):
+        with contextlib.suppress(UserError):  # incomplete
+            return FeatureStore.open(directory)
+    return None
+
+
+def _without_workers(error: Exception, store: FeatureStore) -> str:
+    """What to say of a decoding process that died, if it is right to go on without; else raises."""
+    if not isinstance(error, RuntimeError):
+        return "a decoding process died: going on as with --workers 0"
+    told = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause names the signal
+    reason = str(told).split(". ")[0].rstrip(".")
+    if not reason.startswith("DataLoader worker"):
+        raise error
+    if any(signal in reason for signal in ("Segmentation fault", "Aborted", "Illegal instruction", "Floating point")):
+        clips = store.clips_of(store.missing_shards()[0])["clip_id"].tolist()
+        raise UserError(
+            f"a decoding process crashed ({reason}) on one of the clips {clips[0]} ... {clips[-1]}: move "
+            "half of them elsewhere and rerun, until the clip is found"
+        ) from None
+    causes = {"Bus error": "shared memory, /dev/shm, is full", "Killed": "most likely memory ran out"}
+    cause = next((f"; {text}" for signal, text in causes.items() if signal in reason), "")
+    return f"{reason}{cause}: going on as with --workers 0"
 
 
 def _compiled(encoder: Encoder, n_frames: int, settings: dict, batch_size: int | None) -> tuple[Encoder, dict]:
@@ -124,6 +162,13 @@ def store_settings(
         check_choice("--pooling", name, POOLINGS)
     tubelet = encoder.layout.tubelet
     if source.n_frames % tubelet:
+        if source.frames_option:
+            below = source.n_frames // tubelet * tubelet
+            fits = f"{below} or {below + tubelet}" if below else f"{tubelet}"
+            raise UserError(
+                f"{source.frames_option} {source.n_frames} is not a multiple of {tubelet}, the frames that the encoder "
+                f"takes together (its tubelet size): give {fits}"
+            )
         raise UserError(
             f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
         )
@@ -164,7 +209,8 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     several = ("captures", "poolings")
     same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
     columns = ["clip_id", "content"]
-    table = pd.read_parquet(directory / "clips.parquet").reindex(columns=columns)
+    with (directory / "clips.parquet").open("rb") as file:
+        table = pd.read_parquet(file).reindex(columns=columns)
     same &= set(table.itertuples(index=False, name=None)) == set(clips[columns].itertuples(index=False, name=None))
     return same and all(set(wanted[key]) <= set(there[key]) for key in several)
 
@@ -233,16 +279,27 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
     dataset = ClipDataset(
         source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.resolution
     )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=stack_clips,
-        num_workers=min(workers, len(batches)),
-        pin_memory=on_gpu,
-    )
-    for batch in loader:
+
+    def started(workers: int) -> Iterator:
+        loader = DataLoader(
+            dataset, batch_sampler=batches, collate_fn=stack_clips, num_workers=workers, pin_memory=on_gpu
+        )
+        try:
+            return iter(loader)
+        except OSError as error:  # no shared memory at all, or no more processes or open files
+            if workers == 0:
+                raise
+            print(f"no decoding processes here ({error.strerror}): going on as with --workers 0")
+            return started(0)
+
+    told = False
+    for batch in started(min(workers, len(batches))):  # nothing else refers to it: its workers end with the loop
         if isinstance(batch, Exception):
             raise batch
+        if isinstance(batch, np.ndarray):
+            if not told:
+                print("shared memory, /dev/shm, is full: batches come through pipes, or try --workers 0")
+            batch, told = torch.from_numpy(batch), True
         yield batch
 
 

@@ -107,7 +107,8 @@ def shards_of(directory: Path, clips: pd.DataFrame, wanted: list[str]) -> str:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
+        with path.open("rb") as file:  # pyarrow takes every path for UTF-8, whatever the locale
+            return pd.read_parquet(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: rerun step1_generate.py for this set") from None
     except (ValueError, OSError) as error:

@@ -88,7 +88,9 @@ def movie_source(dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: i
     }
     settings = {"name": dataset.set_name, "fingerprint": fingerprint(content), "settings": chosen}
     clips = movies.drop(columns="directory")
-    return ClipSource(dataset.set_name, clips, None, paths, settings, n_frames_sample)
+    return ClipSource(
+        dataset.set_name, clips, None, paths, settings, n_frames_sample, frames_option="--n-frames-sample"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,241 @@
+"""Which clips a folder holds, which files are a clip's frames and in which order, and what is left out and why.
+
+A clip is a film, a folder of pictures, or a folder with its pictures in a subfolder that is named for it (`images`).
+Any other folder may be a class of clips (`Archery/v_1.avi`). See docs/inputs.md.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pez.encoder.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from pez.errors import UserError
+
+SYSTEM_NAMES = frozenset(
+    ("@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "#recycle")
+)
+FRAME_FOLDER_NAMES = "images image imgs img frames frame rgb rgba color colour jpegimages jpg png pictures"
+KUBRIC_LAYERS = "segmentation normal depth flow forward_flow backward_flow object_coordinates uv"
+FRAME_FOLDERS = frozenset(FRAME_FOLDER_NAMES.split())
+KUBRIC_FRAMES, KUBRIC_OTHERS = "rgba_#", frozenset(f"{name}_#" for name in KUBRIC_LAYERS.split())
+
+
+@dataclass(frozen=True)
+class FoundClip:
+    """A clip of a folder: its film, or its pictures in time order; `class_folder` is empty without one."""
+
+    clip_id: str
+    class_folder: str
+    entry: Path
+    files: list[Path]
+
+
+@dataclass
+class FoundClips:
+    """What a folder holds: clips in natural order, remarks to be told, what is left out as (path, reason)."""
+
+    clips: list[FoundClip] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)  # what, of which clip
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def as_text(name: str) -> str:
+    """A file's name as UTF-8 whatever the locale, with the replacement character for what is none."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def natural_key(name: str) -> tuple:
+    """Sorts names as people count: frame_2 before frame_10, upper and lower case alike."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if number % 2 else part.casefold() for number, part in enumerate(parts)], name
+
+
+def find_clips(directory: Path, n_frames: int, frame_pattern: str | None = None) -> FoundClips:
+    """Clips of a folder, by the rules above; `frame_pattern` is a glob that chooses the pictures of a clip folder.
+
+    Raises UserError if two clips have one name, a clip has several series of pictures or several frame folders, or
+    `directory` is itself a clip: it has no other, or a numbered series of at least `n_frames` pictures.
+    """
+    found = FoundClips()
+    there = _Entries(directory, found)
+    inner = [folder for folder in there.folders if folder.name.casefold() in FRAME_FOLDERS and _pictures(folder)]
+    if inner and any(_pictures(folder) for folder in there.folders if folder not in inner):
+        raise _is_itself_a_clip(directory, f"its pictures are in {inner[0].name}/")
+    for entry in sorted([*there.films, *there.folders], key=lambda path: natural_key(path.name)):
+        if entry in there.films:
+            found.clips.append(FoundClip(as_text(entry.stem), "", entry, [entry]))
+        else:
+            _look_into(entry, "", frame_pattern, found)
+    if there.pictures and (not found.clips or max(map(len, _series(there.pictures).values()), default=0) >= n_frames):
+        raise _is_itself_a_clip(directory, f"it holds {len(there.pictures)} pictures")
+    found.left_out += [(picture, "a picture that is in no clip folder") for picture in there.pictures]
+    entries: dict[str, Path] = {}
+    for clip in found.clips:
+        if "\N{REPLACEMENT CHARACTER}" in clip.clip_id:
+            raise UserError(f"{clip.entry} has a name that is not UTF-8: rename it")
+        if clip.clip_id in entries:
+            raise UserError(
+                f"{entries[clip.clip_id]} and {clip.entry} would both be clip {clip.clip_id!r}: rename one of them"
+            )
+        entries[clip.clip_id] = clip.entry
+    return found
+
+
+class _Entries:
+    """What a folder holds by kind, each in natural order; the rest goes to `found.left_out`."""
+
+    def __init__(self, folder: Path, found: FoundClips):
+        self.folders, self.films, self.pictures = [], [], []
+        with os.scandir(folder) as there:  # tells kinds without asking for every file
+            entries = sorted(there, key=lambda entry: natural_key(entry.name))
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_dir() and not _is_hidden(path):
+                self.folders.append(path)
+            elif reason := _why_not(entry, path):
+                found.left_out.append((path, reason))
+            else:
+                (self.films if path.suffix.lower() in VIDEO_SUFFIXES else self.pictures).append(path)
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.casefold() in SYSTEM_NAMES
+
+
+def _why_not(entry: os.DirEntry, path: Path) -> str:
+    """Why a file is neither picture nor film, without opening it (a pipe would never answer); empty if it is one."""
+    if _is_hidden(path):
+        return "hidden or of the system"
+    if not entry.is_file():
+        return "a link that leads nowhere" if entry.is_symlink() and not path.exists() else "a pipe or device"
+    if path.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+        return f"files {path.suffix.lower()} are not read" if path.suffix else "files without a suffix are not read"
+    return ""
+
+
+def _pictures(folder: Path, pattern: str = "*") -> list[Path]:
+    files = [
+        file
+        for file in folder.glob(pattern)
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not any(_is_hidden(part) for part in (file, *file.relative_to(folder).parents))
+        and file.is_file()
+    ]
+    return sorted(files, key=lambda path: natural_key(str(path.relative_to(folder))))
+
+
+def _look_into(folder: Path, class_folder: str, pattern: str | None, found: FoundClips) -> None:
+    """Add the clip that `folder` is, or the clips of the class that it is."""
+    name = as_text(folder.name)
+    clip_id = f"{class_folder}/{name}" if class_folder else name
+    there = _Entries(folder, found)
+
+    def add(files: list[Path], without: list[Path], reason: str) -> None:
+        found.clips.append(FoundClip(clip_id, class_folder, folder, files))
+        found.left_out.extend((path, reason) for path in without)
+
+    if pattern is not None:
+        if files := _pictures(folder, pattern):
+            chosen = set(files)
+            rest = [path for path in (*there.pictures, *there.films) if path not in chosen]
+            return add(files, rest, "not in --frame-pattern")
+    elif there.pictures and (not there.films or _series(there.pictures)):
+        files = _one_series(folder, clip_id, there.pictures, found)
+        without = [*there.films, *(inner for inner in there.folders if _pictures(inner))]
+        return add(files, without, "beside a clip's own pictures")
+    else:
+        inner = [path for path in there.folders if path.name.casefold() in FRAME_FOLDERS and _pictures(path)]
+        if len(inner) > 1:
+            names = " and ".join(f"{path.name}/" for path in inner)
+            raise UserError(
+                f"{folder} has pictures in {names}: choose with --frame-pattern, for example "
+                f"--frame-pattern '{inner[0].name}/*'"
+            )
+        if inner:
+            files = _one_series(inner[0], clip_id, _Entries(inner[0], found).pictures, found)
+            without = [*there.films, *(path for path in there.folders if path != inner[0])]
+            return add(files, without, f"beside a clip's {inner[0].name}/")
+    n_before = len(found.clips)
+    if not class_folder:
+        for entry in sorted([*there.films, *there.folders], key=lambda path: natural_key(path.name)):
+            if entry in there.films:
+                found.clips.append(FoundClip(f"{name}/{as_text(entry.stem)}", name, entry, [entry]))
+            else:
+                _look_into(entry, name, pattern, found)
+    if there.pictures:
+        reason = "pictures beside films" if pattern is None else "not in --frame-pattern"
+        found.left_out += [(path, reason) for path in there.pictures]
+    elif len(found.clips) == n_before:
+        deep = class_folder and (there.films or there.folders)
+        reason = "deeper than CLASS/CLIP" if deep else "a folder without pictures or films"
+        found.left_out.append((folder, reason))
+    return None
+
+
+def _series(pictures: list[Path]) -> dict[str, list[Path]]:
+    """Numbered pictures by their name with `#` for numbers, those of which there are several."""
+    shapes = defaultdict(list)
+    for picture in pictures:
+        shapes[re.sub(r"[0-9]+", "#", picture.stem).casefold()].append(picture)
+    return {shape: files for shape, files in shapes.items() if "#" in shape and len(files) > 1}
+
+
+def _one_series(folder: Path, clip_id: str, pictures: list[Path], found: FoundClips) -> list[Path]:
+    """The pictures that are a clip's frames, in order; UserError where only the user can tell."""
+    series = _series(pictures)
+    if not series:
+        return pictures  # names without numbers, or one picture of each name
+    if KUBRIC_FRAMES in series and KUBRIC_OTHERS & set(series):
+        found.remarks.append(("Kubric's output: rgba_* is read, its other layers are not", clip_id))
+        series = {KUBRIC_FRAMES: series[KUBRIC_FRAMES]}
+    if len(series) > 1:
+        raise _asks_for_pattern(folder, {shape.replace("#", "*"): len(files) for shape, files in series.items()})
+    ((_, files),) = series.items()
+    beside = set(pictures) - set(files)
+    found.left_out += [(path, "beside a numbered series of pictures") for path in pictures if path in beside]
+    numbers = _last_numbers(folder, files)
+    if numbers is not None and len(numbers) > 2:
+        steps = [after - before for before, after in zip(numbers, numbers[1:])]
+        step = Counter(steps).most_common(1)[0][0]
+        if gaps := [f"{before} to {before + size}" for before, size in zip(numbers, steps) if size != step]:
+            more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+            found.remarks.append((f"numbers of frames jump ({', '.join(gaps[:3])}{more})", clip_id))
+    return files
+
+
+def _last_numbers(folder: Path, files: list[Path]) -> list[int] | None:
+    """The last number in each name, where only that one changes; UserError if they are several series of one shape."""
+    if all(re.fullmatch(r"[0-9]+\.[0-9]+", file.stem) for file in files):
+        return None  # seconds with decimals
+    prefixes: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for file in files:
+        before, number = re.fullmatch(r"(.*?)([0-9]+)[^0-9]*", file.stem, re.DOTALL).groups()
+        prefixes[before.casefold()][int(number)].append(file)
+    numbers = [number for of_prefix in prefixes.values() for number in of_prefix]
+    if len(prefixes) > 1 and len(set(numbers)) < len(numbers):
+        raise _asks_for_pattern(folder, {f"{before}*": len(those) for before, those in prefixes.items()})
+    for of_prefix in prefixes.values():
+        if twice := next((those for those in of_prefix.values() if len(those) > 1), None):
+            suffixes = Counter(f"*{file.suffix}" for file in files)
+            if len(suffixes) > 1:
+                raise _asks_for_pattern(folder, suffixes)
+            raise UserError(f"{twice[0]} and {twice[1]} have one number: move one of them to another folder")
+    return sorted(numbers) if len(prefixes) == 1 else None
+
+
+def _asks_for_pattern(folder: Path, series: dict[str, int]) -> UserError:
+    names = [f"{pattern} ({count})" for pattern, count in series.items()]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return UserError(
+        f"{folder} has several series of pictures: {', '.join(names[:6])}{more}: choose one with --frame-pattern, for "
+        f"example --frame-pattern '{next(iter(series))}' ('*' if all are one film in the order of their names)"
+    )
+
+
+def _is_itself_a_clip(directory: Path, why: str) -> UserError:
+    return UserError(
+        f"{directory} is itself a clip ({why}): give the folder that it is in, --clips {directory.parent}, or one "
+        "that holds it alone"
+    )
