@@ -410,7 +410,9 @@ class Run:
     @cached_property
     def scores(self) -> Scores:
         """Scores of its predictions, with as many resamples as the run was asked for."""
-        n = self.value("n_bootstrap", self.record.get("settings", {}).get("n_bootstrap", N_RESAMPLES))
+        settings = self.record.get("settings", {})  # of balls: the grid
+        asked = settings.get("n_bootstrap", N_RESAMPLES) if self.kind == MOVIES else N_RESAMPLES
+        n = self.value("n_bootstrap", asked)
         return score(read_predictions(self.path("predictions", ".parquet"), self.step), int(n))
 
 
