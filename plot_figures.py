@@ -4,7 +4,7 @@
     python plot_figures.py --reference    # with published curves thinly behind
 
 Reads results_*.csv in artifacts/results and writes beside them figure2c_final and figure2b_final (.png, .pdf, .csv),
-figure_intphys_possible_impossible_full_metrics16.png, figure6_* and figure8_* (see the modules named below);
+figure_intphys_possible_impossible_full_metrics16.png, figure6_* and figure8_* (pez/figures/build.py says which);
 last report.html, one self-contained page to read first.
 """
 
@@ -14,11 +14,10 @@ from pathlib import Path
 from constants import RESULTS_DIR
 from pez.cli import Parser, run_script
 from pez.errors import UserError, check_choice
-from pez.figures.ball import build_figure2b, build_figure2c
-from pez.figures.intphys_files import build_figure1, build_figure6, build_figure8
-from pez.figures.report_page import build_report
+from pez.figures.build import build_figure1, build_figure2b, build_figure2c, build_figure6, build_figure8
+from pez.figures.report.page import build_report
 from pez.files import exclusive
-from pez.probes.result_tables import result_paths
+from pez.probes.results import result_paths
 
 # Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths.
 BUILDERS = {

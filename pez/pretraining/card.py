@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from pez.encoder.loading import load_encoder
-from pez.figures.style import drawing_style, line_style
+from pez.figures.plots.style import drawing_style, line_style
 from pez.files import atomic_path
 from pez.pretraining.shapes import direction_scores, shape_features
 

@@ -5,6 +5,7 @@ colour blindness, in an order whose neighbours also differ in lightness, for gre
 """
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +103,14 @@ def titled(title: str, weights: Sequence[str] = ()) -> str:
     return f"{title} — {', '.join(said)}" if said else title
 
 
-def draw_band(ax) -> None:
+def draw_band(ax, label: bool = True) -> None:
     """Shade one third of the depth, where the paper puts the Physics Emergence Zone.
 
     Call it after the curves and limits are set: its label goes where it covers no curve.
     """
     ax.axvspan(*BAND, color="#f0e6c8", lw=0, zorder=0)
+    if not label:
+        return
     ax.annotate(
         BAND_LABEL,
         (EMERGENCE_DEPTH, _free_height(ax)),
@@ -141,13 +144,6 @@ def _free_height(ax) -> float:
     return free[0] if len(free) else heights[distance.argmax()]
 
 
-def draw_curve(ax, x, mean, spread, style: LineStyle, label: str | None = None) -> None:
-    """A curve with its spread (None: none) as a band, drawn in the shared way."""
-    mean = np.asarray(mean, dtype=float)
-    spread = np.full(mean.shape, np.nan) if spread is None else np.asarray(spread, dtype=float)
-    draw_interval(ax, x, mean, mean - spread, mean + spread, style, label)
-
-
 def draw_interval(ax, x, mean, low, high, style: LineStyle, label: str | None = None) -> None:
     """A curve with a band from `low` to `high` (NaN: none), drawn in the shared way."""
     x, mean, low, high = (np.asarray(values, dtype=float) for values in (x, mean, low, high))
@@ -156,6 +152,13 @@ def draw_interval(ax, x, mean, low, high, style: LineStyle, label: str | None = 
         for edge in (low, high):  # where bands overlap, edges still tell them apart
             ax.plot(x, edge, color=style.color, lw=0.5, alpha=0.45, zorder=1.5)
     ax.plot(x, mean, color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=label)
+
+
+def write_notes(figure, notes: Sequence[str], per_inch: int = 18) -> None:
+    """Write sentences small at the foot of a figure, in lines as wide as it is."""
+    if notes:
+        text = textwrap.fill(" ".join(notes), int(per_inch * figure.get_figwidth()))
+        figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
 
 
 def label_ends(ax, ends: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from pez.figures.style import drawing_style
+from pez.figures.plots.style import drawing_style
 from pez.probes.audit import Audit
 
 _NAMES = {

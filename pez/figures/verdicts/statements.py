@@ -1,10 +1,10 @@
-"""The paper's statements about the ball curves (Figures 2b, 2c) as data, and how each is checked.
+"""The paper's statements about curves as data, and how each is checked.
 
 A statement is checked on how far a curve stands above chance and above every control that was run, with 95 % intervals
 of the bootstrap over groups. "Holds" and "does not hold" need the whole interval on one side; else "undecided". A
 statement holds if it holds against all of them, does not if it fails against one, and is undecided otherwise.
 
-early      readable from the first layers: half-rise onset (pez.probes.onset) within the first tenth of the depth
+early      readable from the first layers: half-rise onset (pez.probes.scores.onset) within the first tenth of the depth
 one third  appears at about one third: half-rise onset within a tenth of the depth of one third
 middle     peaks in the middle: the mean over the middle third of the depth minus that over the outer third that
            is higher; means, for the highest of many layers is higher by luck too
@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from constants import EMERGENCE_DEPTH
-from pez.probes.bootstrap import BootstrapCurve
-from pez.probes.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
+from pez.probes.scores.bootstrap import BootstrapCurve
+from pez.probes.scores.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 CHANCE = "chance"  # what a curve is compared with where it is not a control
@@ -30,12 +30,14 @@ CHANCE = "chance"  # what a curve is compared with where it is not a control
 EARLY = 0.1  # of the depth
 AROUND = 0.1  # of the depth, on either side of one third
 LAST = 0.9  # of the depth: where the last tenth begins
+MOVIES = "movies"
 READABLE = 0.1  # least R^2 above control that would count as readable
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What the paper says of a variable of a figure: `claim` in words, `check` a key of CHECKS."""
+    """What the paper says of a variable of a figure (MOVIES: of both figures of movies): `claim` in words, `check` a
+    key of CHECKS."""
 
     figure: str
     variable: str
@@ -79,6 +81,11 @@ STATEMENTS = (
     *_statements("2c", "direction_sincos", "one third"),
     *(part for name in ("velocity_xy", "vx", "vy") for part in _statements("2b", name, "one third")),
     *(part for name in ("acceleration_xy", "ax", "ay") for part in _statements("2b", name, "one third")),
+    Statement(
+        MOVIES, "possible", "possible versus impossible appears at about one third of the depth", "one third"
+    ),
+    Statement(MOVIES, "possible", "relative accuracy peaks in the middle layers", "middle"),
+    Statement(MOVIES, "possible", "relative accuracy declines late", "fades"),
 )
 
 
@@ -106,9 +113,9 @@ def check(statement: Statement, evidence: Evidence) -> list[Finding]:
 
 
 def checked(of: str, statement: Statement, evidence: Evidence | None, why: str = "") -> Checked:
-    """A statement checked on `evidence`; undecided without any, for which `why` is the reason."""
-    if evidence is None:
-        return Checked(of, statement.claim, UNDECIDED, why=why)
+    """A statement checked on `evidence`; undecided where there is a reason, `why`, or no evidence."""
+    if evidence is None or why:
+        return Checked(of, statement.claim, UNDECIDED, why=why or "no interval")
     findings = check(statement, evidence)
     return Checked(of, statement.claim, overall(findings), tuple(findings))
 

@@ -1,0 +1,177 @@
+"""The figures, tables and verdicts that plot_figures.py makes from a results folder.
+
+    figure2c_final.png, .pdf, .csv     speed, direction, acceleration; figure2c_verdict.md, .json
+    figure2b_final.png, .pdf, .csv     Cartesian velocity and acceleration; figure2b_verdict.md, .json
+    figure_intphys_possible_impossible_full_metrics16.png    one linear run of movies, every metric (Figure 1)
+    figure6_intphys_overall_compare.csv, .png                linear probes, models side by side; figure6_verdict.md, .json
+    figure8_intphys_overall_compare.csv, .png                attentive ones; figure8_verdict.md, .json
+
+Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
+returns none. Of several runs the newest counts, unless `runs` names others. With `reference` published curves are drawn
+thinly behind ours; the tables and verdicts of movies always have them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pez.figures.plots.curves import curve_figure
+from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
+from pez.figures.plots.reference import LABEL, published_curves, published_movies
+from pez.figures.plots.style import save_figure
+from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
+from pez.figures.words import dataset_of, spoken
+from pez.files import write_csv
+from pez.probes.results import BALL, MOVIES, Run, read_runs
+
+# Each quantity's variable, then those that stand in for it together.
+FIGURE_2C = (("speed",), ("direction",), ("acceleration",))
+FIGURE_2B = (("velocity_xy", "vx", "vy"), ("acceleration_xy", "ax", "ay"))
+PARTNERS = {"direction": "direction_sincos"}  # the same quantity of the same run, without the jump at 180 degrees
+FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Figure 1
+
+
+# ---------------------------------------------------------------- balls
+
+
+def build_figure2c(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """Figure 2(c); the paths written, none (and a printed line) without a run of its kind."""
+    return _build_balls(results_dir, "2c", "Figure 2(c): scalar motion variables by layer", runs, FIGURE_2C, reference)
+
+
+def build_figure2b(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """Figure 2(b); the paths written, none (and a printed line) without a run of its kind."""
+    return _build_balls(results_dir, "2b", "Figure 2(b): Cartesian motion by layer", runs, FIGURE_2B, reference)
+
+
+def ball_runs(results_dir, probe_set_prefix: str, names: Sequence[str] | None = None) -> list[Run]:
+    """Runs (all, or those named) whose probe set starts so."""
+    every = read_runs(results_dir, names)
+    return [run for run in every if run.kind == BALL and str(run.value("probe_set")).startswith(probe_set_prefix)]
+
+
+def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tuple[list[tuple[Run, str]], list[str]]:
+    """The newest run of every quantity with the variable's name, quantities in order, and those without a run.
+
+    `wanted` as FIGURE_2C; a variable's partner comes from its run.
+    """
+    found, absent = [], []
+    for first, *others in wanted:
+        there = {name: [run for run in runs if name in run.variables] for name in (first, *others)}
+        chosen = [name for name in ([first] if there[first] else others) if there[name]]
+        for name in chosen:
+            run = max(there[name], key=lambda run: run.written)
+            partner = PARTNERS.get(name)
+            found += [(run, each) for each in (name, partner) if each in run.variables]
+        absent += [] if chosen else [first]
+    return found, absent
+
+
+def _build_balls(results_dir, figure: str, title: str, names, wanted, reference: bool) -> list[Path]:
+    runs = ball_runs(results_dir, f"fig{figure}", names)
+    if not runs:
+        print(f"figure {figure}: no run in {results_dir}; left out (make one with step3_probe.py run)")
+        return []
+    curves, absent = newest_of_each(runs, wanted)
+    if absent:
+        print(f"figure {figure}: no run of {', '.join(map(spoken, absent))}; left out")
+    for run, variable in curves:
+        print(f"figure {figure}: {spoken(variable)} from run {run.name}")
+    published = published_curves(figure) if reference else None
+    rows, controls = rows_of(curves), controls_of(curves)
+    stem = Path(results_dir) / f"figure{figure}_final"
+    drawn = save_figure(curve_figure(rows, title, published, controls=controls), stem, ("png", "pdf"))
+    table = write_csv(stem.with_suffix(".csv"), figure_table(rows, published))
+    return [*drawn, table, *build_verdict(results_dir, figure, curves)]
+
+
+def rows_of(curves: Sequence[tuple[Run, str]]) -> pd.DataFrame:
+    """Rows of the results tables of these variables of these runs."""
+    return pd.concat([run.table[run.table["variable"] == name] for run, name in curves], ignore_index=True)
+
+
+def controls_of(curves: Sequence[tuple[Run, str]]) -> pd.DataFrame:
+    """Rows of their controls tables; empty if no run has any."""
+    tables = [run.controls[run.controls["variable"] == name] for run, name in curves if len(run.controls)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataFrame:
+    """What a figure shows, as a table; published values in columns of their own, joined by variable and layer of
+    the same model, and so empty for other models."""
+    if published is None:
+        return rows
+    names = {"mean": f"{LABEL}_mean", "std": f"{LABEL}_std"}
+    theirs = published[["model", "variable", "layer", *names]].rename(columns=names)
+    return rows.merge(theirs, on=["model", "variable", "layer"], how="left")
+
+
+# ---------------------------------------------------------------- movies
+
+
+def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """Figure 1 of one linear run: one named intphys_possible_impossible... if any, then Large, then the newest."""
+    found = movie_runs(results_dir, "linear", runs)
+    if not found:
+        return _say_absent("Figure 1 (IntPhys)", "step_intphys_probe.py")
+    chosen = [run for run in found if run.name.startswith(FIGURE_1_RUNS)]
+    chosen = chosen or [run for run in found if run.value("model") == dataset_of(run.table).models_shown[0]]
+    run = max(chosen or found, key=lambda run: run.written)
+    frames = run.value("n_frames_sample", 16)
+    path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
+    published = published_movies("linear")
+    rows = with_controls(run.table, run.controls)
+    return [draw_metrics(rows, published if reference else published.iloc[:0], path)]
+
+
+def build_figure6(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """Linear probes, models side by side."""
+    found = movie_runs(results_dir, "linear", runs)
+    return _build_comparison(results_dir, 6, found, "linear", "step_intphys_probe.py", reference)
+
+
+def build_figure8(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """Attentive probes, models side by side."""
+    found = movie_runs(results_dir, "attentive", runs)
+    return _build_comparison(results_dir, 8, found, "attentive", "step_intphys_attentive.py", reference)
+
+
+def movie_runs(results_dir, probe: str, names: Sequence[str] | None = None) -> list[Run]:
+    """Runs of movies (all, or those named) by one kind of probe, "linear" or "attentive"."""
+    every = read_runs(results_dir, names)
+    return [run for run in every if run.kind == MOVIES and str(run.value("probe_set")).endswith(f"_{probe}")]
+
+
+def newest_by_model(runs: Sequence[Run]) -> list[Run]:
+    """The newest run of each model, models in the paper's order and others behind."""
+    newest = {str(run.value("model")): run for run in sorted(runs, key=lambda run: run.written)}
+    shown = dataset_of(runs[0].table).models_shown
+    order = [*shown, *sorted(set(newest) - set(shown))]
+    return [newest[model] for model in order if model in newest]
+
+
+def _build_comparison(results_dir, number: int, runs, probe: str, script: str, reference: bool) -> list[Path]:
+    if not runs:
+        return _say_absent(f"Figure {number}", script)
+    runs = newest_by_model(runs)
+    datasets = [dataset_of(run.table) for run in runs]
+    title = f"Figure {number}: {probe} probe, {' and '.join(sorted({dataset.title for dataset in datasets}))}"
+    there = {run.value("model") for run in runs}
+    missing = [model for model in datasets[0].models_shown if model not in there]
+    if missing:
+        print(f"Figure {number}: no run of {', '.join(missing)}; left out (make one with {script} --model ...)")
+    published = published_movies(probe)
+    rows = [with_controls(run.table, run.controls) for run in runs]
+    table = compare_table(pd.concat(rows, ignore_index=True), published)
+    stem = Path(results_dir) / f"figure{number}_intphys_overall_compare"
+    return [
+        write_csv(stem.with_suffix(".csv"), table),
+        draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
+        *build_movie_verdict(results_dir, number, title, runs, published, missing),
+    ]
+
+
+def _say_absent(figure: str, script: str) -> list[Path]:
+    print(f"{figure}: no run in the results folder; left out (make one with {script})")
+    return []

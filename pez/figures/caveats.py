@@ -1,0 +1,324 @@
+"""What makes numbers worth less than they look: one list, for the report and for verdict files.
+
+Encoders that were never trained, movies that stand in for others, clips that leave the view or are not those that were
+probed, a pooling that sees position, settings chosen on the reported fold, a scalar angle, few groups, missing folds
+and controls, ties, uncommitted code.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pez.controls import BALLS, controls_for
+from pez.controls import MOVIES as OF_MOVIES
+from pez.figures.quoted import key_curve, quoted
+from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged
+from pez.figures.words import capital, dataset_of, listed, number, spoken
+from pez.probes.protocols import FIXED
+from pez.probes.results import BALL, MOVIES, Run
+from pez.probes.scores.bootstrap import FEW_GROUPS
+from pez.probes.scores.possibility import OVERALL
+from pez.stimuli.clipset import ClipSet
+from pez.stimuli.conditions import UNITS
+from pez.weights import CARD, TRAINED_HERE, comes_with_project, is_random
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What must be known before any number: the runs it `applies` to; `said` of them, after "Run NAME"; the line `told`
+    in verdict files, if any."""
+
+    subject: str
+    applies: Callable[[Run], bool]
+    said: str
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """A caveat: `subject`, `why` it matters, and where it is `found` in runs and clip sets, in words.
+
+    `told`: its sentence in the verdict file of a variable that it holds of, else "".
+    """
+
+    subject: str
+    why: str
+    found: Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
+    told: Callable[[Judged], str] = lambda item: ""
+
+
+BANNERS = (
+    Banner(
+        "A small encoder",
+        lambda run: comes_with_project(run.value("weights")),
+        f"used the {TRAINED_HERE} ({CARD}). Its curves say nothing about V-JEPA 2.",
+        f"**{capital(TRAINED_HERE)}** ({CARD}): nothing here is said of V-JEPA 2.",
+    ),
+    Banner(
+        "Random weights",
+        lambda run: is_random(run.value("weights")),
+        "used an encoder that was never trained. Such curves say nothing about a trained video model.",
+        "**Random weights**: the encoder was never trained. These verdicts say what its architecture and the probe do "
+        "by themselves, and nothing of a trained model or of the paper.",
+    ),
+    Banner(
+        "Stand-in data",
+        lambda run: run.kind == MOVIES and dataset_of(run.table).is_stand_in,
+        "used movies that this project made in the layout of IntPhys. They are not IntPhys.",
+    ),
+)
+
+
+def verdict_notes(judged: Sequence[Judged]) -> list[str]:
+    """Lines that a verdict file of ball curves says first."""
+    notes = [banner.told for banner in BANNERS if banner.told and any(banner.applies(item.run) for item in judged)]
+    notes += [NO_CONTROLS.told(item) for item in judged]
+    for item in judged:
+        told = [caveat.told(item) for caveat in (OPTIMISTIC, FEW, ANGLE)]
+        notes += [f"{item.of}: {sentence}" for sentence in told if sentence]
+    return [note for note in notes if note]
+
+
+def run_words(item: Judged) -> list[str]:
+    """Lines that a verdict file of movies says of a run before its statements."""
+    first = f"Statements and onsets below: protocol {item.protocol}, resamples of {item.n_groups} scenes."
+    told = [caveat.told(item) for caveat in (FEW, OPTIMISTIC, NO_CONTROLS)]
+    return [first, *(capital(sentence) for sentence in told if sentence)]
+
+
+# ---------------------------------------------------------------- in a verdict file
+
+
+def _few_told(item: Judged) -> str:
+    n, movies = item.n_groups, item.run.kind == MOVIES
+    if item.too_few:
+        few = f"{n} {'scenes' if movies else 'groups'}; with fewer than {FEWEST_GROUPS}, nothing is tested and every "
+        return few + "statement is undecided." if n < FEWEST_GROUPS else f"{item.too_few}."
+    counts = f"{n} groups" if n < FEW_GROUPS else ""
+    if movies:
+        words = dataset_of(item.run.table).words
+        sizes = {part: item.scored.n_groups(part) for part, _ in item.curves}
+        few = ", ".join(f"{words(part)} {size}" for part, size in sizes.items() if size < FEW_GROUPS)
+        counts = f"few scenes: {few}" if few else ""
+    return f"{counts}; with fewer than {FEW_GROUPS}, intervals are too short." if counts else ""
+
+
+def _no_controls_told(item: Judged) -> str:
+    if item.controls or not item.key:
+        return ""
+    if item.run.kind == MOVIES:
+        return f"No control was run: verdicts are against chance ({item.key.chance:g}) alone."
+    chance = f"{spoken(item.scored.kind.headline)} = {item.key.chance:g}"
+    return f"No control was run for {item.of}: its verdicts are against chance ({chance}) alone."
+
+
+_CHOSEN = "settings were chosen on the fold that is reported, so scores are optimistic."
+_JUMP = "the target is an angle with a jump at ±180°; R² understates what is readable."
+
+
+# ---------------------------------------------------------------- in the files of a folder
+
+
+def _each(kind: str, check: Callable[[Run], Iterable[str]]):
+    """`found` of a caveat that is looked for in every run of a kind."""
+    return lambda runs, _: [f"{run.name}: {text}" for run in runs if run.kind == kind for text in check(run)]
+
+
+def _both(*found):
+    return lambda runs, clip_sets: [line for each in found for line in each(runs, clip_sets)]
+
+
+def unit_of(clip_set: ClipSet) -> str:
+    """Unit of a ball set's magnitudes, for people."""
+    return UNITS.get(clip_set.name, "").replace("^2", "²")
+
+
+def _leaves_view(_runs, clip_sets: Sequence[ClipSet]) -> Iterator[str]:
+    for clip_set in clip_sets:
+        clips = clip_set.clips
+        left = clips["visible_fraction"] < 1
+        if left.any():
+            shares = left.groupby(clips["magnitude"]).mean()
+            worst = f"{shares.idxmax():g} {unit_of(clip_set)}"
+            text = f"in {left.sum()} of {len(clips)} clips the ball is not fully in view throughout"
+            yield f"{clip_set.name} set: {text}; at {worst} in {shares.max():.0%}."
+
+
+def _other_clips(runs: Sequence[Run], clip_sets: Sequence[ClipSet]) -> Iterator[str]:
+    here = {clip_set.name: clip_set.fingerprint for clip_set in clip_sets}
+    for run in (run for run in runs if run.kind == BALL):
+        for name, features in run.features.items():
+            theirs = features.get("clip_set", {}).get("fingerprint")
+            if name in here and theirs not in (None, here[name]):
+                yield f"{run.name}: {name} set {theirs}; shown here: {here[name]}."
+
+
+def _frame_order(run: Run) -> Iterator[str]:
+    order = str(run.value("frame_order", "original"))
+    if order != "original":
+        yield f"{spoken(order)}."
+
+
+def _reads_position(run: Run) -> Iterator[str]:
+    pooling = str(run.value("pooling"))
+    if not pooling.startswith(("temporal_last", "temporal_first")):
+        return
+    curves = [(curve, curve.controls(int(curve.values.index[0]))) for curve in quoted(run)]
+    there = [
+        f"{spoken(curve.name)} {number(rows.loc['position', 'pooled'])}"
+        for curve, rows in curves
+        if "position" in rows.index
+    ]
+    yield f"{pooling}. {spoken(curves[0][0].metric)} from position alone: {', '.join(there) or 'not run'}."
+
+
+def _optimism(run: Run) -> Iterator[str]:
+    if run.value("protocol", "paper") == "paper":
+        yield "only that protocol was run; by how much it flatters is unknown."
+        return
+    curves = [key_curve(run)] if run.kind == MOVIES else quoted(run)
+    known = [(curve, curve.optimism) for curve in curves if curve is not None and curve.optimism is not None]
+    if not known or run.value("protocol") == FIXED:
+        return
+    every = pd.concat([values for _, values in known])
+    curve, values = max(known, key=lambda pair: pair[1].max())
+    where = "" if run.kind == MOVIES else f" ({spoken(curve.name)}, layer {values.idxmax()})"
+    yield f"it adds {number(every.mean())} {spoken(curve.metric)} on average, at most {number(values.max())}{where}."
+
+
+def _scalar_angle(run: Run) -> Iterator[str]:
+    if "direction" not in run.variables or run.value("direction_target") != "angle":
+        return
+    partner = next((curve for curve in quoted(run) if curve.name == "direction_sincos"), None)
+    if partner is None or partner.peak is None:
+        yield "sine and cosine were not probed beside it."
+    else:
+        yield f"sine and cosine, probed beside it, reach {number(partner.values.max())} at layer {partner.peak}."
+
+
+def _few_groups(run: Run) -> Iterator[str]:
+    counts = run.table[["variable", "n_groups"]].drop_duplicates() if "n_groups" in run.table else pd.DataFrame()
+    few = [f"{spoken(row.variable)} {row.n_groups}" for row in counts.itertuples() if row.n_groups < FEW_GROUPS]
+    if few:
+        yield f"{', '.join(few)}."
+
+
+def _few_scenes(run: Run) -> Iterator[str]:
+    counts = run.table.groupby("subtask", sort=False)["n_scenes"].max() if "n_scenes" in run.table else pd.Series()
+    counts = counts // int(run.value("n_repeats", 1))  # they are summed over repeats
+    words = dataset_of(run.table).words
+    few = [f"{words(subtask)} {int(count)}" for subtask, count in counts.items() if count < FEW_GROUPS]
+    if few:
+        yield f"scenes: {', '.join(few)}."
+
+
+def _no_intervals(run: Run) -> Iterator[str]:
+    if not any(curve.ends["low"].notna().any() for curve in quoted(run)):
+        yield "its table holds none."
+
+
+def _fewer_folds(run: Run) -> Iterator[str]:
+    asked = run.record.get("options", {}).get("folds")
+    made = run.table["n_folds"].min() if "n_folds" in run.table else None
+    if asked and made is not None and made < asked and not str(run.value("grouping")).startswith("held_out"):
+        yield f"{made} folds instead of {asked}."
+
+
+def _unscored_folds(run: Run) -> Iterator[str]:
+    if "n_folds_scored" not in run.table:
+        return
+    part = run.table[run.table["n_folds_scored"] < run.table["n_folds"]]
+    for row in part.drop_duplicates("variable").itertuples():
+        yield f"{spoken(row.variable)}, {row.n_folds - row.n_folds_scored} of {row.n_folds} folds."
+
+
+def _bare(kind: str, data: str):
+    """Runs by the controls that they lack, of those that mean something for their kind of data."""
+
+    def found(runs: Sequence[Run], _clip_sets) -> Iterator[str]:
+        wanted, by_missing = controls_for(data), {}
+        for run in (run for run in runs if run.kind == kind):
+            there = set(run.controls["control"]) if "control" in run.controls else set()
+            by_missing.setdefault(tuple(name for name in wanted if name not in there), []).append(run.name)
+        for missing, names in by_missing.items():
+            if missing:
+                which = "none was run" if len(missing) == len(wanted) else f"without {listed(map(spoken, missing))}"
+                yield f"{listed(names)}: {which}."
+
+    return found
+
+
+def _ties(run: Run) -> Iterator[str]:
+    overall = run.table[run.table["subtask"] == OVERALL].sort_values("layer")
+    if not {"n_ties", "n_near_ties", "n_scenes"} <= set(overall.columns) or overall.empty:
+        return
+    scenes, ties, near = (int(overall[name].sum()) for name in ("n_scenes", "n_ties", "n_near_ties"))
+    first = overall.iloc[0]
+    if ties or near:
+        text = f"of {scenes} scene comparisons over all layers {ties} tie and {near} are ties or near-ties"
+        yield f"{text}; at layer {first['layer']}, {first['n_ties']} and {first['n_near_ties']} of {first['n_scenes']}."
+
+
+def _dirty(runs: Sequence[Run], _clip_sets) -> Iterator[str]:
+    dirty = [run.name for run in runs if "+dirty" in str(run.record.get("provenance", {}).get("code_version"))]
+    if dirty:
+        yield f"{listed(dirty)}."
+
+
+OPTIMISTIC = Caveat(
+    "Optimistic protocol",
+    f"By the published protocol {_CHOSEN} Quote the nested one.",
+    _both(_each(BALL, _optimism), _each(MOVIES, _optimism)),
+    lambda item: _CHOSEN if item.protocol == "paper" else "",
+)
+ANGLE = Caveat(
+    "Scalar angle",
+    capital(_JUMP),
+    _each(BALL, _scalar_angle),
+    lambda item: _JUMP if item.scored.predictions.variable.components == ("angle",) else "",
+)
+FEW = Caveat(
+    "Few groups",
+    f"Intervals resample groups; with fewer than {FEW_GROUPS}, intervals are too short.",
+    _both(_each(BALL, _few_groups), _each(MOVIES, _few_scenes)),
+    _few_told,
+)
+NO_CONTROLS = Caveat(
+    "Controls not run",
+    "A curve is worth little without what an encoder that knows nothing scores.",
+    _both(_bare(BALL, BALLS), _bare(MOVIES, OF_MOVIES)),
+    _no_controls_told,
+)
+CAVEATS = (
+    Caveat("Clips leave the view", "How long a ball is seen goes along with how fast it is.", _leaves_view),
+    Caveat("Other clips", "The clips shown here are not those that were probed.", _other_clips),
+    Caveat("Changed clips", "The encoder did not see the clips as they were made.", _each(BALL, _frame_order)),
+    Caveat(
+        "The pooling sees position",
+        "One moment of a clip is read. Where the ball is then goes along with where it was heading, so a part of what "
+        "is read may be place; the control named position says how much place alone gives.",
+        _each(BALL, _reads_position),
+    ),
+    OPTIMISTIC,
+    ANGLE,
+    FEW,
+    Caveat(
+        "No intervals",
+        "Without one nobody knows how sure a score is; --bootstrap 1000 gives it.",
+        _each(BALL, _no_intervals),
+    ),
+    Caveat("Fewer folds than asked", "The grouping makes no more.", _each(BALL, _fewer_folds)),
+    Caveat(
+        "Folds without a score",
+        "A fold that holds a variable constant has no R². Read the pooled score.",
+        _each(BALL, _unscored_folds),
+    ),
+    NO_CONTROLS,
+    Caveat(
+        "Ties and near-ties",
+        "A tie is worth a half. A scene decided by less than 1\u00a0% of the scores' spread hangs on a hair.",
+        _each(MOVIES, _ties),
+    ),
+    Caveat("Uncommitted code", "No commit holds the code as it ran.", _dirty),
+)

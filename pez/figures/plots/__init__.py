@@ -1,0 +1,1 @@
+"""Pictures of scores by layer, and the style that they share."""

@@ -1,0 +1,306 @@
+"""Figures of possible and impossible movies: a run's curves, Figure 1, and Figures 6 and 8 with models side by side.
+
+The main panels show the metric to quote, relative accuracy, with its interval and its controls; the others have small
+panels beside them. Tables are computed first (`compare_table`) and drawn from, so that every figure's CSV holds what it
+shows.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from pez.controls import CONTROLS
+from pez.figures.plots.curves import Shown, over_seeds, shown
+from pez.figures.plots.style import (
+    X_LABEL,
+    LineStyle,
+    control_style,
+    draw_band,
+    draw_interval,
+    drawing_style,
+    label_ends,
+    line_style,
+    save_figure,
+    titled,
+    write_notes,
+)
+from pez.figures.words import capital, dataset_of, spoken
+from pez.movies.intphys import INTPHYS
+from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL
+
+STYLES: dict[str, LineStyle] = {
+    metric: line_style(index)
+    for index, metric in enumerate(("relative_accuracy", "auc", "clip_accuracy", "pairwise_accuracy"))
+}
+BESIDE = ("auc", "clip_accuracy")  # metrics of the small panels
+CONTROL_STYLES: dict[str, LineStyle] = {control: control_style(index) for index, control in enumerate(CONTROLS)}
+_CONTROL_LOOK = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
+_DOTTED = {"ls": (0, (1, 1.6)), "lw": 0.9, "zorder": 1.3}
+_TITLE_PER_INCH = 12  # characters
+
+
+# ---------------------------------------------------------------- tables
+
+
+def with_controls(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with every control's scores beside each, the mean over its seeds: CONTROL_METRIC_mean and _pooled.
+
+    Both as results and controls tables have them; `controls` may be empty or of other runs.
+    """
+    if "control" not in controls:
+        return rows
+    keys = ["run_name", "subtask", "layer"]
+    columns = [f"{m}_{kind}" for kind in ("mean", "pooled") for m in METRICS if f"{m}_{kind}" in controls]
+    means = pd.DataFrame({column: over_seeds(controls, column, keys)["mean"] for column in columns})
+    for control in controls["control"].unique():
+        rows = rows.merge(means.loc[control].add_prefix(f"{control}_"), left_on=keys, right_index=True, how="left")
+    return rows
+
+
+def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """What Figures 6 and 8 show: a row per model, sub-task and layer; `published_METRIC` in the overall rows.
+
+    `rows` as of `with_controls`, one run per model; `published` has `data model layer metric mean` (as of
+    `published_movies`).
+    """
+    rows = rows.assign(data=rows.get("data", INTPHYS.title)).fillna({"data": INTPHYS.title})
+    first = ["model", "weights", "data", "run_name", "subtask", "layer", "layer_fraction"]
+    first += [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std")] + [*COUNTS, "n_folds"]
+    more = ["n_repeats", *(f"{m}_{kind}" for m in METRICS for kind in ("pooled", "low", "high", "paper_mean"))]
+    more += [f"{control}_{m}_{kind}" for kind in ("mean", "pooled") for control in CONTROLS for m in METRICS]
+    theirs = published.pivot_table(index=["data", "model", "layer"], columns="metric", values="mean")
+    theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL)
+    mine = rows[first + [name for name in more if name in rows]]
+    return mine.merge(theirs, on=["data", "model", "subtask", "layer"], how="left")
+
+
+def _published_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The published values of a comparison table, `model layer metric mean`."""
+    columns = {f"published_{metric}": metric for metric in METRICS if f"published_{metric}" in table}
+    long = table.rename(columns=columns).melt(["model", "layer"], list(columns.values()), "metric", "mean")
+    return long.dropna(subset="mean")
+
+
+# ---------------------------------------------------------------- figures
+
+
+def draw_run(rows: pd.DataFrame, path) -> Path:
+    """Draw one run, a row per sub-task; `rows` as the results table has them, perhaps `with_controls`."""
+    return _draw_grid(rows, f"{_run_title(rows)} probe", rows.iloc[:0], "", path)
+
+
+def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], reference: bool, path) -> Path:
+    """Figures 6 and 8: a row per sub-task, a column per model; `table` from `compare_table`.
+
+    With `reference` its published values are drawn thinly behind.
+    """
+    published = _published_of(table if reference else table.iloc[:0])
+    absent = f"Without a run: {', '.join(missing)}." if missing else ""
+    return _draw_grid(table, title, published, absent, path)
+
+
+def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
+    """Figure 1: one run, overall: the metric to quote with its controls, every other metric beside it."""
+    overall, key = rows[rows["subtask"] == OVERALL], dataset_of(rows).key_score
+    same = published["model"].isin(overall["model"]) & (published["data"] == dataset_of(rows).title)
+    theirs = published[same]
+    others = [metric for metric in STYLES if metric != key]
+    with drawing_style():
+        figure = plt.figure(figsize=(9.2, 4.6), layout="constrained")
+        main, right = figure.subfigures(1, 2, width_ratios=(2.4, 1))
+        ax = main.subplots()
+        small = right.subplots(len(others), 1, sharex=True, sharey=True)
+        _draw_key(ax, overall, key, theirs)
+        ax.set_xlabel(X_LABEL)
+        ax.set_ylabel(_axis_label(shown(overall, key)))
+        ax.set_ylim(*_limits([overall], [key], theirs))
+        for each, metric in zip(small, others):
+            _draw_small(each, overall, metric, theirs)
+        small[0].set_ylim(*_limits([overall], others, theirs))
+        small[-1].set_xlabel(X_LABEL, fontsize=7.5)
+        lines = titled(f"{_run_title(rows)} probe", overall["weights"].unique())
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=10)
+        write_notes(figure, _notes(overall, theirs), 19)
+        drawn = [(spoken(key), STYLES[key].color, shown(overall, key).y[-1])]
+        last = overall.loc[overall["layer"].idxmax()]
+        drawn += [(spoken(c), CONTROL_STYLES[c].color, last[column]) for c, column in _drawn_controls(overall).items()]
+        at = last["layer_fraction"]
+        label_ends(ax, [(at, y, text, color) for text, color, y in drawn if np.isfinite(y)], 8)
+        return save_figure(figure, path)[0]
+
+
+def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: str, path) -> Path:
+    """A row per sub-task and a column per model, each a main panel with a small one per metric of BESIDE."""
+    dataset, models = dataset_of(table), list(table["model"].drop_duplicates())
+    key, subtasks = dataset.key_score, list(table["subtask"].drop_duplicates())
+    size = (max(6.6, 4.4 * len(models) + 1.0), 2.05 * len(subtasks) + 1.9)
+    with drawing_style():
+        figure = plt.figure(figsize=size, layout="constrained")
+        grid = figure.add_gridspec(len(subtasks), len(models))
+        main, small = None, None
+        for row, subtask in enumerate(subtasks):
+            for column, model in enumerate(models):
+                run = table[table["model"] == model]
+                part = run[run["subtask"] == subtask]
+                theirs = published[(published["model"] == model) & (subtask == OVERALL)]
+                inner = grid[row, column].subgridspec(len(BESIDE), 2, width_ratios=(2.6, 1), wspace=0.02, hspace=0.02)
+                ax = figure.add_subplot(inner[:, 0], sharex=main, sharey=main)
+                main = main or ax
+                _draw_key(ax, part, key, theirs)
+                ax.set_ylabel(capital(dataset.words(subtask)) if column == 0 else "")
+                ax.tick_params(labelleft=column == 0)
+                if row == 0:
+                    ax.set_title(f"{model}, {dataset_of(run).title}\n{run['weights'].iloc[0]}", fontsize=9)
+                below = [figure.add_subplot(inner[index, 1], sharex=main, sharey=small) for index in range(len(BESIDE))]
+                small = small or below[0]
+                for each, metric in zip(below, BESIDE):
+                    _draw_small(each, part, metric, theirs)
+                for each in (ax, *below):
+                    at_foot = row == len(subtasks) - 1 and each in (ax, below[-1])
+                    each.tick_params(labelbottom=at_foot)
+                    each.set_xlabel(X_LABEL if at_foot else "", fontsize=9 if each is ax else 7.5)
+        parts = [table[table["model"] == model] for model in models]
+        main.set_ylim(*_limits(parts, [key], published))
+        small.set_ylim(*_limits(parts, BESIDE, published))
+        figure.suptitle(_title(title, table, figure), fontsize=10.5, x=0.01, ha="left")
+        _legend(figure, table, key, [*_notes(table[table["subtask"] == OVERALL], published), note])
+        return save_figure(figure, path)[0]
+
+
+def _draw_key(ax, part: pd.DataFrame, key: str, published: pd.DataFrame) -> None:
+    """The metric to quote of one sub-task, bold, with its controls."""
+    part = part.sort_values("layer")
+    for control, column in _drawn_controls(part).items():
+        style = CONTROL_STYLES[control]
+        ax.plot(
+            part["layer_fraction"],
+            part[column],
+            color=style.color,
+            ls=style.line,
+            marker=style.marker,
+            markevery=_marked(control, len(part)),
+            **_CONTROL_LOOK,
+            zorder=1.2,
+            gid=control,
+        )
+    _draw_metric(ax, part, key, published)
+
+
+def _draw_small(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame) -> None:
+    """Another metric, in a panel with its name in it."""
+    _draw_metric(ax, part.sort_values("layer"), metric, published, small=True)
+    name = {"x": 0.03, "y": 0.97, "s": spoken(metric), "transform": ax.transAxes, "va": "top"}
+    ax.text(**name, fontsize=7.5, color=STYLES[metric].color, fontweight="bold", zorder=6)
+    ax.tick_params(labelsize=6.5, length=2)
+
+
+def _draw_metric(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, small: bool = False) -> None:
+    curve, style = shown(part, metric), STYLES[metric]
+    with plt.rc_context({"lines.markersize": 2.2, "lines.linewidth": 1.1} if small else {"lines.linewidth": 2.0}):
+        draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
+    if curve.thin is not None:
+        ax.plot(curve.x, curve.thin, color=style.color, **_DOTTED)
+    theirs = published[published["metric"] == metric].sort_values("layer")
+    if len(theirs):
+        depth = theirs["layer"].max() + 1
+        ax.plot(theirs["layer"] / depth, theirs["mean"], color=style.color, lw=0.8, alpha=0.75, zorder=1)
+    ax.axhline(dataset_of(part).chance, color="#999999", lw=0.8, zorder=0.5)
+    ax.set_xlim(-0.02, 1.0)
+    draw_band(ax, label=not small)
+
+
+def _drawn_controls(rows: pd.DataFrame) -> dict[str, str]:
+    """The column of each control that `rows`, of `with_controls`, have a score of: pooled where the main curve is."""
+    key = dataset_of(rows).key_score
+    kind = "pooled" if len(rows) and shown(rows, key).pooled else "mean"
+    columns = {control: f"{control}_{key}_{kind}" for control in CONTROL_STYLES}
+    return {control: column for control, column in columns.items() if column in rows and rows[column].notna().any()}
+
+
+def _marked(control: str, n_layers: int) -> list[int]:
+    """Layers at which a control has a marker: some eight, each control's elsewhere, the last among them."""
+    step = max(1, round(n_layers / 8))
+    first = list(CONTROL_STYLES).index(control) % step
+    return sorted({*range(first, n_layers, step), n_layers - 1})
+
+
+def _limits(parts: Sequence[pd.DataFrame], metrics: Sequence[str], published: pd.DataFrame) -> tuple[float, float]:
+    lows = [published.loc[published["metric"].isin(metrics), "mean"].min()]
+    for rows in parts:
+        for _, part in rows.groupby("subtask"):
+            curves = [shown(part, metric) for metric in metrics]
+            drawn = [values for curve in curves for values in (curve.y, curve.low, curve.thin) if values is not None]
+            if dataset_of(rows).key_score in metrics:
+                drawn += [part[column].to_numpy() for column in _drawn_controls(part).values()]
+            lows += [np.nanmin(values) for values in drawn if np.isfinite(values).any()]
+    return max(-0.03, np.nanmin([0.42, *lows]) - 0.03), 1.03
+
+
+# ---------------------------------------------------------------- words
+
+
+def _legend(figure, table: pd.DataFrame, key: str, notes: Sequence[str]) -> None:
+    style = STYLES[key]
+    own = Line2D([], [], color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, lw=2.0)
+    own.set_label(spoken(key))
+    drawn = {control: CONTROL_STYLES[control] for control in _drawn_controls(table)}
+    grey = [
+        Line2D([], [], color=s.color, ls=s.line, marker=s.marker, **_CONTROL_LOOK, label=spoken(control))
+        for control, s in drawn.items()
+    ]
+    figure.legend(
+        handles=[own, *grey],
+        loc="outside lower left",
+        ncols=max(2, int(figure.get_figwidth() / 1.7)),
+        frameon=False,
+        handlelength=3,
+        title=textwrap.fill(" ".join(filter(None, notes)), int(19 * figure.get_figwidth())),
+        title_fontproperties={"size": 7},
+        alignment="left",
+    )
+
+
+def _axis_label(curve: Shown) -> str:
+    return capital("\n(".join(curve.label.split(" (")))
+
+
+def _notes(overall: pd.DataFrame, published: pd.DataFrame) -> list[str]:
+    """What intervals are of, chance, ties and the meaning of thin lines, for the foot of a figure."""
+    dataset = dataset_of(overall)
+    curves = [shown(overall, metric) for metric in STYLES]
+    over_folds = [spoken(curve.metric) for curve in curves if not curve.pooled]
+    if len(over_folds) == len(curves):
+        notes = [f"Mean ± s.d. over folds; chance {dataset.chance:g}."]
+    else:
+        notes = [f"Scores of all scenes at once, 95 % intervals of a bootstrap over scenes; chance {dataset.chance:g}."]
+    ties, near, scenes = (int(overall[name].sum()) for name in ("n_ties", "n_near_ties", "n_scenes"))
+    notes.append(
+        f"Of {scenes} scenes over all layers {ties} tie (worth a half), and {near} are decided by less than 1 % of the "
+        "scores' spread."
+    )
+    if any(curve.thin is not None for curve in curves):
+        notes.append("Dotted: settings chosen on the reported fold (published protocol), mean over folds.")
+    if _drawn_controls(overall):
+        notes.append(f"Grey: {spoken(dataset.key_score)} of controls, the mean over seeds.")
+    if len(published):
+        notes.append("Thin solid lines: published reproduction, overall.")
+    return notes
+
+
+def _title(title: str, rows: pd.DataFrame, figure) -> str:
+    """`title` with what must be said of the weights, on a line of its own where one line is too narrow."""
+    lines = titled(title, rows["weights"].unique()).split("\n")
+    if max(map(len, lines)) > int(_TITLE_PER_INCH * figure.get_figwidth()):
+        lines = [part for line in lines for part in line.split(" — ")]
+    return "\n".join(textwrap.fill(line, int(_TITLE_PER_INCH * figure.get_figwidth())) for line in lines)
+
+
+def _run_title(rows: pd.DataFrame) -> str:
+    """The movies, the model and the kind of probe."""
+    probe = str(rows["probe_set"].iloc[0]).rpartition("_")[2]
+    return f"{dataset_of(rows).title}, possible or impossible\n{rows['model'].iloc[0]}, {probe}"

@@ -1,0 +1,104 @@
+"""What is read off a run's tables: a curve's quoted score by layer, where it is highest, and its controls there."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pez.figures.plots.curves import over_seeds, shown
+from pez.figures.words import dataset_of, headline, interval, number, spoken
+from pez.probes.results import MOVIES, Run
+from pez.probes.scores.possibility import METRICS, OVERALL
+
+_ENDS = ("pooled", "low", "high", "selectivity", "selectivity_low", "selectivity_high")
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """One curve of a run.
+
+    `name`: the variable, or of movies the metric; `rows` of the results table by layer; `values` by layer, what is
+    quoted: of balls pooled R^2 (of classes AUC, ...), nested where it was run, else the mean over folds; of movies the
+    means over folds. `ends` by layer: `pooled low high`, of all held-out clips at once. `words` say what `values` are.
+    """
+
+    run: Run
+    name: str
+    metric: str
+    rows: pd.DataFrame
+    values: pd.Series
+    ends: pd.DataFrame
+    words: str
+
+    @property
+    def peak(self) -> int | None:
+        """The layer with the highest value; None without a score."""
+        return int(self.values.idxmax()) if self.values.notna().any() else None
+
+    @property
+    def optimism(self) -> pd.Series | None:
+        """By how much the published protocol's mean over folds is higher, by layer; None where that is not known."""
+        column = f"{self.metric}_optimism" if self.run.kind == MOVIES else "optimism"
+        return self.rows[column] if column in self.rows and self.rows[column].notna().any() else None
+
+    def interval(self, layer: int) -> str:
+        """The interval at a layer in words; a dash without one."""
+        return interval(self.ends["low"].get(layer), self.ends["high"].get(layer))
+
+    def controls(self, layer: int) -> pd.DataFrame:
+        """Controls at a layer, by name: `pooled low high selectivity selectivity_low selectivity_high`, means over
+        seeds, and how many `seeds`; NaN for what the table does not have."""
+        rows, movies = self.run.controls, self.run.kind == MOVIES
+        part, name = ("subtask", OVERALL) if movies else ("variable", self.name)
+        if not {"control", part, "layer", f"{self.metric}_pooled"} <= set(rows.columns):
+            return pd.DataFrame(columns=[*_ENDS, "seeds"])
+        rows = rows[(rows[part] == name) & (rows["layer"] == layer)]
+        stems = {"pooled": f"{self.metric}_pooled"}
+        stems |= {end: f"{self.metric}_{end}" if movies else f"{self.metric}_pooled_{end}" for end in ("low", "high")}
+        stems |= {end: f"{self.metric}_{end}" if movies else end for end in _ENDS[3:]}
+        found = {end: over_seeds(rows, column, [])["mean"] for end, column in stems.items() if column in rows}
+        return pd.DataFrame(found).reindex(columns=_ENDS).assign(seeds=rows.groupby("control", sort=False).size())
+
+    def closest_control(self, layer: int, names: list[str]) -> str:
+        """Which of the controls `names` scores highest at `layer`, in a sentence."""
+        rows = self.controls(layer).reindex(names)["pooled"].dropna()
+        if rows.empty:
+            return "No control was run." if self.run.controls.empty else "No control gives a floor."
+        best = str(rows.astype(float).idxmax())
+        gain = self.controls(layer).loc[best]
+        ends = interval(gain["selectivity_low"], gain["selectivity_high"])
+        left = f" (the curve minus it: {number(gain['selectivity'])}, 95\u00a0% interval {ends})"
+        known = pd.notna(gain["selectivity_low"])
+        return f"Highest control there: {spoken(best)}, {number(gain['pooled'])}{left if known else ''}."
+
+
+def quoted(run: Run) -> list[Quoted]:
+    """The curves of a run: of balls and own labels one per variable; of movies one per metric, over all movies."""
+    if run.kind == MOVIES:
+        rows = run.table[run.table["subtask"] == OVERALL].sort_values("layer").set_index("layer", drop=False)
+        known = [metric for metric in METRICS if len(rows) and f"{metric}_mean" in rows]
+        return [_of_movies(run, metric, rows) for metric in known]
+    found = []
+    for name in run.variables:
+        rows = run.table[run.table["variable"] == name].sort_values("layer").set_index("layer", drop=False)
+        curve = shown(rows.reset_index(drop=True))
+        ends = pd.DataFrame({"pooled": curve.y, "low": curve.low, "high": curve.high}, index=curve.layers)
+        how = "pooled" if curve.pooled else "mean over folds of"
+        words = f"{how} {spoken(curve.metric)}, {curve.protocol}"
+        values = pd.Series(curve.y, index=curve.layers)
+        found.append(Quoted(run, name, curve.metric, rows, values, ends if curve.pooled else ends * np.nan, words))
+    return found
+
+
+def _of_movies(run: Run, metric: str, rows: pd.DataFrame) -> Quoted:
+    ends = rows.reindex(columns=[f"{metric}_{end}" for end in ("pooled", "low", "high")])
+    protocol = {"both": "nested"}.get(str(run.value("protocol")), str(run.value("protocol", "unknown")))
+    words = f"means over folds, {protocol} protocol"
+    ends = ends.set_axis(["pooled", "low", "high"], axis=1)
+    return Quoted(run, metric, metric, rows, rows[f"{metric}_mean"], ends, words)
+
+
+def key_curve(run: Run) -> Quoted | None:
+    """Of a movie run the curve of the metric to quote; None without a score."""
+    key = dataset_of(run.table).key_score if run.kind == MOVIES else headline(run.table)
+    return next((each for each in quoted(run) if each.metric == key and each.peak is not None), None)

@@ -1,0 +1,100 @@
+"""What a run shows of a variable: its curves and their controls with resamples, ready for statements and onsets."""
+
+from dataclasses import dataclass
+
+from pez.controls import is_floor
+from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, checked
+from pez.figures.words import chance_of
+from pez.probes.results import MOVIES, Run
+from pez.probes.scores.onset import Onset, find_onsets
+from pez.probes.scores.possibility import OVERALL
+from pez.probes.scores.score import Scored
+
+FEWEST_GROUPS = 8  # with fewer a bootstrap over groups has too few different resamples to say anything
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A variable of a run: `of`, what verdicts call it, and its curves by (part of the clips, metric).
+
+    The first curve is of all clips and of the metric to quote; those without resamples are left out.
+    """
+
+    of: str
+    run: Run
+    scored: Scored
+    curves: dict[tuple[str, str], Evidence]
+    seeds: dict[str, int]  # of each control
+
+    @property
+    def variable(self) -> str:
+        """Its name in tables."""
+        return self.scored.predictions.variable.name
+
+    @property
+    def protocol(self) -> str:
+        """The protocol that is quoted."""
+        return self.scored.predictions.protocol
+
+    @property
+    def n_groups(self) -> int:
+        """Groups (of movies: scenes) that were held out."""
+        return self.scored.n_groups()
+
+    @property
+    def key(self) -> Evidence | None:
+        """The curve that statements are checked on; None where it has no resamples."""
+        return self.curves.get((OVERALL, self.scored.kind.headline))
+
+    @property
+    def controls(self) -> list[str]:
+        """Names of the controls it is compared with."""
+        return list(self.key.controls) if self.key else []
+
+    @property
+    def too_few(self) -> str:
+        """Why nothing is said of this variable; empty where something is."""
+        unit = "scenes" if self.run.kind == MOVIES else "groups"
+        if self.n_groups < FEWEST_GROUPS:
+            return f"too few {unit}: {self.n_groups}"
+        return "" if self.key else "no resamples: rerun with --bootstrap 1000"
+
+    def checked(self, figure: str) -> list[Checked]:
+        """The paper's statements of `figure` about this variable, each with its verdict."""
+        mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
+        return [checked(self.of, statement, self.key, self.too_few) for statement in mine]
+
+    def onsets(self) -> list[tuple[str, str, str, Onset]]:
+        """(part, metric, against, onset) of every curve, comparison and rule."""
+        threshold = self.scored.kind.threshold
+        return [
+            (part, metric, against, onset)
+            for (part, metric), evidence in self.curves.items()
+            for against, control in evidence.comparisons.items()
+            for onset in find_onsets(evidence.layers, evidence.main, control, evidence.chance, threshold)
+        ]
+
+
+def judge(run: Run, variable: str, of: str) -> Judged:
+    """Evidence of one variable of a run from its predictions; UserError if they are not there.
+
+    Of movies every metric over all of them, and the one to quote of every sub-task.
+    """
+    scores = run.scores
+    main = scores.main(variable)
+    kind, names = main.kind, scores.controls(variable)
+    if run.kind == MOVIES:
+        wanted = [(OVERALL, metric) for metric in kind.pooled]
+        wanted += [(part, kind.headline) for part in main.parts if part != OVERALL]
+    else:
+        wanted, names = [(OVERALL, kind.headline)], sorted(names)
+    floors = [name for name in names if is_floor(name, str(run.value("pooling")))]
+    curves = {}
+    for part, metric in wanted:
+        if main.curve(metric, part) is not None:
+            every = {name: scores.control(variable, name, metric, part) for name in floors}
+            controls = {name: control for name, control in every.items() if control is not None}
+            chance = kind.chance if metric == kind.headline else chance_of(metric)
+            curves[part, metric] = Evidence(main.layers, run.depth, main.curve(metric, part), controls, chance)
+    seeds = {name: len(scores.of(variable, None, name)) for name in names}
+    return Judged(of, run, main, curves, seeds)

@@ -1,0 +1,81 @@
+"""Names and numbers as figures, verdicts and report write them."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from pez.movies import MovieDataset, dataset_titled
+from pez.movies.intphys import INTPHYS
+from pez.probes.scores.kinds import KINDS
+
+VARIABLES = {
+    "speed": "speed",
+    "direction": "direction",
+    "direction_angle": "direction (angle)",
+    "direction_sincos": "direction (cos, sin)",
+    "acceleration": "acceleration",
+    "velocity_xy": "velocity (x, y)",
+    "acceleration_xy": "acceleration (x, y)",
+    "vx": "velocity x",
+    "vy": "velocity y",
+    "ax": "acceleration x",
+    "ay": "acceleration y",
+}
+METRICS = {"r2": "R²", "auc": "ROC AUC"}  # others are their names in words
+NONE = "–"
+INTERVAL = "95\u00a0% interval"
+
+
+def spoken(name: object) -> str:
+    """A variable's, control's or metric's name for people."""
+    return METRICS.get(str(name)) or VARIABLES.get(str(name)) or str(name).replace("_", " ")
+
+
+def number(value, digits: int = 3) -> str:
+    """A number for people: a true minus sign, a dash for what is not there."""
+    if value is None or pd.isna(value):
+        return NONE
+    return f"{float(value):.{digits}f}".replace("-", "−")
+
+
+def interval(low, high) -> str:
+    """`0.01 to 0.41`; a dash without one."""
+    return NONE if low is None or pd.isna(low) or pd.isna(high) else f"{number(low)} to {number(high)}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words with commas, each once."""
+    return ", ".join(dict.fromkeys(words))
+
+
+def capital(text: str) -> str:
+    """`text` with a capital first letter; the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def headline(table: pd.DataFrame) -> str:
+    """The metric to quote of rows of a results or controls table: that of the kind of target whose metrics they have.
+
+    Of several kinds, the one with most of its metrics there.
+    """
+
+    def there(metric: str) -> bool:
+        columns = [f"{metric}_{end}" for end in ("mean", "pooled", "nested_pooled")]
+        return any(column in table and table[column].notna().any() for column in columns)
+
+    known = [kind for kind in KINDS.values() if there(kind.headline)] or list(KINDS.values())[:1]
+    return max(known, key=lambda kind: sum(map(there, kind.over_folds))).headline
+
+
+def chance_of(metric: str) -> float:
+    """What knowing nothing scores in a metric that a kind of target is quoted by; of another one, that of the kinds
+    that have it."""
+    kinds = [kind for kind in KINDS.values() if kind.headline == metric]
+    kinds += [kind for kind in KINDS.values() if metric in (*kind.over_folds, *kind.pooled)]
+    return kinds[0].chance
+
+
+def dataset_of(table: pd.DataFrame) -> MovieDataset:
+    """The benchmark of a movie run's rows; tables of before that was recorded were made on IntPhys."""
+    named = table["data"].dropna() if "data" in table else table.iloc[:0]
+    return dataset_titled(str(named.iloc[0])) if len(named) else INTPHYS
