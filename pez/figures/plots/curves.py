@@ -191,7 +191,6 @@ def _draw_variable(
 
 
 def _finish_axes(ax, curves: list[Shown], values: list[np.ndarray], width: int) -> None:
-    draw_band(ax)
     ax.set_ylim(max(np.nanmin(np.concatenate([*values, np.zeros(1)])) - 0.05, _FLOOR), 1.03)
     ax.set_xlim(-0.02, 1.0)
     ax.set_xlabel(X_LABEL)
@@ -203,6 +202,7 @@ def _finish_axes(ax, curves: list[Shown], values: list[np.ndarray], width: int) 
     for chance in {chance_of(curve.metric) for curve in curves}:
         if ax.get_ylim()[0] < chance:
             ax.axhline(chance, color="#999999", lw=0.8, zorder=0.5)
+    draw_band(ax)
 
 
 def _notes(curves: dict[str, Shown], reference, controls: pd.DataFrame, note: str) -> list[str]:

@@ -5,6 +5,7 @@ panels beside them. Tables are computed first (`compare_table`) and drawn from, 
 shows.
 """
 
+import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,18 +115,16 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
         figure = plt.figure(figsize=(9.2, 4.6), layout="constrained")
         main, right = figure.subfigures(1, 2, width_ratios=(2.4, 1))
         ax = main.subplots()
-        small = right.subplots(len(others), 1, sharex=True, sharey=True)
-        _draw_key(ax, overall, key, theirs)
+        _draw_key(ax, overall, key, theirs, _limits([overall], [key], theirs))
         ax.set_xlabel(X_LABEL)
         ax.set_ylabel(_axis_label(shown(overall, key)))
-        ax.set_ylim(*_limits([overall], [key], theirs))
+        small = right.subplots(len(others), 1, sharex=True)
         for each, metric in zip(small, others):
-            _draw_small(each, overall, metric, theirs)
-        small[0].set_ylim(*_limits([overall], others, theirs))
+            _draw_small(each, overall, metric, theirs, _limits([overall], others, theirs))
         small[-1].set_xlabel(X_LABEL, fontsize=7.5)
         lines = titled(f"{_run_title(rows)} probe", overall["weights"].unique())
         figure.suptitle(lines, x=0.01, ha="left", fontsize=10)
-        write_notes(figure, _notes(overall, theirs), 19)
+        write_notes(figure, _notes(overall, theirs, others), 19)
         drawn = [(spoken(key), STYLES[key].color, shown(overall, key).y[-1])]
         last = overall.loc[overall["layer"].idxmax()]
         drawn += [(spoken(c), CONTROL_STYLES[c].color, last[column]) for c, column in _drawn_controls(overall).items()]
@@ -139,40 +138,36 @@ def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: s
     dataset, models = dataset_of(table), list(table["model"].drop_duplicates())
     key, subtasks = dataset.key_score, list(table["subtask"].drop_duplicates())
     size = (max(6.6, 4.4 * len(models) + 1.0), 2.05 * len(subtasks) + 1.9)
+    parts = [table[table["model"] == model] for model in models]
+    limits = _limits(parts, [key], published), _limits(parts, BESIDE, published)
     with drawing_style():
         figure = plt.figure(figsize=size, layout="constrained")
-        grid = figure.add_gridspec(len(subtasks), len(models))
-        main, small = None, None
+        ratios = (2.6, 1) * len(models)
+        grid = figure.add_gridspec(len(BESIDE) * len(subtasks), 2 * len(models), width_ratios=ratios)
         for row, subtask in enumerate(subtasks):
-            for column, model in enumerate(models):
-                run = table[table["model"] == model]
-                part = run[run["subtask"] == subtask]
+            first, last = len(BESIDE) * row, row == len(subtasks) - 1
+            for column, run in enumerate(parts):
+                part, model = run[run["subtask"] == subtask], models[column]
                 theirs = published[(published["model"] == model) & (subtask == OVERALL)]
-                inner = grid[row, column].subgridspec(len(BESIDE), 2, width_ratios=(2.6, 1), wspace=0.02, hspace=0.02)
-                ax = figure.add_subplot(inner[:, 0], sharex=main, sharey=main)
-                main = main or ax
-                _draw_key(ax, part, key, theirs)
+                ax = figure.add_subplot(grid[first : first + len(BESIDE), 2 * column])
+                _draw_key(ax, part, key, theirs, limits[0])
                 ax.set_ylabel(capital(dataset.words(subtask)) if column == 0 else "")
-                ax.tick_params(labelleft=column == 0)
+                ax.tick_params(labelleft=column == 0, labelbottom=last)
+                ax.set_xlabel(X_LABEL if last else "")
                 if row == 0:
                     ax.set_title(f"{model}, {dataset_of(run).title}\n{run['weights'].iloc[0]}", fontsize=9)
-                below = [figure.add_subplot(inner[index, 1], sharex=main, sharey=small) for index in range(len(BESIDE))]
-                small = small or below[0]
-                for each, metric in zip(below, BESIDE):
-                    _draw_small(each, part, metric, theirs)
-                for each in (ax, *below):
-                    at_foot = row == len(subtasks) - 1 and each in (ax, below[-1])
-                    each.tick_params(labelbottom=at_foot)
-                    each.set_xlabel(X_LABEL if at_foot else "", fontsize=9 if each is ax else 7.5)
-        parts = [table[table["model"] == model] for model in models]
-        main.set_ylim(*_limits(parts, [key], published))
-        small.set_ylim(*_limits(parts, BESIDE, published))
+                for index, metric in enumerate(BESIDE):
+                    small = figure.add_subplot(grid[first + index, 2 * column + 1])
+                    _draw_small(small, part, metric, theirs, limits[1])
+                    at_foot = last and index == len(BESIDE) - 1
+                    small.tick_params(labelbottom=at_foot)
+                    small.set_xlabel(X_LABEL if at_foot else "", fontsize=7.5)
         figure.suptitle(_title(title, table, figure), fontsize=10.5, x=0.01, ha="left")
-        _legend(figure, table, key, [*_notes(table[table["subtask"] == OVERALL], published), note])
+        _legend(figure, table, key, [*_notes(table[table["subtask"] == OVERALL], published, BESIDE), note])
         return save_figure(figure, path)[0]
 
 
-def _draw_key(ax, part: pd.DataFrame, key: str, published: pd.DataFrame) -> None:
+def _draw_key(ax, part: pd.DataFrame, key: str, published: pd.DataFrame, limits: tuple[float, float]) -> None:
     """The metric to quote of one sub-task, bold, with its controls."""
     part = part.sort_values("layer")
     for control, column in _drawn_controls(part).items():
@@ -189,18 +184,22 @@ def _draw_key(ax, part: pd.DataFrame, key: str, published: pd.DataFrame) -> None
             gid=control,
         )
     _draw_metric(ax, part, key, published)
+    ax.set_ylim(*limits)
+    draw_band(ax)
 
 
-def _draw_small(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame) -> None:
+def _draw_small(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, limits: tuple[float, float]) -> None:
     """Another metric, in a panel with its name in it."""
     _draw_metric(ax, part.sort_values("layer"), metric, published, small=True)
     name = {"x": 0.03, "y": 0.97, "s": spoken(metric), "transform": ax.transAxes, "va": "top"}
     ax.text(**name, fontsize=7.5, color=STYLES[metric].color, fontweight="bold", zorder=6)
     ax.tick_params(labelsize=6.5, length=2)
+    ax.set_ylim(*limits)
+    draw_band(ax, label=False)
 
 
 def _draw_metric(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, small: bool = False) -> None:
-    curve, style = shown(part, metric), STYLES[metric]
+    curve, style = _curve(part, metric), STYLES[metric]
     with plt.rc_context({"lines.markersize": 2.2, "lines.linewidth": 1.1} if small else {"lines.linewidth": 2.0}):
         draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
     if curve.thin is not None:
@@ -211,7 +210,15 @@ def _draw_metric(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, s
         ax.plot(theirs["layer"] / depth, theirs["mean"], color=style.color, lw=0.8, alpha=0.75, zorder=1)
     ax.axhline(dataset_of(part).chance, color="#999999", lw=0.8, zorder=0.5)
     ax.set_xlim(-0.02, 1.0)
-    draw_band(ax, label=not small)
+
+
+def _curve(part: pd.DataFrame, metric: str) -> Shown:
+    """What to draw of a metric; without a spread where it has no interval but the metric to quote has one."""
+    curve = shown(part, metric)
+    if curve.pooled or not shown(part, dataset_of(part).key_score).pooled:
+        return curve
+    nothing = np.full(len(curve.y), np.nan)
+    return dataclasses.replace(curve, low=nothing, high=nothing)
 
 
 def _drawn_controls(rows: pd.DataFrame) -> dict[str, str]:
@@ -233,7 +240,7 @@ def _limits(parts: Sequence[pd.DataFrame], metrics: Sequence[str], published: pd
     lows = [published.loc[published["metric"].isin(metrics), "mean"].min()]
     for rows in parts:
         for _, part in rows.groupby("subtask"):
-            curves = [shown(part, metric) for metric in metrics]
+            curves = [_curve(part, metric) for metric in metrics]
             drawn = [values for curve in curves for values in (curve.y, curve.low, curve.thin) if values is not None]
             if dataset_of(rows).key_score in metrics:
                 drawn += [part[column].to_numpy() for column in _drawn_controls(part).values()]
@@ -269,15 +276,15 @@ def _axis_label(curve: Shown) -> str:
     return capital("\n(".join(curve.label.split(" (")))
 
 
-def _notes(overall: pd.DataFrame, published: pd.DataFrame) -> list[str]:
+def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]) -> list[str]:
     """What intervals are of, chance, ties and the meaning of thin lines, for the foot of a figure."""
     dataset = dataset_of(overall)
-    curves = [shown(overall, metric) for metric in STYLES]
-    over_folds = [spoken(curve.metric) for curve in curves if not curve.pooled]
-    if len(over_folds) == len(curves):
-        notes = [f"Mean ± s.d. over folds; chance {dataset.chance:g}."]
-    else:
+    curves = [shown(overall, metric) for metric in (dataset.key_score, *others)]
+    notes = [f"Mean ± s.d. over folds; chance {dataset.chance:g}."]
+    if curves[0].pooled:
+        means = ", ".join(spoken(curve.metric) for curve in curves if not curve.pooled)
         notes = [f"Scores of all scenes at once, 95 % intervals of a bootstrap over scenes; chance {dataset.chance:g}."]
+        notes += [f"{capital(means)}: mean over folds, which has no interval."] if means else []
     ties, near, scenes = (int(overall[name].sum()) for name in ("n_ties", "n_near_ties", "n_scenes"))
     notes.append(
         f"Of {scenes} scenes over all layers {ties} tie (worth a half), and {near} are decided by less than 1 % of the "
