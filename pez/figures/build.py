@@ -3,8 +3,10 @@
     figure2c_final.png, .pdf, .csv     speed, direction, acceleration; figure2c_verdict.md, .json
     figure2b_final.png, .pdf, .csv     Cartesian velocity and acceleration; figure2b_verdict.md, .json
     figure_intphys_possible_impossible_full_metrics16.png    one linear run of movies, every metric (Figure 1)
-    figure6_intphys_overall_compare.csv, .png                linear probes, models side by side; figure6_verdict.md, .json
-    figure8_intphys_overall_compare.csv, .png                attentive ones; figure8_verdict.md, .json
+    figure6_intphys_overall_compare.csv, .png                linear probes, models side by side
+    figure6_verdict.md, .json
+    figure8_intphys_overall_compare.csv, .png                attentive ones
+    figure8_verdict.md, .json
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs the newest counts, unless `runs` names others. With `reference` published curves are drawn

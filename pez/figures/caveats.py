@@ -164,7 +164,7 @@ def _reads_position(run: Run) -> Iterator[str]:
     pooling = str(run.value("pooling"))
     if not pooling.startswith(("temporal_last", "temporal_first")):
         return
-    curves = [(curve, curve.controls(int(curve.values.index[0]))) for curve in quoted(run)]
+    curves = [(curve, curve.controls(int(curve.scores.index[0]))) for curve in quoted(run)]
     there = [
         f"{spoken(curve.name)} {number(rows.loc['position', 'pooled'])}"
         for curve, rows in curves
@@ -194,7 +194,7 @@ def _scalar_angle(run: Run) -> Iterator[str]:
     if partner is None or partner.peak is None:
         yield "sine and cosine were not probed beside it."
     else:
-        yield f"sine and cosine, probed beside it, reach {number(partner.values.max())} at layer {partner.peak}."
+        yield f"sine and cosine, probed beside it, reach {number(partner.scores.max())} at layer {partner.peak}."
 
 
 def _few_groups(run: Run) -> Iterator[str]:

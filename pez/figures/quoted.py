@@ -17,23 +17,23 @@ _ENDS = ("pooled", "low", "high", "selectivity", "selectivity_low", "selectivity
 class Quoted:
     """One curve of a run.
 
-    `name`: the variable, or of movies the metric; `rows` of the results table by layer; `values` by layer, what is
+    `name`: the variable, or of movies the metric; `rows` of the results table by layer; `scores` by layer, what is
     quoted: of balls pooled R^2 (of classes AUC, ...), nested where it was run, else the mean over folds; of movies the
-    means over folds. `ends` by layer: `pooled low high`, of all held-out clips at once. `words` say what `values` are.
+    means over folds. `ends` by layer: `pooled low high`, of all held-out clips at once. `words` say what `scores` are.
     """
 
     run: Run
     name: str
     metric: str
     rows: pd.DataFrame
-    values: pd.Series
+    scores: pd.Series
     ends: pd.DataFrame
     words: str
 
     @property
     def peak(self) -> int | None:
-        """The layer with the highest value; None without a score."""
-        return int(self.values.idxmax()) if self.values.notna().any() else None
+        """The layer with the highest score; None without a score."""
+        return int(self.scores.idxmax()) if self.scores.notna().any() else None
 
     @property
     def optimism(self) -> pd.Series | None:
@@ -85,8 +85,8 @@ def quoted(run: Run) -> list[Quoted]:
         ends = pd.DataFrame({"pooled": curve.y, "low": curve.low, "high": curve.high}, index=curve.layers)
         how = "pooled" if curve.pooled else "mean over folds of"
         words = f"{how} {spoken(curve.metric)}, {curve.protocol}"
-        values = pd.Series(curve.y, index=curve.layers)
-        found.append(Quoted(run, name, curve.metric, rows, values, ends if curve.pooled else ends * np.nan, words))
+        scores = pd.Series(curve.y, index=curve.layers)
+        found.append(Quoted(run, name, curve.metric, rows, scores, ends if curve.pooled else ends * np.nan, words))
     return found
 
 

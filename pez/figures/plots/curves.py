@@ -27,7 +27,6 @@ from pez.figures.plots.style import (
     write_notes,
 )
 from pez.figures.words import chance_of, headline, spoken
-from pez.probes.scores.possibility import OVERALL
 
 NESTED, PUBLISHED = "nested protocol", "paper protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
@@ -154,9 +153,9 @@ def draw_controls(ax, controls: pd.DataFrame, metric: str, ends: list) -> list[n
     column = f"{metric}_pooled"
     if column not in controls:
         return []
-    means = []
-    for index, (name, rows) in enumerate(over_seeds(controls, column, ["layer_fraction"]).groupby("control", sort=False)):
-        rows = rows.droplevel("control").sort_index()
+    means, seeds = [], over_seeds(controls, column, ["layer_fraction"])
+    for index, name in enumerate(dict.fromkeys(controls["control"])):
+        rows = seeds.loc[name].sort_index()
         x, style, n = rows.index.to_numpy(), control_style(index), int(rows["count"].max())
         if len(x) == 1:
             x, rows = np.array([x[0], x[0] + 0.02]), rows.loc[[x[0], x[0]]]
@@ -165,8 +164,8 @@ def draw_controls(ax, controls: pd.DataFrame, metric: str, ends: list) -> list[n
             ax.fill_between(x, rows["min"], rows["max"], color=style.color, alpha=0.2, lw=0, zorder=1.2)
         means.append(rows["mean"].to_numpy())
         if np.isfinite(means[-1][-1]):
-            seeds = f" ({n} seeds)" if n > 1 else ""
-            ends.append((x[-1], means[-1][-1], spoken(name) + seeds, style.color))
+            said = f" ({n} seeds)" if n > 1 else ""
+            ends.append((x[-1], means[-1][-1], spoken(name) + said, style.color))
     return means
 
 

@@ -129,14 +129,16 @@ def draw_band(ax, label: bool = True) -> None:
 
 def _free_height(ax) -> float:
     """Height, as a fraction of the axes, at which the band's label is clear of curves; the lowest of a few."""
-    heights, room = np.array([0.0, 0.2, 0.4, 0.6, 0.8]), 0.1
+    heights, room = np.arange(0, 0.9, 0.1), 0.1
+    across = np.linspace(BAND[0] - 0.05, BAND[1] + 0.05, 9)
     taken = []
     for line in ax.lines:
         if line.get_transform().contains_branch(ax.transData):
             x, y = (np.asarray(values, dtype=float) for values in line.get_data())
-            inside = (x >= BAND[0] - 0.05) & (x <= BAND[1] + 0.05) & np.isfinite(y)
-            points = ax.transData.transform(np.column_stack([x, y])[inside])
-            taken += list(ax.transAxes.inverted().transform(points)[:, 1]) if len(points) else []
+            known = np.isfinite(x) & np.isfinite(y)
+            if known.any():
+                points = ax.transData.transform(np.column_stack([across, np.interp(across, x[known], y[known])]))
+                taken += list(ax.transAxes.inverted().transform(points)[:, 1])
     if not taken:
         return heights[0]
     distance = np.abs(heights[:, None] + room / 2 - np.array(taken)).min(1)

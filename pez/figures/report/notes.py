@@ -1,28 +1,15 @@
-"""What a report says first: banners, and a few sentences that sum up curves and verdicts, computed from the files."""
+"""What a report says in sentences, computed from the files: banners, statements with their verdicts, the curves."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pandas as pd
-
-from pez.figures.intphys_verdict import KEY_METRIC, TITLES
-from pez.figures.report import BALL, INTPHYS, Report, Run
-from pez.figures.report_movies import closest_control, overall_of, peak_layer
-from pez.figures.report_tables import (
-    NONE,
-    control_rows_at,
-    curve_of,
-    ends_of,
-    interval,
-    number,
-    peak_of,
-    score_of,
-    spoken,
-)
-from pez.figures.statements import FAILS, HOLDS, UNDECIDED
-from pez.probes.controls import is_floor
-from pez.stimuli.intphys import STAND_IN
-from pez.weights import CARD, TRAINED_HERE
+from pez.controls import is_floor
+from pez.figures.caveats import BANNERS, CAVEATS, Caveat
+from pez.figures.quoted import Quoted, quoted
+from pez.figures.report.gather import Report, Verdict
+from pez.figures.verdicts.statements import CHANCE, FAILS, HOLDS, UNDECIDED
+from pez.figures.words import capital, dataset_of, listed, number, spoken
+from pez.probes.results import BALL, MOVIES, Run
 
 
 @dataclass(frozen=True)
@@ -34,135 +21,157 @@ class Note:
     of: str = ""
 
 
-# ---------------------------------------------------------------- banners
+@dataclass(frozen=True)
+class Said:
+    """A statement in one sentence: the paper's `claim`, our `verdict`, and what was `measured`."""
+
+    claim: str
+    verdict: str
+    measured: str
+
+
+# ---------------------------------------------------------------- before any number
 
 
 def banners(report: Report) -> list[Note]:
-    """What must be known before any number: encoders that were never trained, movies that are not IntPhys."""
+    """What must be known before any number: encoders that were never trained, movies that stand in for others."""
     found = []
-    random = [run for run in report.runs if run.is_random]
-    if random:
-        labels = listed(str(run.value("weights")) for run in random)
-        text = f"{_whose(random, report)} used an encoder that was never trained ({labels})."
-        found.append(Note("Random weights", f"{text} Such curves say nothing about a trained video model."))
-    small = [run for run in report.runs if run.is_project_encoder]
-    if small:
-        text = f"{_whose(small, report)} used the {TRAINED_HERE} ({CARD}). Its curves say nothing about V-JEPA 2."
-        found.append(Note("A small encoder", text))
-    stand_in = [run for run in report.of_kind(INTPHYS) if run.data == STAND_IN]
-    if stand_in:
-        text = f"{_runs(stand_in)} used movies that this project made in the layout of IntPhys. They are not IntPhys."
-        found.append(Note("Stand-in data", text))
+    for banner in BANNERS:
+        runs = [run for run in report.runs if banner.applies(run)]
+        if runs:
+            whose = f"{'Run' if len(runs) == 1 else 'Runs'} {listed(run.name for run in runs)}"
+            whose = "Every run" if len(runs) == len(report.runs) else whose
+            found.append(Note(banner.subject, f"{whose} {banner.said}"))
     return found
 
 
-def _whose(runs: list[Run], report: Report) -> str:
-    return "Every run" if len(runs) == len(report.runs) else _runs(runs)
+def warnings(report: Report) -> list[tuple[Caveat, list[str]]]:
+    """The caveats that the files of a report show, each with every place in which it was found."""
+    found = [(each, list(dict.fromkeys(each.found(report.runs, report.clip_sets)))) for each in CAVEATS]
+    return [(each, places) for each, places in found if places]
 
 
-# ---------------------------------------------------------------- what it shows
+# ---------------------------------------------------------------- statements
+
+
+def statements(verdict: Verdict) -> list[Said]:
+    """The statements of a verdict file, in a sentence each, with the finding that decided."""
+    return [_said(each) for each in verdict.record.get("statements", [])]
+
+
+def _said(statement: dict) -> Said:
+    findings = statement.get("findings", [])
+    deciding = next((each for each in findings if each["verdict"] == statement["verdict"]), None)
+    measured = statement.get("why", "")
+    if deciding is not None:
+        against = "" if deciding["against"] == CHANCE else f"against {spoken(deciding['against'])}: "
+        measured = f"{against}{deciding['measured']}"
+    of, claim = statement["of"], statement["claim"]
+    is_verb = claim.split()[0] in ("is", "appears", "peaks", "fades")
+    return Said(capital(f"{of} {claim}" if is_verb else f"{of}: {claim}"), statement["verdict"], measured)
+
+
+def counted(verdict: Verdict) -> str:
+    """How many statements of a verdict file hold, and its status against published values."""
+    verdicts = [each["verdict"] for each in verdict.record.get("statements", [])]
+    counts = ", ".join(f"{word}: {verdicts.count(word)}" for word in (HOLDS, FAILS, UNDECIDED))
+    parts = [f"{counts}, of {len(verdicts)} statements."] if verdicts else []
+    status = verdict.record.get("status")
+    return " ".join([*parts, *([f"Against the published values: {status}."] if status else [])])
+
+
+# ---------------------------------------------------------------- curves
 
 
 def shown(report: Report) -> list[Note]:
-    """Each curve of the newest run of its variable, the IntPhys curves, and the count of verdicts."""
-    return [*_ball_notes(report), *_intphys_notes(report), *_verdict_notes(report)]
-
-
-def newest(report: Report) -> dict[str, Run]:
-    """The newest ball run of each variable."""
-    found: dict[str, Run] = {}
-    for run in report.of_kind(BALL):
-        for variable in run.variables:
-            found.setdefault(variable, run)
-    return found
+    """Each curve of the newest run of its variable, and the curves of movies by kind of probe and model."""
+    return [*_ball_notes(report), *_movie_notes(report)]
 
 
 def _ball_notes(report: Report) -> Iterator[Note]:
-    for variable, run in newest(report).items():
-        score, curve = score_of(run.table), curve_of(run, variable)
-        peak = peak_of(curve, score)
-        of = f"{score.words[0].upper()}{score.words[1:]}; {run.value('model')}, {run.value('weights')}"
-        if peak is None:
-            yield Note(spoken(variable), f"no layer of run {run.name} has a score.", of)
-            continue
-        values, layer = curve[score.value], int(peak["layer"])
-        ends = f" (95\u00a0% interval {ends_of(peak, score)})" if score.low else ""
-        yield Note(
-            spoken(variable),
-            f"{number(values.iloc[0])} at layer {curve.index[0]}, highest {number(values[layer])}{ends} at layer "
-            f"{layer}, {number(values.iloc[-1])} at layer {curve.index[-1]}. {_rivals(run, variable, layer)}",
-            of,
-        )
-
-
-def _rivals(run: Run, variable: str, layer: int) -> str:
-    rows = control_rows_at(run, variable, layer)
-    if rows.empty:
-        return "No control was run."
-    floors = [name for name in rows.index if is_floor(name, str(run.value("pooling")))]
-    rivals = rows.loc[floors, "r2_pooled"].dropna()
-    if rivals.empty:
-        return "No control gives a floor."
-    best = rivals.idxmax()
-    gain = rows.loc[best]
-    text = f"Highest control there: {spoken(best)}, {number(gain['r2_pooled'])}"
-    if pd.notna(gain.get("selectivity_low")):
-        ends = interval(gain["selectivity_low"], gain["selectivity_high"])
-        text += f" (the curve minus it: {number(gain['selectivity'])}, 95\u00a0% interval {ends})"
-    return text + "."
-
-
-def _intphys_notes(report: Report) -> Iterator[Note]:
     done = set()
-    for run in report.of_kind(INTPHYS):
-        probe, model = str(run.value("probe_set")).removeprefix("intphys_"), str(run.value("model"))
-        overall = overall_of(run.table)
-        values, peak = overall[f"{KEY_METRIC}_mean"].dropna(), peak_layer(overall, KEY_METRIC)
-        if (probe, model) in done or peak is None:
+    for run in report.of_kind(BALL):
+        for curve in quoted(run):
+            if curve.name in done:
+                continue
+            done.add(curve.name)
+            of = f"{capital(curve.words)}; {run.value('model')}, {run.value('weights')}"
+            if curve.peak is None:
+                yield Note(spoken(curve.name), f"no layer of run {run.name} has a score.", of)
+                continue
+            ends = curve.interval(curve.peak)
+            sure = f" (95\u00a0% interval {ends})" if curve.ends["low"].notna().any() else ""
+            yield Note(spoken(curve.name), f"{_course(curve, sure)} {_closest(curve)}", of)
+
+
+def _movie_notes(report: Report) -> Iterator[Note]:
+    done = set()
+    for run in report.of_kind(MOVIES):
+        probe, model = str(run.value("probe_set")).rpartition("_")[2], run.value("model")
+        dataset = dataset_of(run.table)
+        curves = {curve.metric: curve for curve in quoted(run) if curve.peak is not None}
+        key = curves.get(dataset.key_score)
+        if (probe, model) in done or key is None:
             continue
         done.add((probe, model))
+        beside = [_there(curves[name], key.peak) for name in ("auc",) if name in curves]
         yield Note(
             f"possible or impossible, {probe} probe",
-            f"{number(values.iloc[0])} at layer {values.index[0]}, highest {number(values.max())} at layer {peak}"
-            f"{_sure(overall, peak)}, {number(values.iloc[-1])} at layer "
-            f"{values.index[-1]}. {closest_control(run, KEY_METRIC, peak)}".strip(),
-            f"{TITLES[KEY_METRIC].capitalize()}, chance 0.5; {model}, {run.value('weights')}; {run.data}",
+            " ".join(filter(None, [_course(key, _sure(key)), *beside, _closest(key)])),
+            f"{capital(spoken(key.metric))}, chance {dataset.chance:g}; {model}, {run.value('weights')}; "
+            f"{dataset.title}",
         )
 
 
-def _sure(overall: pd.DataFrame, layer: int) -> str:
-    """What makes the highest score more or less sure, in brackets."""
-    row, parts = overall.loc[layer], []
-    ends = interval(row.get(f"{KEY_METRIC}_low"), row.get(f"{KEY_METRIC}_high"))
-    if ends != NONE:
-        parts.append(f"pooled {number(row[f'{KEY_METRIC}_pooled'])}, 95\u00a0% interval {ends}")
+def _course(curve: Quoted, sure: str) -> str:
+    """Where a curve starts, is highest and ends."""
+    values = curve.scores.dropna()
+    return (
+        f"{number(values.iloc[0])} at layer {values.index[0]}, highest {number(values.max())}{sure} at layer "
+        f"{curve.peak}, {number(values.iloc[-1])} at layer {values.index[-1]}."
+    )
+
+
+def _there(curve: Quoted, layer: int) -> str:
+    """Another metric at a layer, in a sentence."""
+    ends = curve.interval(layer)
+    pooled = curve.ends["pooled"].get(layer)
+    sure = f" (pooled {number(pooled)}, 95\u00a0% interval {ends})" if curve.ends["low"].notna().any() else ""
+    return f"{capital(spoken(curve.metric))} there: {number(curve.scores.get(layer))}{sure}."
+
+
+def _sure(curve: Quoted) -> str:
+    """What makes the highest score of movies more or less sure, in brackets."""
+    layer, row, parts = curve.peak, curve.rows.loc[curve.peak], []
+    if curve.ends["low"].notna().any():
+        parts.append(f"pooled {number(curve.ends['pooled'][layer])}, 95\u00a0% interval {curve.interval(layer)}")
     if row.get("n_near_ties"):
         parts.append(f"{row['n_near_ties']} of {row['n_scenes']} scenes are decided by next to nothing, see below")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _verdict_notes(report: Report) -> Iterator[Note]:
-    for verdict in report.verdicts:
-        verdicts = [statement["verdict"] for statement in verdict.record.get("statements", [])]
-        counts = ", ".join(f"{word}: {verdicts.count(word)}" for word in (HOLDS, FAILS, UNDECIDED))
-        if verdicts:
-            of = "The paper's statements, checked"
-            yield Note(f"Figure {verdict.spec.number}", f"{counts}, of {len(verdicts)} statements.", of)
-    for verdict in report.verdicts:
-        if verdict.record.get("status"):
-            of = "Status against the published values"
-            yield Note(f"Figure {verdict.spec.number}", f"{verdict.record['status']}.", of)
+def _closest(curve: Quoted) -> str:
+    names = curve.controls(curve.peak).index
+    return curve.closest_control(curve.peak, [n for n in names if is_floor(n, str(curve.run.value("pooling")))])
 
 
-def _runs(runs: list[Run]) -> str:
-    return f"{'Run' if len(runs) == 1 else 'Runs'} {names(runs)}"
+def main_picture(report: Report):
+    """The figure to open with: the first that is there."""
+    return report.pictures[0] if report.pictures else None
 
 
-def names(runs: list[Run]) -> str:
-    """The runs' names, listed."""
-    return listed(run.name for run in runs)
+def pictured(report: Report) -> list[Run]:
+    """Runs that have a figure of their own."""
+    return [run for run in report.runs if run.path("figure", ".png").is_file()]
 
 
-def listed(words: Iterable[str]) -> str:
-    """Words with commas, each once."""
-    return ", ".join(dict.fromkeys(words))
+def moment(written) -> str:
+    """An ISO time without the seconds: 2026-11-23 08:00 +0000."""
+    return f"{str(written)[:16].replace('T', ' ')} {str(written)[19:]}".strip()
+
+
+def clips_of(run: Run) -> str:
+    """What the clips of a run were: names of ball sets, or of the movies."""
+    if run.kind == MOVIES:
+        return dataset_of(run.table).title
+    return ", ".join(run.record.get("clip_sets", {})) or "clips"

@@ -1,4 +1,4 @@
-"""report.html: one file that needs nothing else, rendered from what pez.figures.report gathers.
+"""report.html: one file that needs nothing else, rendered from what pez.figures.report.gather finds.
 
 Pictures are data URIs, the style sheet is inlined, there are no scripts; tables and other formats are links to files
 beside the report. Verdict files are Markdown, rendered by markdown-it with HTML, links and images switched off.
@@ -18,19 +18,15 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 from PIL import Image
 
-from pez.figures import report_movies as movies
-from pez.figures import report_sources as sources
-from pez.figures import report_tables as tables
-from pez.figures.report import Report, gather
-from pez.figures.report_notes import banners, shown
-from pez.figures.report_warnings import warnings
-from pez.figures.statements import FAILS, HOLDS, UNDECIDED
+from pez.figures.report import notes, tables
+from pez.figures.report.gather import Report, gather
+from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED
 from pez.files import write_text
 from pez.runs import provenance
 
 FILE = "report.html"
 MOST_PICTURE_BYTES = 5_500_000  # base64 makes them 7.4 MB
-_TEMPLATE = "report_template.html"
+_TEMPLATE = "template.html"
 _LISTED = ("results", "controls", "predictions", "config", "summary", "audit", "figure")
 _LISTED_SUFFIXES = (".csv", ".parquet", ".json", ".md", ".pdf", ".png")
 _CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
@@ -67,14 +63,12 @@ def render(report: Report) -> str:
         "inches": inches,
         "markdown": markdown,
         "tables": tables,
-        "movies": movies,
-        "sources": sources,
+        "notes": notes,
+        "verdict_class": _CLASSES.get,
     }
     return environment.get_template(_TEMPLATE).render(
         report=report,
-        banners=banners(report),
-        shown=shown(report),
-        warnings=warnings(report),
+        main=notes.main_picture(report),
         made=provenance(),
         records={run.name: json.dumps(run.record, indent=1, ensure_ascii=False) for run in report.runs if run.record},
         files=files(report.results_dir),

@@ -1,35 +1,21 @@
-"""Tables of a report: from gathered runs to rows of text.
-
-The score of a ball run is R^2 pooled over out-of-fold predictions, under the nested protocol where it was run; where
-a table holds no pooled score, the mean over folds. Which one it is stands in the table.
-"""
+"""Tables of a report: from gathered runs to rows of text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from pez.figures.curves import NAMES
-from pez.figures.report import Audit, Run
-from pez.probes.summary import depth_of, one_third
+from pez.controls import CONTROLS
+from pez.figures.caveats import unit_of
+from pez.figures.quoted import Quoted, quoted
+from pez.figures.report.gather import Audit, Report
+from pez.figures.report.notes import clips_of, moment
+from pez.figures.words import INTERVAL, NONE, dataset_of, interval, number, spoken
+from pez.probes.results import BALL, MOVIES, Run
+from pez.probes.summary import one_third
 from pez.stimuli.clipset import ClipSet
-from pez.stimuli.conditions import UNITS
 
-NONE = "–"
 _BROAD = 6  # columns
-INTERVAL = "95\u00a0% interval"
-CONTROL_MEANINGS = {  # in short; pez/probes/controls.py has them in full
-    "shuffled_labels": "targets of other clips (of movies: of others in the scene): what the probe fits where there is "
-    "nothing to be read",
-    "random_weights": "the same architecture, never trained, over several seeds",
-    "pixels": "downsampled pixels in place of features",
-    "position": "the ball's true place, a point a tubelet that the pooling sees",
-    "static_last": "the last frame repeated: no motion left",
-    "static_first": "the first frame repeated: no motion left",
-    "shuffled_frames": "frames in a random order",
-    "reversed": "the probe of the clips as they are, reading them played backwards, against targets turned round: "
-    "high if it reads motion, negative if place; no floor, so no selectivity",
-}
 
 
 @dataclass(frozen=True)
@@ -47,140 +33,169 @@ class Table:
         return len(self.columns) > _BROAD
 
 
-@dataclass(frozen=True)
-class Score:
-    """Which columns of a results table count: `value`, its interval's ends (None without), and what it is in words."""
-
-    value: str
-    low: str | None
-    high: str | None
-    words: str
+# ---------------------------------------------------------------- scores
 
 
-def number(value, digits: int = 3) -> str:
-    """A number for people: a true minus sign, a dash for what is not there."""
-    if value is None or pd.isna(value):
-        return NONE
-    return f"{float(value):.{digits}f}".replace("-", "−")
-
-
-def interval(low, high) -> str:
-    """`0.01 to 0.41`; a dash without one."""
-    return NONE if low is None or pd.isna(low) or pd.isna(high) else f"{number(low)} to {number(high)}"
-
-
-def unit_of(clip_set: ClipSet) -> str:
-    """Unit of a ball set's magnitudes, for people."""
-    return UNITS.get(clip_set.name, "").replace("^2", "²")
-
-
-def spoken(variable: str) -> str:
-    """A variable's or control's name for people."""
-    return NAMES.get(variable, str(variable).replace("_", " "))
-
-
-def score_of(table: pd.DataFrame) -> Score:
-    """The score that a ball run's table is read by."""
-    protocol = str(table["protocol"].iloc[0]) if "protocol" in table else "paper"
-    for stem, name in (("r2_nested_", "nested"), ("r2_", "paper" if protocol == "both" else protocol)):
-        value = f"{stem}pooled"
-        if value in table and table[value].notna().any():
-            ends = [column if column in table else None for column in (f"{value}_low", f"{value}_high")]
-            return Score(value, *ends, f"pooled R², {name} protocol")
-    return Score("r2_mean", None, None, f"mean R² over folds, {protocol} protocol")
-
-
-def curve_of(run: Run, variable: str) -> pd.DataFrame:
-    """Rows of one variable in order of depth, indexed by layer."""
-    rows = run.table[run.table["variable"] == variable]
-    return rows.sort_values("layer").set_index("layer", drop=False).rename_axis(None)
-
-
-def peak_of(curve: pd.DataFrame, score: Score) -> pd.Series | None:
-    """The row of a curve's highest score; None if it has none."""
-    known = curve.dropna(subset=[score.value])
-    return known.loc[known[score.value].idxmax()] if len(known) else None
-
-
-def ends_of(row: pd.Series, score: Score) -> str:
-    """The interval of a row's score in words."""
-    return interval(row[score.low], row[score.high]) if score.low and score.high else NONE
-
-
-def control_rows_at(run: Run, variable: str, layer: int) -> pd.DataFrame:
-    """A row a control of a variable at `layer`: means over seeds; a control with one layer counts for every layer."""
-    rows = run.controls
-    if not {"control", "variable", "layer", "r2_pooled"} <= set(rows.columns):
-        return pd.DataFrame()
-    rows = rows[rows["variable"] == variable]
-    one_layer = rows.groupby("control")["layer"].transform("nunique") == 1
-    rows = rows[(rows["layer"] == layer) | one_layer]
-    columns = ["r2_pooled", "r2_pooled_low", "r2_pooled_high", "selectivity", "selectivity_low", "selectivity_high"]
-    columns = [column for column in columns if column in rows]
-    found = rows.groupby("control", sort=False)[columns].mean().reindex(columns=columns)
-    return found.assign(seeds=rows.groupby("control", sort=False).size(), one_layer=_any(rows, one_layer))
-
-
-def _any(rows: pd.DataFrame, flags: pd.Series) -> pd.Series:
-    return flags[rows.index].groupby(rows["control"], sort=False).any()
+def in_order(report: Report) -> list[Run]:
+    """The runs, those of balls first."""
+    return [*report.of_kind(BALL), *report.of_kind(MOVIES)]
 
 
 def numbers_table(run: Run) -> Table:
-    """Where each curve of a ball run starts, stands at one third, peaks and ends."""
-    score = score_of(run.table)
-    columns = ["variable", "first layer", "one third", "highest", "at layer", INTERVAL, "last layer", "optimism"]
-    rows = [_number_row(curve_of(run, variable), score) for variable in run.variables]
-    return Table(f"{run.name}: {score.words}", columns, rows, frozenset(range(1, 8)))
+    """Where each curve of a run starts, stands at one third (of movies: not), is highest and ends."""
+    curves = quoted(run)
+    if run.kind == MOVIES:
+        chance = f"{dataset_of(run.table).chance:g}"
+        columns = [f"metric (chance {chance})", "first layer", "highest", "at layer", "pooled there", INTERVAL]
+        caption = f"{run.name}: overall, {curves[0].words if curves else ''}, {clips_of(run)}"
+    else:
+        columns = ["variable", "first layer", "one third", "highest", "at layer", INTERVAL]
+        caption = f"{run.name}: {', '.join(dict.fromkeys(curve.words for curve in curves))}"
+    rows = [_number_row(curve) for curve in curves]
+    return Table(caption, [*columns, "last layer", "optimism"], rows, frozenset(range(1, 8)))
 
 
-def _number_row(curve: pd.DataFrame, score: Score) -> list[str]:
-    values, peak = curve[score.value], peak_of(curve, score)
-    optimism = curve["optimism"].mean() if "optimism" in curve else None
-    return [
-        spoken(curve["variable"].iloc[0]),
-        number(values.iloc[0]),
-        number(values.get(one_third(depth_of(curve)))),
-        NONE if peak is None else number(peak[score.value]),
-        NONE if peak is None else str(int(peak["layer"])),
-        NONE if peak is None else ends_of(peak, score),
-        number(values.iloc[-1]),
-        number(optimism),
-    ]
+def _number_row(curve: Quoted) -> list[str]:
+    scores, peak, optimism = curve.scores, curve.peak, curve.optimism
+    at = [NONE, NONE] if peak is None else [number(scores[peak]), str(peak)]
+    ends = NONE if peak is None else curve.interval(peak)
+    first, last = number(scores.iloc[0]), number(scores.iloc[-1])
+    if curve.run.kind == MOVIES:
+        middle = [first, *at, NONE if peak is None else number(curve.ends["pooled"][peak])]
+    else:
+        middle = [first, number(scores.get(one_third(curve.run.depth))), *at]
+    return [spoken(curve.name), *middle, ends, last, NONE if optimism is None else number(optimism.mean())]
 
 
 def controls_table(run: Run) -> Table:
-    """The controls of a ball run at the layer where each curve is highest."""
-    score, rows = score_of(run.table), []
-    for variable in run.variables:
-        peak = peak_of(curve_of(run, variable), score)
-        if peak is None:
+    """The controls of a run at the layer where each of its curves is highest."""
+    rows = []
+    for curve in quoted(run):
+        if curve.peak is None:
             continue
-        layer = int(peak["layer"])
-        for name, row in control_rows_at(run, variable, layer).iterrows():
-            where = "one layer" if row["one_layer"] else str(layer)
-            gain, ends = row.get("selectivity"), (row.get("selectivity_low"), row.get("selectivity_high"))
-            named = spoken(name) + (f" ({row['seeds']} seeds)" if row["seeds"] > 1 else "")
-            rows.append([spoken(variable), named, where, number(peak[score.value]), number(row["r2_pooled"])])
-            rows[-1] += [interval(row.get("r2_pooled_low"), row.get("r2_pooled_high")), number(gain), interval(*ends)]
-    columns = ["variable", "control", "layer", "main", "control's R²", INTERVAL, "selectivity", INTERVAL]
-    return Table(f"{run.name}: controls where the main curve is highest", columns, rows, frozenset(range(2, 8)))
+        main = curve.ends["pooled"].get(curve.peak)
+        main = curve.scores[curve.peak] if pd.isna(main) else main
+        for name, row in curve.controls(curve.peak).iterrows():
+            named = spoken(name) + (f" ({int(row['seeds'])} seeds)" if row["seeds"] > 1 else "")
+            cells = [spoken(curve.name), named, str(curve.peak), number(main), number(row["pooled"])]
+            cells += [interval(row["low"], row["high"]), number(row["selectivity"])]
+            rows.append([*cells, interval(row["selectivity_low"], row["selectivity_high"])])
+    of = "metric" if run.kind == MOVIES else "variable"
+    columns = [of, "control", "layer", "main, pooled", "control, pooled", INTERVAL, "selectivity", INTERVAL]
+    caption = f"{run.name}: controls where the main curve is highest, means over seeds, {clips_of(run)}"
+    return Table(caption, columns, rows, frozenset(range(2, 8)))
+
+
+def number_tables(report: Report) -> list[Table]:
+    """Numbers of every run."""
+    return [numbers_table(run) for run in in_order(report)]
+
+
+def control_tables(report: Report) -> list[Table]:
+    """Controls of every run that has some."""
+    return [table for table in map(controls_table, in_order(report)) if table.rows]
+
+
+def control_meanings(report: Report) -> dict[str, str]:
+    """What each control is, of those that were run."""
+    there = {name for run in report.runs if "control" in run.controls for name in run.controls["control"]}
+    return {spoken(name): control.meaning for name, control in CONTROLS.items() if name in there}
+
+
+# ---------------------------------------------------------------- what was run, and how
+
+
+def runs_table(report: Report) -> Table:
+    """What was run with which model, weights and data."""
+    columns = ["run", "probes", "model", "weights", "clips", "read-out", "groups and folds", "protocol"]
+    return Table("Runs, newest first", columns, [_run_row(run) for run in report.runs])
+
+
+def _run_row(run: Run) -> list[str]:
+    row = [run.name, spoken(run.value("probe_set")), str(run.value("model")), str(run.value("weights"))]
+    if run.kind == MOVIES:
+        features = next(iter(run.features.values()), {})
+        readout = " ".join([*features.get("captures", []), *features.get("poolings", [])]) or NONE
+        repeats, folds = int(run.value("n_repeats", 1)), f"{run.value('n_folds', '?')} folds of whole scenes"
+        folds += f" in {repeats} repeats" if repeats > 1 else ""
+        clips = f"{run.value('n_movies', '?')} movies: {clips_of(run)}"
+        return [*row, clips, readout, folds, str(run.value("protocol", NONE))]
+    sizes = "/".join(str(n) for n in dict.fromkeys(run.table.get("n_clips", [])))
+    groups = "/".join(str(n) for n in dict.fromkeys(run.table.get("n_groups", [])))
+    readout = f"{run.value('residual_capture')} {run.value('pooling')}, {run.value('preprocessing')}"
+    folds = f"{run.value('grouping')}: {groups} groups, {run.value('n_folds', '?')} folds"
+    return [*row, f"{sizes or '?'}: {clips_of(run)}", readout, folds, str(run.value("protocol", "paper"))]
+
+
+def clip_set_table(clip_set: ClipSet) -> Table:
+    """What a ball set is made of."""
+    settings, clips = clip_set.settings, clip_set.clips
+    magnitudes = ", ".join(f"{value:g}" for value in sorted(clips["magnitude"].unique()))
+    rows = {
+        "clips": f"{len(clips)}: {clips['direction_deg'].nunique()} directions × {magnitudes} {unit_of(clip_set)}",
+        "preset": f"{settings.get('preset', NONE)}; start positions: {settings.get('start_positions', NONE)}",
+        "frames": f"{settings.get('n_frames', NONE)} at {settings.get('frame_rate', 0):g} Hz, "
+        f"{settings.get('resolution', NONE)} pixels a side",
+        "rendered by": str(settings.get("backend", NONE)),
+        "fingerprint": clip_set.fingerprint,
+    }
+    return Table(f"The {clip_set.name} set", ("", ""), [[name, value] for name, value in rows.items()])
+
+
+def provenance_table(report: Report) -> Table:
+    """Code, libraries and machine behind each run."""
+    columns = ["run", "written", "code", "libraries", "machine"]
+    return Table("How each run was made", columns, [_made_row(run.name, run.record) for run in report.runs])
+
+
+def _made_row(name: str, record: dict) -> list[str]:
+    made = record.get("provenance", {})
+    libraries = [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
+    python = [f"Python {made['python']}"] if "python" in made else []
+    text = [moment(made.get("written", NONE)), made.get("code_version", NONE), ", ".join([*python, *libraries]) or NONE]
+    return [name, *text, made.get("machine", NONE)]
+
+
+def features_table(report: Report) -> Table:
+    """Weights and clips behind each run's features, by fingerprint."""
+    columns = ["run", "clips", "clip-set fingerprint", "weights", "SHA-256 of weights", "precision", "frame order"]
+    rows = [
+        [
+            run.name,
+            name,
+            str(features.get("clip_set", {}).get("fingerprint", NONE)),
+            str(features.get("weights_label", NONE)),
+            str(features.get("weights_sha256") or NONE)[:16],
+            str(features.get("dtype", NONE)),
+            spoken(features.get("frame_order", NONE)),
+        ]
+        for run in report.runs
+        for name, features in run.features.items()
+    ]
+    return Table("What the features were made of", columns, rows)
+
+
+# ---------------------------------------------------------------- audits
 
 
 def audit_tables(audit: Audit) -> list[Table]:
-    """The audit as text: a table a measure, targets down and what they go along with across."""
+    """The audit as text: a table per measure, targets down and what they go along with across."""
     if audit.table is None or audit.table.empty:
         return []
     if not {"measure", "target", "of", "value"} <= set(audit.table.columns):
         return [_plain_table(audit)]
-    return [_measure_table(audit, str(name), rows) for name, rows in audit.table.groupby("measure", sort=False)]
+    keys = ["measure", *(["grouping"] if "grouping" in audit.table else [])]
+    groups = audit.table.groupby(keys, sort=False)
+    return [_measure_table(audit, *map(str, names), rows=rows) for names, rows in groups]
 
 
-def _measure_table(audit: Audit, measure: str, rows: pd.DataFrame) -> Table:
+def _measure_table(audit: Audit, measure: str, grouping: str = "", *, rows: pd.DataFrame) -> Table:
     wide = rows.pivot_table(index="target", columns="of", values="value", sort=False)
     cells = [[spoken(name), *map(number, row)] for name, row in zip(wide.index, wide.to_numpy())]
     words = {"r2": "R² of each target decoded from"}.get(measure, f"{spoken(measure).capitalize()} of each target with")
     columns = ["target", *map(spoken, wide.columns)]
-    return Table(f"{words} ({audit.name} set)", columns, cells, frozenset(range(1, len(columns))))
+    where = f"{audit.name} set{f', grouping {grouping}' if grouping else ''}"
+    return Table(f"{words} ({where})", columns, cells, frozenset(range(1, len(columns))))
 
 
 def _plain_table(audit: Audit) -> Table:

@@ -81,9 +81,7 @@ STATEMENTS = (
     *_statements("2c", "direction_sincos", "one third"),
     *(part for name in ("velocity_xy", "vx", "vy") for part in _statements("2b", name, "one third")),
     *(part for name in ("acceleration_xy", "ax", "ay") for part in _statements("2b", name, "one third")),
-    Statement(
-        MOVIES, "possible", "possible versus impossible appears at about one third of the depth", "one third"
-    ),
+    Statement(MOVIES, "possible", "possible versus impossible appears at about one third of the depth", "one third"),
     Statement(MOVIES, "possible", "relative accuracy peaks in the middle layers", "middle"),
     Statement(MOVIES, "possible", "relative accuracy declines late", "fades"),
 )

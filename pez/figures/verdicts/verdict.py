@@ -125,7 +125,9 @@ def movie_verdict_text(
         words = dataset_of(run.table).words
         lines += [f"- {note}" for note in run_words(item)]
         lines += ["", *statement_lines(item.checked(MOVIES), named=False), ""]
-        lines += onset_lines([item], ("row", "metric"), lambda _, part, metric: (words(part), spoken(metric)))
+        lines += onset_lines(
+            [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
+        )
     return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
