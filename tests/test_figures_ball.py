@@ -12,9 +12,10 @@ from matplotlib.text import Text
 import plot_figures
 from constants import MODELS
 from pez.cli import run_script
-from pez.figures.curves import curve_figure, shown
-from pez.figures.reference import published_curves
-from pez.figures.style import LINE_STYLES, drawing_style, label_ends, spread_out, titled
+from pez.figures.build import ball_runs, controls_of, newest_of_each
+from pez.figures.plots.curves import curve_figure, shown
+from pez.figures.plots.reference import published_curves
+from pez.figures.plots.style import LINE_STYLES, drawing_style, label_ends, spread_out, titled
 
 
 def curve(run: str, probe_set: str, variable: str, offset: float = 0.0, weights="target_encoder of vitl.pt", depth=24):
@@ -158,7 +159,7 @@ def made_controls(variable: str) -> pd.DataFrame:
     seeds = [("shuffled_labels", seed, layer, -0.02 * (seed + 1)) for seed in range(3)]
     tables = [
         pd.DataFrame({"control": name, "control_seed": seed, "layer_fraction": at / 24, "r2_pooled": value})
-        for name, seed, at, value in [*seeds, ("position", 0, layer[:1], 0.4), ("reversed", 0, layer, -2.0)]
+        for name, seed, at, value in [*seeds, ("position", 0, layer, 0.4), ("reversed", 0, layer, -2.0)]
     ]
     return pd.concat(tables, ignore_index=True).assign(variable=variable)
 
@@ -185,8 +186,9 @@ def test_controls_get_a_panel_a_variable_and_direct_labels():
     for ax in figure.axes:
         said = {text.get_text() for text in ax.texts}
         assert {"nested protocol", "shuffled labels (3 seeds)", "position", "reversed"} <= said
-        flat = [line for line in ax.lines if len(line.get_ydata()) == 2 and set(line.get_ydata()) == {0.4}]
-        assert len(flat) == 1 and min(flat[0].get_xdata()) == 0 and max(flat[0].get_xdata()) > 0.9
+        flat = [line for line in ax.lines if line.get_gid() == "position"]
+        assert len(flat) == 1 and set(flat[0].get_ydata()) == {0.4}
+        assert min(flat[0].get_xdata()) == 0 and max(flat[0].get_xdata()) > 0.9
         mean = [line for line in ax.lines if np.allclose(line.get_ydata(), -0.04)]
         assert len(mean) == 1 and ax.get_ylim()[0] == -0.25
         boxes = [text.get_window_extent() for text in ax.texts]
@@ -196,9 +198,50 @@ def test_controls_get_a_panel_a_variable_and_direct_labels():
 
 
 def test_final_figures_take_the_controls_of_their_runs(results):
-    from pez.figures.ball import controls_of, rows_of
-
     pd.concat([made_controls("speed"), made_controls("direction")]).to_csv(results / "controls_old.csv", index=False)
-    rows = rows_of(results, "fig2c", None)
-    assert set(controls_of(results, rows[rows["variable"] == "speed"])["variable"]) == {"speed"}
-    assert controls_of(results, rows[rows["run_name"] == "newer"]).empty
+    curves, absent = newest_of_each(ball_runs(results, "fig2c"), [["speed"], ["direction"], ["turn"]])
+    assert [(run.name, name) for run, name in curves] == [("old", "speed"), ("newer", "direction")]
+    assert absent == ["turn"]
+    assert set(controls_of(curves)["variable"]) == {"speed"}
+    assert controls_of(curves[1:]).empty
+
+
+def test_the_partner_of_direction_is_a_fourth_panel_and_stands_in_the_table(results, tmp_path):
+    names = ("speed", "direction", "direction_sincos", "acceleration")
+    write_run(results, "both", *[with_nested(curve("both", "fig2c", name)) for name in names])
+    assert plot("--results-dir", results, "--runs", "both", "--figures", "2c") == 0
+    table = pd.read_csv(results / "figure2c_final.csv")
+    assert list(dict.fromkeys(table["variable"])) == list(names)
+    assert (results / "figure2c_final.pdf").is_file()
+
+
+@pytest.mark.parametrize("layers", [[0, 8, 16], [4], [0, 23]])
+def test_some_layers_only_stand_where_they_stand_in_the_depth(layers):
+    rows = with_nested(curve("r", "fig2c", "speed"))
+    some = rows[rows["layer"].isin(layers)]
+    np.testing.assert_allclose(shown(some).x, np.array(layers) / 24, atol=1e-6)
+    figure = curve_figure(some, "some layers", controls=made_controls("speed").query("layer_fraction in @some.layer_fraction"))
+    assert figure.axes[0].get_xlim() == (-0.02, 1.0)
+    plt.close(figure)
+
+
+def of_classes(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same curve as a results table of classes has it."""
+    rows = rows.drop(columns=["r2_mean", "r2_std"]).assign(protocol="both", variable="shape")
+    score = 0.55 + 0.3 * rows["layer_fraction"]
+    for metric, lower in (("auc", 0.0), ("accuracy", 0.2), ("balanced_accuracy", 0.25)):
+        rows = rows.assign(**{f"{metric}_mean": score - lower, f"{metric}_std": 0.02, f"{metric}_pooled": score + 0.05})
+        nested = {"": score - lower, "_low": score - lower - 0.1, "_high": score - lower + 0.1}
+        rows = rows.assign(**{f"{metric}_nested_pooled{end}": value for end, value in nested.items()})
+    return rows
+
+
+def test_classes_are_drawn_by_their_own_metric_against_their_own_chance():
+    rows = of_classes(curve("r", "labels", "speed"))
+    drawn = shown(rows)
+    assert (drawn.metric, drawn.label) == ("auc", "ROC AUC pooled over held-out clips (95 % interval)")
+    np.testing.assert_allclose(drawn.y, 0.55 + 0.3 * rows["layer_fraction"])
+    figure = curve_figure(rows, "classes")
+    assert "ROC AUC" in figure.axes[0].get_ylabel()
+    assert any(set(line.get_ydata()) == {0.5} for line in figure.axes[0].lines)  # chance
+    plt.close(figure)

@@ -7,8 +7,15 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score
 
-from pez.figures import statements, verdicts
-from pez.figures.ball import build_figure2c
+from pez.figures.build import build_figure2c
+from pez.figures.verdicts import statements
+from pez.figures.verdicts.evidence import judge
+from pez.figures.verdicts.verdict import build_verdict, verdict_text
+from pez.probes.predictions import from_table
+from pez.probes.results import BALL, Run
+from pez.probes.scores.bootstrap import BootstrapCurve
+from pez.probes.scores.kinds import KINDS, Kind, Pooled
+from pez.probes.scores.score import score
 
 DEPTH, GROUPS, SIZE = 24, 60, 6
 PLACE = np.arange(DEPTH) / DEPTH
@@ -47,8 +54,13 @@ MAIN = ("", 0, 0)
 
 def evidence(curve, controls=None, **options) -> statements.Evidence:
     curves = {MAIN: curve} | {(name, 0, 0): values for name, values in (controls or {}).items()}
-    found, arrays = verdicts.curves_of(predictions(curves, **options), "speed", "nested", 5)
-    return statements.Evidence(arrays.layers, DEPTH, found.pop(""), found)
+    return evidence_in(score(from_table(predictions(curves, **options))))
+
+
+def evidence_in(scores) -> statements.Evidence:
+    main = scores.main("speed")
+    found = {name: scores.control("speed", name) for name in scores.controls("speed")}
+    return statements.Evidence(main.layers, DEPTH, main.curve("r2"), found)
 
 
 def verdict(check: str, curve, controls=None) -> str:
@@ -95,11 +107,10 @@ def test_a_statement_must_hold_against_every_control():
 
 def test_differences_are_those_of_sklearns_scores():
     table = predictions({MAIN: HILL})
-    found, arrays = verdicts.curves_of(table, "speed", "nested", 5)
+    one = evidence_in(score(from_table(table)))
     scores = np.array([r2_score(part["target"], part["prediction"]) for _, part in table.groupby("layer")])
-    np.testing.assert_allclose(found[""].estimate, scores)
+    np.testing.assert_allclose(one.main.estimate, scores)
     thirds = scores.reshape(3, 8).mean(1)
-    one = statements.Evidence(arrays.layers, DEPTH, found[""], {})
     middle, fades = (
         statements.check(statements.Statement("2c", "speed", "", name), one)[0].measured for name in ("middle", "fades")
     )
@@ -124,7 +135,8 @@ def test_seeds_and_repeats_are_averaged_and_one_layer_stands_for_all():
         ("random_weights", 2, 0): 0.4 * FLAT,
     }
     table = predictions(curves | {("pixels", 0, 0): [0.3]})
-    found, _ = verdicts.curves_of(table, "speed", "nested", 5)
+    shown = evidence_in(score(from_table(table)))
+    found = {"": shown.main, **shown.controls}
     keys = ["control", "layer", "control_seed", "repeat"]
     scores = {key: r2_score(part["target"], part["prediction"]) for key, part in table.groupby(keys)}
     for control in ("", "random_weights"):
@@ -142,6 +154,17 @@ def results(run="run", variable="speed", weights="vitl.pt", depth=DEPTH) -> pd.D
     return pd.DataFrame(columns | scores | {"weights": weights})
 
 
+def runs_of(folder, rows: pd.DataFrame) -> list[tuple[Run, str]]:
+    """Every variable of a results table with its run."""
+    tables = {name: rows[rows["run_name"] == name] for name in rows["run_name"].unique()}
+    runs = {name: Run(folder, name, BALL, table, 0.0) for name, table in tables.items()}
+    return [(run, variable) for run in runs.values() for variable in run.variables]
+
+
+def verdict_of(folder, rows: pd.DataFrame) -> str:
+    return build_verdict(folder, "2c", runs_of(folder, rows))[0].read_text()
+
+
 def write(folder, tables: list, rows: pd.DataFrame, run="run"):
     pd.concat(tables).to_parquet(folder / f"predictions_{run}.parquet")
     rows.to_csv(folder / f"results_{run}.csv", index=False)
@@ -151,9 +174,9 @@ def test_the_file_says_what_it_is_made_from_and_every_verdict(tmp_path):
     speed = predictions({MAIN: FLAT, ("shuffled_labels", 0, 0): NOTHING["shuffled_labels"], ("reversed", 0, 0): FLAT})
     direction = predictions({MAIN: EMERGES}, "direction", component="angle")
     partner = predictions({MAIN: LATE}, "direction_sincos")
-    rows = pd.concat([results(), results(variable="direction")])
+    rows = pd.concat([results(variable=name) for name in ("speed", "direction", "direction_sincos")])
     write(tmp_path, [speed, direction, partner], rows)
-    text = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
+    text = verdict_of(tmp_path, rows)
     assert "| speed | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels (1 seed) |" in text
     assert "| speed | is readable from the first layers | **holds** |" in text
     assert "| direction | appears at about one third of the depth | **holds** |" in text
@@ -171,7 +194,7 @@ def test_random_weights_the_paper_protocol_and_few_groups_are_said_first(tmp_pat
     table["group"] = "g" + (table["group"].str[1:].astype(int) % 12).astype(str)
     rows = results(weights="random weights (seed 0)")
     write(tmp_path, [table.drop(columns=["control", "control_seed", "repeat"])], rows)
-    head = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text().split("## Statements")[0]
+    head = verdict_of(tmp_path, rows).split("## Statements")[0]
     assert "**Random weights**: the encoder was never trained" in head
     assert "chosen on the fold that is reported" in head
     assert "12 groups; with fewer than 20" in head
@@ -182,7 +205,7 @@ def test_of_fewer_than_eight_groups_nothing_is_said(tmp_path, n_groups):
     table = predictions({MAIN: FLAT, ("shuffled_labels", 0, 0): NOTHING["shuffled_labels"]})
     table["group"] = "g" + (table["group"].str[1:].astype(int) % n_groups).astype(str)
     write(tmp_path, [table], results())
-    text = verdicts.build_verdict(tmp_path, "2c", results())[0].read_text().split("\n---")[0]
+    text = verdict_of(tmp_path, results()).split("\n---")[0]
     told = [line for line in text.splitlines() if line.startswith("| speed | ") and "**" in line]
     assert len(told) == 3
     said = [f"**undecided** | | too few groups: {n_groups} |" in line for line in told]
@@ -199,7 +222,7 @@ def test_controls_are_named_with_their_seeds_and_position_of_two_tubelets_is_no_
     texts = {}
     for pooling in ("temporal_last", "temporal_diff_patch"):
         rows = results().assign(pooling=pooling)
-        texts[pooling] = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
+        texts[pooling] = verdict_of(tmp_path, rows)
         assert "random weights (3 seeds), shuffled labels (3 seeds) |" in texts[pooling]
     assert "| position, random" in texts["temporal_last"] and "**holds**" not in texts["temporal_last"]
     assert "position" not in texts["temporal_diff_patch"].split("\n---")[0]
@@ -209,7 +232,7 @@ def test_controls_are_named_with_their_seeds_and_position_of_two_tubelets_is_no_
 def test_a_run_without_predictions_is_named_and_left_out(tmp_path):
     rows = pd.concat([results(), results(run="old", variable="acceleration")])
     write(tmp_path, [predictions({MAIN: FLAT})], results())
-    text = verdicts.build_verdict(tmp_path, "2c", rows)[0].read_text()
+    text = verdict_of(tmp_path, rows)
     assert "acceleration left out: " in text
     assert "predictions_old.parquet is missing: rerun step3_probe.py run --run-name old" in text
     assert "| speed | is readable" in text
@@ -224,3 +247,50 @@ def test_plotting_figure_2c_writes_its_verdict(tmp_path):
     for word in ("holds", "does not hold", "undecided"):
         assert text.count(f"**{word}**") == [item["verdict"] for item in record].count(word)
     assert "holds" in {item["verdict"] for item in record}
+
+
+@pytest.mark.parametrize("layers", [[0, 4, 8], [2, 8, 14, 20], [8]])
+def test_some_layers_keep_their_place_in_the_depth(tmp_path, layers):
+    table = predictions({MAIN: EMERGES})
+    table, rows = table[table["layer"].isin(layers)], results()[results()["layer"].isin(layers)]
+    write(tmp_path, [table], rows)
+    item = judge(runs_of(tmp_path, rows)[0][0], "speed", "speed")
+    assert item.key.depth == DEPTH
+    onset = next(onset for *_, onset in item.onsets() if onset.rule == "half-rise")
+    (found,) = [each for each in item.checked("2c") if "first layers" in each.claim]
+    assert layers[0] <= onset.layer <= layers[-1]
+    assert f"onset at {onset.layer / DEPTH:.2f} of the depth" in found.findings[0].measured
+
+
+def test_a_run_without_resamples_says_so_and_the_runs_own_number_is_honoured(tmp_path):
+    rows = results()
+    write(tmp_path, [predictions({MAIN: FLAT})], rows)
+    assert len(judge(runs_of(tmp_path, rows.assign(n_bootstrap=77))[0][0], "speed", "speed").key.main.samples) == 77
+    text = verdict_of(tmp_path, rows.assign(n_bootstrap=0))
+    assert "**undecided** | | no resamples: rerun with --bootstrap 1000 |" in text
+
+
+def hit_rate(target, prediction, group, resamples) -> BootstrapCurve:
+    """Share of clips within 1 of their target."""
+    hit = (np.abs(prediction - target).max(2) < 1).astype(float)
+    names, index = np.unique(group, return_inverse=True)
+    n = np.bincount(index)
+    sums = np.stack([np.bincount(index, layer) for layer in hit], axis=1)
+    samples = (resamples.counts @ sums) / (resamples.counts @ n)[:, None]
+    return BootstrapCurve(hit.mean(1), samples, resamples)
+
+
+def test_another_kind_of_target_is_judged_by_its_own_score(tmp_path, monkeypatch):
+    kind = Kind("mse", 0.25, 0.8, "hit_rate", ("hit_rate",), lambda *_: {}, {"hit_rate": Pooled(hit_rate)})
+    monkeypatch.setitem(KINDS, "toy", kind)
+    shuffled = {("shuffled_labels", 0, 0): NOTHING["shuffled_labels"]}
+    table = predictions({MAIN: EMERGES} | shuffled, "toy").assign(kind="toy")
+    rows = results(variable="toy").drop(columns=["r2_mean", "r2_std"]).assign(hit_rate_mean=0.5)
+    write(tmp_path, [table], rows)
+    item = judge(runs_of(tmp_path, rows)[0][0], "toy", "toy")
+    hits = [(np.abs(p["prediction"] - p["target"]) < 1).mean() for _, p in table[table["control"] == ""].groupby("layer")]
+    np.testing.assert_allclose(item.key.main.estimate, hits)
+    assert item.key.chance == 0.25 and set(item.curves) == {("overall", "hit_rate")}
+    text = verdict_text("toy", [item])
+    assert "| toy | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels (1 seed) |" in text
+    assert "| toy | chance | threshold | layer" in text and "score 0.8)" in text

@@ -42,6 +42,7 @@ BESIDE = ("auc", "clip_accuracy")  # metrics of the small panels
 CONTROL_STYLES: dict[str, LineStyle] = {control: control_style(index) for index, control in enumerate(CONTROLS)}
 _CONTROL_LOOK = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
 _DOTTED = {"ls": (0, (1, 1.6)), "lw": 0.9, "zorder": 1.3}
+_UNPUBLISHED = pd.DataFrame(columns=["model", "layer", "metric", "mean"])
 _TITLE_PER_INCH = 12  # characters
 
 
@@ -92,7 +93,7 @@ def _published_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def draw_run(rows: pd.DataFrame, path) -> Path:
     """Draw one run, a row per sub-task; `rows` as the results table has them, perhaps `with_controls`."""
-    return _draw_grid(rows, f"{_run_title(rows)} probe", rows.iloc[:0], "", path)
+    return _draw_grid(rows, f"{_run_title(rows)} probe", _UNPUBLISHED, "", path)
 
 
 def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], reference: bool, path) -> Path:
@@ -100,7 +101,7 @@ def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], ref
 
     With `reference` its published values are drawn thinly behind.
     """
-    published = _published_of(table if reference else table.iloc[:0])
+    published = _published_of(table) if reference else _UNPUBLISHED
     absent = f"Without a run: {', '.join(missing)}." if missing else ""
     return _draw_grid(table, title, published, absent, path)
 

@@ -68,7 +68,7 @@ def _said(statement: dict) -> Said:
         measured = f"{against}{deciding['measured']}"
     of, claim = statement["of"], statement["claim"]
     is_verb = claim.split()[0] in ("is", "appears", "peaks", "fades")
-    return Said(capital(f"{of} {claim}" if is_verb else f"{of}: {claim}"), statement["verdict"], measured)
+    return Said(f"{capital(of)} {claim}" if is_verb else f"{of}: {claim}", statement["verdict"], measured)
 
 
 def counted(verdict: Verdict) -> str:
