@@ -220,7 +220,9 @@ def test_some_layers_only_stand_where_they_stand_in_the_depth(layers):
     rows = with_nested(curve("r", "fig2c", "speed"))
     some = rows[rows["layer"].isin(layers)]
     np.testing.assert_allclose(shown(some).x, np.array(layers) / 24, atol=1e-6)
-    figure = curve_figure(some, "some layers", controls=made_controls("speed").query("layer_fraction in @some.layer_fraction"))
+    figure = curve_figure(
+        some, "some layers", controls=made_controls("speed").query("layer_fraction in @some.layer_fraction")
+    )
     assert figure.axes[0].get_xlim() == (-0.02, 1.0)
     plt.close(figure)
 

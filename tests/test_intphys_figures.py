@@ -28,7 +28,13 @@ def results(model="large", probe_set="intphys_linear", curve=None, subtask_curve
     for subtask in SUBTASK_ROWS:
         values = (subtask_curves or {}).get(subtask, curve)
         for layer in range(depth):
-            row = {"run_name": f"run_{model}", "variable": "possible", "probe_set": probe_set, "model": model, "weights": weights}
+            row = {
+                "run_name": f"run_{model}",
+                "variable": "possible",
+                "probe_set": probe_set,
+                "model": model,
+                "weights": weights,
+            }
             row |= {"subtask": subtask, "layer": layer, "layer_fraction": layer / depth, "n_folds": 5}
             row |= {f"{metric}_mean": values[layer] for metric in METRICS}
             row |= {f"{metric}_std": 0.02 for metric in METRICS} | dict.fromkeys(COUNTS, 0)
@@ -46,7 +52,7 @@ def published_relative(model="large", probe="linear"):
 def run(table, name=None, written=0.0, **columns):
     """A run whose results table it is."""
     name = name or table["run_name"].iloc[0]
-    return Run(Path("."), name, MOVIES, table.assign(run_name=name, **columns), written)
+    return Run(Path(), name, MOVIES, table.assign(run_name=name, **columns), written)
 
 
 def verdict(title, tables, published, missing):

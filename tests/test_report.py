@@ -12,20 +12,22 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pandas as pd
 import pytest
-from pez.probes.controls import CONTROLS
 from PIL import Image
 
 import plot_figures
 from pez.cli import run_script
-from pez.figures.report import BALL, INTPHYS, gather
-from pez.figures.report_movies import control_tables, intphys_table
-from pez.figures.report_notes import banners, shown
-from pez.figures.report_page import Pictures, build_report, inches, markdown, render
-from pez.figures.report_sources import runs_table
-from pez.figures.report_tables import CONTROL_MEANINGS, audit_tables, numbers_table
-from pez.figures.report_warnings import warnings
-from pez.probes.scores.possibility import COUNTS, METRICS, SUBTASK_ROWS
-from pez.stimuli.intphys import STAND_IN
+from pez.controls import BALLS, CONTROLS, MOVIES, controls_for
+from pez.figures.caveats import CAVEATS
+from pez.figures.quoted import quoted
+from pez.figures.report.gather import gather
+from pez.figures.report.notes import banners, counted, shown, statements, warnings
+from pez.figures.report.page import Pictures, build_report, inches, markdown, render
+from pez.figures.report.tables import audit_tables, control_meanings, control_tables, numbers_table, runs_table
+from pez.movies.intphys import INTPHYS, INTPHYS_MINI
+from pez.probes.results import BALL
+from pez.probes.results import MOVIES as OF_MOVIES
+from pez.probes.scores.kinds import KINDS, Kind, Pooled
+from pez.probes.scores.possibility import COUNTS, METRICS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -68,15 +70,15 @@ def controls(folder, name="ball"):
         for seed in (0, 1)
     ]
     shuffled = pd.concat(shuffled).assign(selectivity=0.5, selectivity_low=0.4, selectivity_high=0.6)
-    position = pd.DataFrame({"control": "position", "control_seed": 0, "layer": [0], "r2_pooled": [0.07]})
+    position = pd.DataFrame({"control": "position", "control_seed": 0, "layer": LAYERS, "r2_pooled": 0.07})
     table = pd.concat([shuffled, position]).assign(run_name=name)
     table = pd.concat([table.assign(variable=variable) for variable in ("speed", "direction")])
     table.to_csv(folder / f"controls_{name}.csv", index=False)
 
 
-def movies_run(folder, name="movies", data=STAND_IN, probe_set="intphys_linear"):
+def movies_run(folder, name="movies", data=INTPHYS_MINI.title, probe_set="intphys_linear"):
     rows = []
-    for subtask in SUBTASK_ROWS:
+    for subtask in [subtask.name for subtask in INTPHYS.subtasks]:
         for layer in range(6):
             row = {"run_name": name, "probe_set": probe_set, "variable": "possible", "subtask": subtask}
             row |= {"layer": layer, "layer_fraction": layer / 6, "model": "tiny", "weights": "random weights (seed 0)"}
@@ -132,7 +134,13 @@ def results(tmp_path):
     controls(folder)
     movies_run(folder)
     (folder / "figure2c_verdict.md").write_text(VERDICT)
-    (folder / "figure2c_verdict.json").write_text('{"statements": [{"verdict": "holds"}, {"verdict": "undecided"}]}')
+    findings = [{"against": "chance", "verdict": "holds", "measured": "onset at 0.00"}]
+    speed = {"of": "speed", "claim": "is readable from the first layers", "verdict": "holds", "findings": findings}
+    findings = [{"against": "chance", "verdict": "holds", "measured": "onset at 0.30"}]
+    findings += [{"against": "static_last", "verdict": "undecided", "measured": "no onset"}]
+    turn = {"of": "direction", "claim": "appears at about one third of the depth", "verdict": "undecided"}
+    record = {"statements": [speed, turn | {"findings": findings}]}
+    (folder / "figure2c_verdict.json").write_text(json.dumps(record))
     (folder / "figure6_verdict.md").write_text("# Figure 6\n\nStatus: **not comparable**\n")
     (folder / "figure6_verdict.json").write_text('{"status": "not comparable", "statements": []}')
     for name in ("figure2c_final", "figure6_intphys_overall_compare", "figure_ball", "audit_velocity"):
@@ -150,20 +158,20 @@ def results(tmp_path):
 
 def empty(tmp_path, monkeypatch):
     """A results folder with nothing beside it, and nothing where constants.py points."""
-    monkeypatch.setattr("pez.figures.report.constants.DATA_DIR", tmp_path / "none")
-    monkeypatch.setattr("pez.figures.report.constants.INTPHYS_MINI_ROOT", tmp_path / "none" / "dev")
+    monkeypatch.setattr("pez.figures.report.gather.constants.DATA_DIR", tmp_path / "none")
+    monkeypatch.setattr("pez.figures.report.gather.constants.INTPHYS_MINI_ROOT", tmp_path / "none" / "dev")
     folder = tmp_path / "alone" / "results"
     folder.mkdir(parents=True)
     return folder
 
 
 def found(report) -> dict[str, str]:
-    return {trap.subject: " ".join(trap.found) for trap in warnings(report)}
+    return {caveat.subject: " ".join(places) for caveat, places in warnings(report)}
 
 
 def test_everything_in_the_folder_is_gathered(results):
     report = gather(results)
-    assert {run.name: run.kind for run in report.runs} == {"ball": BALL, "movies": INTPHYS}
+    assert {run.name: run.kind for run in report.runs} == {"ball": BALL, "movies": OF_MOVIES}
     assert [each.spec.number for each in report.pictures] == ["2(c)", "6"]
     assert [each.spec.number for each in report.verdicts] == ["2(c)", "6"]
     assert [each.name for each in report.clip_sets] == ["velocity"]
@@ -210,11 +218,30 @@ def test_what_it_shows_follows_from_the_tables(results):
         "0.400 at layer 0, highest 0.556 (95\u00a0% interval 0.506 to 0.606) at layer 6, 0.466 at"
     )
     assert "Highest control there: position, 0.070." in said["speed"]
-    assert said["possible or impossible, linear probe"].startswith(
-        "0.500 at layer 0, highest 0.750 at layer 5 (7 of 12"
-    )
-    assert said["Figure 2(c)"] == "holds: 1, does not hold: 0, undecided: 1, of 2 statements."
-    assert said["Figure 6"] == "not comparable."
+    assert said["possible or impossible, linear probe"].startswith("0.500 at layer 0, highest 0.750 (7 of 12")
+    first, second = gather(results).verdicts
+    assert counted(first) == "holds: 1, does not hold: 0, undecided: 1, of 2 statements."
+    assert counted(second) == "Against the published values: not comparable."
+
+
+def test_every_statement_is_one_sentence_with_what_decided_it(results):
+    speed, direction = statements(gather(results).verdicts[0])
+    assert (speed.claim, speed.verdict) == ("Speed is readable from the first layers", "holds")
+    assert speed.measured == "onset at 0.00"
+    assert direction.claim == "Direction appears at about one third of the depth"
+    assert direction.measured == "against static last: no onset"
+
+
+def test_the_page_opens_with_its_main_picture_and_the_statements(results):
+    html = render(gather(results))
+    places = [html.index("Figure 2(c): Scalar motion by layer.</figcaption>"), html.index("Speed is readable from")]
+    places += [html.index("Pooled R², nested protocol"), html.index("<table>")]
+    assert places == sorted(places)
+
+
+def test_roc_auc_stands_beside_relative_accuracy(results):
+    said = next(note.text for note in shown(gather(results)) if note.subject.startswith("possible or impossible"))
+    assert "ROC AUC there: 0.750." in said
 
 
 def test_numbers_and_controls_in_tables(results):
@@ -225,7 +252,7 @@ def test_numbers_and_controls_in_tables(results):
     [table] = control_tables(gather(results))
     numbers = ["6", "0.556", "0.010", "–", "0.500", "0.400 to 0.600"]
     assert table.rows[0] == ["speed", "shuffled labels (2 seeds)", *numbers]
-    assert table.rows[1][:5] == ["speed", "position", "one layer", "0.556", "0.070"]
+    assert table.rows[1][:5] == ["speed", "position", "6", "0.556", "0.070"]
     correlation, decoded = audit_tables(gather(results).audits[0])
     assert correlation.rows[0] == ["velocity x", "0.250"]
     assert decoded.columns == ["target", "end x"]
@@ -242,7 +269,7 @@ def test_controls_intervals_and_optimism_of_movies(results):
     controls.append(table.assign(control="pixels", control_seed=0, **{**ends, "relative_accuracy_pooled": 0.45}))
     pd.concat(controls).to_csv(results / "controls_movies.csv", index=False)
     report = gather(results)
-    table = intphys_table(report.of_kind(INTPHYS)[0])
+    table = numbers_table(report.of_kind(OF_MOVIES)[0])
     row = next(row for row in table.rows if row[0] == "relative accuracy")
     assert row == ["relative accuracy", "0.500", "0.750", "5", "0.740", "0.600 to 0.900", "0.750", "0.125"]
     assert table.rows[0][4:6] == ["–", "–"]  # clip accuracy, of which this table has no interval
@@ -280,7 +307,7 @@ def test_warnings_are_found(results):
     assert "sine and cosine were not probed" in said["Scalar angle"]
     assert "without random weights, pixels, static last" in said["Controls not run"]
     assert "of 72 scene comparisons over all layers 12 tie and 57 are" in said["Ties and near-ties"]
-    scenes = "overall 12, object permanence 12, shape constancy 12, spatiotemporal continuity 12"
+    scenes = "overall 12, object permanence 12, shape constancy 12, spatio-temporal continuity 12"
     assert said["Few groups"] == f"movies: scenes: {scenes}."
     assert not {"Fewer folds than asked", "No intervals", "Uncommitted code"} & set(said)
 
@@ -302,8 +329,54 @@ def test_rarer_warnings_are_found(tmp_path, monkeypatch):
     assert {"No intervals", "Uncommitted code"} <= set(said)
 
 
-def test_every_control_has_a_meaning():
-    assert set(CONTROL_MEANINGS) == set(CONTROLS)
+def test_every_control_has_a_meaning_and_is_missed_where_it_means_something(results):
+    assert all(control.meaning for control in CONTROLS.values())
+    assert list(control_meanings(gather(results))) == ["shuffled labels", "position"]
+    missing = found(gather(results))["Controls not run"]
+    balls, movies = missing.split("movies: ")
+    assert "reversed" in balls and "position" not in balls
+    assert movies == "none was run."
+    assert {*controls_for(MOVIES)} < {*controls_for(BALLS)}
+
+
+def test_caveats_are_one_list_with_a_subject_each():
+    subjects = [caveat.subject for caveat in CAVEATS]
+    assert len(set(subjects)) == len(subjects)
+    assert all(caveat.why.endswith(".") for caveat in CAVEATS)
+
+
+def test_some_layers_are_read_at_their_own_place(results):
+    path = results / "results_ball.csv"
+    table = pd.read_csv(path)
+    table[table["layer"].isin([0, 4, 8])].to_csv(path, index=False)
+    [run] = [run for run in gather(results).runs if run.name == "ball"]
+    speed = numbers_table(run).rows[0]
+    assert speed[1:5] == ["0.400", "0.536", "0.544", "8"]  # one third of 12 layers is layer 4
+    table[table["layer"].isin([0, 8])].to_csv(path, index=False)
+    [run] = [run for run in gather(results).runs if run.name == "ball"]
+    assert numbers_table(run).rows[0][2] == "–"
+
+
+def test_another_kind_of_target_is_reported_by_its_own_score(results, monkeypatch):
+    monkeypatch.setitem(KINDS, "toy", Kind("mse", 0.25, 0.6, "hits", ("hits",), lambda *_: {}, {"hits": Pooled(None)}))
+    table = pd.DataFrame({"run_name": "toy", "variable": "shape", "layer": LAYERS, "layer_fraction": LAYERS / 12})
+    table = table.assign(hits_mean=SPEED, hits_std=0.02, hits_nested_pooled=SPEED, protocol="both", optimism=0.1)
+    table = table.assign(hits_nested_pooled_low=SPEED - 0.05, hits_nested_pooled_high=SPEED + 0.05, probe_set="labels")
+    table.assign(model="large", weights=WEIGHTS, n_groups=54).to_csv(results / "results_toy.csv", index=False)
+    ends = {"hits_pooled": 0.2, "hits_pooled_low": 0.1, "hits_pooled_high": 0.3}
+    gained = {"selectivity": 0.35, "selectivity_low": 0.3, "selectivity_high": 0.4}
+    other = pd.DataFrame({"run_name": "toy", "control": "pixels", "variable": "shape", "layer": LAYERS})
+    other.assign(control_seed=0, **ends, **gained).to_csv(results / "controls_toy.csv", index=False)
+    report = gather(results)
+    [run] = [run for run in report.runs if run.name == "toy"]
+    [curve] = quoted(run)
+    assert (curve.metric, curve.words) == ("hits", "pooled hits, nested protocol")
+    assert numbers_table(run).rows == [["shape", "0.400", "0.536", "0.556", "6", "0.506 to 0.606", "0.466", "0.100"]]
+    said = next(note for note in shown(report) if note.subject == "shape")
+    assert said.of.startswith("Pooled hits, nested protocol")
+    assert "Highest control there: pixels, 0.200 (the curve minus it: 0.350" in said.text
+    row = next(row for table in control_tables(report) for row in table.rows if row[0] == "shape")
+    assert row[1:] == ["pixels", "6", "0.556", "0.200", "0.100 to 0.300", "0.350", "0.300 to 0.400"]
 
 
 def test_real_movies_bring_no_stand_in(results):
@@ -387,7 +460,7 @@ def test_verdict_files_are_rendered():
 
 
 def test_pictures_beyond_the_budget_are_left_out_and_named(results, monkeypatch):
-    monkeypatch.setattr("pez.figures.report_page.MOST_PICTURE_BYTES", 100)
+    monkeypatch.setattr("pez.figures.report.page.MOST_PICTURE_BYTES", 100)
     html = render(gather(results))
     assert "figure2c_final.png is too large to be shown here" in html
     assert Page(html).images == []

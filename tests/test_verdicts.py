@@ -288,7 +288,9 @@ def test_another_kind_of_target_is_judged_by_its_own_score(tmp_path, monkeypatch
     rows = results(variable="toy").drop(columns=["r2_mean", "r2_std"]).assign(hit_rate_mean=0.5)
     write(tmp_path, [table], rows)
     item = judge(runs_of(tmp_path, rows)[0][0], "toy", "toy")
-    hits = [(np.abs(p["prediction"] - p["target"]) < 1).mean() for _, p in table[table["control"] == ""].groupby("layer")]
+    hits = [
+        (np.abs(p["prediction"] - p["target"]) < 1).mean() for _, p in table[table["control"] == ""].groupby("layer")
+    ]
     np.testing.assert_allclose(item.key.main.estimate, hits)
     assert item.key.chance == 0.25 and set(item.curves) == {("overall", "hit_rate")}
     text = verdict_text("toy", [item])
