@@ -1,44 +1,52 @@
-"""The confound audit as two heat maps: correlations, and R^2 of targets decoded from place alone."""
+"""The confound audit as heat maps: correlations, and R^2 of targets decoded from place and from motion alone."""
+
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from pez.figures.plots.style import drawing_style
+from pez.figures.plots.style import drawing_style, write_notes
+from pez.figures.words import number, spoken
 from pez.probes.audit import Audit
 
-_NAMES = {
-    "cos": "cos direction",
-    "sin": "sin direction",
-    "vx": "velocity x",
-    "vy": "velocity y",
-    "ax": "acceleration x",
-    "ay": "acceleration y",
-    "visible_fraction": "visible",
-}
+_NAMES = {"cos": "cos direction", "sin": "sin direction", "visible_fraction": "visible"}
 _SHORT = {
-    "start + end": "start\n+ end",
     "displacement_x": "displ.\nx",
     "displacement_y": "displ.\ny",
     "displacement": "displace-\nment",
+    "first tubelet": "first\ntubelet",
+    "one place, worst frame": "worst\nframe",
+    "two frames, linear": "two fr.,\nlinear",
+    "mean speed, path": "speed,\npath",
 }
+_CELL = (0.62, 0.42)  # inches
+
+
+def shown_readers(names: Iterable[str]) -> list[str]:
+    """Readers of an audit that are shown: of the single frames only the one that tells most, and no kernels."""
+    return [name for name in names if not name.startswith("frame ") and not name.endswith(", kernel")]
 
 
 def audit_figure(audit: Audit):
-    """Draw an audit's two tables with every value in its cell; returns the matplotlib figure."""
-    wide, narrow = audit.correlation.shape[1], audit.r2.shape[1]
+    """Draw an audit's tables with every value in its cell, R^2 under each grouping; returns the matplotlib figure."""
+    maps = [(audit.correlation, "RdBu_r", -1, f"{audit.name}: correlation of targets with place")]
+    for each in filter(None, (audit, audit.by_start)):
+        grouping = f"{each.options.grouping}, {each.n_groups} groups"
+        maps.append((each.r2[shown_readers(each.r2.columns)], "Blues", 0, f"R² decoded from it alone ({grouping})"))
+    widest = max(table.shape[1] for table, *_ in maps)
+    heights = [len(table) * _CELL[1] + 0.9 for table, *_ in maps]
     with drawing_style():
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(10.5, 3.5), width_ratios=[wide, narrow * 1.25], layout="constrained"
-        )
-        _heat_map(left, audit.correlation, "RdBu_r", -1, f"{audit.name}: correlation of targets with place")
-        _heat_map(right, audit.r2, "Blues", 0, "R² decoded from it alone")
+        size = (widest * _CELL[0] + 1.7, sum(heights) + 0.4)
+        figure = plt.figure(figsize=size, layout="constrained")
+        grid = figure.add_gridspec(len(maps), widest, height_ratios=heights)
+        for row, (table, *how) in enumerate(maps):
+            _heat_map(figure.add_subplot(grid[row, : table.shape[1]]), table, *how)
         note = (
-            f"{audit.n_clips} clips, {audit.n_groups} groups ({audit.options.grouping}). R²: ridge on the numbers, "
-            "their squares and products, nested cross-validation, pooled. –: does not vary. "
-            "y points down, but for cos, sin."
+            f"{audit.n_clips} clips. R²: ridge on the numbers, their squares and products, nested cross-validation, "
+            "pooled. –: does not vary. y points down, but for cos, sin."
         )
-        figure.supxlabel(note, fontsize=7, color="#555555", x=0.01, ha="left")
+        write_notes(figure, [note])
     return figure
 
 
@@ -50,19 +58,11 @@ def _heat_map(ax, table: pd.DataFrame, colours: str, lowest: float, title: str) 
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    ax.set_yticks(range(len(table)), [_NAMES.get(name, name) for name in table.index])
-    labels = [_SHORT.get(name, _NAMES.get(name, name).replace("_", "\n")) for name in table.columns]
+    ax.set_yticks(range(len(table)), [_NAMES.get(name, spoken(name)) for name in table.index])
+    labels = [_SHORT.get(name, _NAMES.get(name, spoken(name)).replace(" ", "\n", 1)) for name in table.columns]
     ax.set_xticks(range(table.shape[1]), labels, fontsize=7.5)
     for row, column in np.ndindex(*values.shape):
         value = values[row, column]
-        dark = np.isfinite(value) and abs(value) > 0.65
-        text = "–" if np.isnan(value) else f"{round(value, 2) + 0:.2f}".replace("-", "−")
-        ax.text(
-            column,
-            row,
-            text,
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color="white" if dark and value > lowest else "black",
-        )
+        dark = np.isfinite(value) and abs(value) > 0.65 and value > lowest
+        text = number(np.round(value, 2) + 0, 2)
+        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")

@@ -7,6 +7,7 @@ import pandas as pd
 
 from pez.controls import CONTROLS
 from pez.figures.caveats import unit_of
+from pez.figures.plots.audit import shown_readers
 from pez.figures.quoted import Quoted, quoted
 from pez.figures.report.gather import Audit, Report
 from pez.figures.report.notes import clips_of, moment
@@ -190,6 +191,7 @@ def audit_tables(audit: Audit) -> list[Table]:
 
 
 def _measure_table(audit: Audit, measure: str, grouping: str = "", *, rows: pd.DataFrame) -> Table:
+    rows = rows[rows["of"].isin(shown_readers(rows["of"].unique()))]
     wide = rows.pivot_table(index="target", columns="of", values="value", sort=False)
     cells = [[spoken(name), *map(number, row)] for name, row in zip(wide.index, wide.to_numpy())]
     words = {"r2": "R² of each target decoded from"}.get(measure, f"{spoken(measure).capitalize()} of each target with")
