@@ -54,8 +54,14 @@ class Shown:
     @property
     def label(self) -> str:
         """What y is, for an axis."""
-        how = "pooled over held-out clips (95 % interval)" if self.pooled else "of held-out folds (mean ± s.d.)"
-        return f"{spoken(self.metric)} {how}"
+        if not self.pooled:
+            return f"{spoken(self.metric)} of held-out folds (mean ± s.d.)"
+        return f"{spoken(self.metric)} pooled over held-out clips{' (95 % interval)' if self.has_interval else ''}"
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether a layer has a 95 % interval."""
+        return self.pooled and bool(np.isfinite(self.low).any())
 
 
 def shown(curve: pd.DataFrame, metric: str | None = None) -> Shown:
@@ -209,7 +215,7 @@ def _notes(curves: dict[str, Shown], reference, controls: pd.DataFrame, note: st
     scores = [curve.y for curve in curves.values()]
     scores += [controls[name].to_numpy() for name in {f"{c.metric}_pooled" for c in curves.values()} & set(controls)]
     lowest = float(np.nanmin(np.concatenate([*scores, np.zeros(1)])))
-    if any(curve.pooled for curve in curves.values()):
+    if any(curve.has_interval for curve in curves.values()):
         notes.append("Intervals: bootstrap over groups.")
     if any(curve.thin is not None for curve in curves.values()):
         thin = f"the {PUBLISHED}, pooled alike, setting chosen on the reported fold"

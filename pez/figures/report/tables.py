@@ -183,8 +183,6 @@ def audit_tables(audit: Audit) -> list[Table]:
     """The audit as text: a table per measure, targets down and what they go along with across."""
     if audit.table is None or audit.table.empty:
         return []
-    if not {"measure", "target", "of", "value"} <= set(audit.table.columns):
-        return [_plain_table(audit)]
     keys = ["measure", *(["grouping"] if "grouping" in audit.table else [])]
     groups = audit.table.groupby(keys, sort=False)
     return [_measure_table(audit, *map(str, names), rows=rows) for names, rows in groups]
@@ -198,13 +196,3 @@ def _measure_table(audit: Audit, measure: str, grouping: str = "", *, rows: pd.D
     columns = ["target", *map(spoken, wide.columns)]
     where = f"{audit.name} set{f', grouping {grouping}' if grouping else ''}"
     return Table(f"{words} ({where})", columns, cells, frozenset(range(1, len(columns))))
-
-
-def _plain_table(audit: Audit) -> Table:
-    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in audit.table.dtypes]
-    rows = [
-        [number(value) if is_number else (NONE if pd.isna(value) else spoken(value)) for value, is_number in pairs]
-        for pairs in (zip(row, numeric) for row in audit.table.itertuples(index=False))
-    ]
-    columns = [str(name).replace("_", " ") for name in audit.table.columns]
-    return Table(f"audit_{audit.name}.csv", columns, rows, frozenset(i for i, flag in enumerate(numeric) if flag))
