@@ -33,6 +33,7 @@ from pez.figures.plots.style import (
 from pez.figures.words import capital, dataset_of, spoken
 from pez.movies.intphys import INTPHYS
 from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL
+from pez.weights import caveats
 
 STYLES: dict[str, LineStyle] = {
     metric: line_style(index)
@@ -43,7 +44,6 @@ CONTROL_STYLES: dict[str, LineStyle] = {control: control_style(index) for index,
 _CONTROL_LOOK = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
 _DOTTED = {"ls": (0, (1, 1.6)), "lw": 0.9, "zorder": 1.3}
 _UNPUBLISHED = pd.DataFrame(columns=["model", "layer", "metric", "mean"])
-_TITLE_PER_INCH = 12  # characters
 
 
 # ---------------------------------------------------------------- tables
@@ -163,7 +163,8 @@ def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: s
                     at_foot = last and index == len(BESIDE) - 1
                     small.tick_params(labelbottom=at_foot)
                     small.set_xlabel(X_LABEL if at_foot else "", fontsize=7.5)
-        figure.suptitle(_title(title, table, figure), fontsize=10.5, x=0.01, ha="left")
+        heading = "\n".join([title, *caveats(table["weights"].unique())])
+        figure.suptitle(heading, fontsize=10.5, x=0.01, ha="left")
         _legend(figure, table, key, [*_notes(table[table["subtask"] == OVERALL], published, BESIDE), note])
         return save_figure(figure, path)[0]
 
@@ -298,14 +299,6 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
     if len(published):
         notes.append("Thin solid lines: published reproduction, overall.")
     return notes
-
-
-def _title(title: str, rows: pd.DataFrame, figure) -> str:
-    """`title` with what must be said of the weights, on a line of its own where one line is too narrow."""
-    lines = titled(title, rows["weights"].unique()).split("\n")
-    if max(map(len, lines)) > int(_TITLE_PER_INCH * figure.get_figwidth()):
-        lines = [part for line in lines for part in line.split(" — ")]
-    return "\n".join(textwrap.fill(line, int(_TITLE_PER_INCH * figure.get_figwidth())) for line in lines)
 
 
 def _run_title(rows: pd.DataFrame) -> str:
