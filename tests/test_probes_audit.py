@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from pez.figures.plots.audit import audit_figure
-from pez.figures.plots.style import save_figure
 from probe_stores import ball_tables, planted_features, planted_root, write_store
 
 import step3_probe
 from pez.cli import run_script
 from pez.errors import UserError
+from pez.figures.plots.audit import audit_figure
+from pez.figures.plots.style import save_figure
 from pez.probes.audit import AuditOptions, audit, clip_sets, confounds
 
 
