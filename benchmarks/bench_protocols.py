@@ -25,10 +25,11 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from probe_stores import planted_root  # noqa: E402
 
-from pez.probes.runs import probe_curves  # noqa: E402
-from pez.probes.layer_scores import layer_scores, resamples_of  # noqa: E402
-from pez.probes.options import BallOptions
-from pez.probes.runs import plan  # noqa: E402
+from pez.probes.options import BallOptions  # noqa: E402
+from pez.probes.predictions import Predictions  # noqa: E402
+from pez.probes.protocols import PROTOCOLS  # noqa: E402
+from pez.probes.runs import Curve, plan, probe_curves  # noqa: E402
+from pez.probes.scores.score import score  # noqa: E402
 
 MOST, MOST_SECONDS = 6.0, 10.0
 STORES = {
@@ -43,7 +44,8 @@ def probing(protocol: str, layers: int, preset: str = "quick", **store: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         root = planted_root(folder, preset=preset, **store)
         asked = {"probe_set": "fig2b_velocity_xy", "bootstrap": 0, "threads": torch.get_num_threads()}
-        options = BallOptions(protocol, root, protocol=protocol, layers=tuple(range(layers)), **asked)
+        asked |= {"run_name": protocol, "feature_root": root, "layers": tuple(range(layers))}
+        options = BallOptions(protocol=protocol, **asked)
         probe_curves(dataclasses.replace(options, layers=(0,), solver="ridge"))  # libraries warm up
 
         def work() -> None:
@@ -88,21 +90,22 @@ def compare(name: str, args) -> bool:
     return ratio <= MOST
 
 
+def noisy(curve: Curve, rng: np.random.Generator) -> Iterator[Predictions]:
+    """Targets and noise at 24 layers as predictions of every variable, under both protocols."""
+    of_clips = {"clips": curve.data.clips, "group": curve.data.group, "fold": curve.folds.fold[None]}
+    for variable in curve.data.variables:
+        noise = rng.normal(size=(1, 24, *variable.targets.shape)) * variable.targets.std()
+        for protocol in PROTOCOLS:
+            yield Predictions(variable, protocol, np.arange(24), predicted=variable.targets + noise, **of_clips)
+
+
 def bootstrap(args) -> bool:
     """Whether the intervals of 24 layers x 3 variables x 2 protocols take less than MOST_SECONDS."""
     with tempfile.TemporaryDirectory() as folder:
         root = planted_root(folder, preset="paper", depth=1, width=2)
         main = plan(BallOptions(run_name="b", feature_root=root, probe_set="fig2c"))[0]
-        noise = np.random.default_rng(0)
-        predicted = [v.targets + noise.normal(size=(1, 24, *v.targets.shape)) * v.targets.std() for v in main.variables]
-
-        def score():
-            resamples = resamples_of(main.folds, args.resamples)
-            return [
-                layer_scores(v, p, main.repeats, resamples) for v, p in zip(main.variables, predicted) for _ in "12"
-            ]
-
-        scores, _, seconds = timed(score)
+        found = list(noisy(main, np.random.default_rng(0)))
+        scores, _, seconds = timed(lambda: [each.table for each in score(found, args.resamples).scored])
     groups = main.folds.n_groups
     print(f"bootstrap: {len(scores)} curves of 24 layers, {groups} groups, {args.resamples} resamples: {seconds:.1f} s")
     return seconds < MOST_SECONDS

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_ridge.py [--layers 4] [--clips 392] [--width 1024] [--threads 2]
 
-A problem is one layer and fold with three targets and the strengths of pez.probes.ridge. Prints the time of both and
-the largest difference of a held-out prediction. Writes nothing.
+A problem is one layer and fold with three targets and the strengths of pez.probes.solvers.ridge. Prints the time of
+both and the largest difference of a held-out prediction. Writes nothing.
 """
 
 import contextlib

@@ -6,8 +6,8 @@ A problem is one layer and fold with two variables; "one at a time" is the usual
 every problem, variable and setting, on all threads. Then Figure 2(c) at Large size: 24 layers, 5 folds, 20 settings, 3
 variables, with and without early stopping. Writes nothing.
 
-The bias's gradient is zero here in exact arithmetic (pez/probes/problems.py); `--with-bias` leaves it to float32 in the
-one-at-a-time fits, which then wander by some 1e-4.
+The bias's gradient is zero here in exact arithmetic (pez/probes/solvers/problems.py); `--with-bias` leaves it to
+float32 in the one-at-a-time fits, which then wander by some 1e-4.
 """
 
 import argparse

@@ -72,7 +72,7 @@ def same(one, other):
 
 
 def best_of(fits, movies, labels, metric):
-    """(setting, epoch) by the rule of pez/probes/attentive_curve.py, written out; `fits`: setting, rows, scores."""
+    """(setting, epoch) as pez/probes/validation/cross_validate.py chooses; `fits`: setting, rows, scores."""
     ranked = []
     for setting, rows, scores in fits:
         logits = torch.as_tensor(scores, dtype=torch.float64)

@@ -136,7 +136,7 @@ def test_constant_features_tie_in_every_scene(tmp_path):
 
 def test_a_setting_is_chosen_on_validation_scenes(store, tmp_path):
     settings = ((1e-8, 0.01), (3e-3, 0.01))  # the first cannot learn
-    table = probe(store, tmp_path / "run", layers=[1], settings=settings)
+    table = probe(store, tmp_path / "run", layers=[1], settings=settings, protocols=("nested",))
     assert set(table["lr"]) == {3e-3}
     assert by_layer(table, "auc")[0] > 0.95
 

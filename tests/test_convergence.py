@@ -8,8 +8,9 @@ from probe_stores import ball_tables, write_store
 from scipy.optimize import brentq, minimize
 from sklearn.linear_model import LogisticRegression
 
+from pez.probes.data.probe_data import possible_variable
 from pez.probes.options import BallOptions
-from pez.probes.predictions import Choice
+from pez.probes.predictions import Choice, Predictions
 from pez.probes.runs import probe_curves
 from pez.probes.solvers.convergence import training_losses
 from pez.probes.solvers.problems import Moments, Setting, moment_problem, row_problem
@@ -155,3 +156,17 @@ def test_an_extreme_setting_lies_at_the_edge_of_the_grid():
     assert _at_edge(Setting(5e-3, 0.1), grid) and _at_edge(Setting(1e-3, 0.01), grid)
     assert not _at_edge(Setting(1e-3, 0.1), grid)
     assert not _at_edge(grid[0], grid[:1])  # one setting has no edge
+
+
+def test_layers_that_are_probed_again_bring_all_that_was_found_of_them():
+    def found(layers, value) -> Predictions:
+        clips, choices = pd.DataFrame({"clip_id": list("abcd")}), {(0, n, 0): Choice(value, 1) for n in layers}
+        shape = (1, len(layers), 4)
+        one = {"predicted": np.full((*shape, 1), float(value)), "rounding": np.full(shape, value / 10)}
+        one |= {"clips": clips, "group": np.array(list("aabb")), "fold": np.zeros((1, 4), dtype=int)}
+        return Predictions(possible_variable(np.arange(4) % 2 > 0), "nested", np.array(layers), choices=choices, **one)
+
+    joined = found((0, 1, 2), 1).with_layers_of([found((0, 2), 2)])
+    assert joined.predicted[0, :, 0, 0].tolist() == [2, 1, 2]
+    assert joined.rounding[0, :, 0].tolist() == [0.2, 0.1, 0.2]
+    assert [joined.choices[0, layer, 0].setting for layer in range(3)] == [2, 1, 2]

@@ -11,7 +11,10 @@ import step_intphys_attentive
 import step_intphys_probe
 from pez.cli import run_script
 from pez.files import exclusive
+from pez.probes.predictions import from_table
+from pez.probes.results import movie_columns
 from pez.probes.scores.possibility import METRICS
+from pez.probes.scores.score import Scored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,10 +13,10 @@ def test_planted_directions_are_read_and_noise_is_not():
     noise = rng.normal(size=(200, 20))
     planted = noise + 4 * np.concatenate([unit, np.zeros((200, 18))], axis=1)
     table = direction_scores(np.stack([noise, planted]), velocity)
-    assert table["pooled"][0] < 0.02 and table["pooled_low"][0] < 0
+    assert table["r2_pooled"][0] < 0.02 and table["r2_low"][0] < 0
     # the best linear estimate of u from 4u + noise of unit variance: signal power 16 * 1/2 a component
-    assert abs(table["pooled"][1] - 8 / 9) < 0.05
-    assert table["pooled_low"][1] < 8 / 9 < table["pooled_high"][1] + 0.05
+    assert abs(table["r2_pooled"][1] - 8 / 9) < 0.05
+    assert table["r2_low"][1] < 8 / 9 < table["r2_high"][1] + 0.05
 
 
 def test_features_are_those_of_every_block_and_repeat():

@@ -12,7 +12,7 @@ from pez.pretraining.shapes import direction_scores, shape_features
 
 R2, LOW, HIGH = "r2_nested_pooled", "r2_nested_pooled_low", "r2_nested_pooled_high"
 RENAMED = {"r2_pooled": R2, "r2_pooled_low": LOW, "r2_pooled_high": HIGH}  # of the controls' table
-SHAPES_RENAMED = {"pooled": R2, "pooled_low": LOW, "pooled_high": HIGH}
+SHAPES_RENAMED = {"r2_pooled": R2, "r2_low": LOW, "r2_high": HIGH}
 DIRECTION = "direction_sincos"
 PROBED = {  # columns of the log
     "direction_r2": "direction, target encoder",

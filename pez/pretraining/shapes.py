@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from pez.encoder.extract import encode_pooled
 from pez.encoder.protocol import Encoder
 from pez.pretraining.video import VideoSettings, single_shape_clips
-from pez.probes.bootstrap import N_RESAMPLES
+from pez.probes.data.probe_data import Variable
 from pez.probes.folds import Folds
-from pez.probes.layer_scores import layer_scores, resamples_of
-from pez.probes.ridge import STRENGTHS
-from pez.probes.targets import Variable
+from pez.probes.predictions import Predictions
+from pez.probes.scores.score import Scored
+from pez.probes.solvers.ridge import STRENGTHS
 from pez.runs import progress
 from pez.store import tensor_name
 
@@ -47,12 +47,14 @@ def shape_features(
 
 
 def direction_scores(features: np.ndarray, velocities: np.ndarray) -> pd.DataFrame:
-    """R^2 of (cos, sin) out of fold, a row a layer (pez/probes/layer_scores.py); a ridge probe whose strength is chosen
-    inside the training folds."""
+    """R^2 of (cos, sin) out of fold, a row a layer (`Scored.table`); a ridge probe whose strength is chosen inside the
+    training folds."""
     unit = velocities / np.linalg.norm(velocities, axis=1, keepdims=True)
     n = len(unit)
     folds = Folds(np.arange(n).astype(str), np.arange(n) % N_FOLDS)
     probe = make_pipeline(StandardScaler(), RidgeCV(STRENGTHS))
     predicted = np.stack([cross_val_predict(probe, layer, unit, cv=list(folds.splits())) for layer in features])
     variable = Variable("direction", "shapes", unit, "", ("cos", "sin"))
-    return layer_scores(variable, predicted[None], (folds,), resamples_of(folds, N_RESAMPLES)).table
+    clips = pd.DataFrame({"clip_id": folds.group})
+    one = {"clips": clips, "group": folds.group, "fold": folds.fold[None], "predicted": predicted[None]}
+    return Scored(Predictions(variable, "nested", np.arange(len(features)), **one)).table

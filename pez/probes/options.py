@@ -241,12 +241,12 @@ def _name(field: dataclasses.Field) -> str:
 def _check_range(name: str, number: float, about: dict[str, Any]) -> None:
     least, above, most = about["least"], about["above"], about["most"]
     if least is not None and not number >= least:
-        bound = f"{least:g} ... {most:g}" if most is not None and most < 1e9 else f"at least {least:g}"
+        bound = f"at least {least:g}" if most is None else f"{least:g} ... {most:.10g}"
         raise UserError(f"{name} must be {bound}; got {number:g}")
     if above is not None and not number > above:
         raise UserError(f"{name} must be more than {above:g}; got {number:g}")
     if most is not None and not number <= most:
-        raise UserError(f"{name} must be {least or 0:g} ... {most:.0f}; got {number:g}")
+        raise UserError(f"{name} must be {least or 0:g} ... {most:.10g}; got {number:.10g}")
 
 
 def recorded(options: Any) -> dict[str, Any]:

@@ -90,8 +90,13 @@ class Predictions:
         same = (self.variable.name, self.protocol)
         (other,) = (each for each in others if (each.variable.name, each.protocol) == same)
         predicted = self.predicted.copy()
-        predicted[:, np.isin(self.layers, other.layers)] = other.predicted
-        return dataclasses.replace(self, predicted=predicted, choices={**self.choices, **other.choices})
+        at = np.isin(self.layers, other.layers)
+        predicted[:, at] = other.predicted
+        rounding = None if self.rounding is None else self.rounding.copy()
+        if rounding is not None:
+            rounding[:, at] = np.nan if other.rounding is None else other.rounding
+        choices = {**self.choices, **other.choices}
+        return dataclasses.replace(self, predicted=predicted, choices=choices, rounding=rounding)
 
     def held_out(self) -> Iterator[tuple[int, np.ndarray]]:
         """(repeat, rows) of every fold of every repeat, repeats slowest."""

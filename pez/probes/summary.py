@@ -4,7 +4,7 @@
 `r2_nested_pooled_*`, `nested_half_rise_layer` and `nested_peak_layer` of r2_nested_pooled, the curve that figures show.
 Onset and half-rise here are the first layer at which the score has covered half of the way from chance (0 for R^2) to
 its peak; curves that never rise above chance have none. They describe a curve and test nothing: onsets with intervals,
-by the rules of pez/probes/onset.py, are in the verdict files.
+by the rules of pez/probes/scores/onset.py, are in the verdict files.
 """
 
 from collections.abc import Sequence

@@ -11,8 +11,9 @@ many fresh clips.
 
 Prints a table and writes it as JSON (--output). Columns: `planted`, the planted layer, and `truth`, the population's;
 `within 1`, share of data sets whose onset is within one layer of the planted (or else the true) one; `covered`, share
-whose 95 % interval holds the truth; `unwidened`, that share without the stretching of pez.probes.bootstrap; `no onset`
-and `first`, shares with those verdicts; `curve`, share of the layers' R^2 intervals that hold the population's R^2.
+whose 95 % interval holds the truth; `unwidened`, that share without the stretching of pez.probes.scores.bootstrap; `no
+onset` and `first`, shares with those verdicts; `curve`, share of the layers' R^2 intervals that hold the population's
+R^2.
 """
 
 import dataclasses
@@ -28,12 +29,13 @@ import torch
 
 from pez.cli import Parser, run_script
 from pez.files import write_json
-from pez.probes.scores.bootstrap import BootstrapCurve, bootstrap_r2, group_resamples, mean_curve
-from pez.probes.folds import grouped_folds
+from pez.probes.data.probe_data import ProbeData, Variable
+from pez.probes.folds import Folds, grouped_folds
+from pez.probes.scores.bootstrap import BootstrapCurve, Resamples, bootstrap_r2, group_resamples, mean_curve
 from pez.probes.scores.onset import AT_FIRST, NO_ONSET, RULES, BendFit, crossing, find_onsets
-from pez.probes.solvers.problems import Problem, row_problem
-from pez.probes.protocols import choose_by_loss, out_of_fold
-from pez.probes.solvers.ridge import ridge_settings, solve_ridge
+from pez.probes.solvers.linear import LinearSolver
+from pez.probes.solvers.ridge import STRENGTHS, ridge_settings
+from pez.probes.validation.cross_validate import outcomes
 from pez.runs import progress, provenance
 
 N_LAYERS, N_GROUPS, GROUP_SIZE, WIDTH, N_FOLDS = 24, 64, 6, 32, 5
@@ -97,54 +99,55 @@ def simulate(scenario: Scenario, rng: np.random.Generator, n_groups: int = N_GRO
     return group, target, features
 
 
-class RidgeTask:
-    """Ridge probes on the layers of one data set, for pez.probes.protocols.out_of_fold."""
-
-    transfers, choose = False, staticmethod(choose_by_loss)
-
-    def __init__(self, features: np.ndarray, targets: np.ndarray, fold: np.ndarray, choose: bool):
-        self.features, self.targets, self.fold = torch.from_numpy(features), targets, fold
-        self.n_folds, self.outputs = int(fold.max()) + 1, (1,) * targets.shape[1]
-        self.settings = ridge_settings() if choose else ridge_settings([STRENGTH])
-
-    def problem(self, layer: int, left_out, validation, _predict, **changes) -> Problem:
-        shared = {"settings": self.settings, "outputs": self.outputs, "dtype": torch.float64, **changes}
-        train, judged = np.flatnonzero(~np.isin(self.fold, left_out)), np.flatnonzero(np.isin(self.fold, validation))
-        return row_problem(self.features[layer], self.targets, train, judged, **shared)
-
-    def solve(self, problems):
-        return solve_ridge(problems)
-
-
 def predicted(features: np.ndarray, targets: np.ndarray, fold: np.ndarray, choose: bool, read=None) -> np.ndarray:
-    """Predictions [layers, n, variables] of probes trained on the other folds, a variable a column of `targets`.
+    """Predictions [layers, n, variables] of ridge probes trained on the other folds; a column of `targets` each.
 
-    With one setting there is nothing to choose, else it is chosen as the published protocol does. `read`: only this
-    fold is held out and predicted.
+    The strength is STRENGTH, or with `choose` what the published protocol chooses. `read`: only this fold is held out
+    and predicted.
     """
-    task, layers = RidgeTask(features, targets, fold, choose), range(len(features))
-    values = np.full((len(features), *targets.shape), np.nan)
-    if read is not None:
-        results = task.solve(task.problem(layer, (read,), (read,), None) for layer in layers)
-        for layer, result in enumerate(results):
-            values[layer, fold == read] = result.chosen(result.validation_prediction)
-        return values
-    for result in out_of_fold(task, layers, ("paper",)):
-        values[result.layer, fold == result.fold] = result.prediction
+    layers, clips = tuple(range(len(features))), pd.DataFrame({"clip_id": np.arange(len(fold)).astype(str)})
+    probed = tuple(Variable(f"target {n}", "", column[:, None], "", ("value",)) for n, column in enumerate(targets.T))
+    tensors, folds = torch.from_numpy(features), Folds(clips["clip_id"].to_numpy(), fold)
+    data = ProbeData("simulated", clips, folds.group, probed, layers, len(layers), tensors.__getitem__)
+    strengths = STRENGTHS if choose else (STRENGTH,)
+    solver = LinearSolver(ridge_settings(strengths), epochs=0, patience=0, closed_form=True)
+    reports = [(layer, held) for layer in layers for held in (range(folds.n_folds) if read is None else (read,))]
+    values = np.full((len(layers), *targets.shape), np.nan)
+    for outcome in outcomes(data, folds, solver, ("paper",), reports):
+        values[outcome.layer, folds.rows(outcome.fold)] = outcome.prediction
     return values
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """One data set as probes left it: `group` [n], `targets` [n, 1 + N_SHUFFLES], the true one first, and `prediction`
+    [layers, n, 1 + N_SHUFFLES]."""
+
+    group: np.ndarray
+    targets: np.ndarray
+    prediction: np.ndarray
+
+    def curves(self, resamples: Resamples) -> tuple[BootstrapCurve, BootstrapCurve]:
+        """R^2 of the target, and the mean of the shuffled ones."""
+        main, *shuffled = (
+            bootstrap_r2(column, self.prediction[..., index], self.group, resamples)
+            for index, column in enumerate(self.targets.T)
+        )
+        return main, mean_curve(shuffled)
+
+
+def out_of_fold(scenario: Scenario, seed: int) -> OutOfFold:
+    """Data set `seed` of a scenario, its probes cross-validated."""
+    rng = np.random.default_rng(seed)
+    group, target, features = simulate(scenario, rng)
+    targets = np.stack([target, *(rng.permutation(target) for _ in range(N_SHUFFLES))], axis=1)
+    return OutOfFold(group, targets, predicted(features, targets, grouped_folds(group, N_FOLDS, seed), scenario.choose))
 
 
 def curves_of(scenario: Scenario, seed: int, n_resamples: int) -> tuple[BootstrapCurve, BootstrapCurve]:
     """Main and shuffled-label curves of data set `seed`, from out-of-fold predictions."""
-    rng = np.random.default_rng(seed)
-    group, target, features = simulate(scenario, rng)
-    targets = np.stack([target, *(rng.permutation(target) for _ in range(N_SHUFFLES))], axis=1)
-    prediction = predicted(features, targets, grouped_folds(group, N_FOLDS, seed), scenario.choose)
-    resamples = group_resamples(group, n_resamples, seed, n_folds=N_FOLDS)
-    main, *shuffled = (
-        bootstrap_r2(column, prediction[..., index], group, resamples) for index, column in enumerate(targets.T)
-    )
-    return main, mean_curve(shuffled)
+    found = out_of_fold(scenario, seed)
+    return found.curves(group_resamples(found.group, n_resamples, seed, n_folds=N_FOLDS))
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,89 @@
-"""Which interval for a half-rise onset holds: what was tried before pez.probes.onset settled on one.
+"""Which interval for a half-rise onset holds: what was tried before pez.probes.scores.onset settled on one.
 
     python -m studies.onset.estimators [--datasets 200] [--workers 2]
 
 On data sets of studies/onset/calibration.py, prints the share of 95 % intervals that hold the population's half-rise
-onset, a row a scenario and peak (the mean of the layers that may be as high as the highest, as pez.probes.onset has it;
-the highest layer of the estimate in every resample; each resample's own highest), a column an interval (percentile,
-basic, BCa; with and without the stretching of pez.probes.bootstrap); and the share found within one layer of it.
+onset, a row per scenario and peak (the mean of the layers that may be as high as the highest, as
+pez.probes.scores.onset has it; the highest layer of the estimate in every resample; each resample's own highest), a
+column per interval, with and without the stretching of pez.probes.scores.bootstrap; and the share found within one
+layer of it. The intervals:
+
+percentile    quantiles of the samples
+basic         those, reflected about the estimate
+bca           quantiles moved for median bias and skewness (Efron 1987, Better bootstrap confidence intervals)
 """
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
 
 from pez.cli import Parser, run_script
-from pez.probes.scores.bootstrap import METHODS, BootstrapCurve
+from pez.probes.scores.bootstrap import LEVEL, BootstrapCurve, Resamples, group_resamples
 from pez.probes.scores.onset import crossing, plateau, rise_over_chance
 from pez.runs import progress
-from studies.onset.calibration import LAYERS, SCENARIOS, curves_of, population_of, unwidened
+from studies.onset.calibration import LAYERS, N_FOLDS, SCENARIOS, OutOfFold, out_of_fold, population_of, unwidened
 
 COMPARED = ("emerges at 8", "steps up at 8", "rises until 8", "weak, at 8")
 PEAKS = ("plateau", "same layer", "own highest")
+METHODS = ("percentile", "basic", "bca")
+TAILS = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 
 
-def half_rise(curve: BootstrapCurve, peak: str) -> BootstrapCurve:
-    """Half-rise onsets of a rise above chance and of its resamples, as a BootstrapCurve of one column."""
+@dataclass(frozen=True)
+class JackknifedCurve(BootstrapCurve):
+    """A BootstrapCurve with its score without each group in turn, `left_out` [G, layers]."""
+
+    left_out: np.ndarray
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "JackknifedCurve":
+        """`function` of the estimate, of every resample and of every row of `left_out`."""
+        found = super().map(function)
+        return JackknifedCurve(found.estimate, found.samples, found.resamples, function(self.left_out))
+
+    def __sub__(self, other: "JackknifedCurve") -> "JackknifedCurve":
+        found = super().__sub__(other)
+        return JackknifedCurve(found.estimate, found.samples, found.resamples, self.left_out - other.left_out)
+
+
+def jackknifed(found: OutOfFold, seed: int, n_resamples: int) -> list[JackknifedCurve]:
+    """Main and shuffled-label curves of one data set, as pez.probes has them but for the rows without a group."""
+    resamples = group_resamples(found.group, n_resamples, seed, n_folds=N_FOLDS)
+    one_less = Resamples(resamples.names, 1 - np.eye(len(resamples.names)), stretch=1)
+    return [
+        JackknifedCurve(curve.estimate, curve.samples, curve.resamples, left_out.samples)
+        for curve, left_out in zip(found.curves(resamples), found.curves(one_less))
+    ]
+
+
+def interval(curve: JackknifedCurve, method: str) -> tuple[float, float]:
+    """Ends of the interval of a curve of one column. They are order statistics, so samples may hold infinities."""
+    samples, estimate = np.sort(curve.samples[:, 0]), curve.estimate[0]
+    shares = bca_shares(estimate, samples, curve.left_out[:, 0]) if method == "bca" else TAILS
+    last = len(samples) - 1
+    low, high = samples[int(np.floor(shares[0] * last))], samples[int(np.ceil(shares[1] * last))]
+    return (2 * estimate - high, 2 * estimate - low) if method == "basic" else (low, high)
+
+
+def bca_shares(estimate: float, samples: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Which quantiles BCa takes, [2], from samples [B] and the estimates without each group [G]."""
+    below = np.mean((samples < estimate) + 0.5 * (samples == estimate))
+    bias = norm.ppf(below.clip(0.5 / len(samples), 1 - 0.5 / len(samples)))
+    spread = left_out.mean() - left_out
+    cubes, squares = (spread**3).sum(), (spread**2).sum()
+    acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
+    shifted = bias + norm.ppf(TAILS)
+    return norm.cdf(bias + shifted / (1 - acceleration * shifted))
+
+
+def half_rise(curve: JackknifedCurve, peak: str) -> JackknifedCurve:
+    """Half-rise onsets of a rise above chance, of its resamples and without each group, as a curve of one column."""
     layer, layers = int(curve.estimate.argmax()), plateau(curve)
     tops = {
         "plateau": lambda rows: rows[:, layers].mean(1),
@@ -42,8 +98,8 @@ def half_rise(curve: BootstrapCurve, peak: str) -> BootstrapCurve:
 
 
 def judge(scenario, truth: float, seed: int) -> list[dict]:
-    """Whether each interval holds the truth in data set `seed`; a row a peak."""
-    main, control = curves_of(scenario, seed, 1000)
+    """Whether each interval holds the truth in data set `seed`; a row per peak."""
+    main, control = jackknifed(out_of_fold(scenario, seed), seed, 1000)
     rises = {
         "stretched": rise_over_chance(main, control, 0.0),
         "unwidened": rise_over_chance(unwidened(main), unwidened(control), 0.0),
@@ -53,7 +109,7 @@ def judge(scenario, truth: float, seed: int) -> list[dict]:
         row = {"scenario": scenario.name, "peak": peak}
         for name, rise in rises.items():
             for method in METHODS:
-                low, high = half_rise(rise, peak).interval(method=method)[0]
+                low, high = interval(half_rise(rise, peak), method)
                 row[f"{method}, {name}"] = low <= truth <= high
         row["within 1"] = abs(half_rise(rises["stretched"], peak).estimate[0] - truth) <= 1
         rows.append(row)

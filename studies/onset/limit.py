@@ -4,7 +4,7 @@
 
 On data sets of studies/onset/calibration.py with a planted breakpoint, prints the share found within one layer by
 
-rule      pez.probes.onset
+rule      pez.probes.scores.onset
 errors    the same two straight segments, weighted by the errors' true covariance over layers (from 400 other data
           sets): for normal errors the maximum-likelihood fit of that shape, which no rule that fits it can beat by much
 oracle    maximum likelihood that knows the covariance and the population's whole curve but for where it bends

@@ -22,7 +22,7 @@ def angular_error(prediction_deg, target_deg) -> np.ndarray:
 def predicted_angle(prediction, direction_target: str) -> np.ndarray:
     """Direction in degrees, (-180, 180], that a probe's outputs mean; counter-clockwise from +x, world axes.
 
-    `prediction` [..., k] as pez.probes.targets lays out the target: "angle" (k = 1, degrees, wrapped here),
+    `prediction` [..., k] as pez.probes.data.ball lays out the target: "angle" (k = 1, degrees, wrapped here),
     "sincos" (k = 2: cos, sin), "vxy" (k = 2: pixels per frame in image axes, whose y points down). Their lengths
     play no part. Targets go through it too.
     """

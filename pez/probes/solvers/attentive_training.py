@@ -5,7 +5,8 @@ AdamW with one parameter group and PyTorch's other defaults, batches of 16, 20 e
 learning rate to 0 over all steps, no warm-up, constant weight decay, no dropout, no augmentation. Ours
 alone: a single logit with binary cross-entropy (they have a softmax over many classes); each token layer-normalised
 without parameters (`token_norm`), because the official probe reads tokens behind the encoder's final norm
-and residual states are on no fixed scale. Which setting and epoch are reported: pez/probes/intphys_attentive.py.
+and residual states are on no fixed scale. Which setting and epoch are reported:
+pez/probes/validation/cross_validate.py.
 """
 
 import math
