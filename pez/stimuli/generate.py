@@ -59,6 +59,10 @@ def set_settings(
     backend, starts = resolve(backend), check_starts(set_name, start_positions)
     if not 1 <= objects <= MAX_OBJECTS:
         raise UserError(f"--objects must be 1 ... {MAX_OBJECTS}; got {objects}")
+    if kubric.full_frame and starts == "endless":
+        raise UserError(
+            "--full-frame is not for --start-positions endless, whose copies are drawn box by box: leave it out"
+        )
     chosen = check_variation(vary, objects, starts)
     settings = {
         "set": set_name,

@@ -25,8 +25,14 @@ def write_previews(clip_set: ClipSet) -> tuple[Path, Path]:
 
 
 def write_contact_sheet(clip_set: ClipSet) -> Path:
-    """One tile a condition (direction down, magnitude across): its first clip as a strobe picture."""
-    clips = clip_set.clips.drop_duplicates(["direction_deg", "magnitude"])
+    """One tile a condition (direction down, magnitude across): its first clip as a strobe picture.
+
+    Of a set that varies something a tile shows any one of its clips, so that many levels are seen.
+    """
+    clips = clip_set.clips
+    if "vary" in clip_set.settings:
+        clips = clips.sample(frac=1, random_state=0)
+    clips = clips.drop_duplicates(["direction_deg", "magnitude"])
     directions = sorted(clips["direction_deg"].unique())
     magnitudes = sorted(clips["magnitude"].unique())
     step = TILE + GAP
@@ -128,4 +134,4 @@ def _amount(clip_set: ClipSet, magnitude: float) -> str:
 
 
 def _title(clip_set: ClipSet) -> str:
-    return f"{clip_set.name} set, {len(clip_set.clips)} clips; first of each condition; pale = earlier"
+    return f"{clip_set.name} set, {len(clip_set.clips)} clips; one of each condition; pale = earlier"

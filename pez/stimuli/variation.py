@@ -64,7 +64,7 @@ COLOURS = {
     "green": (0.12, 0.60, 0.25),
     "violet": (0.55, 0.22, 0.72),
     "yellow": (0.95, 0.78, 0.12),
-    "black": (0.16, 0.16, 0.18),
+    "teal": (0.05, 0.52, 0.56),
 }
 TEXTURES = {"plain": "plain", "halves": "halves", "stripes": "stripes", "checks": "checks"}
 SIZES = {radius: radius for radius in (DEFAULT_PHYSICS.ball_radius_m, 0.2, 0.25, 0.35, 0.4)}
