@@ -1,7 +1,8 @@
 """Renders ball clips with Kubric and Cycles: the empty scene once, then only the box round ball and shadow.
 
 Needs `bpy`: for render workers only. A border render gives the pixels of the full frame, to the bit: the
-samples of a pixel depend on its place in the frame, and nothing outside the box changes (kubric_scene.py).
+samples of a pixel depend on its place in the frame, and nothing outside the box changes (kubric_scene.py). Of several
+balls each has a box of its own, without the balls that do not reach into it: the same but for a rounding on an edge.
 """
 
 import tempfile

@@ -55,7 +55,7 @@ LIGHTS = {  # to_light, ambient, sun; a level white surface stays below 1
     "right": (_sun(10.0, 45.0), 0.45, 0.65),
     "lower right": (_sun(-50.0, 30.0), 0.55, 0.45),
     "lower left": (_sun(-140.0, 52.0), 0.40, 0.70),
-    "above": (_sun(80.0, 8.0), 0.50, 0.45),
+    "above": (_sun(80.0, 20.0), 0.50, 0.45),
     "dim": (_sun(150.0, 35.0), 0.38, 0.38),
 }
 COLOURS = {
