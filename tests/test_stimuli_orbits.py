@@ -138,6 +138,7 @@ def test_one_point_in_each_cell_of_the_square(set_name, starts, half, preset, si
         {"set_name": "acceleration", "magnitudes": [29.0]},
         {"magnitudes": [1.0, 8.0]},
         {"set_name": "turns"},
+        {"set_name": "turns", "vary": ["camera", "size"], "objects": 2},
         {"vary": ["camera", "size"]},
         {"set_name": "acceleration", "vary": ["camera", "size"]},
     ],
@@ -211,7 +212,7 @@ def best_r2(place, target, group):
     folds = GroupKFold(3)
     residual = total = 0.0
     for column in target.T:
-        model = HistGradientBoostingRegressor(max_iter=60, learning_rate=0.1, max_leaf_nodes=24, min_samples_leaf=40)
+        model = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.1, max_leaf_nodes=8, min_samples_leaf=200)
         found = cross_val_predict(model, place, column, groups=group, cv=folds)
         residual, total = residual + ((column - found) ** 2).sum(), total + ((column - column.mean()) ** 2).sum()
     return 1 - residual / total
@@ -271,10 +272,11 @@ def test_acceleration_is_in_three_places_and_not_in_the_displacement():
 
 
 def test_turns_place_tells_little_of_the_last_tubelet_and_of_the_others():
-    clips, path = population("turns", "matched", 20)
+    clips, path = population("turns", "matched", 30)
     group = clips["point"]
     last = [best_r2(path[:, frame], unit(clips["direction_deg"]), group) for frame in (0, 5, 9, 13, 14, 15)]
     assert max(last) < 0.03
+    assert last[3] == max(last) > 0.01  # the reader does find what there is: most in the frame before the tubelet
     assert best_r2(path[:, 14:].mean(axis=1), unit(clips["direction_deg"]), group) < 0.01
     for tubelet in (0, 3, 6):
         ends = (2 * tubelet, 2 * tubelet + 1)

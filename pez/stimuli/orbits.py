@@ -16,7 +16,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from constants import ENDLESS_PERIOD_M, MATCHED_MID_SPEED, N_FRAMES, TUBELET_FRAMES, TURNS_RANGE_M
+from constants import ENDLESS_PERIOD_M, MATCHED_MID_SPEED, N_FRAMES, TUBELET_FRAMES, TURNS_ROOM_M
 from pez.errors import UserError
 from pez.files import fingerprint
 from pez.stimuli.motions import clearance, prefixes, turning, unit_vector, wrapped
@@ -47,7 +47,7 @@ def orbit_settings(settings: dict) -> dict:
     if settings["start_positions"] == "endless":
         return {"period_m": ENDLESS_PERIOD_M, "point_range_m": ENDLESS_PERIOD_M / 2}
     if settings["set"] == "turns":
-        return {"tubelet_frames": TUBELET_FRAMES, "point_range_m": TURNS_RANGE_M}
+        return {"tubelet_frames": TUBELET_FRAMES, "point_range_m": round(reach(settings) - TURNS_ROOM_M, 2)}
     speeds = settings["set"] == "velocity"
     # the farthest that one unit of magnitude, and for accelerations the velocity at mid clip, take the ball
     each, fixed = (MIDDLE * DT, 0.0) if speeds else (_from_middle(), MATCHED_MID_SPEED * MIDDLE * DT)

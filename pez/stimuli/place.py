@@ -49,7 +49,7 @@ def draws_of(design: str, draws: int) -> tuple[pd.DataFrame, np.ndarray, float |
 
 def score(features: np.ndarray, targets: np.ndarray, group: np.ndarray) -> float:
     """Pooled R^2 of `targets` [n, k] read from `features` [n, m]; folds keep `group` [n] whole."""
-    model = HistGradientBoostingRegressor(max_iter=80, learning_rate=0.1, max_leaf_nodes=24, min_samples_leaf=60)
+    model = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.1, max_leaf_nodes=8, min_samples_leaf=200)
     found = [cross_val_predict(model, features, column, groups=group, cv=GroupKFold(3)) for column in targets.T]
     return float(1 - ((targets - np.stack(found, 1)) ** 2).sum() / ((targets - targets.mean(axis=0)) ** 2).sum())
 
