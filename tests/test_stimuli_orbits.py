@@ -91,6 +91,15 @@ def test_opposite_clips_are_each_other_played_backwards(starts):
         assert np.abs(off(path[here] - path[there][::-1], starts)).max() < 1e-6
 
 
+@pytest.mark.parametrize("options", [{"starts": "endless"}, {"objects": 2, "vary": ["camera", "texture", "light"]}])
+def test_a_clip_and_its_twin_have_the_same_frames_to_the_byte(tmp_path, options):
+    directory = write_clip_set(tmp_path, settings(**options), limit=16).directory
+    clip_set = read_clip_set(directory)
+    for index in (0, 1, 2, 3, 8, 11):
+        here, there = (clip_set.frame_paths(clip_set.clips["clip_id"].iloc[i]) for i in (index, index + 4))
+        assert [path.read_bytes() for path in here] == [path.read_bytes() for path in reversed(there)]
+
+
 def test_all_directions_cross_the_point_with_its_velocity():
     """From the simulated frames: the middle of frames 7 and 8 is the point, but for a / 8 of a squared frame."""
     clips, frames = made("acceleration", "matched")
@@ -166,6 +175,7 @@ def test_a_magnitude_that_leaves_no_room_names_the_largest_that_fits():
             "use --start-positions matched for acceleration",
         ),
         (["--start-positions", "endless"], "add --dataset velocity"),
+        (["--dataset", "velocity", "--start-positions", "endless", "--full-frame"], "--full-frame is not for"),
         (["--dataset", "turns", "--start-positions", "in_view"], "is not for --dataset turns"),
         (["--dataset", "turns", "--accelerations", "3"], "--accelerations is not for --dataset turns"),
         (["--speeds", "2", "2"], "--speeds 2 2: give different numbers above 0, in m/s"),
