@@ -16,6 +16,7 @@ from pez.stimuli.generate import set_settings, write_clip_set
 from pez.stimuli.look import PATTERN_SHADE, ball_pattern, floor_pattern
 from pez.stimuli.manifests import manifests
 from pez.stimuli.motions import motion_of
+from pez.stimuli.physics import DEFAULT_PHYSICS
 from pez.stimuli.scene import stage_from
 from pez.stimuli.shadow import shadow_circle
 from pez.stimuli.tinyrender import BallRenderer, TinyRenderer, stage_bodies
@@ -144,6 +145,19 @@ def test_ground_truth_is_that_of_each_clips_own_camera_and_size():
         assert inside.sum() == pytest.approx(np.pi * truth["radius_px"] ** 2, rel=0.25)
     assert set(clips["camera"]) == set(CAMERAS)
     assert set(clips["size"]) == set(SIZES)
+
+
+@pytest.mark.parametrize("set_name", ["velocity", "acceleration"])
+def test_pixel_velocities_of_the_table_are_the_differences_of_its_places(set_name):
+    """Under every camera: central differences over a frame, which are off by the third derivative only."""
+    _, clips, frames = made(set_name, "matched", 1, ("camera",))
+    assert set(clips["camera"]) == set(CAMERAS)
+    seen, speed, change = (places(clips, frames, (f"{name}x_px", f"{name}y_px")) for name in ("", "v", "a"))
+    ahead = change[:, 1:-1] * DEFAULT_PHYSICS.frame_rate / DEFAULT_PHYSICS.step_rate / 2  # the speed is stepped first
+    found = (seen[:, 2:] - seen[:, :-2]) / 2
+    assert np.abs(found - speed[:, 1:-1] - ahead * (set_name == "acceleration")).max() < 0.01
+    assert np.abs(np.diff(seen, n=2, axis=1) - change[:, 1:-1]).max() < 0.01
+    assert np.abs(speed).max() > 2
 
 
 @pytest.mark.parametrize("camera", CAMERAS)
