@@ -59,7 +59,7 @@ def orbit_settings(settings: dict) -> dict:
         raise UserError(
             f"--start-positions matched: at {max(settings['magnitudes']):g} {unit} the ball stays in view only if its "
             f"points are within {max(half_width, 0):.2f} m of the middle, and less than {SMALLEST_M:g} m is too few "
-            f"places: the largest that fits is {largest:g} {unit}; give {option}"
+            f"places: the largest that fits is {largest:g} {unit}; give {option} up to it"
         )
     found = {"point_range_m": round(half_width, 2)}
     return found if speeds else {**found, "mid_speed_m_s": MATCHED_MID_SPEED}
