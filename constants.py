@@ -82,18 +82,29 @@ class StimulusGrid:
     speeds: tuple[float, ...]  # m/s, velocity set
     accelerations: tuple[float, ...]  # m/s^2, acceleration set
     n_starts: int
+    matched_speeds: tuple[float, ...]  # m/s, velocity set with --start-positions matched: slow, so that points lie wide
 
 
 _EIGHT_DIRECTIONS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 
 STIMULUS_GRIDS = {
     # 392 velocity and 280 acceleration clips (paper, appendix A)
-    "paper": StimulusGrid(_EIGHT_DIRECTIONS, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (2.0, 4.0, 6.0, 8.0, 10.0), 7),
+    "paper": StimulusGrid(
+        _EIGHT_DIRECTIONS,
+        (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0),
+        (2.0, 4.0, 6.0, 8.0, 10.0),
+        7,
+        (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5),
+    ),
     # 128 velocity and 96 acceleration clips: the same structure in minutes on two cores
-    "quick": StimulusGrid(_EIGHT_DIRECTIONS, (1.0, 3.0, 5.0, 7.0), (2.0, 6.0, 10.0), 4),
+    "quick": StimulusGrid(_EIGHT_DIRECTIONS, (1.0, 3.0, 5.0, 7.0), (2.0, 6.0, 10.0), 4, (0.5, 1.5, 2.5, 3.5)),
 }
 START_RANGE_M = 2.0  # starts are uniform in [-2, 2]^2
+MATCHED_MID_SPEED = 3.5  # m/s, largest speed at mid clip of the matched acceleration set
+ENDLESS_PERIOD_M = 8.4  # the endless floor repeats after it: the overhead camera sees no ball twice
+TURNS_ROOM_M = 0.75  # between the square of the turning ball's points and the border of what is in view
 N_FRAMES = 16
+TUBELET_FRAMES = 2  # the turning ball turns between the tubelets of a V-JEPA 2 encoder
 RESOLUTION = 256  # pixels a side
 STIMULUS_SEED = 0
 

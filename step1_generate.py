@@ -5,9 +5,14 @@
     python step1_generate.py --limit 8 --output-root /tmp/look   # to try things out
     python step1_generate.py --backend kubric      # by Kubric, as the paper did; after `make kubric`
     python step1_generate.py --dataset intphys_mini   # 30 IntPhys-like scenes of 4 movies
+    python step1_generate.py --start-positions matched --output-root artifacts/matched   # place tells no direction
+    python step1_generate.py --dataset turns       # the ball turns after every tubelet
+    python step1_generate.py --vary camera light colour --objects 2 --output-root artifacts/varied
     python step1_generate.py --num-shards 8 --shard-index 0   # an eighth of every set; the others anywhere, any time
 
-Under Blender the arguments come after a bare `--`. Writes OUTPUT_ROOT/{velocity,acceleration}/: 16 PNG frames a
+What the sets are, and what place can tell in each: docs/stimuli.md.
+
+Under Blender the arguments come after a bare `--`. Writes OUTPUT_ROOT/{velocity,acceleration,turns}/: 16 PNG frames a
 clip, clips.parquet, frames.parquet, clipset.json (pez/stimuli/clipset.py says what is in them), contact_sheet.png
 and sample.gif. The same seed gives the same bytes whatever --workers and shards; a rerun renders only what is missing.
 
@@ -34,6 +39,7 @@ from pez.stimuli.generate import Outcome, set_settings, write_clip_set
 from pez.stimuli.intphys_mini import NOTICE, mini_settings, write_mini_set
 from pez.stimuli.intphys_mini_preview import write_previews as write_mini_previews
 from pez.stimuli.preview import write_previews
+from pez.stimuli.variation import FACTORS
 
 MINI = "intphys_mini"
 
@@ -43,7 +49,10 @@ def parser() -> Parser:
     parser = Parser(prog="step1_generate.py", description="Render the ball clips and their ground truth.")
     parser.add_argument("--preset", default="paper", choices=sorted(STIMULUS_GRIDS), help="grid of conditions")
     parser.add_argument(
-        "--dataset", default="all", choices=[*SETS, "all", MINI], help="a ball set, both (all), or the IntPhys stand-in"
+        "--dataset",
+        default="all",
+        choices=[*SETS, "all", "turns", MINI],
+        help="a ball set, velocity and acceleration (all), or the IntPhys stand-in",
     )
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="renderer; auto is pybullet")
     kubric = KubricOptions()
@@ -56,7 +65,14 @@ def parser() -> Parser:
         "--start-positions",
         default="paper",
         choices=START_POSITIONS,
-        help="in_view: redrawn until the ball stays fully in view",
+        help="in_view: redrawn until the ball stays fully in view; matched: points crossed by all eight directions; "
+        "endless (velocity): the same, on a floor that repeats",
+    )
+    parser.add_argument("--speeds", type=float, nargs="+", help="m/s, of velocity and turns, instead of the preset's")
+    parser.add_argument("--accelerations", type=float, nargs="+", help="m/s^2, instead of the preset's")
+    parser.add_argument("--vary", nargs="+", default=(), choices=FACTORS, help="what differs from clip to clip")
+    parser.add_argument(
+        "--objects", type=int, default=1, help="balls in a clip, 1 ... 4, each with a motion of its own"
     )
     parser.add_argument("--seed", type=int, default=STIMULUS_SEED, help="of the start positions")
     parser.add_argument("--resolution", type=int, default=RESOLUTION, help="pixels a side")
@@ -79,8 +95,20 @@ def main(args) -> None:
         return make_mini(args, shard)
     kubric = KubricOptions(args.samples_per_pixel, args.cycles_device, args.full_frame)
     names = SETS if args.dataset == "all" else [args.dataset]
+    magnitudes = own_magnitudes(args, names)
     described = [
-        set_settings(name, args.preset, args.backend, args.seed, args.start_positions, args.resolution, kubric)
+        set_settings(
+            name,
+            args.preset,
+            args.backend,
+            args.seed,
+            args.start_positions,
+            args.resolution,
+            kubric,
+            magnitudes=magnitudes[name],
+            vary=args.vary,
+            objects=args.objects,
+        )
         for name in names
     ]
     for settings in described:
@@ -89,6 +117,15 @@ def main(args) -> None:
         )
         report(outcome)
     return None
+
+
+def own_magnitudes(args, names) -> dict[str, list[float] | None]:
+    """The magnitudes asked for, by set; UserError for an option that none of the sets takes."""
+    lists = {"velocity": args.speeds, "turns": args.speeds, "acceleration": args.accelerations}
+    for option, takers in (("speeds", {"velocity", "turns"}), ("accelerations", {"acceleration"})):
+        if getattr(args, option) is not None and not takers & set(names):
+            raise UserError(f"--{option} is not for --dataset {args.dataset}: leave it out")
+    return {name: lists[name] for name in names}
 
 
 def make_mini(args, shard: Shard) -> None:
@@ -108,7 +145,7 @@ def make_mini(args, shard: Shard) -> None:
 def refuse_ball_options(args) -> None:
     """UserError for an option that says nothing of the stand-in."""
     defaults = parser()
-    of_balls = ("preset", "resolution", "limit", "start_positions")
+    of_balls = ("preset", "resolution", "limit", "start_positions", "speeds", "accelerations", "vary", "objects")
     for name in (*of_balls, "samples_per_pixel", "cycles_device", "full_frame"):
         if getattr(args, name) != defaults.get_default(name):
             raise UserError(f"--{name.replace('_', '-')} is for the ball sets, not --dataset {MINI}: leave it out")
@@ -121,11 +158,13 @@ def report(outcome: Outcome) -> None:
     if outcome.missing:
         others = shards_of(directory, clips, outcome.missing)
         return print(f"  {len(outcome.missing)} of them are still to come{others}", flush=True)
-    sheet, gif = write_previews(read_clip_set(directory))
+    clip_set = read_clip_set(directory)
+    sheet, gif = write_previews(clip_set)
     leaving = int((clips["visible_fraction"] < 1).sum())
+    endless = "; by design: the floor is endless" if "wraps" in clip_set.frames else ""
     print(
         f"  the ball is not fully in view in every frame of {leaving} of {len(clips)} clips; "
-        f"in view on average {clips['visible_fraction'].mean():.1%} of the frames"
+        f"in view on average {clips['visible_fraction'].mean():.1%} of the frames{endless}"
     )
     print(f"  contact sheet {sheet}\n  animation {gif}", flush=True)
     return None

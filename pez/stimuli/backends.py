@@ -51,9 +51,10 @@ def render_settings(backend: str, resolution: int, kubric: KubricOptions) -> dic
 
 
 def ball_renderer(settings: dict, ball_radius: float, threads: int = 1):
-    """A renderer with `clip(positions [frames, 3]) -> uint8 [frames, h, w, 3]` and `close()`.
+    """A renderer with `clip(positions, stage=None) -> uint8 [frames, h, w, 3]` and `close()`.
 
-    `threads` is its share of the cores, if it can use more than one.
+    `positions` are [frames, 3] or [objects, frames, 3] (m), `stage` a `scene.Stage`. `threads` is its share
+    of the cores, if it can use more than one.
     """
     camera, look = Camera(**_tuples(settings["camera"])), Look(**_tuples(settings["look"]))
     scene = (settings["resolution"], ball_radius, camera, look)

@@ -38,3 +38,8 @@ def is_empty(box: Box) -> bool:
     """Whether there is no pixel in `box`: what it was made for is out of view."""
     left, top, right, bottom = box
     return left >= right or top >= bottom
+
+
+def overlap(first: Box, second: Box) -> bool:
+    """Whether two boxes share a pixel."""
+    return all(max(first[i], second[i]) < min(first[i + 2], second[i + 2]) for i in (0, 1))

@@ -62,6 +62,19 @@ class Camera:
         bounds = self.sphere_bounds(centres, radius, resolution=1)
         return np.all((bounds >= 0) & (bounds <= 1), axis=-1)
 
+    def sphere_normals(self, pixels, resolution: int, centre, radius: float) -> np.ndarray:
+        """Outward normals [..., 3] where the rays through `pixels` [..., 2] first meet a sphere; of a ray that
+        misses it, at the point that comes nearest."""
+        axes = self.axes()
+        offsets = (np.asarray(pixels, dtype=np.float64) - resolution / 2) / self.focal_px(resolution)
+        rays = offsets @ axes[:2] + axes[2]
+        rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+        to_centre = np.subtract(centre, self.position)
+        along = rays @ to_centre
+        half_chord = np.sqrt(np.maximum(0, radius**2 - to_centre @ to_centre + along**2))
+        outward = (along - half_chord)[..., None] * rays - to_centre
+        return outward / np.linalg.norm(outward, axis=-1, keepdims=True)
+
     def ground_points(self, pixels, resolution: int) -> np.ndarray:
         """Where the rays through `pixels` [..., 2] meet the floor z = 0: world x and y, [..., 2], NaN if nowhere."""
         axes = self.axes()
@@ -94,6 +107,23 @@ def velocity_to_pixels(vectors, points, resolution: int, frame_rate: float, came
     """
     across = np.asarray(vectors, dtype=np.float64) @ camera.axes()[:2].T
     return across * camera.pixels_per_metre(points, resolution)[..., None] / frame_rate
+
+
+def motion_to_pixels(
+    positions, velocities, accelerations, resolution: int, frame_rate: float, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
+    """Velocity (pixels per frame) and acceleration (pixels per frame^2) in the image, [..., 2] each, of points with
+    world `positions`, `velocities` and `accelerations` [..., 3], whatever their depth does.
+
+    With X across the view and Z the depth, q = X / Z has q' = (X' - q Z') / Z and q'' = (X'' - 2 q' Z' - q Z'') / Z.
+    """
+    seen, axes = camera.to_camera(positions), camera.axes()
+    speed, change = np.asarray(velocities) @ axes.T, np.asarray(accelerations) @ axes.T
+    depth, place = seen[..., 2:], seen[..., :2] / seen[..., 2:]
+    first = (speed[..., :2] - place * speed[..., 2:]) / depth
+    second = (change[..., :2] - 2 * first * speed[..., 2:] - place * change[..., 2:]) / depth
+    focal = camera.focal_px(resolution)
+    return focal * first / frame_rate, focal * second / frame_rate**2
 
 
 def _unit(vector) -> np.ndarray:

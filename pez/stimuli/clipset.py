@@ -8,10 +8,25 @@
 Columns of clips.parquet: `clip_id`, `set`, `direction_deg` (counter-clockwise from world +x), `magnitude`
 (m/s in the velocity set, m/s^2 in the acceleration set), `start_x_m`, `start_y_m`, `direction_index`,
 `magnitude_index`, `start_index`, `seed`, `visible_fraction` (of frames with the ball fully in view), `n_frames`.
+Besides, where the set has it:
+
+    point                               number of the orbit, equal to `start_index` (orbits.py)
+    start_vx_m_s start_vy_m_s           velocity in frame 0 of the matched acceleration set
+    direction_deg_t0 ... _t7, speed_t0 ... _t7
+                                        of each tubelet of the turns set; `direction_deg` and `magnitude` are the last's
+    camera light colour texture size distractors background
+                                        level of each factor that varies (variation.py); `size` in m
+    distractor_1_x_m _y_m _radius_m _colour ...
+                                        NaN and -1 where there are fewer
+    object_1_direction_deg _magnitude _start_x_m ...
+                                        the motion of each of several balls; object 1 is that of the plain columns
 
 Columns of frames.parquet: `clip_id`, `frame`, `x_m y_m z_m` (m), `vx_m_s vy_m_s` (m/s), `ax_m_s2 ay_m_s2`
 (m/s^2), `x_px y_px` (ball centre in pixels), `vx_px vy_px` (pixels per frame), `ax_px ay_px` (pixels per
-frame^2), `radius_px`, `fully_visible`.
+frame^2), `radius_px`, `fully_visible`; all `_px` are in the image of the clip's own camera. On an endless floor also
+`wraps`: how often the ball left on one side and came in on the other since frame 0; `x_m`, `y_m` and pixels are where
+it is, velocities know nothing of it. Of several balls all of these again for each, as `object_1_x_m` ...: the plain
+ones are object 1's.
 
 World axes: x right, y up on the screen, z towards the camera. Image axes: x right, y DOWN, origin at the
 outer corner of the top-left pixel, so the centre of that pixel is (0.5, 0.5).

@@ -1,7 +1,8 @@
 """The grid of conditions of a ball set: which clips there are and where each ball starts.
 
-A clip's start depends on the seed and on its own condition only, never on the grid round it: the quick
-preset's clips are clips of the paper preset, and the order of rendering changes nothing.
+With the starts `paper` and `in_view` a clip's start depends on the seed and on its own condition only, never on the
+grid round it: the quick preset's clips are clips of the paper preset, and the order of rendering changes nothing.
+The starts `matched` and `endless`, and the set `turns`, are drawn in whole orbits: orbits.py.
 """
 
 import math
@@ -12,41 +13,78 @@ import pandas as pd
 from constants import START_RANGE_M, STIMULUS_GRIDS
 from pez.errors import UserError, check_choice
 from pez.files import fingerprint
-from pez.stimuli.camera import OVERHEAD
+from pez.stimuli.camera import OVERHEAD, Camera
+from pez.stimuli.motions import clearance, initial_motion, motion_of, prefixes
+from pez.stimuli.orbits import OBJECT_GAP_M, STEPS, has_orbits, orbit_table
 from pez.stimuli.physics import DEFAULT_PHYSICS
+from pez.stimuli.variation import camera_of, clip_factors, distractor_columns, radius_of
 
 SETS = ("velocity", "acceleration")
-START_POSITIONS = ("paper", "in_view")
+START_POSITIONS = ("paper", "in_view", "matched", "endless")
+MAX_OBJECTS = 4
 MAX_DRAWS = 10_000  # of a start before a condition counts as impossible
-UNITS = {"velocity": "m/s", "acceleration": "m/s^2"}
+UNITS = {"velocity": "m/s", "acceleration": "m/s^2", "turns": "m/s"}
 
 
-def grid_settings(set_name: str, preset: str) -> dict:
-    """Directions (degrees), magnitudes (m/s or m/s^2) and number of starts of a set, as plain settings."""
+def grid_settings(set_name: str, preset: str, start_positions: str = "paper", magnitudes=None) -> dict:
+    """Directions (degrees), magnitudes (m/s or m/s^2) and number of starts of a set, as plain settings.
+
+    `magnitudes` takes the place of the preset's.
+    """
     grid = STIMULUS_GRIDS[check_choice("--preset", preset, STIMULUS_GRIDS)]
-    magnitudes = {"velocity": grid.speeds, "acceleration": grid.accelerations}
-    check_choice("--dataset", set_name, magnitudes)
-    return {
+    speeds = grid.matched_speeds if start_positions == "matched" else grid.speeds
+    of_preset = {"velocity": speeds, "acceleration": grid.accelerations, "turns": grid.speeds}
+    check_choice("--dataset", set_name, of_preset)
+    settings = {
         "directions_deg": list(grid.directions_deg),
-        "magnitudes": list(magnitudes[set_name]),
+        "magnitudes": list(of_preset[set_name]) if magnitudes is None else checked_magnitudes(set_name, magnitudes),
         "n_starts": grid.n_starts,
-        "start_range_m": START_RANGE_M,
     }
+    if start_positions in ("paper", "in_view"):
+        settings["start_range_m"] = START_RANGE_M
+    return settings
+
+
+def check_starts(set_name: str, start_positions: str) -> str:
+    """The start positions that a set is made with. UserError for those it cannot have."""
+    check_choice("--start-positions", start_positions, START_POSITIONS)
+    if set_name == "acceleration" and start_positions == "endless":
+        raise UserError(
+            "--start-positions endless is for the velocity set only: add --dataset velocity, and use "
+            "--start-positions matched for acceleration, where place tells nothing either"
+        )
+    if set_name == "turns" and start_positions not in ("paper", "matched"):
+        raise UserError(
+            f"--start-positions {start_positions} is not for --dataset turns, which is matched: leave it out"
+        )
+    return "matched" if set_name == "turns" else start_positions
+
+
+def checked_magnitudes(set_name: str, magnitudes) -> list[float]:
+    """Magnitudes in rising order; UserError unless they are different positive numbers."""
+    wanted = sorted(float(value) for value in magnitudes)
+    if not wanted or not all(0 < value < math.inf for value in wanted) or len(set(wanted)) < len(wanted):
+        option = "--accelerations" if set_name == "acceleration" else "--speeds"
+        told = " ".join(f"{value:g}" for value in wanted)
+        raise UserError(f"{option} {told}: give different numbers above 0, in {UNITS[set_name]}")
+    return wanted
 
 
 def condition_table(settings: dict) -> pd.DataFrame:
-    """One row a clip: the clip manifest's columns up to `seed` (see clipset.py).
+    """One row a clip: the clip manifest's columns but `visible_fraction` and `n_frames` (see clipset.py).
 
-    Starts vary slowest and directions fastest, so the first N clips already cover the grid. `settings`
-    needs what `grid_settings` gives, `set`, `seed`, `start_positions`, `n_frames` and `frame_rate`.
-    Raises UserError for a condition that cannot stay in view.
+    Starts vary slowest and directions fastest, so the first N clips already cover the grid. `settings` needs what
+    `set_settings` gives. Raises UserError for a condition that cannot stay in view, or for want of room.
     """
+    if has_orbits(settings):
+        return _with_seeds(orbit_table(settings), settings)
     rows = []
     for start_index in range(settings["n_starts"]):
         for magnitude_index, magnitude in enumerate(settings["magnitudes"]):
             for direction_index, direction in enumerate(settings["directions_deg"]):
                 seed = clip_seed(settings["seed"], settings["set"], direction, magnitude, start_index)
-                start = draw_start(settings, direction, magnitude, seed)
+                factors = clip_factors(settings, seed)
+                start = draw_start(settings, direction, magnitude, seed, camera_of(factors), radius_of(factors))
                 row = {
                     "clip_id": f"{settings['set']}_dir{direction:g}_mag{magnitude:g}_start{start_index}",
                     "set": settings["set"],
@@ -59,7 +97,8 @@ def condition_table(settings: dict) -> pd.DataFrame:
                     "start_index": start_index,
                     "seed": seed,
                 }
-                rows.append(row)
+                objects, paths = _objects(row, factors, settings)
+                rows.append(row | objects | factors | distractor_columns(factors, settings, paths, [seed]))
     return pd.DataFrame(rows)
 
 
@@ -68,16 +107,44 @@ def clip_seed(seed: int, set_name: str, direction: float, magnitude: float, star
     return int(fingerprint([seed, set_name, float(direction), float(magnitude), start_index])[:15], 16)
 
 
-def unit_vector(direction_deg: float) -> np.ndarray:
-    """The direction as a vector in the floor plane, [2]; exact zeros and ones at the right angles."""
-    angle = math.radians(direction_deg)
-    return np.round([math.cos(angle), math.sin(angle)], 15)
+def _with_seeds(table: pd.DataFrame, settings: dict) -> pd.DataFrame:
+    rows = table[["direction_deg", "magnitude", "start_index"]].itertuples(index=False)
+    table.insert(
+        table.columns.get_loc("start_index") + 1,
+        "seed",
+        [clip_seed(settings["seed"], settings["set"], *row) for row in rows],
+    )
+    return table
 
 
-def initial_motion(set_name: str, direction_deg: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
-    """Initial velocity [2] (m/s) and constant acceleration [2] (m/s^2) of a clip."""
-    vector = magnitude * unit_vector(direction_deg)
-    return (vector, 0 * vector) if set_name == "velocity" else (0 * vector, vector)
+def _objects(row: dict, factors: dict, settings: dict) -> tuple[dict, np.ndarray]:
+    """Columns of all objects of a clip (none if there is one), and their paths [objects, steps + 1, 2] (m).
+
+    Every object after the first has a direction, a magnitude and a start of its own from the clip's seed, drawn until
+    it keeps `OBJECT_GAP_M` away from those before, at all times.
+    """
+    paths = [motion_of(row).path(STEPS)]
+    columns = {name: row[name] for name in ("direction_deg", "magnitude", "start_x_m", "start_y_m")}
+    found = [columns]
+    camera, radius = camera_of(factors), radius_of(factors)
+    for number in range(2, settings.get("objects", 1) + 1):
+        random = np.random.default_rng([row["seed"], number])
+        for _ in range(MAX_DRAWS):
+            direction = float(random.choice(settings["directions_deg"]))
+            magnitude = float(random.choice(settings["magnitudes"]))
+            start = random.uniform(-settings["start_range_m"], settings["start_range_m"], size=2)
+            columns = {"direction_deg": direction, "magnitude": magnitude}
+            columns |= {"start_x_m": float(start[0]), "start_y_m": float(start[1])}
+            path = motion_of({"set": row["set"], **columns}).path(STEPS)
+            shown = settings["start_positions"] == "paper" or _in_view(path[[0, -1]], camera, radius).all()
+            if shown and clearance(path, np.stack(paths)).min() >= 2 * radius + OBJECT_GAP_M:
+                break
+        else:
+            raise UserError(f"{row['clip_id']}: no room was found for object {number}: use fewer --objects")
+        found.append(columns)
+        paths.append(path)
+    named = zip(prefixes(len(found)), found, strict=True) if len(found) > 1 else ()
+    return {prefix + name: value for prefix, own in named for name, value in own.items()}, np.stack(paths)
 
 
 def displacement(settings: dict, direction_deg: float, magnitude: float) -> np.ndarray:
@@ -92,7 +159,14 @@ def displacement(settings: dict, direction_deg: float, magnitude: float) -> np.n
     return velocity * steps * dt + acceleration * dt**2 * steps * (steps + 1) / 2
 
 
-def draw_start(settings: dict, direction_deg: float, magnitude: float, seed: int) -> tuple[float, float]:
+def draw_start(
+    settings: dict,
+    direction_deg: float,
+    magnitude: float,
+    seed: int,
+    camera: Camera = OVERHEAD,
+    radius: float = DEFAULT_PHYSICS.ball_radius_m,
+) -> tuple[float, float]:
     """A start (x, y) in m, uniform in the start square; `in_view`: the first draw that stays fully in view."""
     span = settings["start_range_m"]
     random = np.random.default_rng(seed)
@@ -100,7 +174,8 @@ def draw_start(settings: dict, direction_deg: float, magnitude: float, seed: int
     if settings["start_positions"] == "paper":
         return float(first[0]), float(first[1])
     draws = np.vstack([first, random.uniform(-span, span, size=(MAX_DRAWS - 1, 2))])
-    inside = _in_view(draws) & _in_view(draws + displacement(settings, direction_deg, magnitude))
+    ends = draws + displacement(settings, direction_deg, magnitude)
+    inside = _in_view(draws, camera, radius) & _in_view(ends, camera, radius)
     if not inside.any():
         raise UserError(
             f"{settings['set']} {direction_deg:g} deg, {magnitude:g} {UNITS[settings['set']]}: no start within "
@@ -111,6 +186,6 @@ def draw_start(settings: dict, direction_deg: float, magnitude: float, seed: int
     return float(chosen[0]), float(chosen[1])
 
 
-def _in_view(points: np.ndarray) -> np.ndarray:
-    height = np.full((len(points), 1), DEFAULT_PHYSICS.ball_radius_m)
-    return OVERHEAD.sphere_in_view(np.hstack([points, height]), DEFAULT_PHYSICS.ball_radius_m)
+def _in_view(points: np.ndarray, camera: Camera, radius: float) -> np.ndarray:
+    height = np.full((len(points), 1), radius)
+    return camera.sphere_in_view(np.hstack([points, height]), radius)

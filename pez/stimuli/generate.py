@@ -3,22 +3,25 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from constants import N_FRAMES
-from pez.errors import UserError, check_choice
+from pez.errors import UserError
 from pez.files import fingerprint, read_json, remove_partial, write_json, write_parquet
 from pez.runs import progress, provenance
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import KubricOptions, check_resolution, render_settings, resolve
 from pez.stimuli.clipset import FORMAT, clip_directory, frame_paths, missing_clips, read_manifests
-from pez.stimuli.conditions import START_POSITIONS, condition_table, grid_settings
+from pez.stimuli.conditions import MAX_OBJECTS, check_starts, condition_table, grid_settings
 from pez.stimuli.manifests import manifests
+from pez.stimuli.motions import prefixes
+from pez.stimuli.orbits import has_orbits, orbit_settings
 from pez.stimuli.physics import DEFAULT_PHYSICS
+from pez.stimuli.variation import check_variation, stage_of, variation_settings
 from pez.stimuli.workers import render_clips
 
 DEFAULT_KUBRIC = KubricOptions()
@@ -43,20 +46,38 @@ def set_settings(
     start_positions: str,
     resolution: int,
     kubric: KubricOptions = DEFAULT_KUBRIC,
+    *,
+    magnitudes: Sequence[float] | None = None,
+    vary: Sequence[str] = (),
+    objects: int = 1,
 ) -> dict:
-    """Everything that decides the bytes of a clip set, as plain JSON values. Raises UserError."""
-    backend = resolve(backend)
+    """Everything that decides the bytes of a clip set, as plain JSON values. Raises UserError.
+
+    `magnitudes` (m/s or m/s^2) take the place of the preset's; `vary` are factors of variation.py; `objects` is the
+    number of balls. A set that asks for none of them has no setting of that name.
+    """
+    backend, starts = resolve(backend), check_starts(set_name, start_positions)
+    if not 1 <= objects <= MAX_OBJECTS:
+        raise UserError(f"--objects must be 1 ... {MAX_OBJECTS}; got {objects}")
+    if kubric.full_frame and starts == "endless":
+        raise UserError(
+            "--full-frame is not for --start-positions endless, whose copies are drawn box by box: leave it out"
+        )
+    chosen = check_variation(vary, objects, starts)
     settings = {
         "set": set_name,
         "preset": preset,
         "seed": seed,
-        "start_positions": check_choice("--start-positions", start_positions, START_POSITIONS),
+        "start_positions": starts,
         "n_frames": N_FRAMES,
         "frame_rate": DEFAULT_PHYSICS.frame_rate,
-        **grid_settings(set_name, preset),
+        **grid_settings(set_name, preset, starts if set_name != "turns" else "paper", magnitudes),
         "physics": asdict(DEFAULT_PHYSICS),
         **render_settings(backend, check_resolution(resolution), kubric),
     }
+    settings |= {"vary": variation_settings(chosen)} if chosen else {}
+    settings |= {"objects": objects} if objects > 1 else {}
+    settings |= orbit_settings(settings) if has_orbits(settings) else {}
     return json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
 
 
@@ -87,7 +108,7 @@ def write_clip_set(
             clips, frames = _described(directory, settings, conditions, shard)
         remove_partial(directory / "clips", shard.owner)
         own = clips.iloc[own_share(range(len(clips)), *shard)]
-        jobs = _missing(directory, own, frames)
+        jobs = _missing(directory, own, frames, settings)
         _render(directory, settings, jobs, len(own), workers, shard)
     return Outcome(directory, clips, len(jobs), missing_clips(directory, clips))
 
@@ -184,14 +205,24 @@ def _describe(directory: Path, settings: dict, clips: pd.DataFrame, frames: pd.D
     write_parquet(directory / "frames.parquet", frames)
 
 
-def _missing(directory: Path, clips: pd.DataFrame, frames: pd.DataFrame) -> list[dict]:
+def _missing(directory: Path, clips: pd.DataFrame, frames: pd.DataFrame, settings: dict) -> list[dict]:
     """Jobs (worker.py) for the clips that are not complete; a damaged clip counts as missing."""
-    places = {clip: rows[["x_m", "y_m", "z_m"]].to_numpy() for clip, rows in frames.groupby("clip_id")}
-    rows = zip(clips["clip_id"], clips["n_frames"], strict=True)
-    missing = [clip for clip, n_frames in rows if not clip_is_complete(directory, clip, n_frames)]
-    for clip in missing:
+    # Of orbits to a tenth of a millimetre (two thousandths of a pixel), so that clips that are each other played
+    # backwards show the same frames to the byte.
+    places = dict(list((frames.round(4) if has_orbits(settings) else frames).groupby("clip_id")))
+    rows = clips.to_dict("records")
+    missing = [row for row in rows if not clip_is_complete(directory, row["clip_id"], row["n_frames"])]
+    jobs = []
+    for row in missing:
+        clip, stage = row["clip_id"], stage_of(row, settings)
         shutil.rmtree(clip_directory(directory, clip), ignore_errors=True)
-    return [{"clip_id": clip, "positions": np.asarray(places[clip]).tolist()} for clip in missing]
+        tracks = [
+            places[clip][[f"{prefix}{axis}_m" for axis in "xyz"]].to_numpy().tolist()
+            for prefix in prefixes(settings.get("objects", 1))
+        ]
+        job = {"clip_id": clip, "positions": tracks[0] if len(tracks) == 1 else tracks}
+        jobs.append(job if stage is None else job | {"stage": stage.plain()})
+    return jobs
 
 
 def _render(directory: Path, settings: dict, jobs: list[dict], total: int, workers: int, shard: Shard) -> None:

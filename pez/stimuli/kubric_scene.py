@@ -8,14 +8,16 @@ changes. The ball itself does receive the light that the floor sends up.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import bpy
+import traitlets
 
-from pez.stimuli.camera import FLOOR_SIDE_M, Camera
+from pez.stimuli.camera import Camera
 from pez.stimuli.kubric_look import linear_light, reflectance
 from pez.stimuli.kubric_package import Blender, kubric
-from pez.stimuli.look import Look
-from pez.stimuli.scene import FLOOR_THICKNESS_M
+from pez.stimuli.look import BALL_CELL, FLOOR_CELL_M, PATTERN_SHADE, Look
+from pez.stimuli.scene import FLOOR_THICKNESS_M, Stage
 
 SENSOR_MM = 36.0
 BOUNCES = 2  # camera to ball to floor to light
@@ -28,6 +30,9 @@ class Matte(kubric.Material):
     """
 
     color = kubric.RGBA(default_value=kubric.get_color("white"))
+    dark = kubric.RGBA(default_value=kubric.get_color("black"))  # colour of the dark parts of the pattern
+    pattern = traitlets.Unicode("plain")  # look.py
+    on = traitlets.Unicode("floor")  # what the pattern is on: floor or ball
 
 
 class CyclesRenderer(Blender):
@@ -58,7 +63,13 @@ class CyclesRenderer(Blender):
         surface, output = nodes.new("ShaderNodeBsdfDiffuse"), nodes.new("ShaderNodeOutputMaterial")
         surface.inputs["Roughness"].default_value = 0.0
         material.node_tree.links.new(surface.outputs["BSDF"], output.inputs["Surface"])
-        asset.observe(lambda change: _set(surface.inputs["Color"], change.new), "color")
+        if asset.pattern == "plain":
+            asset.observe(lambda change: _set(surface.inputs["Color"], change.new), "color")
+            return material
+        mix = nodes.new("ShaderNodeMixRGB")
+        mix.inputs["Color1"].default_value, mix.inputs["Color2"].default_value = asset.color, asset.dark
+        material.node_tree.links.new(_pattern(material.node_tree, asset.pattern, asset.on), mix.inputs["Fac"])
+        material.node_tree.links.new(mix.outputs["Color"], surface.inputs["Color"])
         return material
 
 
@@ -66,28 +77,72 @@ def _set(socket, value) -> None:
     socket.default_value = value
 
 
-class BallScene:
-    """Floor, ball, camera and lights. `ball` is the Kubric sphere: set its `position` (m)."""
+def _pattern(tree, pattern: str, on: str):
+    """Socket that is 1 in the dark part of a pattern, 0 elsewhere: look.py's `floor_pattern` and `ball_pattern`.
 
-    def __init__(self, resolution: int, ball_radius: float, camera: Camera, look: Look, samples: int):
+    Neither floor nor balls turn, so world coordinates and world normals do.
+    """
+    geometry, split = tree.nodes.new("ShaderNodeNewGeometry"), tree.nodes.new("ShaderNodeSeparateXYZ")
+    tree.links.new(geometry.outputs["Position" if on == "floor" else "Normal"], split.inputs[0])
+
+    def calculate(operation: str, first, second):
+        node = tree.nodes.new("ShaderNodeMath")
+        node.operation = operation
+        for socket, value in zip(node.inputs, (first, second)):
+            if isinstance(value, float):
+                socket.default_value = value
+            else:
+                tree.links.new(value, socket)
+        return node.outputs[0]
+
+    def cell(axis: str):
+        scaled = calculate("DIVIDE", split.outputs[axis], FLOOR_CELL_M if on == "floor" else BALL_CELL)
+        return calculate("FLOOR", scaled, 0.0)
+
+    if pattern == "halves":
+        return calculate("GREATER_THAN", split.outputs["X"], 0.0)
+    if pattern == "stripes":
+        number = cell("X" if on == "floor" else "Y")
+    else:
+        number = calculate("ADD", cell("X"), cell("Y"))
+    return calculate("ABSOLUTE", calculate("MODULO", number, 2.0), 0.0)
+
+
+class BallScene:
+    """Floor, balls, distractors, camera and lights of a `Stage`; `show` places the balls."""
+
+    def __init__(self, resolution: int, stage: Stage, samples: int):
+        look, radius = stage.look, stage.ball_radius
         self.scene = kubric.Scene(resolution=(resolution, resolution))
         self.renderer = CyclesRenderer(
             self.scene, samples_per_pixel=samples, use_denoising=False, adaptive_sampling=False
         )
-        self.scene.camera = _camera(camera)
-        self.ball = kubric.Sphere(scale=(ball_radius,) * 3, material=_matte(look.ball_colour, look))
-        self.scene += [_floor(look), self.ball]
+        self.scene.camera = _camera(stage.camera)
+        self._balls = [
+            kubric.Sphere(scale=(radius,) * 3, material=_matte(colour, look, stage.ball_pattern, "ball"))
+            for colour in stage.ball_colours
+        ]
+        still = [
+            kubric.Sphere(scale=(one.radius,) * 3, position=place, material=_matte(one.colour, look), static=True)
+            for one in stage.distractors
+            for place in stage.copies(one.centre)
+        ]
+        self.scene += [_floor(stage), *self._balls, *still]
         self._add_lights(look)
-        self._ball.visible_diffuse = False
+        for sphere in (*self._balls, *still):
+            self._object(sphere).visible_diffuse = False
         _plain_settings(self.renderer.blender_scene)
 
-    @property
-    def _ball(self):
-        return self.ball.linked_objects[self.renderer]
+    def _object(self, asset):
+        """Blender's counterpart of an asset of the scene."""
+        return asset.linked_objects[self.renderer]
 
-    def show_ball(self, shown: bool) -> None:
-        """Whether the ball is in the picture at all."""
-        self._ball.hide_render = not shown
+    def show(self, centres: Mapping[int, Sequence[float]]) -> None:
+        """Put the balls of these indices at their centres [3] (m); the others are not in the picture at all."""
+        for index, ball in enumerate(self._balls):
+            self._object(ball).hide_render = index not in centres
+            if index in centres:
+                ball.position = tuple(float(value) for value in centres[index])
 
     def set_border(self, box: tuple[int, int, int, int], resolution: int) -> None:
         """Render the pixels in `box` (left, top, right, bottom) only, as a picture of that size."""
@@ -114,16 +169,18 @@ class BallScene:
         self.renderer.blender_scene.world.cycles.sampling_method = "NONE"
 
 
-def _matte(colour, look: Look) -> Matte:
-    return Matte(color=kubric.Color(*reflectance(colour, look)))
+def _matte(colour, look: Look, pattern: str = "plain", on: str = "floor") -> Matte:
+    dark = [PATTERN_SHADE * value for value in colour]
+    light, shaded = (kubric.Color(*reflectance(shown, look)) for shown in (colour, dark))
+    return Matte(color=light, dark=shaded, pattern=pattern, on=on)
 
 
-def _floor(look: Look):
-    half = FLOOR_SIDE_M / 2
+def _floor(stage: Stage):
+    half = stage.floor_side / 2
     return kubric.Cube(
         scale=(half, half, FLOOR_THICKNESS_M / 2),
         position=(0.0, 0.0, -FLOOR_THICKNESS_M / 2),
-        material=_matte(look.floor_colour, look),
+        material=_matte(stage.look.floor_colour, stage.look, stage.floor_pattern),
         static=True,
     )
 

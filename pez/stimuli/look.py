@@ -33,3 +33,27 @@ class Look:
 
 
 DEFAULT_LOOK = Look()
+
+PATTERN_SHADE = 0.6  # brightness of the dark parts of a pattern, as a fraction of the light ones
+FLOOR_CELL_M, BALL_CELL = 1.0, 0.5  # width of stripes and checks: on the floor in m, on a ball in radii
+
+
+def floor_pattern(name: str, points) -> np.ndarray:
+    """Which floor points [..., 2] (m) are in the dark part of pattern `name` (plain, stripes, checks), bool [...]."""
+    cell = np.floor(np.asarray(points) / FLOOR_CELL_M)
+    odd = {"plain": 0 * cell[..., 0], "stripes": cell[..., 0], "checks": cell[..., 0] + cell[..., 1]}
+    return odd[name] % 2 == 1
+
+
+def ball_pattern(name: str, normals) -> np.ndarray:
+    """Which points of a ball, by their unit normals [..., 3], are in the dark part of pattern `name` (plain, halves,
+    stripes, checks), bool [...]. The ball slides, so its pattern does not turn."""
+    normals = np.asarray(normals)
+    cell = np.floor(normals / BALL_CELL)
+    odd = {
+        "plain": 0 * cell[..., 0],
+        "halves": (normals[..., 0] > 0).astype(float),
+        "stripes": cell[..., 1],
+        "checks": cell[..., 0] + cell[..., 1],
+    }
+    return odd[name] % 2 == 1

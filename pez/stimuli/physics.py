@@ -5,6 +5,7 @@ t = k / 24 s. The floor is an endless plane to the physics, so that a ball beyon
 moves on as it did (a floor that ends would let it fall).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,25 +41,55 @@ class Trajectory:
 
 
 DEFAULT_PHYSICS = Physics()
+Turns = Sequence[tuple[int, Sequence[float]]]  # pairs (n, velocity [2]): from substep n + 1 on the ball moves with it
 
 
-def simulate(start, velocity, acceleration, n_frames: int, physics: Physics = DEFAULT_PHYSICS) -> Trajectory:
+@dataclass(frozen=True)
+class Motion:
+    """How one ball is to move: `start` [2] (m), `velocity` [2] (m/s), constant `acceleration` [2] (m/s^2), `turns`."""
+
+    start: Sequence[float]
+    velocity: Sequence[float]
+    acceleration: Sequence[float] = (0.0, 0.0)
+    turns: Turns = ()
+
+    def path(self, steps: int, physics: Physics = DEFAULT_PHYSICS) -> np.ndarray:
+        """Ball centres after 0, 1, ... `steps` substeps, [steps + 1, 2] (m): what `simulate` finds, in closed form.
+
+        The simulation steps the speed before the position, so substep n moves the ball by (v + a n dt) dt.
+        """
+        dt = 1 / physics.step_rate
+        velocity = np.asarray(self.velocity) + dt * np.outer(np.arange(1, steps + 1), self.acceleration)
+        for step, turned in self.turns:
+            velocity[step:] = turned
+        return np.asarray(self.start) + np.vstack([np.zeros((1, 2)), np.cumsum(velocity * dt, axis=0)])
+
+
+def simulate(
+    start, velocity, acceleration, n_frames: int, physics: Physics = DEFAULT_PHYSICS, turns: Turns = ()
+) -> Trajectory:
     """Run one ball from `start` [2] (m) with `velocity` [2] (m/s) under a constant force mass * `acceleration` [2].
 
-    Every call has a world of its own, so the result depends on nothing but the arguments. Raises
-    RuntimeError if the measured acceleration is not the wanted one to 1e-4 m/s^2.
+    A ball that `turns` has no acceleration besides. Every call has a world of its own, so the result depends on
+    nothing but the arguments. Raises RuntimeError if the measured acceleration is not the wanted one to 1e-4 m/s^2.
     """
+    velocity_from = {0: velocity, **dict(turns)}
     with world() as client:
         ball = _build(client, start, velocity, physics)
         force = [physics.ball_mass_kg * component for component in (*acceleration, 0.0)]
         states = [_state(client, ball)]
-        for _ in range(n_frames):  # one frame more than is kept: the last acceleration is measured too
-            for _ in range(physics.steps_per_frame):
-                _step(client, ball, force)
-            states.append(_state(client, ball))
+        steps = n_frames * physics.steps_per_frame  # one frame more than is kept: the last acceleration is measured too
+        for step in range(steps):
+            if step and step in velocity_from:
+                pybullet.resetBaseVelocity(ball, [*velocity_from[step], 0.0], [0.0, 0.0, 0.0], physicsClientId=client)
+            _step(client, ball, force)
+            if (step + 1) % physics.steps_per_frame == 0:
+                states.append(_state(client, ball))
     position, speed = (np.array(values) for values in zip(*states, strict=True))
     measured = np.diff(speed, axis=0) * physics.frame_rate
-    _check(measured, acceleration)
+    frame_of = np.arange(n_frames + 1) * physics.steps_per_frame
+    planned = [velocity_from[max(turn for turn in velocity_from if turn < max(step, 1))] for step in frame_of]
+    _check(measured, np.asarray(acceleration) + np.diff(planned, axis=0) * physics.frame_rate)
     return Trajectory(position[:-1], speed[:-1], measured)
 
 

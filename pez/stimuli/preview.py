@@ -25,8 +25,14 @@ def write_previews(clip_set: ClipSet) -> tuple[Path, Path]:
 
 
 def write_contact_sheet(clip_set: ClipSet) -> Path:
-    """One tile a condition (direction down, magnitude across): the first start's clip as a strobe picture."""
-    clips = clip_set.clips[clip_set.clips["start_index"] == clip_set.clips["start_index"].min()]
+    """One tile a condition (direction down, magnitude across): its first clip as a strobe picture.
+
+    Of a set that varies something a tile shows any one of its clips, so that many levels are seen.
+    """
+    clips = clip_set.clips
+    if "vary" in clip_set.settings:
+        clips = clips.sample(frac=1, random_state=0)
+    clips = clips.drop_duplicates(["direction_deg", "magnitude"])
     directions = sorted(clips["direction_deg"].unique())
     magnitudes = sorted(clips["magnitude"].unique())
     step = TILE + GAP
@@ -40,12 +46,12 @@ def write_contact_sheet(clip_set: ClipSet) -> Path:
     for row, direction in enumerate(directions):
         middle = 2 * HEADER + row * step + TILE // 2
         pen.text((MARGIN - GAP, middle), f"{direction:g}°", INK, ImageFont.load_default(13), anchor="rm")
-    empty = empty_scene(clip_set)
+    empty = None if "vary" in clip_set.settings else empty_scene(clip_set)
     for _, clip in clips.iterrows():
         column, row = magnitudes.index(clip["magnitude"]), directions.index(clip["direction_deg"])
-        tile = Image.fromarray(strobe(_frames(clip_set, clip["clip_id"]), empty)).resize(
-            (TILE, TILE), Image.Resampling.LANCZOS
-        )
+        frames = _frames(clip_set, clip["clip_id"])
+        picture = strobe(frames, np.median(frames, axis=0) if empty is None else empty)  # a scene of its own
+        tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.LANCZOS)
         sheet.paste(tile, (MARGIN + column * step, 2 * HEADER + row * step))
     path = clip_set.directory / "contact_sheet.png"
     with atomic_path(path) as temporary:
@@ -128,4 +134,4 @@ def _amount(clip_set: ClipSet, magnitude: float) -> str:
 
 
 def _title(clip_set: ClipSet) -> str:
-    return f"{clip_set.name} set, {len(clip_set.clips)} clips; start 0; pale = earlier"
+    return f"{clip_set.name} set, {len(clip_set.clips)} clips; one of each condition; pale = earlier"

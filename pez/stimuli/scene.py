@@ -1,13 +1,76 @@
-"""What is in a scene: bodies as triangle meshes, for any renderer."""
+"""What is in a scene: bodies as triangle meshes, for any renderer; and how a clip of the ball sets looks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pez.stimuli.camera import FLOOR_SIDE_M
+from pez.stimuli.camera import FLOOR_SIDE_M, OVERHEAD, Camera
 from pez.stimuli.look import DEFAULT_LOOK, Look
 
 FLOOR_THICKNESS_M = 0.2
+WIDE_FLOOR_SIDE_M = 24.0  # fills the frame of a tilted camera
+
+
+@dataclass(frozen=True)
+class Distractor:
+    """A ball that lies still: `place` [2] and `radius` in m, display RGB 0 ... 1."""
+
+    place: tuple[float, float]
+    radius: float
+    colour: tuple[float, float, float]
+
+    @property
+    def centre(self) -> tuple[float, float, float]:
+        """Its centre, on the floor, in m."""
+        return (*self.place, self.radius)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All that a clip of the ball sets shows besides where its balls are. Patterns: look.py.
+
+    With a `period` (m) the floor is endless: what leaves it on one side comes in on the other, and of everything
+    every copy a period away is drawn too.
+    """
+
+    camera: Camera = OVERHEAD
+    look: Look = DEFAULT_LOOK
+    ball_radius: float = 0.3
+    ball_colours: tuple[tuple[float, float, float], ...] = (DEFAULT_LOOK.ball_colour,)  # one for each object
+    ball_pattern: str = "plain"
+    floor_pattern: str = "plain"
+    distractors: tuple[Distractor, ...] = ()
+    period: float | None = None
+
+    @property
+    def floor_side(self) -> float:
+        """Side of the floor in m: what the overhead camera sees, or more for one that is tilted."""
+        return FLOOR_SIDE_M if self.camera == OVERHEAD else WIDE_FLOOR_SIDE_M
+
+    def copies(self, centre) -> list[tuple[float, float, float]]:
+        """Where a thing at `centre` [3] (m) is: there, and on an endless floor also a period away on each side."""
+        x, y, z = (float(value) for value in centre)
+        shifts = (-self.period, 0.0, self.period) if self.period else (0.0,)
+        return [(x + right, y + up, z) for right in shifts for up in shifts]
+
+    def plain(self) -> dict:
+        """As plain JSON values, for `stage_from`."""
+        return asdict(self)
+
+
+def stage_from(values: Mapping) -> Stage:
+    """The stage that `Stage.plain` gave."""
+    values = {**values, "camera": Camera(**_tuples(values["camera"])), "look": Look(**_tuples(values["look"]))}
+    return Stage(**_tuples(values | {"distractors": [Distractor(**_tuples(one)) for one in values["distractors"]]}))
+
+
+def _tuples(values: Mapping) -> dict:
+    return {name: _tuple(value) for name, value in values.items()}
+
+
+def _tuple(value):
+    return tuple(_tuple(each) for each in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -34,16 +97,18 @@ class Body:
     moves: bool = False
     shadow_radius: float | None = None  # casts the shadow of a sphere of this radius (m) on the floor
     receives_shadow: bool = False
+    pattern: str = "plain"  # look.py; of a floor, or of a ball of `shadow_radius`
 
 
-def floor(look: Look = DEFAULT_LOOK) -> Body:
+def floor(look: Look = DEFAULT_LOOK, side: float = FLOOR_SIDE_M, pattern: str = "plain") -> Body:
     """The static 8 x 8 m floor; its top is z = 0."""
-    half = FLOOR_SIDE_M / 2
+    half = side / 2
     return Body(
         mesh=box_mesh((half, half, FLOOR_THICKNESS_M / 2)),
         colour=look.floor_colour,
         position=(0.0, 0.0, -FLOOR_THICKNESS_M / 2),
         receives_shadow=True,
+        pattern=pattern,
     )
 
 

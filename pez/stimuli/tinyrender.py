@@ -8,19 +8,21 @@ its closed form (shadow.py). Colours are averaged as displayed (no gamma).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from pez.stimuli.box import Box, is_empty, pixel_box, touched
+from pez.stimuli.box import Box, is_empty, overlap, pixel_box, touched
 from pez.stimuli.bullet import connect, pybullet
 from pez.stimuli.camera import OVERHEAD, Camera
-from pez.stimuli.look import DEFAULT_LOOK, Look
-from pez.stimuli.scene import Body, ball, floor
+from pez.stimuli.look import DEFAULT_LOOK, PATTERN_SHADE, Look, ball_pattern, floor_pattern
+from pez.stimuli.scene import Body, Stage, ball, floor
 from pez.stimuli.shadow import shadow_circle, sun_hidden
 
 NAME = "pybullet"
 SAMPLES = 4  # samples a pixel along each axis
 NEAR_M, FAR_M = 1.0, 50.0
+AWAY = (0.0, 0.0, -30.0)  # far below the floor
 
 
 class TinyRenderer:
@@ -38,12 +40,15 @@ class TinyRenderer:
         self.moving = [body for body in bodies if body.moves]
         self._client = connect()
         self._receivers: list[int] = []
+        self._still = [body for body in bodies if body.shadow_radius and not body.moves]
+        self._patterned: list[tuple[int, Body]] = []  # handles of bodies with a pattern
+        self._places: dict[int, np.ndarray] = {}  # of bodies that move, in this frame
         self._view = pybullet.computeViewMatrix(camera.position, camera.target, camera.up)
         for body in bodies:
             if not body.moves:
                 self._add(body)
         self._whole = (0, 0, resolution, resolution)
-        self.background = self._average(self._samples_of(self._whole)[0])  # uint8 [resolution, resolution, 3]
+        self.background = self._average(self._empty())  # uint8 [resolution, resolution, 3]
         self._handles = [self._add(body) for body in self.moving]
 
     def __enter__(self):
@@ -69,6 +74,25 @@ class TinyRenderer:
         left, top, right, bottom = box
         if not is_empty(box):
             picture[top:bottom, left:right] = self._average(self._shaded(box, positions))
+        return picture
+
+    def scattered(self, instances: Sequence[tuple[int, Sequence[float]]]) -> np.ndarray:
+        """One frame, uint8 [resolution, resolution, 3], of `instances`: pairs of a moving body's index and a place [3].
+
+        Each has a box of its own, so that things far apart cost no more than they cover; each box shows everything
+        that reaches into it. A body may be in several places (copies on an endless floor), as long as no box holds
+        two of them. Bodies without an instance are not in the picture.
+        """
+        boxes = [self._box_of(self.moving[index], place) for index, place in instances]
+        picture = self.background.copy()
+        for box in boxes:
+            if is_empty(box):
+                continue
+            near = {index: place for (index, place), other in zip(instances, boxes, strict=True) if overlap(box, other)}
+            positions = np.array([near.get(index, AWAY) for index in range(len(self.moving))], dtype=np.float64)
+            self._place(positions, None)
+            left, top, right, bottom = box
+            picture[top:bottom, left:right] = self._average(self._shaded(box, positions, sorted(near)))
         return picture
 
     def onto(self, picture, positions, orientations, shown: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +151,8 @@ class TinyRenderer:
         handle = pybullet.createMultiBody(0, -1, shape, body.position, physicsClientId=self._client)
         if body.receives_shadow:
             self._receivers.append(handle)
+        if body.pattern != "plain":
+            self._patterned.append((handle, body))
         return handle
 
     def _place(self, positions: np.ndarray, orientations) -> None:
@@ -136,6 +162,7 @@ class TinyRenderer:
             pybullet.resetBasePositionAndOrientation(
                 handle, position.tolist(), list(orientation), physicsClientId=self._client
             )
+            self._places[handle] = position
 
     def _box(self, positions: np.ndarray) -> Box:
         """Left, top, right, bottom (pixels, clipped to the frame) of all moving bodies and their shadows."""
@@ -145,18 +172,40 @@ class TinyRenderer:
             bounds += touched(position, *reach, self.camera, self.look, self.resolution)
         return pixel_box(bounds, self.resolution)
 
-    def _shaded(self, box, positions: np.ndarray) -> np.ndarray:
+    def _box_of(self, body: Body, position) -> Box:
+        """As `_box`, of one body at `position` [3] (m)."""
+        reach = (body.mesh.bounding_radius, body.shadow_radius)
+        return pixel_box(touched(position, *reach, self.camera, self.look, self.resolution), self.resolution)
+
+    def _shaded(self, box, positions: np.ndarray, shown: Sequence[int] | None = None) -> np.ndarray:
         colours, handles = self._samples_of(box)
         on_floor = np.isin(handles, self._receivers)
         ground = self.camera.ground_points(self._sample_pixels(box)[on_floor], self.resolution)
-        colours[on_floor] *= self.look.floor_shade(self._hidden(ground, positions))[:, None]
+        colours[on_floor] *= self.look.floor_shade(self._hidden(ground, positions, shown))[:, None]
         return colours
 
+    def _empty(self) -> np.ndarray:
+        """Every sample of the frame without what moves, float32 [rows, columns, 3]."""
+        return self._shaded(self._whole, np.empty((0, 3)), ()) if self._still else self._samples_of(self._whole)[0]
+
+    def _paint_patterns(self, colours: np.ndarray, handles: np.ndarray, box) -> None:
+        """Darken the samples that are in the dark part of their body's pattern."""
+        for handle, body in self._patterned:
+            on_body = handles == handle
+            pixels = self._sample_pixels(box)[on_body]
+            if body.receives_shadow:
+                dark = floor_pattern(body.pattern, self.camera.ground_points(pixels, self.resolution))
+            else:
+                where = (self.resolution, self._places[handle], body.shadow_radius)
+                dark = ball_pattern(body.pattern, self.camera.sphere_normals(pixels, *where))
+            colours[on_body] *= np.where(dark, PATTERN_SHADE, 1.0)[:, None]
+
     def _hidden(self, ground: np.ndarray, positions: np.ndarray, shown: Sequence[int] | None = None) -> np.ndarray:
-        """Part of the sun hidden from floor points [n, 2], [n]: the most that any one body (of `shown`) hides."""
+        """Part of the sun hidden from floor points [n, 2], [n]: the most that any one body hides, be it still or one
+        that moves (of `shown`)."""
         hidden = np.zeros(len(ground))
-        for index in range(len(self.moving)) if shown is None else shown:
-            body, position = self.moving[index], positions[index]
+        moving = [(self.moving[i], positions[i]) for i in (range(len(self.moving)) if shown is None else shown)]
+        for body, position in [*moving, *((body, np.array(body.position)) for body in self._still)]:
             if body.shadow_radius:
                 middle, reach = shadow_circle(position, body.shadow_radius, self.look)
                 near = ((ground - middle[:2]) ** 2).sum(axis=1) <= reach**2
@@ -194,6 +243,8 @@ class TinyRenderer:
         handles = np.reshape(handles, (height, width))
         colours = np.reshape(colours, (height, width, 4))[..., :3].astype(np.float32)
         colours[handles < 0] = 255 * np.asarray(self.look.background_colour)
+        if self._patterned:
+            self._paint_patterns(colours, handles, box)
         return colours, handles
 
     def _frustum(self, box) -> tuple[float, ...]:
@@ -214,15 +265,47 @@ class TinyRenderer:
 
 
 class BallRenderer:
-    """Renders the clips of the ball sets; what a render worker owns."""
+    """Renders the clips of the ball sets; what a render worker owns. It keeps the last stage it was asked for."""
 
     def __init__(self, resolution: int, ball_radius: float, camera: Camera = OVERHEAD, look: Look = DEFAULT_LOOK):
-        self._renderer = TinyRenderer([floor(look), ball(ball_radius, look)], resolution, camera, look)
+        self._resolution = resolution
+        self._own = Stage(camera, look, ball_radius, (look.ball_colour,))
+        self._stage, self._renderer = None, None
 
-    def clip(self, positions) -> np.ndarray:
-        """Frames of one clip, uint8 [frames, resolution, resolution, 3], for ball centres [frames, 3] (m)."""
-        return np.stack([self._renderer.frame([position]) for position in positions])
+    def clip(self, positions, stage: Stage | None = None) -> np.ndarray:
+        """Frames of one clip, uint8 [frames, resolution, resolution, 3].
+
+        `positions` [frames, 3] or [objects, frames, 3] are the balls' centres (m). `stage`: how the clip looks, if not
+        as the renderer was told at first.
+        """
+        stage = stage or self._own
+        self._show(stage)
+        tracks = np.reshape(positions, (len(stage.ball_colours), -1, 3))
+        places = (
+            [(ball, at) for ball, centre in enumerate(row) for at in stage.copies(centre)] for row in zip(*tracks)
+        )
+        return np.stack([self._renderer.scattered(instances) for instances in places])
 
     def close(self) -> None:
         """Free the scene."""
-        self._renderer.close()
+        if self._renderer:
+            self._renderer.close()
+
+    def _show(self, stage: Stage) -> None:
+        if stage == self._stage:
+            return
+        self.close()
+        self._renderer = TinyRenderer(stage_bodies(stage), self._resolution, stage.camera, stage.look)
+        self._stage = stage
+
+
+def stage_bodies(stage: Stage) -> list[Body]:
+    """The floor, the balls and the distractors of a clip; on an endless floor also the distractors' copies."""
+    balls = [ball(stage.ball_radius, replace(stage.look, ball_colour=colour)) for colour in stage.ball_colours]
+    still = [
+        replace(ball(one.radius, replace(stage.look, ball_colour=one.colour)), moves=False, position=place)
+        for one in stage.distractors
+        for place in stage.copies(one.centre)
+    ]
+    ground = floor(stage.look, stage.floor_side, stage.floor_pattern)
+    return [ground, *still, *(replace(body, pattern=stage.ball_pattern) for body in balls)]

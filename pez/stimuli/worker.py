@@ -6,7 +6,9 @@ standard output (renderers print there, so theirs is sent to standard error):
     {"set_directory": ..., "owner": ..., "ball_radius": ..., "render": {...}, "threads": ...}      -> {"ready": true}
     {"clip_id": ..., "positions": [[x, y, z], ...]}                  -> {"done": clip_id}
 
-A first line with "task": "intphys_mini" is for intphys_mini_render.py, which says what its lines hold.
+Of several objects the positions are a list for each, and a clip that does not look as the first line says has a
+"stage" (scene.py). A first line with "task": "intphys_mini" is for intphys_mini_render.py, which says what its
+lines hold.
 An operating system error is answered with its number, so that a full disk is told as one.
 """
 
@@ -21,11 +23,12 @@ from PIL import Image
 from pez.files import atomic_path
 from pez.stimuli.backends import ball_renderer
 from pez.stimuli.clipset import clip_directory, frame_paths
+from pez.stimuli.scene import stage_from
 
 
 def write_clip(renderer, set_directory: Path, job: dict, owner: str = "") -> str:
     """Render one clip and move its folder into place whole; returns the clip's id. `owner`: see `atomic_path`."""
-    frames = renderer.clip(job["positions"])
+    frames = renderer.clip(job["positions"], stage_from(job["stage"]) if "stage" in job else None)
     with atomic_path(clip_directory(set_directory, job["clip_id"]), owner) as folder:
         folder.mkdir()
         for path, frame in zip(frame_paths(set_directory, job["clip_id"], len(frames)), frames, strict=True):
