@@ -15,6 +15,7 @@ import pandas as pd
 
 from constants import REFERENCE_DIR
 from pez.errors import UserError
+from pez.files import fingerprint, read_json, write_json
 from pez.stimuli.clipset import even_indices
 
 OVERALL = "overall"
@@ -59,6 +60,10 @@ class MovieDataset(ABC):
         pair_column: the column that numbers the matched pairs of a scene. "" where every possible movie of a scene
             is matched with every impossible one.
         films: each movie is one video file. Otherwise it is a folder of pictures.
+        frame_step: every how manieth frame a predictor of the future is shown: those of the benchmark's authors see
+            about six frames a second.
+        licence: what the licence says that a user must agree to before anything is trained on the movies; "" if
+            nothing. See `check_licence`.
         chance: what guessing scores, in every score.
         scores: the scores that make sense here, those of pez.movies.dataset.SCORES.
         key_score: the score that verdicts quote.
@@ -76,6 +81,8 @@ class MovieDataset(ABC):
     extra_columns: tuple[str, ...] = ()
     pair_column: str = ""
     films: bool = False
+    frame_step: int = 1
+    licence: str = ""
     chance: float = 0.5
     scores: tuple[str, ...] = SCORES
     key_score: str = "relative_accuracy"
@@ -148,6 +155,24 @@ class MovieDataset(ABC):
         scenes = ["block", "scene", *([self.pair_column] if self.pair_column else [])]
         if not (table.groupby(scenes)["possible"].nunique() == 2).all():
             raise ValueError(f"{self.name}: scenes without both a possible and an impossible movie")
+
+
+def check_licence(dataset: MovieDataset, accepted: bool, remember_in: str | Path) -> None:
+    """Let a benchmark be trained on only once its licence, if it declares one, was accepted on this machine.
+
+    `accepted`: --accept-licence was given. `remember_in`: the folder (of artifacts) whose licences.json keeps which
+    licences were, by benchmark and wording, so that each is asked for once. Raises UserError that says the licence.
+    """
+    if not dataset.licence:
+        return
+    path = Path(remember_in) / "licences.json"
+    known = read_json(path) if path.is_file() else {}
+    if known.get(dataset.name) == fingerprint(dataset.licence):
+        return
+    if not accepted:
+        raise UserError(f"{dataset.title}: {dataset.licence}; if you may use it so, say --accept-licence (only once)")
+    write_json(path, {**known, dataset.name: fingerprint(dataset.licence)})
+    print(f"{dataset.title}: {dataset.licence}; accepted, which {path} remembers")
 
 
 def sample_frames(n_frames: int, n_sample: int) -> np.ndarray:
