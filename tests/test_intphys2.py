@@ -11,9 +11,9 @@ from conftest import DATA
 
 from pez.errors import UserError
 from pez.movies import MOVIE_DATASETS, dataset_at
-from pez.movies.dataset import check_licence
 from pez.movies.intphys import INTPHYS
 from pez.movies.intphys2 import INTPHYS2, pair_accuracy, possible_threshold, video_accuracy, write_leaderboard
+from pez.movies.licence import check_licence
 
 MINI = DATA / "intphys2_mini"
 FIRST = "724ff824f7edd99a056a398e96b3948d7f89ccb44d3101938be1fa25221514a7"

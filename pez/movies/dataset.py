@@ -15,7 +15,6 @@ import pandas as pd
 
 from constants import REFERENCE_DIR
 from pez.errors import UserError
-from pez.files import fingerprint, read_json, write_json
 from pez.stimuli.clipset import even_indices
 
 OVERALL = "overall"
@@ -63,7 +62,7 @@ class MovieDataset(ABC):
         frame_step: every how manieth frame a predictor of the future is shown: those of the benchmark's authors see
             about six frames a second.
         licence: what the licence says that a user must agree to before anything is trained on the movies; "" if
-            nothing. See `check_licence`.
+            nothing. See pez/movies/licence.py.
         chance: what guessing scores, in every score.
         scores: the scores that make sense here, those of pez.movies.dataset.SCORES.
         key_score: the score that verdicts quote.
@@ -155,24 +154,6 @@ class MovieDataset(ABC):
         scenes = ["block", "scene", *([self.pair_column] if self.pair_column else [])]
         if not (table.groupby(scenes)["possible"].nunique() == 2).all():
             raise ValueError(f"{self.name}: scenes without both a possible and an impossible movie")
-
-
-def check_licence(dataset: MovieDataset, accepted: bool, remember_in: str | Path) -> None:
-    """Let a benchmark be trained on only once its licence, if it declares one, was accepted on this machine.
-
-    `accepted`: --accept-licence was given. `remember_in`: the folder (of artifacts) whose licences.json keeps which
-    licences were, by benchmark and wording, so that each is asked for once. Raises UserError that says the licence.
-    """
-    if not dataset.licence:
-        return
-    path = Path(remember_in) / "licences.json"
-    known = read_json(path) if path.is_file() else {}
-    if known.get(dataset.name) == fingerprint(dataset.licence):
-        return
-    if not accepted:
-        raise UserError(f"{dataset.title}: {dataset.licence}; if you may use it so, say --accept-licence (only once)")
-    write_json(path, {**known, dataset.name: fingerprint(dataset.licence)})
-    print(f"{dataset.title}: {dataset.licence}; accepted, which {path} remembers")
 
 
 def sample_frames(n_frames: int, n_sample: int) -> np.ndarray:
