@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import DATA
 from intphys_trees import write_tree
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from surprise_models import (
     HEADS,
@@ -392,8 +392,45 @@ def test_one_line_says_what_is_wrong(checkpoint, tmp_path, capsys, more, named):
     assert INTPHYS_MINI.is_at(root)
 
 
-def test_the_script_shows_its_help():
-    shown = subprocess.run(
-        [sys.executable, "step_surprise.py", "--help"], cwd=constants.REPOSITORY, capture_output=True
-    )
-    assert shown.returncode == 0 and b"--context-frames" in shown.stdout
+def test_a_run_of_a_probe_is_not_written_over(checkpoint, tmp_path, capsys):
+    root = write_tree(tmp_path / "tree", n_scenes=1, n_frames=20, size=RESOLUTION)
+    (tmp_path / "summary_small.json").write_text('{"probe_set": "intphys_linear"}')
+    assert script(checkpoint, tmp_path, root, "--overwrite") == 2
+    assert "summary_small.json is of a run that is not of step_surprise.py" in capsys.readouterr().err
+    assert not (tmp_path / "predictions_small.parquet").exists()
+
+
+def test_memory_that_runs_out_is_one_line(checkpoint, tmp_path, monkeypatch, capsys):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(surprise_run, "movie_surprises", full)
+    root = write_tree(tmp_path / "tree", n_scenes=1, n_frames=20, size=RESOLUTION)
+    assert script(checkpoint, tmp_path, root) == 2
+    assert "not enough memory for 2 windows of --model custom: lower --batch-size" in capsys.readouterr().err
+
+
+def test_still_movies_surprise_a_copier_of_tokens_only_where_they_change(tmp_path):
+    """An encoder whose blocks do nothing: what is not moving is copied without error, whatever its place."""
+    model = small_model(2)
+    for block in model.encoder.layer:
+        for part in (block.attention.proj, block.mlp.fc2):
+            part.weight.zero_()
+            part.bias.zero_()
+    root = write_tree(tmp_path / "tree", n_scenes=2, n_frames=20, size=RESOLUTION)
+    for movie in INTPHYS_MINI.movies(root).itertuples():
+        rng = np.random.default_rng(movie.Index)
+        picture = rng.integers(0, 256, (RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
+        for number, path in enumerate(sorted(Path(movie.directory).glob("*.png"))):
+            seen = picture.copy()
+            if not movie.possible and number >= 10:
+                seen[16:32, 16:32] = 0  # an object vanishes: one patch in sixteen
+            Image.fromarray(seen).save(path)
+    checkpoint = save_checkpoint(tmp_path / "idle.pt", model)
+    assert script(checkpoint, tmp_path, root, "--control-seeds", "0", "--over", "max") == 0
+    movies = pd.read_csv(tmp_path / "movies_small.csv", keep_default_na=False)
+    copier = movies[movies["control"] == COPY_LAST]
+    assert copier.loc[copier["possible"], "max"].max() < 1e-5 < 1e-3 < copier.loc[~copier["possible"], "max"].min()
+    scores = pd.read_csv(tmp_path / "surprise_small.csv", keep_default_na=False)
+    own = scores[(scores["control"] == COPY_LAST) & (scores["over"] == "max")].set_index("subtask")
+    assert (own.loc["overall", ["auc", "relative_accuracy", "strict_pair_accuracy"]] == 1.0).all()

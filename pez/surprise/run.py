@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from pez.errors import UserError
 from pez.files import fingerprint, read_json, write_csv, write_json, write_parquet
@@ -78,9 +79,11 @@ class WindowTable:
 def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> WindowTable:
     """The table of windows of a run, with what an earlier run of this name and these settings has computed.
 
-    UserError naming the first setting that differs from the earlier run's.
+    UserError naming the first setting that differs from the earlier run's, or if the name is another kind of run's.
     """
     table, record = directory / f"windows_{run_name}.parquet", directory / f"summary_{run_name}.json"
+    if record.is_file() and read_json(record).get("probe_set") != PROBE_SET:
+        raise UserError(f"{record} is of a run that is not of step_surprise.py: choose another --run-name")
     if overwrite:
         table.unlink(missing_ok=True)
     if table.is_file():
@@ -126,7 +129,7 @@ def fill(
     try:
         with bar:
             for movie, frames in _read_ahead(forecaster, dataset, missing, windows, transform):
-                found = movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
+                found = _surprises(forecaster, frames, windows, dtype, batch_size)
                 rows = [(movie.clip_id, control, seed, start, context, own) for start, context, own, _ in found]
                 if not control:
                     rows += [
@@ -136,6 +139,17 @@ def fill(
                 bar.update(1)
     finally:  # also when interrupted: whole movies are kept
         table.write()
+
+
+def _surprises(forecaster, frames, windows: Windows, dtype: str, batch_size: int) -> list[tuple]:
+    """`movie_surprises`; a GPU's memory that runs out is a UserError."""
+    try:
+        return movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{forecaster.device} has not enough memory for {batch_size} windows of --model {forecaster.model}: lower "
+            "--batch-size or --window-frames, or use --device cpu"
+        ) from None
 
 
 def _read_ahead(forecaster, dataset, movies: pd.DataFrame, windows: Windows, transform: str) -> Iterator[tuple]:
