@@ -5,8 +5,9 @@ from pathlib import Path
 from pez.errors import UserError
 from pez.movies.dataset import MovieDataset
 from pez.movies.intphys import INTPHYS, INTPHYS_MINI
+from pez.movies.intphys2 import INTPHYS2
 
-MOVIE_DATASETS: dict[str, MovieDataset] = {dataset.name: dataset for dataset in (INTPHYS, INTPHYS_MINI)}
+MOVIE_DATASETS: dict[str, MovieDataset] = {dataset.name: dataset for dataset in (INTPHYS, INTPHYS_MINI, INTPHYS2)}
 
 
 def dataset_at(root, otherwise: str = INTPHYS.name) -> MovieDataset:

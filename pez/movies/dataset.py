@@ -59,6 +59,10 @@ class MovieDataset(ABC):
         pair_column: the column that numbers the matched pairs of a scene. "" where every possible movie of a scene
             is matched with every impossible one.
         films: each movie is one video file. Otherwise it is a folder of pictures.
+        frame_step: every how manieth frame a predictor of the future is shown: those of the benchmark's authors see
+            about six frames a second.
+        licence: what the licence says that a user must agree to before anything is trained on the movies; "" if
+            nothing. See pez/movies/licence.py.
         chance: what guessing scores, in every score.
         scores: the scores that make sense here, those of pez.movies.dataset.SCORES.
         key_score: the score that verdicts quote.
@@ -76,6 +80,8 @@ class MovieDataset(ABC):
     extra_columns: tuple[str, ...] = ()
     pair_column: str = ""
     films: bool = False
+    frame_step: int = 1
+    licence: str = ""
     chance: float = 0.5
     scores: tuple[str, ...] = SCORES
     key_score: str = "relative_accuracy"

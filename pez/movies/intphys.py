@@ -26,12 +26,12 @@ from constants import INTPHYS_MINI_ROOT, INTPHYS_ROOT
 from pez.errors import UserError
 from pez.files import read_json
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask, sample_frames
+from pez.movies.problems import Problem, listed, print_problems, summary
 from pez.runs import progress
 
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
 MOVIES = ("1", "2", "3", "4")
 STAND_IN_FILE = "STAND_IN.json"
-EXAMPLES = 10  # lines of problems that are printed
 _SYSTEM = {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found"}
 _PICTURE = re.compile(r"(.*?)(\d+)\.(?:png|jpe?g)", re.IGNORECASE)  # what comes before the number names the series
 _ARCHIVE = re.compile(r".*\.(?:tar|tgz|zip|7z|rar|gz|bz2|xz|zst)(?:\.\w+)?", re.IGNORECASE)
@@ -63,7 +63,7 @@ class IntPhys(MovieDataset):
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
         """Check the whole tree and return a row a movie, with `clip_id` such as O1_05_3.
 
-        If anything is wrong, up to EXAMPLES lines on standard error show what, every kind of problem among them, and
+        If anything is wrong, up to ten lines on standard error show what, every kind of problem among them, and
         one UserError counts all. With `skip_damaged` whole scenes are left out instead (a score needs all four
         movies), and a line says which.
         """
@@ -73,14 +73,15 @@ class IntPhys(MovieDataset):
         movies, problems, notes = scan(root, blocks, self.n_scenes, self.n_frames)
         for note in notes:
             print(f"note: {root}: {note}", file=sys.stderr)
-        _print(root, problems)
+        print_problems(root, problems)
         bad = {problem.scene for problem in problems}
         kept = [movie for movie in movies if movie.scene_key not in bad and (movie.block, None) not in bad]
         n_kept = len({movie.scene_key for movie in kept})
         if problems and not skip_damaged:
-            raise UserError(_summary(root, movies, problems, n_kept))
+            n_scenes = len({movie.scene_key for movie in movies} | bad)
+            raise UserError(summary(root, problems, n_scenes, n_kept, "unpack the archive again"))
         if problems:
-            print(f"{root}: left out {_names(bad)}; {n_kept} scenes remain", file=sys.stderr)
+            print(f"{root}: left out {listed(bad)}; {n_kept} scenes remain", file=sys.stderr)
         if not kept:
             raise UserError(f"{root}: no scene is complete, so there is nothing to probe: unpack the archive again")
         return pd.DataFrame([movie.row() for movie in kept])
@@ -99,6 +100,7 @@ INTPHYS = IntPhys(
     set_name="intphys",
     root=INTPHYS_ROOT,
     subtasks=_ROWS,
+    frame_step=2,  # of 15 a second
     published_figures={"linear": ("1", "6"), "attentive": ("8",)},
     n_scenes=30,
     n_frames=100,
@@ -111,6 +113,7 @@ INTPHYS_MINI = IntPhys(
     root=INTPHYS_MINI_ROOT,
     subtasks=_ROWS,
     caveat="The movies are this project's stand-in, not IntPhys.",
+    frame_step=2,
 )
 
 
@@ -127,19 +130,6 @@ def frame_paths(directory, frames: Sequence[int]) -> list[Path]:
 
 
 # ---------------------------------------------------------------- what is in a tree, and what is wrong with it
-
-
-@dataclass
-class Problem:
-    """One thing wrong with the tree; `scene` is (block, scene), or (block, None) for a whole block."""
-
-    scene: tuple[str, str | None]
-    path: Path
-    kind: str  # in a few words, for counts
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what}"
 
 
 @dataclass
@@ -490,41 +480,6 @@ def _without_labels(root: Path, movies: list[Movie]) -> str:
         f"{root} has {counts} but not one status.json, so no labels, as IntPhys' test split (its labels are not "
         "public): nothing can be probed; pass the dev split as --intphys-root"
     )
-
-
-def _print(root: Path, problems: list[Problem]) -> None:
-    """All problems if they are few; else EXAMPLES of them, as many of each kind as there is room for."""
-    if len(problems) <= EXAMPLES:
-        shown = problems
-    else:
-        by_kind = defaultdict(list)
-        for problem in problems:
-            by_kind[problem.kind].append(problem)
-        ranked = [(place, n) for own in by_kind.values() for place, n in enumerate(map(id, own))]
-        chosen = {n for _, n in sorted(ranked, key=lambda each: each[0])[:EXAMPLES]}
-        shown = [problem for problem in problems if id(problem) in chosen]
-    for problem in shown:
-        print(problem, file=sys.stderr)
-    if len(shown) < len(problems):
-        print(f"{root}: these are {len(shown)} of {len(problems)} problems", file=sys.stderr)
-
-
-def _summary(root: Path, movies: list[Movie], problems: list[Problem], n_kept: int) -> str:
-    damaged = {problem.scene for problem in problems}
-    total = len({movie.scene_key for movie in movies} | damaged)
-    kinds = Counter(problem.kind for problem in problems)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    counted = f" ({counts})" if len(problems) > 1 else ""
-    rest = "leaves nothing to read" if n_kept == 0 else f"reads the other {n_kept}"
-    return (
-        f"{root}: {len(problems)} problem{'s' * (len(problems) > 1)} in {len(damaged)} of {total} scenes{counted}, "
-        f"first {problems[0]}: unpack the archive again, or leave these scenes out with --skip-damaged, which {rest}"
-    )
-
-
-def _names(scenes: set) -> str:
-    names = sorted(f"block {block}" if scene is None else f"{block}/{scene}" for block, scene in scenes)
-    return ", ".join(names[:EXAMPLES]) + (f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else "")
 
 
 def _examples(root: Path, paths: list[Path]) -> str:
