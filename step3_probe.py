@@ -17,12 +17,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from constants import N_FOLDS, RESULTS_DIR
+from pez.cli import Parser, run_script
 from pez.figures.plots.audit import audit_figure
 from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
-
-from constants import N_FOLDS, RESULTS_DIR
-from pez.cli import Parser, run_script
 from pez.files import write_csv
 from pez.probes.audit import AuditOptions, audit, clip_sets, in_two_digits
 from pez.probes.data.groupings import GROUPINGS

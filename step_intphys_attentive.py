@@ -13,9 +13,8 @@ of them, and whichever completes them writes the results. No checkpoint at hand:
 
 import sys
 
-from pez.figures.plots.movies import draw_run, with_controls
-
 from pez.cli import Parser, run_script
+from pez.figures.plots.movies import draw_run, with_controls
 from pez.probes.data.movies import add_movie_arguments
 from pez.probes.options import AttentiveOptions, add_arguments
 from pez.probes.runs import run_attentive

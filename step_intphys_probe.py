@@ -11,9 +11,8 @@ with --control. No checkpoint at hand: --model tiny.
 
 import sys
 
-from pez.figures.plots.movies import draw_run, with_controls
-
 from pez.cli import Parser, run_script
+from pez.figures.plots.movies import draw_run, with_controls
 from pez.probes.data.movies import add_movie_arguments
 from pez.probes.options import MovieOptions, add_arguments
 from pez.probes.runs import run_movies

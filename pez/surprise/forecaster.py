@@ -25,8 +25,9 @@ from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, VJEPA2Pred
 
 from constants import CHECKPOINT_DIR, MODELS, SHIPPED_WEIGHTS_DIR, ModelSpec
 from pez.encoder.checkpoints import check_fits, renamed
-from pez.encoder.loading import load_encoder, random_encoder, rescale_blocks
+from pez.encoder.loading import load_encoder, random_encoder
 from pez.encoder.preprocessing import normalise
+from pez.encoder.vjepa2 import rescale_blocks
 from pez.errors import UserError
 
 PREDICTOR_HEADS = 12  # of all released predictors; a checkpoint does not say

@@ -12,7 +12,7 @@
 Curves are the model ("" as `control`), `copy_last`, and `random_weights` by seed. A movie's score is the threshold less
 its surprise, so the higher the more possible. The threshold is the authors' (pez.movies.intphys2.possible_threshold),
 for each curve and way to sum up, and enters clip_accuracy alone: that one is optimistic, since it saw the labels.
-Columns of scores: those of pez/probes/intphys_scores.py, and
+Columns of scores: those of pez/probes/scores/possibility.py, and
 
     strict_pair_accuracy     matched pairs whose possible movie surprises strictly less (the authors' relative accuracy)
 """
@@ -29,7 +29,7 @@ from pez.errors import UserError
 from pez.files import fingerprint, read_json, write_csv, write_json, write_parquet
 from pez.movies.dataset import MOVIE_COLUMNS, OVERALL, MovieDataset
 from pez.movies.intphys2 import pair_accuracy, possible_threshold, write_leaderboard
-from pez.probes.intphys_scores import score_movies, tolerances
+from pez.probes.scores.possibility import score_movies, tolerances
 from pez.runs import progress, provenance
 from pez.surprise.forecaster import Forecaster
 from pez.surprise.windows import COPY_LAST, Windows, movie_frames, movie_surprises
