@@ -6,6 +6,7 @@ import pandas as pd
 
 from pez.movies import MovieDataset, dataset_titled
 from pez.movies.intphys import INTPHYS
+from pez.probes.recipes import PUBLISHED
 from pez.probes.scores.kinds import KINDS
 
 VARIABLES = {
@@ -73,6 +74,11 @@ def chance_of(metric: str) -> float:
     kinds = [kind for kind in KINDS.values() if kind.headline == metric]
     kinds += [kind for kind in KINDS.values() if metric in (*kind.over_folds, *kind.pooled)]
     return kinds[0].chance
+
+
+def recipe_of(table: pd.DataFrame) -> str:
+    """ ", published recipe" for rows of which some were made by it, for titles; else ""."""
+    return f", {PUBLISHED} recipe" if "recipe" in table and (table["recipe"] == PUBLISHED).any() else ""
 
 
 def dataset_of(table: pd.DataFrame) -> MovieDataset:

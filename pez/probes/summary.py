@@ -14,6 +14,7 @@ import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.errors import UserError
+from pez.probes.recipes import OURS
 from pez.probes.results import BALL, depth_of, read_runs
 from pez.probes.scores.possibility import METRICS, OVERALL
 
@@ -64,6 +65,7 @@ def summarize_curve(curve: pd.DataFrame) -> dict:
         "nested_half_rise_layer": onset_layer(nested),
         "nested_peak_layer": _peak_layer(nested),
         **_values(nested, depth, "r2_nested_pooled"),
+        "recipe": curve["recipe"].iloc[0] if "recipe" in curve else OURS,
     }
 
 

@@ -26,7 +26,7 @@ from pez.figures.plots.style import (
     titled,
     write_notes,
 )
-from pez.figures.words import chance_of, headline, spoken
+from pez.figures.words import chance_of, headline, recipe_of, spoken
 
 NESTED, PUBLISHED = "nested protocol", "paper protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
@@ -239,4 +239,4 @@ def made_from(results: pd.DataFrame) -> str:
     for column, unit in (("n_clips", "clips"), ("n_folds", "folds")):
         if column in results:
             parts.append(f"{'/'.join(str(n) for n in dict.fromkeys(results[column]))} {unit}")
-    return ", ".join(parts) or headline(results)
+    return (", ".join(parts) or headline(results)) + recipe_of(results)
