@@ -77,7 +77,7 @@ def chance_of(metric: str) -> float:
 
 
 def recipe_of(table: pd.DataFrame) -> str:
-    """ ", published recipe" for rows of which some were made by it, for titles; else ""."""
+    """What a title says behind the movies or the model where rows were made by the published recipe; else ""."""
     return f", {PUBLISHED} recipe" if "recipe" in table and (table["recipe"] == PUBLISHED).any() else ""
 
 

@@ -8,7 +8,6 @@ next one, by probes trained on the others.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from pez.probes.solvers.solver import Fit, Step, Trials
 POOLINGS = ("temporal_last_patch", "temporal_diff_patch", "all")  # those that keep tokens apart
 CPU_MEMORY_BYTES = 3 * 2**30
 PUBLISHED_PATIENCE = 5  # epochs
+Judge = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass
@@ -96,7 +96,7 @@ class AttentiveSolver:
         for problem, found in train(every, features.__getitem__, labels, self.recipe, self.device, stacked):
             scores[id(problem)] = found
             step()
-        judge = None if self.stops_by == "loss" else partial(_value, data, self.stops_by)
+        judge = None if self.stops_by == "loss" else judged_by(self.stops_by, data)
         for fit, own in zip(fits, problems):
             yield AttentiveFitted(fit, own, [scores[id(problem)] for problem in own], labels, judge)
 
@@ -142,7 +142,7 @@ class AttentiveFitted:
     problems: list[Problem]
     scores: list[np.ndarray]
     labels: torch.Tensor
-    judge: Callable[[np.ndarray, np.ndarray], float] | None = None
+    judge: Judge | None = None
 
     def trials(self, fold: int) -> Trials:
         """Of every setting at its epoch of smallest loss; by a judge the loss is 1 less what that says."""
@@ -181,13 +181,17 @@ class AttentiveFitted:
         return
 
 
-def _value(data: ProbeData, metric: str, rows: np.ndarray, scores: np.ndarray) -> float:
-    """A metric of the kind of movies, of the scores of these rows."""
+def judged_by(metric: str, data: ProbeData) -> Judge:
+    """(rows, their scores) -> a metric of the kind of movies."""
     variable = data.variables[0]
     value = KINDS[variable.kind].value
     assert value is not None
-    found = value(metric, data.clips.iloc[rows], variable.targets[rows], scores[:, None])
-    return found[0] if isinstance(found, tuple) else found
+
+    def judge(rows: np.ndarray, scores: np.ndarray) -> float:
+        found = value(metric, data.clips.iloc[rows], variable.targets[rows], scores[:, None])
+        return found[0] if isinstance(found, tuple) else found
+
+    return judge
 
 
 def _patient_best(losses: np.ndarray) -> int:
