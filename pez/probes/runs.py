@@ -57,7 +57,7 @@ from pez.probes.options import (
     recorded,
 )
 from pez.probes.predictions import Predictions
-from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
+from pez.probes.protocols import choice_words, chosen_protocols, spoken_protocol, with_fixed
 from pez.probes.recipes import OURS, PUBLISHED, as_published
 from pez.probes.results import (
     BALL,
@@ -592,6 +592,7 @@ def run_movies(args: argparse.Namespace) -> Tables:
             "selection_metric": options.selection_metric,
             "protocol": spoken_protocol(curve.protocols),
             "seed": options.seed,
+            "chosen": choice_words(curve.protocols, stops_by, options.selection_metric, "scenes"),
         }
         tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
         for line in movie_notes(options, curve):
@@ -669,6 +670,8 @@ def _attentive(
         print(line)
     choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
     settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
+    several = options.selection_metric if len(solver.settings) > 1 else ""
+    settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
     with describing(locks, shard):
         tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
         for path in write_movies(options, tables):
