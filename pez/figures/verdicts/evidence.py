@@ -1,10 +1,10 @@
 """What a run shows of a variable: its curves and their controls with resamples, ready for statements and onsets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pez.controls import is_floor
 from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, checked
-from pez.figures.words import chance_of
+from pez.figures.words import chance_of, spoken
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.onset import Onset, find_onsets
 from pez.probes.scores.possibility import OVERALL
@@ -62,6 +62,8 @@ class Judged:
     def checked(self, figure: str) -> list[Checked]:
         """The paper's statements of `figure` about this variable, each with its verdict."""
         mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
+        own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
+        mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
         return [checked(self.of, statement, self.key, self.too_few) for statement in mine]
 
     def onsets(self) -> list[tuple[str, str, str, Onset]]:
