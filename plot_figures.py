@@ -2,6 +2,7 @@
 
     python plot_figures.py                # every figure that the results folder has runs for
     python plot_figures.py --reference    # with published curves thinly behind
+    python plot_figures.py --statements FILE    # other statements than the paper's, as of own labels (docs/labels.md)
 
 Reads results_*.csv in artifacts/results and writes beside them figure2c_final and figure2b_final (.png, .pdf, .csv),
 figure_intphys_possible_impossible_full_metrics16.png, figure6_* and figure8_* (pez/figures/build.py says which);
@@ -14,20 +15,33 @@ from pathlib import Path
 from constants import RESULTS_DIR
 from pez.cli import Parser, run_script
 from pez.errors import UserError, check_choice
-from pez.figures.build import build_figure1, build_figure2b, build_figure2c, build_figure6, build_figure8
+from pez.figures.build import (
+    build_figure1,
+    build_figure2b,
+    build_figure2c,
+    build_figure6,
+    build_figure8,
+    build_labels,
+)
 from pez.figures.report.page import build_report
+from pez.figures.verdicts.statements import read_statements
 from pez.files import exclusive
 from pez.probes.results import result_paths
 
-# Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths.
+# Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths. Those that
+# write verdicts, `CHECKED`, take statements too.
 BUILDERS = {
     "2c": build_figure2c,
     "2b": build_figure2b,
     "1": build_figure1,
     "6": build_figure6,
     "8": build_figure8,
+    "labels": build_labels,
     "report": build_report,  # last: it shows what the others have written
 }
+
+
+CHECKED = ("2c", "2b", "6", "8", "labels")
 
 
 def make_parser() -> Parser:
@@ -36,6 +50,9 @@ def make_parser() -> Parser:
     parser.add_argument("--figures", nargs="+", choices=list(BUILDERS), default=list(BUILDERS), help="only these")
     parser.add_argument("--runs", nargs="+", metavar="NAME", help="only these runs (default: the newest of a kind)")
     parser.add_argument("--reference", action="store_true", help="draw published curves behind ours")
+    parser.add_argument(
+        "--statements", type=Path, metavar="FILE", help="check these, as in docs/statements.csv, not the paper's"
+    )
     return parser
 
 
@@ -50,12 +67,13 @@ def check_runs(results_dir: Path, runs: list[str] | None) -> None:
 
 def main(args) -> None:
     check_runs(args.results_dir, args.runs)
+    own = {"statements": read_statements(args.statements)} if args.statements is not None else {}
     with exclusive(args.results_dir / ".locks" / "figures"):
         written = [
             path
             for name, build in BUILDERS.items()
             if name in args.figures
-            for path in build(args.results_dir, args.runs, args.reference)
+            for path in build(args.results_dir, args.runs, args.reference, **(own if name in CHECKED else {}))
         ]
     if not written:
         raise UserError(f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn")

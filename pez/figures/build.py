@@ -8,6 +8,8 @@
     figure8_intphys_overall_compare.csv, .png                attentive ones
     figure8_verdict.md, .json
 
+    figure_RUN_verdict.md, .json       a run of own labels; what it says is of --statements
+
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs the newest counts, of this project's recipe where there is one, unless `runs` names
 others. With `reference` published curves are drawn
@@ -19,10 +21,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from pez.errors import UserError
 from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
+from pez.figures.verdicts.statements import LABELS, STATEMENTS, Statement
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
 from pez.files import write_csv
@@ -38,14 +42,49 @@ FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Fig
 # ---------------------------------------------------------------- balls
 
 
-def build_figure2c(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure2c(
+    results_dir,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Figure 2(c); the paths written, none (and a printed line) without a run of its kind."""
-    return _build_balls(results_dir, "2c", "Figure 2(c): scalar motion variables by layer", runs, FIGURE_2C, reference)
+    title = "Figure 2(c): scalar motion variables by layer"
+    return _build_balls(results_dir, "2c", title, runs, FIGURE_2C, reference, statements)
 
 
-def build_figure2b(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure2b(
+    results_dir,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Figure 2(b); the paths written, none (and a printed line) without a run of its kind."""
-    return _build_balls(results_dir, "2b", "Figure 2(b): Cartesian motion by layer", runs, FIGURE_2B, reference)
+    title = "Figure 2(b): Cartesian motion by layer"
+    return _build_balls(results_dir, "2b", title, runs, FIGURE_2B, reference, statements)
+
+
+def build_labels(
+    results_dir,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
+    """The verdict file of every run of own labels, `statements` of its variables among them.
+
+    UserError for a statement about a variable that none of them has.
+    """
+    every = [run for run in read_runs(results_dir, runs) if run.kind == BALL and run.value("probe_set") == LABELS]
+    known = {name for run in every for name in run.variables}
+    strangers = [each.variable for each in statements if each.figure == LABELS and each.variable not in known]
+    if strangers:
+        there = f"only {', '.join(sorted(known))}" if known else "nor any run of own labels"
+        raise UserError(f"--statements: no run in {results_dir} has {strangers[0]}, {there}: name one that was probed")
+    return [
+        path
+        for run in every
+        for path in build_verdict(results_dir, LABELS, [(run, name) for name in run.variables], statements)
+    ]
 
 
 def ball_runs(results_dir, probe_set_prefix: str, names: Sequence[str] | None = None) -> list[Run]:
@@ -71,7 +110,7 @@ def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tupl
     return found, absent
 
 
-def _build_balls(results_dir, figure: str, title: str, names, wanted, reference: bool) -> list[Path]:
+def _build_balls(results_dir, figure: str, title: str, names, wanted, reference: bool, statements) -> list[Path]:
     runs = ball_runs(results_dir, f"fig{figure}", names)
     if not runs:
         print(f"figure {figure}: no run in {results_dir}; left out (make one with step3_probe.py run)")
@@ -86,7 +125,7 @@ def _build_balls(results_dir, figure: str, title: str, names, wanted, reference:
     stem = Path(results_dir) / f"figure{figure}_final"
     drawn = save_figure(curve_figure(rows, title, published, controls=controls), stem, ("png", "pdf"))
     table = write_csv(stem.with_suffix(".csv"), figure_table(rows, published))
-    return [*drawn, table, *build_verdict(results_dir, figure, curves)]
+    return [*drawn, table, *build_verdict(results_dir, figure, curves, statements)]
 
 
 def rows_of(curves: Sequence[tuple[Run, str]]) -> pd.DataFrame:
@@ -128,16 +167,26 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: boo
     return [draw_metrics(rows, published if reference else published.iloc[:0], path)]
 
 
-def build_figure6(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure6(
+    results_dir,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Linear probes, models side by side."""
     found = movie_runs(results_dir, "linear", runs)
-    return _build_comparison(results_dir, 6, found, "linear", "step_intphys_probe.py", reference)
+    return _build_comparison(results_dir, 6, found, "linear", "step_intphys_probe.py", reference, statements)
 
 
-def build_figure8(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure8(
+    results_dir,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Attentive probes, models side by side."""
     found = movie_runs(results_dir, "attentive", runs)
-    return _build_comparison(results_dir, 8, found, "attentive", "step_intphys_attentive.py", reference)
+    return _build_comparison(results_dir, 8, found, "attentive", "step_intphys_attentive.py", reference, statements)
 
 
 def movie_runs(results_dir, probe: str, names: Sequence[str] | None = None) -> list[Run]:
@@ -154,7 +203,7 @@ def newest_by_model(runs: Sequence[Run]) -> list[Run]:
     return [newest[model] for model in order if model in newest]
 
 
-def _build_comparison(results_dir, number: int, runs, probe: str, script: str, reference: bool) -> list[Path]:
+def _build_comparison(results_dir, number: int, runs, probe: str, script: str, reference: bool, statements):
     if not runs:
         return _say_absent(f"Figure {number}", script)
     runs = newest_by_model(runs)
@@ -171,7 +220,7 @@ def _build_comparison(results_dir, number: int, runs, probe: str, script: str, r
     return [
         write_csv(stem.with_suffix(".csv"), table),
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
-        *build_movie_verdict(results_dir, number, title, runs, published, missing),
+        *build_movie_verdict(results_dir, number, title, runs, published, missing, statements),
     ]
 
 

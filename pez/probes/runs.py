@@ -28,7 +28,7 @@ from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.groupings import HELD_OUT, default_grouping
-from pez.probes.data.labels import label_ids, read_labels
+from pez.probes.data.labels import labelled_set, read_labels
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import (
     LEAST_VARIANCE,
@@ -41,8 +41,7 @@ from pez.probes.data.probe_data import (
 from pez.probes.folds import (
     Folds,
     check_n_folds,
-    different_folds,
-    grouped_folds,
+    label_folds,
     published_folds,
     published_scene_folds,
     repeated_folds,
@@ -194,7 +193,7 @@ def plan(options: BallOptions) -> list[Curve]:
     if options.targets is not None:
         if options.recipe == PUBLISHED:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
-        return [_labelled_curve(options, _labelled_store(options, stores))]
+        return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
     missing = [name for name in needed if name not in stores]
@@ -223,20 +222,6 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
     return _curve(options, store, store.clips, probed, repeated_folds(store, *asked), grouping)
 
 
-def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> FeatureStore:
-    """The store whose clips the labels are of: the only one, or the only one with a labelled clip."""
-    if len(stores) == 1:
-        return next(iter(stores.values()))
-    known = set(label_ids(options.targets))
-    fitting = [store for store in stores.values() if known & set(store.clips["clip_id"].astype(str))]
-    if len(fitting) != 1:
-        raise UserError(
-            f"{options.targets} has labels of {len(fitting)} of the clip sets of {options.feature_root} "
-            f"({', '.join(stores)}): give labels of one of them, with its clip ids"
-        )
-    return fitting[0]
-
-
 def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
     labels = read_labels(
         options.targets, options.variables, store.clips, store.name, options.group, options.skip_unlabelled
@@ -244,15 +229,7 @@ def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
     for line in labels.notes:
         print(line)
     clips = store.clips.iloc[labels.rows].reset_index(drop=True)
-    strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
-    numbers = [v.targets for v in labels.variables if v.kind != "class"]
-    targets = np.concatenate(numbers, axis=1) if numbers else None
-    what = f"--group {options.group}" if options.group else "equal labels"
-
-    def deal(seed: int) -> np.ndarray:
-        return grouped_folds(labels.group, options.folds, seed, strata, what, targets)
-
-    repeats = different_folds(labels.group, deal, options.seed, options.repeats)
+    repeats = label_folds(labels, options.group, options.folds, options.seed, options.repeats)
     return _curve(options, store, clips, labels.variables, repeats, options.group or "equal labels")
 
 

@@ -1,9 +1,10 @@
 """What a run shows of a variable: its curves and their controls with resamples, ready for statements and onsets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pez.controls import is_floor
-from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, checked
+from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, Statement, checked
 from pez.figures.words import chance_of, spoken
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.onset import Onset, find_onsets
@@ -59,9 +60,9 @@ class Judged:
             return f"too few {unit}: {self.n_groups}"
         return "" if self.key else "no resamples: rerun with --bootstrap 1000"
 
-    def checked(self, figure: str) -> list[Checked]:
-        """The paper's statements of `figure` about this variable, each with its verdict."""
-        mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
+    def checked(self, figure: str, statements: Sequence[Statement] = STATEMENTS) -> list[Checked]:
+        """Those of `statements` (by default the paper's) of `figure` about this variable, each with its verdict."""
+        mine = [each for each in statements if (each.figure, each.variable) == (figure, self.variable)]
         own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
         mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
         return [checked(self.of, statement, self.key, self.too_few) for statement in mine]
