@@ -26,7 +26,8 @@ from pez.figures.plots.style import (
     titled,
     write_notes,
 )
-from pez.figures.words import chance_of, headline, spoken
+from pez.figures.words import spoken
+from pez.probes.scores.kinds import chance_of, headline
 
 NESTED, PUBLISHED = "nested protocol", "paper protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from pez.controls import is_floor
 from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, checked
-from pez.figures.words import chance_of
 from pez.probes.results import MOVIES, Run
+from pez.probes.scores.kinds import chance_of
 from pez.probes.scores.onset import Onset, find_onsets
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored

@@ -281,3 +281,25 @@ KINDS: dict[str, Kind] = {
     # one against the rest: an AUC of 0.5 is chance whatever the number of classes and their shares
     "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_classes, _CLASS_POOLED),
 }
+
+
+def headline(table: pd.DataFrame) -> str:
+    """The metric to quote of rows of a results or controls table: that of the kind of target whose metrics they have.
+
+    Of several kinds, the one with most of its metrics there.
+    """
+
+    def there(metric: str) -> bool:
+        columns = [f"{metric}_{end}" for end in ("mean", "pooled", "nested_pooled")]
+        return any(column in table and table[column].notna().any() for column in columns)
+
+    known = [kind for kind in KINDS.values() if there(kind.headline)] or list(KINDS.values())[:1]
+    return max(known, key=lambda kind: sum(map(there, kind.over_folds))).headline
+
+
+def chance_of(metric: str) -> float:
+    """What knowing nothing scores in a metric that a kind of target is quoted by; of another one, that of the kinds
+    that have it."""
+    kinds = [kind for kind in KINDS.values() if kind.headline == metric]
+    kinds += [kind for kind in KINDS.values() if metric in (*kind.over_folds, *kind.pooled)]
+    return kinds[0].chance
