@@ -247,3 +247,19 @@ def test_classes_are_drawn_by_their_own_metric_against_their_own_chance():
     assert "ROC AUC" in figure.axes[0].get_ylabel()
     assert any(set(line.get_ydata()) == {0.5} for line in figure.axes[0].lines)  # chance
     plt.close(figure)
+
+
+def test_layers_that_had_not_converged_are_hollow_with_ridge_beside_them():
+    rows = with_nested(curve("r", "fig2c", "speed"))
+    late = rows["layer"].isin([0, 1, 4])
+    rows = rows.assign(converged=~late, r2_ridge_pooled=np.where(late, 0.9, np.nan))
+    figure = curve_figure(rows, "a run")
+    (ax,) = figure.axes
+    (hollow,) = [line for line in ax.lines if line.get_gid() == "unconverged"]
+    np.testing.assert_allclose(hollow.get_xdata(), np.array([0, 1, 4]) / 24, atol=1e-6)
+    (ridge,) = [line for line in ax.lines if line.get_gid() == "ridge"]
+    assert np.isfinite(ridge.get_ydata()).sum() == 3 and "Hollow: probes that" in figure.get_supxlabel()
+    plt.close(figure)
+    assert not [
+        line for line in curve_figure(rows.assign(converged=True), "r").axes[0].lines if line.get_gid() == "unconverged"
+    ]

@@ -32,6 +32,8 @@ from pez.probes.scores.kinds import chance_of, headline
 NESTED, PUBLISHED = "nested protocol", "paper protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
 _PANEL = (4.6, 3.1)  # inches
+UNCONVERGED = "Hollow: probes that stopped before they had converged, so what is drawn may be their training"
+RIDGE_LINE = (0, (3, 1, 1, 1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Shown:
     thin: np.ndarray | None
     pooled: bool
     protocol: str
+    unconverged: np.ndarray  # [L] bool: the layer's probes stopped before they had converged
+    ridge: np.ndarray  # [L] the score of ridge regression there; NaN where it was not needed
 
     @property
     def label(self) -> str:
@@ -95,6 +99,10 @@ def shown(curve: pd.DataFrame, metric: str | None = None) -> Shown:
         None if twice or not np.isfinite(thin).any() else thin,
         is_pooled,
         protocol,
+        np.array([value is False for value in curve["converged"].tolist()])
+        if "converged" in curve
+        else np.zeros(len(curve), dtype=bool),
+        column(f"{metric}_ridge_pooled"),
     )
 
 
@@ -191,9 +199,22 @@ def _draw_variable(
     if thin_labels:
         ends += [end for end in thin if np.isfinite(end[1])]
     draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
+    draw_unconverged(ax, curve, style)
+    if np.isfinite(curve.ridge).any():
+        ax.plot(
+            curve.x, curve.ridge, color=style.color, ls=RIDGE_LINE, lw=0.9, marker=".", ms=3, zorder=1.9, gid="ridge"
+        )
     known = np.flatnonzero(np.isfinite(curve.y))
     if len(known):
         ends.append((curve.x[known[-1]], curve.y[known[-1]], label, style.color))
+
+
+def draw_unconverged(ax, curve: Shown, style: LineStyle) -> None:
+    """Hollow markers where probes stopped before they had converged."""
+    late = curve.unconverged
+    if late.any():
+        look = {"marker": style.marker, "mfc": "white", "mec": style.color, "mew": 0.9}
+        ax.plot(curve.x[late], curve.y[late], ls="", zorder=3, gid="unconverged", **look)
 
 
 def _finish_axes(ax, curves: list[Shown], values: list[np.ndarray], width: int) -> None:
@@ -221,6 +242,9 @@ def _notes(curves: dict[str, Shown], reference, controls: pd.DataFrame, note: st
     if any(curve.thin is not None for curve in curves.values()):
         thin = f"the {PUBLISHED}, pooled alike, setting chosen on the reported fold"
         notes.append(f"Thick: {NESTED}. Thin beside it: {thin}.")
+    if any(curve.unconverged.any() for curve in curves.values()):
+        beside = any(np.isfinite(curve.ridge).any() for curve in curves.values())
+        notes.append(f"{UNCONVERGED}.{' Thin with dots: ridge there, in closed form.' if beside else ''}")
     if lowest < _FLOOR:
         notes.append(f"Cut off at {_FLOOR}; lowest {lowest:.2g}.")
     if reference is not None and len(reference):

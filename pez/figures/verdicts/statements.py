@@ -12,7 +12,9 @@ fades      declines toward the output: the mean over the middle third minus that
 
 Without an onset "early" and "one third" do not hold if the curve stays, with its interval, less than 0.1 above; a
 curve that might be higher but was not shown to be leaves them undecided. Layers that were not probed leave undecided
-what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided.
+what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided. So is
+every statement about a curve with layers whose probes stopped before they had converged: it may show the probe's
+training, not the encoder.
 """
 
 from collections.abc import Callable, Sequence

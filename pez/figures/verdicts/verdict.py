@@ -156,7 +156,8 @@ def onset_lines(
             continue
         for part, metric, against, onset in item.onsets():
             named = " | ".join(cells(item, part, metric))
-            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {onset.text()} |")
+            text = f"{UNDECIDED} ({item.training}); as drawn {onset.text()}" if item.training else onset.text()
+            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {text} |")
     return lines
 
 
