@@ -7,6 +7,7 @@
     figure6_verdict.md, .json
     figure8_intphys_overall_compare.csv, .png                attentive ones
     figure8_verdict.md, .json
+    compare_RUN_RUN....png, .pdf, .csv                       runs that are named, over each other
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs the newest counts, unless `runs` names others. With `reference` published curves are drawn
@@ -18,14 +19,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from pez.figures.plots.curves import curve_figure
+from pez.errors import UserError
+from pez.figures.plots.curves import compare_figure, curve_figure
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
-from pez.files import write_csv
+from pez.files import fingerprint, write_csv
 from pez.probes.results import BALL, MOVIES, Run, read_runs
+from pez.probes.scores.possibility import OVERALL
 
 # Each quantity's variable, then those that stand in for it together.
 FIGURE_2C = (("speed",), ("direction",), ("acceleration",))
@@ -172,6 +175,40 @@ def _build_comparison(results_dir, number: int, runs, probe: str, script: str, r
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
         *build_movie_verdict(results_dir, number, title, runs, published, missing),
     ]
+
+
+# ---------------------------------------------------------------- any runs, over each other
+
+
+def build_compare(results_dir, names: Sequence[str]) -> list[Path]:
+    """compare_RUN_RUN....png, .pdf and .csv: the curves of the runs `names` over each other, against layer / depth.
+
+    Balls and own labels have a panel per variable, movies one of all movies. UserError for runs of both kinds.
+    """
+    by_name = {run.name: run for run in read_runs(results_dir, names)}
+    runs = [by_name[name] for name in dict.fromkeys(names)]
+    kinds = {run.kind for run in runs}
+    if len(kinds) > 1:
+        raise UserError(f"--compare {' '.join(names)}: some are runs of movies, some of clips; name runs of one kind")
+    models = [str(run.value("model")) for run in runs]
+    labels = models if len(set(models)) == len(runs) else [run.name for run in runs]
+    rows = {
+        label: run.table[run.table["subtask"] == OVERALL] if run.kind == MOVIES else run.table
+        for label, run in zip(labels, runs)
+    }
+    notes = [
+        f"{label}: run {run.name}, {run.value('weights')}, {run.value('pooling')}." for label, run in zip(labels, runs)
+    ]
+    title = f"{', '.join(labels)}: the same probes"
+    stem = Path(results_dir) / f"compare_{'_'.join(run.name for run in runs)}"
+    if len(stem.name) > 150:
+        stem = stem.with_name(f"compare_{runs[0].name[:60]}_and_{len(runs) - 1}_others_{fingerprint(list(names))[:8]}")
+    drawn = save_figure(compare_figure(rows, title, notes), stem, ("png", "pdf"))
+    return [*drawn, write_csv(stem.parent / f"{stem.name}.csv", pd.concat(rows.values(), ignore_index=True))]
+
+
+def _overall(run: Run) -> pd.DataFrame:
+    return run.table[run.table["subtask"] == OVERALL] if run.kind == MOVIES else run.table
 
 
 def _say_absent(figure: str, script: str) -> list[Path]:

@@ -160,6 +160,42 @@ def curve_figure(
     return figure
 
 
+def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[str] = ()):
+    """The curves of several runs over each other, against layer / depth, a panel per variable that any of them has.
+
+    `runs`: rows of their results tables by what the figure calls them; of movies the rows of one sub-task. A run has
+    the same look in every panel. Returns the matplotlib figure.
+    """
+    names = list(dict.fromkeys(name for rows in runs.values() for name in rows["variable"]))
+    columns = min(2, len(names))
+    n_rows = -(-len(names) // columns)
+    size = (_PANEL[0] * columns + 1.2, _PANEL[1] * n_rows + 0.6)
+    with drawing_style():
+        figure, grid = plt.subplots(n_rows, columns, figsize=size, layout="constrained", squeeze=False)
+        ends: list[list] = []
+        for ax, name in zip(grid.flat, names):
+            curves = {
+                label: shown(rows[rows["variable"] == name])
+                for label, rows in runs.items()
+                if name in set(rows["variable"])
+            }
+            ends.append([])
+            for label, curve in curves.items():
+                _draw_variable(ax, name, curve, None, line_style(list(runs).index(label)), label, ends[-1], False)
+            _finish_axes(ax, list(curves.values()), [v for c in curves.values() for v in (c.low, c.y)], 30)
+            ax.set_title(spoken(name), fontsize=9.5, fontweight="bold")
+        for ax in grid.flat[len(names) :]:
+            ax.remove()
+        weights = list(dict.fromkeys(weight for rows in runs.values() for weight in rows["weights"]))
+        figure.suptitle(titled(title, weights), x=0.01, ha="left", fontsize=10)
+        write_notes(
+            figure, [*notes, "Thin beside a curve: the paper protocol. Intervals: 95 %, bootstrap over groups."]
+        )
+        for ax, placed in zip(figure.axes, ends):
+            label_ends(ax, [(x, max(y, _FLOOR), *rest) for x, y, *rest in placed], 7.5)
+    return figure
+
+
 def draw_controls(ax, controls: pd.DataFrame, metric: str, ends: list) -> list[np.ndarray]:
     """Draw the mean over each control's seeds, with their range as a band, and enter it in `ends`; the means.
 
