@@ -272,7 +272,7 @@ def test_runs_over_each_other_keep_their_own_depths_and_names(results, capsys):
     table = pd.read_csv(results / "compare_deep_flat.csv")
     assert table.groupby("run_name")["layer"].size().to_dict() == {"deep": 24, "flat": 12}
     assert (results / "compare_deep_flat.png").is_file() and not (results / "report.html").exists()
-    runs = dict(table.groupby("model"))
+    runs = {"large": table[table["model"] == "large"], "dinov2": table[table["model"] == "dinov2"]}
     figure = compare_figure(runs, "two")
     (ax,) = figure.axes
     assert {"large", "dinov2"} <= {text.get_text() for text in ax.texts}
