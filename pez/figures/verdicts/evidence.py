@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pez.controls import is_floor
-from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, checked
+from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, beyond, checked
 from pez.figures.words import chance_of
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.onset import Onset, find_onsets
@@ -63,6 +63,10 @@ class Judged:
         """The paper's statements of `figure` about this variable, each with its verdict."""
         mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
         return [checked(self.of, statement, self.key, self.too_few) for statement in mine]
+
+    def beyond(self) -> list[Checked]:
+        """Whether its layers read more than the controls without an encoder that were run."""
+        return [] if self.too_few or self.key is None else beyond(self.of, self.key)
 
     def onsets(self) -> list[tuple[str, str, str, Onset]]:
         """(part, metric, against, onset) of every curve, comparison and rule."""
