@@ -21,6 +21,12 @@ POOLINGS: dict[str, Pooling] = {
 }
 
 
+def seen_tubelets(pooling: str, n_tubelets: int) -> tuple[int, ...]:
+    """Numbers of the tubelets whose tokens a pooling keeps: the first, the last, both, or all."""
+    ends = {"temporal_first": (0,), "temporal_last": (n_tubelets - 1,), "temporal_diff": (0, n_tubelets - 1)}
+    return ends.get(pooling.removesuffix("_patch"), tuple(range(n_tubelets)))
+
+
 def is_per_patch(pooling: str) -> bool:
     """Whether a pooling keeps tokens apart, [B, tokens, width], instead of one vector a clip, [B, width]."""
     return pooling.endswith("_patch") or pooling == "all"

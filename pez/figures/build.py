@@ -2,6 +2,7 @@
 
     figure2c_final.png, .pdf, .csv     speed, direction, acceleration; figure2c_verdict.md, .json
     figure2b_final.png, .pdf, .csv     Cartesian velocity and acceleration; figure2b_verdict.md, .json
+    figure_turns_final.png, .pdf, .csv     directions and speeds of the turns set by layer and tubelet
     figure_intphys_possible_impossible_full_metrics16.png    one linear run of movies, every metric (Figure 1)
     figure6_intphys_overall_compare.csv, .png                linear probes, models side by side
     figure6_verdict.md, .json
@@ -24,6 +25,7 @@ from pez.figures.plots.curves import compare_figure, curve_figure
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
+from pez.figures.plots.turns import turns_figure, turns_table
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
 from pez.files import fingerprint, write_csv
@@ -110,6 +112,18 @@ def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataF
     names = {"mean": f"{LABEL}_mean", "std": f"{LABEL}_std"}
     theirs = published[["model", "variable", "layer", *names]].rename(columns=names)
     return rows.merge(theirs, on=["model", "variable", "layer"], how="left")
+
+
+def build_turns(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """The turns set by layer and tubelet, of the newest run of it (of those named); none is published of it."""
+    found = ball_runs(results_dir, "turns", runs)
+    if not found:
+        return []
+    run = max(found, key=lambda run: run.written)
+    print(f"figure turns: run {run.name}")
+    stem = Path(results_dir) / "figure_turns_final"
+    drawn = save_figure(turns_figure(run), stem, ("png", "pdf"))
+    return [*drawn, write_csv(stem.with_suffix(".csv"), turns_table(run))]
 
 
 # ---------------------------------------------------------------- movies

@@ -1,5 +1,6 @@
 """Names and numbers as figures, verdicts and report write them."""
 
+import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -27,7 +28,12 @@ INTERVAL = "95\u00a0% interval"
 
 def spoken(name: object) -> str:
     """A variable's, control's or metric's name for people."""
-    return METRICS.get(str(name)) or VARIABLES.get(str(name)) or str(name).replace("_", " ")
+    text = str(name)
+    if ball := re.fullmatch(r"object_(\d+)_(.+)", text):
+        return f"object {ball[1]}: {spoken(ball[2])}"
+    if tubelet := re.fullmatch(r"(direction|speed)_t(\d+)", text):
+        return f"{spoken(tubelet[1])}, tubelet {tubelet[2]}"
+    return METRICS.get(text) or VARIABLES.get(text) or text.replace("_", " ")
 
 
 def number(value, digits: int = 3) -> str:
