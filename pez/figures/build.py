@@ -11,7 +11,8 @@
     compare_RUN_RUN....png, .pdf, .csv                       runs that are named, over each other
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
-returns none. Of several runs the newest counts, unless `runs` names others. With `reference` published curves are drawn
+returns none. Of several runs the newest counts, of this project's recipe where there is one, unless `runs` names
+others. With `reference` published curves are drawn
 thinly behind ours; the tables and verdicts of movies always have them.
 """
 
@@ -68,7 +69,7 @@ def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tupl
         there = {name: [run for run in runs if name in run.variables] for name in (first, *others)}
         chosen = [name for name in ([first] if there[first] else others) if there[name]]
         for name in chosen:
-            run = max(there[name], key=lambda run: run.written)
+            run = max(there[name], key=lambda run: run.rank)
             partner = PARTNERS.get(name)
             found += [(run, each) for each in (name, partner) if each in run.variables]
         absent += [] if chosen else [first]
@@ -136,7 +137,7 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: boo
         return _say_absent("Figure 1 (IntPhys)", "step_intphys_probe.py")
     chosen = [run for run in found if run.name.startswith(FIGURE_1_RUNS)]
     chosen = chosen or [run for run in found if run.value("model") == dataset_of(run.table).models_shown[0]]
-    run = max(chosen or found, key=lambda run: run.written)
+    run = max(chosen or found, key=lambda run: run.rank)
     frames = run.value("n_frames_sample", 16)
     path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
     published = published_movies("linear")
@@ -164,7 +165,7 @@ def movie_runs(results_dir, probe: str, names: Sequence[str] | None = None) -> l
 
 def newest_by_model(runs: Sequence[Run]) -> list[Run]:
     """The newest run of each model, models in the paper's order and others behind."""
-    newest = {str(run.value("model")): run for run in sorted(runs, key=lambda run: run.written)}
+    newest = {str(run.value("model")): run for run in sorted(runs, key=lambda run: run.rank)}
     shown = dataset_of(runs[0].table).models_shown
     order = [*shown, *sorted(set(newest) - set(shown))]
     return [newest[model] for model in order if model in newest]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from pez.movies import MovieDataset, dataset_titled
 from pez.movies.intphys import INTPHYS
+from pez.probes.recipes import PUBLISHED
 
 VARIABLES = {
     "speed": "speed",
@@ -56,6 +57,11 @@ def listed(words: Iterable[str]) -> str:
 def capital(text: str) -> str:
     """`text` with a capital first letter; the others as they are."""
     return text[:1].upper() + text[1:]
+
+
+def recipe_of(table: pd.DataFrame) -> str:
+    """What a title says behind the movies or the model where rows were made by the published recipe; else ""."""
+    return f", {PUBLISHED} recipe" if "recipe" in table and (table["recipe"] == PUBLISHED).any() else ""
 
 
 def dataset_of(table: pd.DataFrame) -> MovieDataset:

@@ -32,7 +32,7 @@ from pez.encoder.pooling import seen_tubelets
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import n_objects
 from pez.probes.data.permutations import shuffle_note, shuffled_variables, shuffled_within
-from pez.probes.data.probe_data import ProbeData, Variable, feature_precision, store_features
+from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, feature_precision, store_features
 from pez.store import FeatureStore
 
 Stores = Callable[[str], Sequence[tuple[FeatureStore, int]]]  # name of a control -> its stores, with the seed of each
@@ -70,7 +70,7 @@ def control_data(main: ProbeData, names: Sequence[str], source: ControlSource) -
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    movies = base.variables[0].kind == "possible"
+    movies = base.variables[0].name == POSSIBLE
     for draw in range(source.n_seeds):
         seed = source.first_seed + draw
         if movies:
@@ -135,6 +135,8 @@ def time_reversed(variable: Variable) -> Variable:
 
     x(-t) has velocity -x'(-t) and acceleration x''(-t); speed is the same.
     """
+    if variable.kind == "image_angle":  # radians from -pi
+        return dataclasses.replace(variable, targets=np.mod(variable.targets, 2 * np.pi) - np.pi)
     if variable.components == ("angle",):
         return dataclasses.replace(variable, targets=180.0 - np.mod(-variable.targets, 360.0))
     turns = set(variable.components) & {"cos", "sin", "vx", "vy"}
