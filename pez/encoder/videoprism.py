@@ -109,7 +109,8 @@ class VideoPrism(
         return _Stream(module)
 
     def own_states(self, frames: torch.Tensor) -> None:
-        """Those of the class have other layouts."""
+        """Runs the pass; the class's own have another layout in each stage."""
+        self.forward(frames)
 
     @classmethod
     def depth_of(cls, config) -> int:
