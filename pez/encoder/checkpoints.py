@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> Any:
         ValueError,
         SafetensorError,
     ) as error:
-        if kind := re.search(r"(?:GLOBAL |global: |[Tt]ype |class )`?([\w.]+\.[\w.]+)", str(error)):
+        if kind := re.search(r"(?:GLOBAL `?|(?:[Tt]ype|class) `?(?=\w+\.))([\w.]+\w)", str(error)):
             raise UserError(
                 f"{path} holds an object of type {kind[1]}, which could run code and is not loaded: save the tensors "
                 "alone, torch.save(model.state_dict(), FILE)"
@@ -84,7 +84,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 def reason(error: Exception) -> str:
     """The first line of an error, without escape codes and not too long."""
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).rpartition("WeightsUnpickler error:")[2]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= 200 else f"{line[:200]} ..."
