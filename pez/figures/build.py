@@ -7,6 +7,7 @@
     figure6_verdict.md, .json
     figure8_intphys_overall_compare.csv, .png                attentive ones
     figure8_verdict.md, .json
+    figureN_NAME_RUN.png                each figure of each run of step4_mechanisms.py (pez/figures/plots/mechanisms.py)
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs the newest counts, unless `runs` names others. With `reference` published curves are drawn
@@ -19,6 +20,8 @@ from pathlib import Path
 import pandas as pd
 
 from pez.figures.plots.curves import curve_figure
+from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
+from pez.figures.plots.mechanisms import MechanismRun
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
@@ -172,6 +175,33 @@ def _build_comparison(results_dir, number: int, runs, probe: str, script: str, r
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
         *build_movie_verdict(results_dir, number, title, runs, published, missing),
     ]
+
+
+# ---------------------------------------------------------------- mechanisms
+
+
+def mechanism_runs(results_dir, names: Sequence[str] | None = None) -> list[MechanismRun]:
+    """Runs of step4_mechanisms.py (all, or those named), by name."""
+    paths = sorted(Path(results_dir).glob("config_mechanisms_*.json"))
+    found = [path.stem.removeprefix("config_mechanisms_") for path in paths]
+    return [MechanismRun.open(results_dir, name) for name in found if names is None or name in names]
+
+
+def build_mechanisms(
+    results_dir, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
+) -> list[Path]:
+    """Every figure of mechanisms (or `only` these) that there is a table for; the paths written."""
+    written = []
+    for run in mechanism_runs(results_dir, runs):
+        for number, figure in MECHANISM_FIGURES.items():
+            if only and number not in only:
+                continue
+            drawn = figure.draw(run)
+            if drawn is not None:
+                written += save_figure(drawn, Path(results_dir) / f"{figure.stem}_{run.name}.png")
+            elif only:
+                print(f"figure {number}: run {run.name} has no results of step4_mechanisms.py {figure.command}")
+    return written
 
 
 def _say_absent(figure: str, script: str) -> list[Path]:
