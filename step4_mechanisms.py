@@ -19,10 +19,11 @@ import argparse
 import sys
 
 from pez.cli import Parser, run_script
-from pez.mechanisms import attention
+from pez.mechanisms import attention, sequence
 
 COMMANDS = {
     "attention": (attention, "how far every head looks (Figures 3 and 19)"),
+    "sequence": (sequence, "how often a variable can be read and removed (Figures 4c, 22, 23)"),
 }
 
 

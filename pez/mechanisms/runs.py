@@ -129,7 +129,8 @@ def of_variable(data: ProbeData, name: str) -> ProbeData:
 def zone_layers(asked: str | None, depth: int) -> list[int]:
     """The zone's layers; UserError for one outside the depth."""
     if asked is None:
-        return [layer for layer in range(depth) if ZONE[0] <= layer / (depth - 1) <= ZONE[1]]
+        inside = [layer for layer in range(depth) if ZONE[0] * (depth - 1) <= layer <= ZONE[1] * (depth - 1)]
+        return inside or [round(sum(ZONE) / 2 * (depth - 1))]
     first, _, last = asked.partition("-")
     if not first.isdigit() or not (last or first).isdigit():
         raise UserError(f"--zone-layers is FIRST-LAST, such as 5-9; got {asked}")

@@ -6,6 +6,7 @@ Every figure shows its null beside the result: an encoder with random weights, s
 shuffled labels, whichever its table has.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pez.figures.plots.style import control_style, draw_interval, drawing_style, line_style, titled, write_notes
@@ -80,6 +82,10 @@ def _shade(ax, zone: Sequence[int], label: bool = True) -> None:
             ax.text(
                 np.mean(zone), 1.0, ZONE_LABEL, transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=7
             )
+
+
+def _legend(figure: Figure, ax) -> None:
+    figure.legend(*ax.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
 
 
 def _curve(ax, rows: pd.DataFrame, number: int, label: str, x: str = "layer", y: str = "mean") -> None:
@@ -160,13 +166,113 @@ def draw_attention_layers(run: MechanismRun) -> Figure | None:
             ax.set_ylim(bottom=0)
             ax.margins(y=0.12)
             _shade(ax, about["zone"])
-        axes[0, 0].legend(fontsize=7)
+        _legend(figure, axes[0, 0])
         figure.suptitle(run.title("Figure 19: attention distance by layer"), ha="left", x=0.01)
         write_notes(figure, [f"{about['n_clips']} clips; bands: 95 % over {about['n_groups']} groups of clips."])
+    return figure
+
+
+# ---------------------------------------------------------------- probe sequences
+
+
+VARIABLES = ("direction", "speed", "possible")
+_RULE_WORDS = {
+    "c11": "C.11: R² < 0.1 or error > 80° (direction); R² < 0.05 or error > 0.9 of the mean's (speed)",
+    "fig22": "caption of the paper's Figure 22: R² < 0.3 (direction), < 0.1 (speed)",
+    "one_rule": "R² < 0.1 for both",
+}
+
+
+def draw_dimensions(run: MechanismRun) -> Figure | None:
+    """Figure 22: rounds until a variable is no longer read, by layer, under three rules."""
+    table = run.table("sequence_dims")
+    if table is None:
+        return None
+    first = table[(table["probe"] == table["probe"].iloc[0]) & (table["norm"] == table["norm"].iloc[0])]
+    names = [name for name in VARIABLES if name in set(first["variable"])]
+    with drawing_style():
+        figure, axes = _figure(1, len(_RULE_WORDS), 10.5, 3.3, sharey=True)
+        for ax, (rule, words) in zip(axes[0], _RULE_WORDS.items()):
+            rows = first[first["rule"] == rule]
+            for number, name in enumerate(names):
+                own = rows[(rows["variable"] == name) & (rows["control"] == "")]
+                _curve(ax, own, number, "IntPhys" if name == "possible" else name, y="K")
+                capped = own[~own["reached"]]
+                ax.plot(capped["layer"], capped["K"], ls="none", marker="^", ms=9, mfc="none", mec="black")
+                for at, control in enumerate(rows["control"].unique()):
+                    of_control = rows[(rows["control"] == control) & (rows["variable"] == name)]
+                    if control and len(of_control):
+                        means, style = of_control.groupby("layer")["K"].mean(), line_style(number)
+                        ax.plot(means.index, means, lw=0.8, color=style.color, ls=control_style(at).line, alpha=0.7)
+            ax.set(xlabel="Layer", ylabel="Rounds K" if ax is axes[0, 0] else "")
+            ax.set_title(textwrap.fill(words, 46), fontsize=7.5)
+            _shade(ax, run.about("sequence")["zone"], label=ax is axes[0, 0])
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        for at, control in enumerate(first["control"].unique()):
+            if control:
+                handles.append(Line2D([], [], ls=control_style(at).line, lw=0.8, color="#444444"))
+                labels.append(f"{spoken(control)} (same colours)")
+        figure.legend(handles, labels, fontsize=7, loc="outside right upper")
+        probe, norm = first["probe"].iloc[0], first["norm"].iloc[0]
+        figure.suptitle(run.title("Figure 22: orthogonal probes until nothing is read"), ha="left", x=0.01)
+        notes = [
+            f"{probe} probes, features {norm}; bands: smallest and largest of the folds. Triangles: the cap came first."
+        ]
+        notes += ["K counts rounds of this probe and rule, not dimensions of a code: whitened features always give 1."]
+        write_notes(figure, notes)
+    return figure
+
+
+def draw_sequence(run: MechanismRun) -> Figure | None:
+    """Figures 4(c) and 23: scores over successive orthogonal probes, refit and stale, at the zone's last layer."""
+    table = run.table("sequence")
+    if table is None:
+        return None
+    layers = table.loc[table["control"] == "", "layer"].unique()
+    layer = min(layers, key=lambda layer: abs(layer - max(run.about("sequence")["zone"])))
+    probe, norm = table["probe"].iloc[0], table["norm"].iloc[0]
+    rows = table[(table["layer"] == layer) & (table["probe"] == probe) & (table["norm"] == norm)]
+    null = run.table("sequence_null")
+    panels = (
+        ("direction", "within_15", "Direction within 15° (share of clips)", 30 / 360),
+        ("direction", "r2", "Direction R²", 0.0),
+        ("speed", "r2", "Speed R²", 0.0),
+    )
+    with drawing_style():
+        figure, axes = _figure(1, 3, 10.5, 3.2)
+        for ax, (name, metric, label, chance) in zip(axes[0], panels):
+            own = rows[rows["variable"] == name]
+            outputs = 2 if name == "direction" else 1
+            main = own[own["control"] == ""].groupby("round")[metric].agg(["mean", "min", "max"])
+            draw_interval(ax, main.index, main["mean"], main["min"], main["max"], line_style(0), "refit")
+            stale = own[own["control"] == ""].groupby("round")[f"stale_{metric}"].mean()
+            ax.plot(
+                stale.index, stale, color="#0072B2", lw=0.9, alpha=0.45, ls=":", label="stale (same probe, removed)"
+            )
+            for number, (control, of_control) in enumerate(own[own["control"] != ""].groupby("control", sort=False)):
+                means, style = of_control.groupby("round")[metric].mean(), control_style(number)
+                ax.plot(means.index, means, color=style.color, ls=style.line, lw=0.9, label=spoken(control))
+            if null is not None and metric == "r2" and layer in set(null["layer"]):
+                drawn = null[(null["variable"] == name) & (null["inside"] == "data")].sort_values("dims_removed")
+                x = drawn["dims_removed"] / outputs
+                ax.fill_between(x, drawn["low"], drawn["high"], color="#b9b9b9", alpha=0.5, lw=0)
+                ax.plot(x, drawn["r2"], color="#555555", lw=0.9, label="as many random directions removed")
+            ax.axhline(chance, ls=(0, (1, 1.6)), **_THIN)
+            ax.set(xlabel="Probe number (round)", ylabel=label)
+            ax.set_ylim(min(-0.25, chance - 0.25) if metric == "r2" else 0, 1.02)
+            ax.set_xlim(-1, len(main) + 1)
+        _legend(figure, axes[0, 1])
+        figure.suptitle(run.title(f"Figures 4(c), 23: orthogonal probes at layer {layer}"), ha="left", x=0.01)
+        about = run.about("sequence")
+        notes = [f"{probe} probes; bands: smallest and largest of {about['n_folds']} folds; dotted: chance."]
+        notes += ["A sawtooth appears only where refit and stale scores are drawn as one curve."]
+        write_notes(figure, notes)
     return figure
 
 
 FIGURES: dict[str, MechanismFigure] = {
     "3": MechanismFigure("figure3_attention", "How far each head looks", "attention", draw_attention_heads),
     "19": MechanismFigure("figure19_attention", "Attention distance by layer", "attention", draw_attention_layers),
+    "22": MechanismFigure("figure22_dimensions", "Orthogonal probes by layer", "sequence", draw_dimensions),
+    "23": MechanismFigure("figure23_sequence", "Scores over orthogonal probes", "sequence", draw_sequence),
 }
