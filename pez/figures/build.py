@@ -9,6 +9,7 @@
     figure8_intphys_overall_compare.csv, .png                attentive ones
     figure8_verdict.md, .json
     compare_RUN_RUN....png, .pdf, .csv                       runs that are named, over each other
+    figureN_NAME_RUN.png                each figure of each run of step4_mechanisms.py (pez/figures/plots/mechanisms.py)
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs the newest counts, of this project's recipe where there is one, unless `runs` names
@@ -23,6 +24,8 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.figures.plots.curves import compare_figure, curve_figure
+from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
+from pez.figures.plots.mechanisms import MechanismRun
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
@@ -207,10 +210,7 @@ def build_compare(results_dir, names: Sequence[str]) -> list[Path]:
         raise UserError(f"--compare {' '.join(names)}: some are runs of movies, some of clips; name runs of one kind")
     models = [str(run.value("model")) for run in runs]
     labels = models if len(set(models)) == len(runs) else [run.name for run in runs]
-    rows = {
-        label: run.table[run.table["subtask"] == OVERALL] if run.kind == MOVIES else run.table
-        for label, run in zip(labels, runs)
-    }
+    rows = {label: _overall(run) for label, run in zip(labels, runs)}
     notes = [
         f"{label}: run {run.name}, {run.value('weights')}, {run.value('pooling')}." for label, run in zip(labels, runs)
     ]
@@ -224,6 +224,33 @@ def build_compare(results_dir, names: Sequence[str]) -> list[Path]:
 
 def _overall(run: Run) -> pd.DataFrame:
     return run.table[run.table["subtask"] == OVERALL] if run.kind == MOVIES else run.table
+
+
+# ---------------------------------------------------------------- mechanisms
+
+
+def mechanism_runs(results_dir, names: Sequence[str] | None = None) -> list[MechanismRun]:
+    """Runs of step4_mechanisms.py (all, or those named), by name."""
+    paths = sorted(Path(results_dir).glob("config_mechanisms_*.json"))
+    found = [path.stem.removeprefix("config_mechanisms_") for path in paths]
+    return [MechanismRun.open(results_dir, name) for name in found if names is None or name in names]
+
+
+def build_mechanisms(
+    results_dir, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
+) -> list[Path]:
+    """Every figure of mechanisms (or `only` these) that there is a table for; the paths written."""
+    written = []
+    for run in mechanism_runs(results_dir, runs):
+        for number, figure in MECHANISM_FIGURES.items():
+            if only and number not in only:
+                continue
+            drawn = figure.draw(run)
+            if drawn is not None:
+                written += save_figure(drawn, Path(results_dir) / f"{figure.stem}_{run.name}.png")
+            elif only:
+                print(f"figure {number}: run {run.name} has no results of step4_mechanisms.py {figure.command}")
+    return written
 
 
 def _say_absent(figure: str, script: str) -> list[Path]:
