@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from gpu_parts import Bench, clip_source, error, noise, official_state, pass_settings, random_encoder, rms_error
-from gpu_parts import write_clips
+from gpu_parts import (
+    Bench,
+    clip_source,
+    error,
+    noise,
+    official_state,
+    pass_settings,
+    random_encoder,
+    rms_error,
+    write_clips,
+)
 
 from constants import MODELS, REPOSITORY
 from pez.encoder.extract import encode_pooled, extract_features

@@ -9,7 +9,6 @@ from gpu_parts import Bench, clip_source, noise, pass_settings, random_encoder, 
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from constants import MODELS
 from pez.encoder.compute import compiled
 from pez.encoder.extract import _batches, encode_pooled, extract_features, store_settings, with_content
 from pez.encoder.flops import encoder_flops, matmul_rate, wait
