@@ -9,6 +9,7 @@ A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny.
 The last line of a store says clips a second, and the encoder's operations a second as a share of what large matrix
 products reach on the device (pez/encoder/flops.py). --compile compiles the blocks, or says why that is not possible.
 --num-shards 8 --shard-index 0 writes an eighth of each store; the others run anywhere over a shared folder, any time.
+--list-layers says beforehand what there is to read: blocks, tokens, poolings, sizes, operations (docs/encoders.md).
 --control adds stores of the same clips for an encoder that knows nothing, under --output-root/controls
 (pez/encoder/controls.py); step 3 draws them with the main curve.
 """
@@ -23,6 +24,7 @@ from pez.encoder.compute import Speed
 from pez.encoder.controls import control_directory, control_passes, controls
 from pez.encoder.extract import DTYPES, extract_features, pass_dtype
 from pez.encoder.flops import counted_flops
+from pez.encoder.listing import listing
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipSource, ball_source, folder_source, told
@@ -36,8 +38,9 @@ BALL_SETS = ("velocity", "acceleration")
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output-root", type=Path, help="feature root; a folder a clip set is made in it")
     parser.add_argument(
-        "--output-root", type=Path, required=True, help="feature root; a folder a clip set is made in it"
+        "--list-layers", action="store_true", help="say what the encoder's layers, tokens and poolings are, and end"
     )
     parser.add_argument("--capture", nargs="+", default=["resid_post"], choices=CAPTURES, help="one or more")
     parser.add_argument("--pooling", nargs="+", default=["temporal_last"], choices=list(POOLINGS), help="one or more")
@@ -86,6 +89,11 @@ def find_sources(args) -> list[ClipSource]:
 
 def main(args) -> None:
     check_shard(args.num_shards, args.shard_index)
+    if args.list_layers:
+        print(*listing(encoder_from_arguments(args), args.num_frames), sep="\n")
+        return
+    if args.output_root is None:
+        raise UserError("--output-root is missing: name the folder for the features")
     sources = find_sources(args)
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.depth} layers, width {encoder.width}")

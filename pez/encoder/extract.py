@@ -246,6 +246,8 @@ def pass_dtype(dtype: str, device: torch.device) -> str:
     """Precision of the pass that --dtype means on a device."""
     if dtype == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
+    if device.type == "mps" and dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 is not for --device mps: use float32 or float16")
     return check_choice("--dtype", dtype, DTYPES)
 
 
@@ -263,7 +265,7 @@ def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size:
         pooled = encode_pooled(encoder, filled(frames, size), settings)
         speed.stop(len(frames))
         for name, tensor in pooled.items():
-            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=True)
+            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=tensor.is_cuda)
         row += len(frames)
         bar.update(len(frames))
 
