@@ -263,7 +263,7 @@ class FeatureStore:
             raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
 
 
-def _planned(clips: pd.DataFrame, settings: dict) -> pd.DataFrame:
+def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     """A clip table in the order of its ids, with `shard` and `row`."""
     clips = clips.sort_values("clip_id").reset_index(drop=True)
     return clips.assign(shard=clips.index // settings["shard_clips"], row=clips.index % settings["shard_clips"])

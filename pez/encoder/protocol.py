@@ -118,6 +118,13 @@ class Encoder(ABC):
         normalised = normalise(frames, self.spec.mean or self.mean, self.spec.std or self.std)
         return normalised.flatten(0, 1) if self.layout.per_frame else normalised
 
+    def inspectable(self) -> "Encoder":
+        """This encoder with blocks that pez/encoder/attention.py can look into: the modules of transformers' model.
+
+        A family that runs blocks of its own gives the same weights in transformers' here.
+        """
+        return self
+
     def settings(self) -> dict:
         """Every field that decides what the weights compute, beside depth, width and resolution; fit for JSON."""
         spec, layout = self.spec, self.layout
