@@ -6,7 +6,7 @@ from pez.errors import UserError
 
 
 def probe_device(name: str) -> str:
-    """Where probes run if an encoder runs on the device `name`: an Apple GPU (`mps`) has no float64, which they need."""
+    """Where probes run if an encoder runs on device `name`: an Apple GPU (`mps`) has no float64, which they need."""
     found = find_device(name)
     return "cpu" if found.type == "mps" else str(found) if name == "auto" else name
 
