@@ -23,7 +23,7 @@ from pez.files import fingerprint_of_files, read_json
 from pez.machine import available_cores
 from pez.runs import progress
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
-from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
+from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
@@ -207,6 +207,7 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     if not (directory / "features.json").is_file():
         return False
     there = read_json(directory / "features.json")["settings"]
+    wanted = as_recorded(there, wanted)
     if there == wanted:
         return False  # it may be incomplete: whoever plans it goes on with it
     several = ("captures", "poolings")
