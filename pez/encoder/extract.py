@@ -149,9 +149,11 @@ def _in_turn(shard: Shard) -> list[Shard]:
 
 def with_content(source: ClipSource) -> pd.DataFrame:
     """The source's clip table with `content`, a hash of every clip's frames."""
-    paths = [source.paths[clip] for clip in source.clips["clip_id"]]
+    paths = [tuple(source.paths[clip]) for clip in source.clips["clip_id"]]
+    different = list(dict.fromkeys(paths))  # windows of a film share it
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return source.clips.assign(content=list(pool.map(fingerprint_of_files, paths)))
+        content = dict(zip(different, pool.map(fingerprint_of_files, different)))
+    return source.clips.assign(content=[content[files] for files in paths])
 
 
 def store_settings(
