@@ -23,7 +23,7 @@ from pez.files import fingerprint_of_files, read_json
 from pez.machine import available_cores
 from pez.runs import progress
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
-from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
+from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
@@ -149,9 +149,11 @@ def _in_turn(shard: Shard) -> list[Shard]:
 
 def with_content(source: ClipSource) -> pd.DataFrame:
     """The source's clip table with `content`, a hash of every clip's frames."""
-    paths = [source.paths[clip] for clip in source.clips["clip_id"]]
+    paths = [tuple(source.paths[clip]) for clip in source.clips["clip_id"]]
+    different = list(dict.fromkeys(paths))  # windows of a film share it
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return source.clips.assign(content=list(pool.map(fingerprint_of_files, paths)))
+        content = dict(zip(different, pool.map(fingerprint_of_files, different)))
+    return source.clips.assign(content=[content[files] for files in paths])
 
 
 def store_settings(
@@ -207,6 +209,7 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     if not (directory / "features.json").is_file():
         return False
     there = read_json(directory / "features.json")["settings"]
+    wanted = as_recorded(there, wanted)
     if there == wanted:
         return False  # it may be incomplete: whoever plans it goes on with it
     several = ("captures", "poolings")
@@ -246,6 +249,8 @@ def pass_dtype(dtype: str, device: torch.device) -> str:
     """Precision of the pass that --dtype means on a device."""
     if dtype == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
+    if device.type == "mps" and dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 is not for --device mps: use float32 or float16")
     return check_choice("--dtype", dtype, DTYPES)
 
 
@@ -263,7 +268,7 @@ def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size:
         pooled = encode_pooled(encoder, filled(frames, size), settings)
         speed.stop(len(frames))
         for name, tensor in pooled.items():
-            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=True)
+            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=tensor.is_cuda)
         row += len(frames)
         bar.update(len(frames))
 

@@ -15,7 +15,7 @@ from constants import ModelSpec
 from pez.encoder.protocol import Encoder
 
 _ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch counts its CUDA siblings only
-_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of square matrices
+_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192), "mps": (2048, 4096)}  # of square matrices
 _ROUNDS, _LEAST_SECONDS = 3, 0.02
 
 
@@ -84,3 +84,5 @@ def wait(device: torch.device) -> None:
     """Until the device has done what it was given; on a CPU that is always so."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

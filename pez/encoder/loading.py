@@ -25,6 +25,7 @@ from pez.encoder.checkpoints import (
     names,
     no_entry,
     read_checkpoint,
+    reason,
 )
 from pez.encoder.devices import find_device
 from pez.encoder.families import FAMILIES
@@ -289,18 +290,25 @@ def verified(encoder: Encoder) -> Encoder:
     class's own `hidden_states`. Raises UserError naming the state that does not."""
     layout, n_frames = encoder.layout, encoder.layout.tubelet
     is_class, own = isinstance(encoder, HuggingFace), None
+    is_real = is_class or encoder.device.type == "mps"  # which lacks operations: better known now
     if is_class and not encoder.architecture.any_length:
         n_frames = encoder.spec.n_frames
     shape, found = (1, n_frames, 3, *[encoder.resolution] * 2), {}
     # shapes alone take no time; a class's own states need values
-    mode = contextlib.nullcontext() if is_class else FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.inference_mode(), mode, captured_states(encoder, list(range(encoder.depth + 1)), found.__setitem__):
-        frames = torch.full(shape, 100, dtype=torch.uint8, device=encoder.device)
-        if is_class:
-            frames[..., ::3, :] = 200
-            own = encoder.own_states(frames)
-        else:
-            encoder.forward(frames)
+    mode = contextlib.nullcontext() if is_real else FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with torch.inference_mode(), mode, captured_states(encoder, list(range(encoder.depth + 1)), found.__setitem__):
+            frames = torch.full(shape, 100, dtype=torch.uint8, device=encoder.device)
+            if is_class:
+                frames[..., ::3, :] = 200
+                own = encoder.own_states(frames)
+            else:
+                encoder.forward(frames)
+    except NotImplementedError as error:
+        raise UserError(
+            f"--device {encoder.device} lacks an operation of {encoder.model} ({reason(error)}): use --device cpu, or "
+            "set PYTORCH_ENABLE_MPS_FALLBACK=1"
+        ) from None
     tubelets = 1 if layout.per_frame else layout.n_tubelets(n_frames)
     expected = (1, layout.prefix + tubelets * layout.n_patches, encoder.width)
     for state in range(encoder.depth + 1):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.controls import BALLS, MOVIES, controls_for
+from pez.encoder.devices import probe_device
 from pez.encoder.pooling import POOLINGS
 from pez.errors import UserError
 from pez.files import check_run_name
@@ -242,7 +243,7 @@ def from_arguments(options: type[Options], args: argparse.Namespace) -> Options:
         value = getattr(args, field.name)
         if field.metadata["option"]["several"] and value is not None:
             value = tuple(dict.fromkeys(value))
-        values[field.name] = value
+        values[field.name] = probe_device(value) if field.name == "device" else value
     found = options(**values)
     check_ranges(found)
     check_run_name(values["run_name"])
