@@ -12,6 +12,7 @@ A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ from pez.probes.scores.r2 import r2
 
 FoldScores = Callable[[Predictions, int, int, np.ndarray], dict[str, dict[str, float]]]
 Curve = Callable[[np.ndarray, np.ndarray, np.ndarray, Resamples], BootstrapCurve]
+_Score = TypeVar("_Score")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def _mean_absolute_error(target: np.ndarray, prediction: np.ndarray, _every: np.
 _R2 = {"r2": Pooled(bootstrap_r2, _pooled_r2), "mae": Pooled(None, _mean_absolute_error)}
 
 
-def _on_circle(form: str, score, target: np.ndarray, prediction: np.ndarray, *rest):
+def _on_circle(
+    form: str, score: Callable[..., _Score], target: np.ndarray, prediction: np.ndarray, *rest: Any
+) -> _Score:
     """`score` of the directions, in degrees, that targets and predictions in `form` mean."""
     return score(predicted_angle(target, form), predicted_angle(prediction, form), *rest)
 
@@ -126,7 +130,9 @@ def _direction(form: str) -> Kind:
 # ---------------------------------------------------------------- possible and impossible movies
 
 
-def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
+def _fold_possibility(
+    predictions: Predictions, repeat: int, layer: int, rows: np.ndarray
+) -> dict[str, dict[str, float]]:
     table = predictions.clips.iloc[rows].assign(score=predictions.predicted[repeat, layer, rows, 0])
     if predictions.rounding is not None and np.isfinite(predictions.rounding[repeat, layer, rows]).all():
         table = table.assign(rounding=predictions.rounding[repeat, layer, rows])
@@ -160,7 +166,9 @@ def _of_scores(score: Callable[..., BootstrapCurve]) -> Pooled:
     return Pooled(curve)
 
 
-def _relative_accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _relative_accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     scores, rounding = prediction[..., 0], prediction[..., 1]
     return bootstrap_relative_accuracy(target[:, 0] > 0.5, scores, group, resamples, largest=1.0, rounding=rounding)
 
@@ -183,7 +191,9 @@ def _fold_pairs(predictions: Predictions, repeat: int, layer: int, rows: np.ndar
     }
 
 
-def _pairwise_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _pairwise_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     label, scored = target[:, 0] > 0.5, prediction[..., 0]
     names, index = np.unique(group, return_inverse=True)
     won = np.zeros((len(scored), len(names)))
@@ -222,16 +232,22 @@ def _class_auc(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -
 _CLASS_VALUES = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "auc": _class_auc}
 
 
-def _accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     right = prediction.argmax(2) == target.argmax(1)
     return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
 
 
-def _balanced_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _balanced_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     return bootstrap_balanced_accuracy(target.argmax(1), prediction.argmax(2), group, resamples)
 
 
-def _class_auc_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _class_auc_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     known = [k for k in range(target.shape[1]) if 0 < target[:, k].sum() < len(target)]
     return mean_curve([bootstrap_auc(target[:, k] > 0.5, prediction[..., k], group, resamples) for k in known])
 

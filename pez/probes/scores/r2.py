@@ -1,9 +1,10 @@
 """R^2 of probe predictions: scikit-learn's, and what folds of a grouped split need."""
 
 import numpy as np
+import numpy.typing as npt
 
 
-def r2(target, prediction, least_variance=0.0) -> float:
+def r2(target: np.ndarray, prediction: np.ndarray, least_variance: npt.ArrayLike = 0.0) -> float:
     """Coefficient of determination of `prediction` [n, k] for `target` [n, k], averaged over outputs.
 
     The reference is the mean of these targets, as in scikit-learn's `r2_score` (uniform average). An output
