@@ -3,8 +3,9 @@
     python step2_extract.py --capture resid_post --transform resize --pooling temporal_last \
       --output-root ./artifacts/features/resid_post_resize_temporal_last --device cuda:0
 
-Reads artifacts/data/{velocity,acceleration} (or --clips DIR: docs/inputs.md) and writes one feature store a set under
---output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format: pez/store.py).
+Reads artifacts/data/{velocity,acceleration,turns}, those that are there (or --clips DIR: docs/inputs.md), and writes
+one feature store a set under --output-root: features.json, clips.parquet, frames.parquet, shards/*.safetensors (format:
+pez/store.py).
 A rerun goes on where a killed run stopped. No checkpoint at hand: --model tiny.
 The last line of a store says clips a second, and the encoder's operations a second as a share of what large matrix
 products reach on the device (pez/encoder/flops.py). --compile compiles the blocks, or says why that is not possible.
@@ -31,7 +32,7 @@ from pez.files import write_csv
 from pez.shards import add_shard_arguments, check_shard, whose
 from pez.store import CAPTURES
 
-BALL_SETS = ("velocity", "acceleration")
+BALL_SETS = ("velocity", "acceleration", "turns")
 
 
 def make_parser() -> Parser:
@@ -79,7 +80,7 @@ def find_sources(args) -> list[ClipSource]:
     present = [name for name in BALL_SETS if (args.data_root / name).is_dir()]
     if not present:
         raise UserError(f"no clip sets under {args.data_root}: make them with `python step1_generate.py`")
-    for name in sorted(set(BALL_SETS) - set(present)):
+    for name in sorted({"velocity", "acceleration"} - set(present)):
         print(f"no {name} set under {args.data_root}: left out")
     return [ball_source(args.data_root / name) for name in present]
 

@@ -65,7 +65,7 @@ class Toy(Encoder):
     """The whole of what a family needs."""
 
     title, mean, std = "toy", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    checkpoint_keys, default_keys = ("net",), ("net",)
+    default_keys = ("net",)
 
     @property
     def embeddings(self):
@@ -84,7 +84,7 @@ class Toy(Encoder):
         return FrameNet(spec)
 
     @classmethod
-    def recognises(cls, tensors):
+    def recognises(cls, tensors, beside):
         return "class_token" in tensors
 
     @classmethod
@@ -220,11 +220,11 @@ def test_a_family_that_is_not_the_model_s(toy):
     path, _ = toy
     with pytest.raises(UserError, match="--model tiny is of --family vjepa2, not toy"):
         load_encoder("tiny", str(path), family="toy")
-    with pytest.raises(UserError, match="--family must be one of vjepa2, toy.* Did you mean 'vjepa2'"):
+    with pytest.raises(UserError, match="--family must be one of vjepa2, .*, toy.* Did you mean 'vjepa2'"):
         load_encoder("custom", str(path), family="vjepa")
-    with pytest.raises(UserError, match="no entry 'target_encoder', only: net"):
+    with pytest.raises(UserError, match="holds no V-JEPA 2 encoder"):
         load_encoder("custom", str(path), num_heads=1, family="vjepa2")
-    with pytest.raises(UserError, match="toy is not read in Hugging Face's format"):
+    with pytest.raises(UserError, match="not a model in Hugging Face's format: no config.json in it, only frames.pt"):
         load_encoder("custom", str(path.parent), family="toy")
 
 
@@ -361,5 +361,5 @@ def test_an_edited_hugging_face_folder_is_another_encoder(squares, tmp_path, fie
 
 def test_a_folder_of_another_type_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
-    with pytest.raises(UserError, match="is a model of type swin, which no family here reads"):
+    with pytest.raises(UserError, match="is a swin, whose grid of tokens changes from stage to stage"):
         load_encoder("custom", str(tmp_path))

@@ -10,7 +10,7 @@ import torch
 from conftest import DATA, REPOSITORY
 
 from constants import MODELS
-from pez.encoder.checkpoints import read_checkpoint, tensors_of
+from pez.encoder.checkpoints import entry_called, read_checkpoint
 from pez.encoder.loading import load_encoder
 from pez.encoder.vjepa2 import convert_keys
 from pez.errors import UserError
@@ -89,7 +89,7 @@ def test_names_are_those_of_the_original_checkpoints():
     official = torch.load(DATA / "vjepa2_small_headdim64.pt", weights_only=True)["target_encoder"]
     official = {name: value for name, value in official.items() if not name.endswith("pos_embed")}
     path = DATA / "vjepa2_small_headdim64.pt"
-    bare = tensors_of(read_checkpoint(path), "target_encoder", path)
+    bare = entry_called(read_checkpoint(path), "target_encoder", path).tensors
     ours = meta_names(convert_keys(bare))
     assert ours.keys() == official.keys() and all(name.startswith(PREFIX) for name in ours)
     assert all(torch.equal(ours[name], value) for name, value in official.items())

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from pez.controls import frame_orders
 from pez.encoder.capture import captured_states
 from pez.encoder.compute import Speed, Writer, compiled, filled, on_device
-from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
+from pez.encoder.pooling import POOLINGS, PREFIX, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
@@ -160,6 +160,8 @@ def store_settings(
     """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
     for name in poolings:
         check_choice("--pooling", name, POOLINGS)
+    if PREFIX in poolings and not encoder.layout.prefix:
+        raise UserError(f"{encoder.model} has no tokens beside its patches: leave --pooling {PREFIX} out")
     tubelet = encoder.layout.tubelet
     if source.n_frames % tubelet:
         if source.frames_option:
@@ -172,6 +174,7 @@ def store_settings(
         raise UserError(
             f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
         )
+    encoder.check_frames(source.n_frames)
     dtype = pass_dtype(dtype, encoder.device)
     check_choice("--store-dtype", store_dtype, ["auto", *DTYPES])
     captures = sorted(set(captures))
@@ -306,7 +309,8 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
 def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[str, torch.Tensor]:
     settings, tensors, on_gpu = store.settings, {}, encoder.device.type == "cuda"
     for pooling in settings["poolings"]:
-        tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"])
+        n_prefix = encoder.layout.n_prefix(settings["n_tubelets"])
+        tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"], n_prefix)
         shape = (n_clips, encoder.width) if tokens is None else (n_clips, tokens, encoder.width)
         dtype = stored_dtype(settings["store_dtype"], pooling)
         for state in states_of(settings["captures"], encoder.depth):
@@ -349,8 +353,9 @@ def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> di
         # [B, tubelets, patches, width]; averages are taken in float32 whatever the pass ran in
         grid = encoder.layout.grid(hidden, settings["n_tubelets"]).flatten(2, 3).float()
         for pooling in settings["poolings"]:
+            read = encoder.layout.prefix_tokens(hidden, settings["n_tubelets"]).float() if pooling == PREFIX else grid
             # a copy, so that keeping the last tubelet does not keep every token alive
-            pooled[tensor_name(pooling, state)] = POOLINGS[pooling](grid).clone()
+            pooled[tensor_name(pooling, state)] = POOLINGS[pooling](read).clone()
 
     states = states_of(settings["captures"], encoder.depth)
     lower = settings["dtype"] != "float32"

@@ -16,6 +16,7 @@ from pez.figures.quoted import key_curve, quoted
 from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged, spans, unconverged_layers
 from pez.figures.words import capital, dataset_of, listed, number, spoken
 from pez.probes.protocols import FIXED
+from pez.probes.recipes import OURS, PUBLISHED, PUBLISHED_NOTE
 from pez.probes.results import BALL, MOVIES, Run
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.possibility import OVERALL
@@ -75,7 +76,7 @@ def verdict_notes(judged: Sequence[Judged]) -> list[str]:
     notes = [banner.told for banner in BANNERS if banner.told and any(banner.applies(item.run) for item in judged)]
     notes += [NO_CONTROLS.told(item) for item in judged]
     for item in judged:
-        told = [caveat.told(item) for caveat in (OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
+        told = [caveat.told(item) for caveat in (RECIPE, OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
         notes += [f"{item.of}: {sentence}" for sentence in told if sentence]
     return [note for note in notes if note]
 
@@ -83,7 +84,7 @@ def verdict_notes(judged: Sequence[Judged]) -> list[str]:
 def run_words(item: Judged) -> list[str]:
     """Lines that a verdict file of movies says of a run before its statements."""
     first = f"Statements and onsets below: protocol {item.protocol}, resamples of {item.n_groups} scenes."
-    told = [caveat.told(item) for caveat in (FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
+    told = [caveat.told(item) for caveat in (RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
     return [first, *(capital(sentence) for sentence in told if sentence)]
 
 
@@ -171,6 +172,15 @@ def _reads_position(run: Run) -> Iterator[str]:
         if "position" in rows.index
     ]
     yield f"{pooling}. {spoken(curves[0][0].metric)} from position alone: {', '.join(there) or 'not run'}."
+
+
+def _recipe_of(run: Run) -> str:
+    return str(run.value("recipe", OURS))
+
+
+def _recipe(run: Run) -> Iterator[str]:
+    if _recipe_of(run) == PUBLISHED:
+        yield f"--recipe {PUBLISHED}."
 
 
 def _optimism(run: Run) -> Iterator[str]:
@@ -280,6 +290,12 @@ UNCONVERGED = Caveat(
     _both(_each(BALL, _unconverged), _each(MOVIES, _unconverged)),
     lambda item: f"{item.training}." if item.training else "",
 )
+RECIPE = Caveat(
+    "Published recipe",
+    f"Such a run makes the {PUBLISHED_NOTE}. docs/differences.md says what each of them does.",
+    _both(_each(BALL, _recipe), _each(MOVIES, _recipe)),
+    lambda item: f"{PUBLISHED_NOTE}." if _recipe_of(item.run) == PUBLISHED else "",
+)
 OPTIMISTIC = Caveat(
     "Optimistic protocol",
     f"By the published protocol {_CHOSEN} Quote the nested one.",
@@ -314,6 +330,7 @@ CAVEATS = (
         "is read may be place; the control named position says how much place alone gives.",
         _each(BALL, _reads_position),
     ),
+    RECIPE,
     UNCONVERGED,
     OPTIMISTIC,
     ANGLE,

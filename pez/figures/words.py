@@ -1,11 +1,13 @@
 """Names and numbers as figures, verdicts and report write them."""
 
+import re
 from collections.abc import Iterable
 
 import pandas as pd
 
 from pez.movies import MovieDataset, dataset_titled
 from pez.movies.intphys import INTPHYS
+from pez.probes.recipes import PUBLISHED
 
 VARIABLES = {
     "speed": "speed",
@@ -27,7 +29,12 @@ INTERVAL = "95\u00a0% interval"
 
 def spoken(name: object) -> str:
     """A variable's, control's or metric's name for people."""
-    return METRICS.get(str(name)) or VARIABLES.get(str(name)) or str(name).replace("_", " ")
+    text = str(name)
+    if ball := re.fullmatch(r"object_(\d+)_(.+)", text):
+        return f"object {ball[1]}: {spoken(ball[2])}"
+    if tubelet := re.fullmatch(r"(direction|speed)_t(\d+)", text):
+        return f"{spoken(tubelet[1])}, tubelet {tubelet[2]}"
+    return METRICS.get(text) or VARIABLES.get(text) or text.replace("_", " ")
 
 
 def number(value, digits: int = 3) -> str:
@@ -50,6 +57,11 @@ def listed(words: Iterable[str]) -> str:
 def capital(text: str) -> str:
     """`text` with a capital first letter; the others as they are."""
     return text[:1].upper() + text[1:]
+
+
+def recipe_of(table: pd.DataFrame) -> str:
+    """What a title says behind the movies or the model where rows were made by the published recipe; else ""."""
+    return f", {PUBLISHED} recipe" if "recipe" in table and (table["recipe"] == PUBLISHED).any() else ""
 
 
 def dataset_of(table: pd.DataFrame) -> MovieDataset:

@@ -30,6 +30,7 @@ from pez.files import read_json, write_csv, write_json, write_parquet
 from pez.probes.data.probe_data import Variable
 from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
 from pez.probes.protocols import FIXED, spoken_protocol
+from pez.probes.recipes import OURS
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored, Scores, score
@@ -370,6 +371,11 @@ class Run:
     def value(self, column: str, default: object = "") -> Any:
         """What the results table says in `column`, the same in every row; `default` without such a column."""
         return self.table[column].iloc[0] if column in self.table else default
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Of several runs the one that ranks highest is shown: the newest, and before all those of another recipe."""
+        return self.value("recipe", OURS) == OURS, self.written
 
     @cached_property
     def controls(self) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from pez.controls import BALLS, is_floor
 from pez.encoder.devices import find_device
+from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import atomic_path, run_lock
 from pez.probes.audit import grouping_notes
@@ -35,18 +36,29 @@ from pez.probes.data.probe_data import (
     feature_precision,
     store_features,
 )
-from pez.probes.folds import Folds, check_n_folds, different_folds, grouped_folds, repeated_folds, repeated_scene_folds
+from pez.probes.folds import (
+    Folds,
+    check_n_folds,
+    different_folds,
+    grouped_folds,
+    published_folds,
+    published_scene_folds,
+    repeated_folds,
+    repeated_scene_folds,
+)
 from pez.probes.options import (
     AttentiveOptions,
     BallOptions,
     MovieOptions,
     RunOptions,
+    by_recipe,
     check_ranges,
     from_arguments,
     recorded,
 )
 from pez.probes.predictions import Predictions
 from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
+from pez.probes.recipes import OURS, PUBLISHED, as_published
 from pez.probes.results import (
     BALL,
     MOVIES,
@@ -116,6 +128,14 @@ class Tables:
     record: dict
     probes: dict[str, torch.Tensor]
 
+    def told(self, recipe: str) -> "Tables":
+        """Itself with the recipe in a last column of every table."""
+        names = ("results", "controls", "convergence", "predictions")
+        tables = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            self, **{name: table if table.empty else table.assign(recipe=recipe) for name, table in tables.items()}
+        )
+
 
 def validated(
     options: RunOptions, curves: Sequence[Curve], solver: LinearSolver, metric: str | None, probes: Probes
@@ -165,10 +185,13 @@ def _until_converged(
 def plan(options: BallOptions) -> list[Curve]:
     """Check the options against the features and lay out data and folds of each clip set, without controls."""
     check_ranges(options)
+    options = by_recipe(options)
     if (options.probe_set is None) == (options.targets is None):
         raise UserError("say what to read: --probe-set of the ball sets, or --targets FILE with --variables NAME:kind")
     stores = open_stores(options.feature_root)
     if options.targets is not None:
+        if options.recipe == PUBLISHED:
+            raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
         return [_labelled_curve(options, _labelled_store(options, stores))]
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
@@ -189,6 +212,10 @@ def plan(options: BallOptions) -> list[Curve]:
 def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
     probed = tuple(variables(options.probe_set, store, direction_target))
     grouping = options.grouping or default_grouping(store.clips)
+    if options.recipe == PUBLISHED:
+        probed = tuple(map(as_published, probed))
+        folds = published_folds(store, grouping, options.folds, options.tear_orbits)
+        return _curve(options, store, store.clips, probed, folds, grouping)
     targets = np.concatenate([variable.targets for variable in probed], axis=1)
     asked = (grouping, options.folds, options.seed, options.repeats, targets, options.tear_orbits)
     return _curve(options, store, store.clips, probed, repeated_folds(store, *asked), grouping)
@@ -286,15 +313,19 @@ def probe_curves(options: BallOptions) -> Tables:
 
 def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     """Probe curves that were laid out before."""
+    options = by_recipe(options)
     solver = linear_solver(
         options.solver,
         options.max_epochs,
+        options.recipe,
         device=options.device,
         threads=options.threads,
         memory_gib=options.memory_gib,
     )
     probes: Probes = {}
-    predictions = validated(options, curves, solver, None, probes)
+    # by the published recipe clips choose by R², patches by their own loss
+    metric = "r2" if options.recipe == PUBLISHED and not is_per_patch(curves[0].pooling) else None
+    predictions = validated(options, curves, solver, metric, probes)
     scores = score(predictions, options.bootstrap)
     of_variable = {variable.name: curve for curve in curves for variable in curve.data.variables}
     depths = {name: curve.store.depth for name, curve in of_variable.items()}
@@ -325,7 +356,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         predictions=prediction_table(options.run_name, BALL, predictions, with_epoch=False),
         record=_ball_record(options, curves, solver),
         probes=probes if options.save_probes else {},
-    )
+    ).told(options.recipe)
 
 
 def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
@@ -354,7 +385,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
         "n_repeats": len(curve.repeats),
         "n_bootstrap": options.bootstrap,
         "seed": options.seed,
-        "note": ANGLE_NOTE if variable.kind == "angle" else "",
+        "note": ANGLE_NOTE if variable.components == ("angle",) else "",
     }
 
 
@@ -362,6 +393,7 @@ def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSo
     """What the config file says of a run, provenance aside."""
     return {
         "options": recorded(options),
+        "recipe": options.recipe,
         "protocol": options.protocol,
         "settings": [dataclasses.asdict(setting) for setting in solver.settings],
         "clip_sets": {
@@ -469,7 +501,16 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
 def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: str, fixed: bool = False) -> Curve:
     """The main curve of movies and its controls."""
     main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
-    repeats = repeated_scene_folds(main.clips, options.folds, options.seed, options.repeats)
+    if options.recipe == PUBLISHED:
+        if features.dataset.pair_column:
+            raise UserError(
+                f"--recipe published has no choices for {features.dataset.title}, of which nothing is published: "
+                "leave it out"
+            )
+        main = dataclasses.replace(main, variables=tuple(map(as_published, main.variables)))
+        repeats = published_scene_folds(main.clips, options.folds)
+    else:
+        repeats = repeated_scene_folds(main.clips, options.folds, options.seed, options.repeats)
     n_folds = repeats[0].n_folds
     if fixed:
         assert isinstance(options, AttentiveOptions)
@@ -494,6 +535,7 @@ def score_movie_run(
     rows = rows.assign(**movie_settings(described), **settings)
     record = {
         "run_name": options.run_name,
+        "recipe": options.recipe,
         "probe_set": probe_set,
         "settings": {**settings, "n_bootstrap": options.bootstrap},
         "options": recorded(options),
@@ -503,7 +545,7 @@ def score_movie_run(
     table = prediction_table(options.run_name, MOVIES, predictions, with_epoch)
     convergence = pd.DataFrame() if with_epoch else run_convergence(scores)
     controls = movie_controls(options.run_name, scores, depth, with_epoch)
-    return Tables(rows, controls, convergence, table, record, {})
+    return Tables(rows, controls, convergence, table, record, {}).told(options.recipe)
 
 
 def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
@@ -541,7 +583,8 @@ def run_movies(args: argparse.Namespace) -> Tables:
         features = movie_features(args, POOLING_OF_LINEAR, options.control)
         curve = movie_curve(options, features, args, POOLING_OF_LINEAR)
         asked = {"device": options.device, "memory_gib": options.memory_gib}
-        solver = linear_solver("trainable", options.max_epochs, **asked)
+        stops_by = "accuracy" if options.recipe == PUBLISHED else "loss"
+        solver = linear_solver("trainable", options.max_epochs, options.recipe, stops_by, **asked)
         predictions = validated(options, [curve], solver, METRIC_OF[options.selection_metric], {})
         settings = {
             "capture": curve.capture,
@@ -574,9 +617,11 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
         token_norm=options.token_norm,
         dtype=options.probe_dtype,
         seed=options.seed,
+        schedule=options.schedule,
     )
+    stops_by = "loss" if options.recipe == OURS else "relative_accuracy"
     memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
-    return AttentiveSolver(attentive_settings(options), recipe, options.device, memory)
+    return AttentiveSolver(attentive_settings(options), recipe, options.device, memory, stops_by)
 
 
 def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions) -> list[LongCurve]:
@@ -590,7 +635,8 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
             "selection_metric": options.selection_metric,
         }
         whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
-        return {**made, **asked, **dataclasses.asdict(solver.recipe), **chosen, **whose}
+        recipe = {} if options.recipe == OURS else {"recipe": options.recipe}
+        return {**made, **asked, **solver.recipe.told(), **chosen, **whose, **recipe}
 
     work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
     return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
@@ -622,7 +668,7 @@ def _attentive(
     for line in movie_notes(options, curve):
         print(line)
     choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
-    settings = {**choice, "protocol": spoken_protocol(curve.protocols), **dataclasses.asdict(solver.recipe)}
+    settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
     with describing(locks, shard):
         tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
         for path in write_movies(options, tables):

@@ -17,6 +17,7 @@ import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.errors import UserError
+from pez.probes.recipes import OURS
 from pez.probes.results import BALL, depth_of, read_runs
 from pez.probes.scores.kinds import chance_of, headline
 from pez.probes.scores.possibility import METRICS, OVERALL
@@ -71,6 +72,7 @@ def summarize_curve(curve: pd.DataFrame) -> dict[str, Any]:
         "nested_half_rise_layer": onset_layer(nested, chance),
         "nested_peak_layer": _peak_layer(nested),
         **_values(nested, depth, f"{metric}_nested_pooled"),
+        "recipe": curve["recipe"].iloc[0] if "recipe" in curve else OURS,
     }
 
 

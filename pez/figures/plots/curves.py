@@ -26,7 +26,7 @@ from pez.figures.plots.style import (
     titled,
     write_notes,
 )
-from pez.figures.words import spoken
+from pez.figures.words import recipe_of, spoken
 from pez.probes.scores.kinds import chance_of, headline
 
 NESTED, PUBLISHED = "nested protocol", "paper protocol"
@@ -300,4 +300,4 @@ def made_from(results: pd.DataFrame) -> str:
     for column, unit in (("n_clips", "clips"), ("n_folds", "folds")):
         if column in results:
             parts.append(f"{'/'.join(str(n) for n in dict.fromkeys(results[column]))} {unit}")
-    return ", ".join(parts) or headline(results)
+    return (", ".join(parts) or headline(results)) + recipe_of(results)

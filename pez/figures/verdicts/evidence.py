@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pez.controls import is_floor
-from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, checked
+from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, beyond, checked
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.kinds import chance_of
 from pez.probes.scores.onset import Onset, find_onsets
@@ -81,6 +81,10 @@ class Judged:
         if self.too_few or not self.training:
             return found
         return [replace(each, verdict=UNDECIDED, why=self.training) for each in found]
+
+    def beyond(self) -> list[Checked]:
+        """Whether its layers read more than the controls without an encoder that were run."""
+        return [] if self.too_few or self.key is None else beyond(self.of, self.key)
 
     def onsets(self) -> list[tuple[str, str, str, Onset]]:
         """(part, metric, against, onset) of every curve, comparison and rule."""

@@ -59,9 +59,9 @@ class Companions:
         clips = [settings.get("clip_set", {}).get("fingerprint") for settings in (there, wanted)]
         yield "clip set fingerprint", *clips
         keys = ["transform", "n_tubelets"]
-        if control != "pixels":  # which has one patch, the whole frame, and a model of its own
+        if CONTROLS[control].encoder != "none":
             keys += ["n_patches", "model"]
-        if control not in ("pixels", "random_weights"):
+        if CONTROLS[control].encoder == "main":
             keys.append("weights_sha256")
         for key in keys:
             yield key, there.get(key), wanted.get(key)

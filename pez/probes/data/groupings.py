@@ -47,7 +47,18 @@ GROUPINGS = (
     "held_out_direction",
 )
 HELD_OUT = GROUPINGS[-2:]
+PUBLISHED_GROUPINGS = {  # to what a group shares
+    "position": ("start_index",),
+    "condition": ("direction_deg", "magnitude"),
+    "video": ("direction_deg", "magnitude", "start_index"),
+    "direction": ("direction_deg",),
+    "magnitude": ("magnitude",),
+    "spatial_sector": ("sector",),
+    "direction_spatial_sector": ("direction_deg", "sector"),
+    "magnitude_spatial_sector": ("magnitude", "sector"),
+}
 _GRID, _SECTORS, _CLUSTERS = 4, 8, 10
+_IMAGE_SECTORS = 5
 
 
 def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
@@ -72,6 +83,33 @@ def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
     }[grouping]
     parts = [factor(store.clips) for factor in factors]
     return np.array([" ".join(names) for names in zip(*parts)])
+
+
+def published_groups(store: FeatureStore, grouping: str) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of the published recipe: name [n] of every clip's, and number [n], in the order of what they share.
+
+    Sectors are five, on the picture, about its centre, from where the ball is in the first frame. UserError for a
+    grouping that the recipe has not, or clips that lack what it needs.
+    """
+    if grouping not in PUBLISHED_GROUPINGS:
+        raise UserError(
+            f"--grouping {grouping} does not go with --recipe published, which has {', '.join(PUBLISHED_GROUPINGS)}: "
+            "use one of them"
+        )
+    columns = PUBLISHED_GROUPINGS[grouping]
+    shared = _need(store.clips, *(name for name in columns if name != "sector")).assign(sector=0)
+    if "sector" in columns:
+        first = store.frames.sort_values("frame").groupby("clip_id")[["x_px", "y_px"]].first()
+        away = first.reindex(store.clips["clip_id"]).to_numpy(dtype=np.float64) - _resolution(store) / 2
+        if not np.isfinite(away).all():
+            lacking = store.clips["clip_id"][~np.isfinite(away).all(axis=1)].iloc[0]
+            raise UserError(f"clip {lacking} has no ground-truth position: use a --grouping without sectors")
+        turns = (np.arctan2(away[:, 1], away[:, 0]) + np.pi) / (2 * np.pi)
+        shared["sector"] = np.floor(turns * _IMAGE_SECTORS).astype(int).clip(0, _IMAGE_SECTORS - 1)
+    number = shared.groupby(list(columns), sort=True).ngroup().to_numpy()
+    words = {"direction_deg": "direction", "start_index": "start", "sector": "image sector"}
+    names = [" ".join(f"{words.get(name, name)} {row[name]:g}" for name in columns) for _, row in shared.iterrows()]
+    return np.array(names), number
 
 
 def has_orbits(clips: pd.DataFrame) -> bool:
@@ -140,6 +178,11 @@ def _spatial_cluster(clips: pd.DataFrame, seed: int) -> np.ndarray:
 
 
 def _pixel_region(store: FeatureStore) -> np.ndarray:
-    size = store.settings.get("clip_set", {}).get("settings", {}).get("resolution", RESOLUTION)
-    cell = np.floor(clip_means(store, ["x_px", "y_px"]) / size * _GRID).clip(0, _GRID - 1).astype(int)
+    places = clip_means(store, ["x_px", "y_px"])
+    cell = np.floor(places / _resolution(store) * _GRID).clip(0, _GRID - 1).astype(int)
     return np.array([f"row {row} column {column}" for column, row in cell])
+
+
+def _resolution(store: FeatureStore) -> int:
+    """Pixels a side of the clips."""
+    return store.settings.get("clip_set", {}).get("settings", {}).get("resolution", RESOLUTION)

@@ -24,6 +24,7 @@ from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import OVERALL, MovieDataset
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
+    POSSIBLE,
     Parts,
     ProbeData,
     check_layers,
@@ -165,11 +166,12 @@ def movie_data(
 ) -> ProbeData:
     """The main curve's data; `layers` None: all of them."""
     movies = store.clips.drop(columns=[name for name in _OF_STORE if name in store.clips]).reset_index(drop=True)
+    kind = "possible_pairs" if dataset.pair_column else POSSIBLE
     return ProbeData(
         name=dataset.set_name,
         clips=movies,
         group=scene_names(movies),
-        variables=(possible_variable(movies["possible"].to_numpy(dtype=bool)),),
+        variables=(possible_variable(movies["possible"].to_numpy(dtype=bool), kind),),
         layers=check_layers(layers, store.depth, "the encoder's layers"),
         depth=store.depth,
         features=store_features(store, capture, pooling),

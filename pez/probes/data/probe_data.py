@@ -132,10 +132,10 @@ def check_layers(layers: Iterable[int] | None, depth: int, where: object = "the 
     return tuple(chosen)
 
 
-def possible_variable(possible: np.ndarray) -> Variable:
-    """Labels of movies [n] as a variable: 1 for possible."""
+def possible_variable(possible: np.ndarray, kind: str = POSSIBLE) -> Variable:
+    """Labels of movies [n] as a variable: 1 for possible; of a `kind` of such variables."""
     targets = np.asarray(possible, dtype=np.float64)[:, None]
-    return Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind=POSSIBLE)
+    return Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind=kind)
 
 
 def scene_names(movies: pd.DataFrame) -> np.ndarray:

@@ -141,9 +141,9 @@ def bootstrap(
 
 
 def bootstrap_r2(
-    target: npt.ArrayLike, prediction: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+    target: npt.ArrayLike, prediction: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples, summed: bool = False
 ) -> BootstrapCurve:
-    """R^2 over all clips, averaged over outputs, as pez.probes.scores.r2 has it.
+    """R^2 over all clips, averaged over outputs, as pez.probes.scores.r2 has it, or `summed` over them.
 
     `target` [n, k] or [n], `prediction` [layers, n, k] or [layers, n], `group` [n]. An output that does not vary in
     a resample is left out of its average; NaN if none is left.
@@ -160,6 +160,10 @@ def bootstrap_r2(
         total = counts @ n
         variance = counts @ yy / total - (counts @ y / total) ** 2
         error = np.einsum("bg,lgk->blk", counts, errors, optimize=True) / total[:, :, None]
+        if summed:
+            whole = variance.sum(1)[:, None]
+            known = whole > constant.sum()
+            return np.where(known, 1 - error.sum(2) / np.where(known, whole, 1.0), 0.0)
         varies = (variance > constant)[:, None]
         score = np.where(varies, 1 - error / np.where(varies, variance[:, None], 1.0), 0.0)
         outputs = varies.sum(2)
@@ -242,8 +246,9 @@ def bootstrap_relative_accuracy(
     tie_tolerance: float = TIE_TOLERANCE,
     largest: npt.ArrayLike | None = None,
     rounding: npt.ArrayLike | None = None,
+    tie: float = 0.5,
 ) -> BootstrapCurve:
-    """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie a half.
+    """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie worth `tie`.
 
     `possible` [n] bool, `score` [layers, n], `scene` [n]: the scenes are the groups. Sums within `tie_tolerance` of
     the `largest` score (a number or [layers]; default: each layer's) are tied, or, where the `rounding` [layers, n] of
@@ -258,7 +263,34 @@ def bootstrap_relative_accuracy(
         squares = _group_sums(np.square(rounding).T, resamples.index(scene), len(resamples.names)).T
         tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), tolerance)
     tied = np.abs(margin) <= tolerance
-    return bootstrap_mean(np.where(tied, 0.5, margin > 0), resamples.names, resamples, 0.0, 1.0)
+    return bootstrap_mean(np.where(tied, tie, margin > 0), resamples.names, resamples, 0.0, 1.0)
+
+
+def bootstrap_pairwise_accuracy(
+    possible: npt.ArrayLike,
+    score: npt.ArrayLike,
+    scene: npt.ArrayLike,
+    pair: npt.ArrayLike,
+    resamples: Resamples,
+    tie_tolerance: float = TIE_TOLERANCE,
+    rounding: npt.ArrayLike | None = None,
+) -> BootstrapCurve:
+    """Share of matched pairs whose possible movie has the higher score, a tie a half; scenes are the groups.
+
+    `pair` [n] numbers the pairs of a scene. Ties as of `bootstrap_relative_accuracy`, of scores whose largest is 1.
+    """
+    possible, score = np.asarray(possible, dtype=bool), np.asarray(score, dtype=np.float64)
+    index, pair = resamples.index(scene), np.asarray(pair)
+    mates = (index[possible][:, None] == index[~possible]) & (pair[possible][:, None] == pair[~possible])
+    one, other = np.nonzero(mates)
+    margin = score[:, possible][:, one] - score[:, ~possible][:, other]  # [layers, pairs]
+    tolerance = np.full(margin.shape, tie_tolerance)
+    if rounding is not None:
+        rounding = np.asarray(rounding)
+        squares = np.square(rounding[:, possible][:, one]) + np.square(rounding[:, ~possible][:, other])
+        tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), tolerance)
+    won = np.where(np.abs(margin) <= tolerance, 0.5, margin > 0)
+    return bootstrap_mean(won, np.asarray(scene)[possible][one], resamples, 0.0, 1.0)
 
 
 def bootstrap_angular_error(

@@ -28,12 +28,14 @@ def predicted_angle(prediction: npt.ArrayLike, direction_target: str) -> np.ndar
 
     `prediction` [..., k] as pez.probes.data.ball lays out the target: "angle" (k = 1, degrees, wrapped here),
     "sincos" (k = 2: cos, sin), "vxy" (k = 2: pixels per frame in image axes, whose y points down). Their lengths
-    play no part. Targets go through it too.
+    play no part. Targets go through it too. "image_angle" (k = 1): radians in image axes.
     """
-    check_choice("direction target", direction_target, ("angle", "sincos", "vxy"))
+    check_choice("direction target", direction_target, ("angle", "sincos", "vxy", "image_angle"))
     prediction = np.asarray(prediction, dtype=np.float64)
     if direction_target == "angle":
         return wrap_degrees(prediction[..., 0])
+    if direction_target == "image_angle":
+        return wrap_degrees(-np.rad2deg(prediction[..., 0]))
     x, y = prediction[..., 0], prediction[..., 1]
     return wrap_degrees(np.rad2deg(np.arctan2(-y if direction_target == "vxy" else y, x)))
 

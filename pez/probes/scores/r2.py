@@ -18,3 +18,10 @@ def r2(target: np.ndarray, prediction: np.ndarray, least_variance: npt.ArrayLike
         return float("nan")
     error = np.square(target - prediction).mean(0)
     return float((1 - error[varies] / variance[varies]).mean())
+
+
+def summed_r2(target: np.ndarray, prediction: np.ndarray) -> float:
+    """R^2 with squares summed over outputs, as the public reproduction has it; 0 where no target varies."""
+    target, prediction = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (target, prediction))
+    total = np.square(target - target.mean(0)).sum()
+    return 0.0 if total < 1e-12 else float(1 - np.square(target - prediction).sum() / total)

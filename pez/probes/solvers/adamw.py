@@ -3,7 +3,8 @@
 Names of sizes: B problems; C rows, one for each setting and output; D features (and a column of ones); n training,
 m validation, p prediction rows; U = settings x variables units, each with its own early stopping by each of J judges.
 Shorter problems are padded with rows of zeros (in the column of ones too), which predict 0 and pull at nothing.
-Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it.
+Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it; with
+`Training.l2` torch.optim.Adam's, whose decay is a part of the gradient.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import softplus
 
-from pez.probes.solvers.problems import Problem
+from pez.probes.solvers.problems import Problem, linear_start
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
 _KEEP_BELOW = 0.8  # drop stopped rows once fewer than this share of the rows still train
@@ -93,6 +94,10 @@ class _Data:
         self.evaluation = torch.cat([validation, rest], dim=1)
         self.y_validation = _stack([problem.y_validation for problem in batch], 1, device)
         self._set_judges([problem.judge_sizes for problem in batch], device)
+        self.stops_by = batch[0].training.stops_by
+        self.scatter = None
+        if batch[0].scatter is not None:
+            self.scatter = _stack([problem.scatter for problem in batch], 0, device)
 
     def _set_judges(self, sizes: list[tuple[int, ...]], device) -> None:
         """Weight of a validation row for each judge, [B, J, m], and the judge of every column, [B, m + p]."""
@@ -101,6 +106,7 @@ class _Data:
         judge = torch.searchsorted(sizes.cumsum(1), column, right=True)
         inside = judge[:, None, : self.n_validation] == torch.arange(sizes.shape[1], device=device)[:, None]
         self.share = inside.to(self.evaluation.dtype) / sizes.clamp_min(1)[:, :, None]
+        self.sizes = sizes.clamp_min(1).to(self.evaluation.dtype)
         self.judge = judge.clamp_max(sizes.shape[1] - 1)
 
     def _set_rows(self, batch, device) -> None:
@@ -138,11 +144,18 @@ class _Data:
     def losses(self, predicted: torch.Tensor, state: "_State") -> torch.Tensor:
         """Validation loss of every unit for every judge, [B, U, J]."""
         predicted, y = predicted[:, :, : self.n_validation], self.row_validation
+        if self.stops_by == "accuracy":  # counts are exact, so that equal shares are equal
+            wrong = ((predicted.sigmoid() >= 0.5) != (y > 0.5)).to(predicted.dtype)
+            rows = torch.stack([(wrong * (share[:, None] > 0)).sum(2) for share in self.share.unbind(1)], dim=2)
+            rows = (rows / self.sizes[:, None]).mul_(state.loss_scale)
+            return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
         if self.loss == "logistic":
             loss = softplus(predicted).sub_(y * predicted)
         else:
             loss = torch.sub(y, predicted).square_()
         rows = torch.stack([(loss * share[:, None]).sum(2) for share in self.share.unbind(1)], dim=2)
+        if self.scatter is not None:
+            rows = rows + (torch.bmm(state.weights, self.scatter) * state.weights).sum(2, keepdim=True)
         rows = rows.mul_(state.loss_scale)
         return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
 
@@ -155,6 +168,10 @@ class _State:
         settings, self.k = len(first.settings), sum(first.outputs)
         shape = (len(batch), settings * self.k, first.evaluation.shape[1])
         self.weights, self.m, self.v = first.evaluation.new_zeros(3, *shape, device=device)
+        self.training = first.training
+        if self.training.start_seed is not None:
+            start = linear_start(shape[2] - 1, first.outputs, self.training.start_seed)
+            self.weights.copy_(start.to(self.weights).repeat(settings, 1))
         self.kept = torch.zeros_like(self.weights) if keep_weights else None
         self._set_rows(batch, settings, self.weights.dtype)
         units = (len(batch), settings * len(first.outputs), len(first.judge_sizes))
@@ -179,19 +196,24 @@ class _State:
         rates = rates.repeat_interleave(self.k, dim=1)[..., None]
         self.rate = rates[:, :, 0].to(dtype).to(self.device)
         self.decay = (1 - rates[:, :, 0] * rates[:, :, 1]).to(dtype).to(self.device)
+        self.penalty = rates[:, :, 1].to(dtype).to(self.device)
 
     def step(self, gradient: torch.Tensor, epoch: int) -> None:
         """One AdamW step; `gradient` is used up."""
+        if self.training.l2:
+            gradient.addcmul_(self.weights, self.penalty)
         first, second = 1 - _BETA1**epoch, (1 - _BETA2**epoch) ** 0.5
         self.m.lerp_(gradient, 1 - _BETA1)
         self.v.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
         torch.sqrt(self.v, out=gradient).add_(_EPSILON * second)
         torch.div(self.m, gradient, out=gradient)
-        self.weights.mul_(self.decay).addcmul_(gradient, self.rate, value=-second / first)
+        if not self.training.l2:
+            self.weights.mul_(self.decay)
+        self.weights.addcmul_(gradient, self.rate, value=-second / first)
 
     def judge(self, loss: torch.Tensor, epoch: int, patience: int) -> torch.Tensor:
         """Which units have their best validation loss so far, [B, U, J]; stops those out of patience."""
-        improved = (loss < self.best_loss) & self.active
+        improved = (loss + self.training.least_gain < self.best_loss) & self.active
         torch.where(improved, loss, self.best_loss, out=self.best_loss)
         self.best_epoch.masked_fill_(improved, epoch)
         self.active &= epoch - self.best_epoch < patience
@@ -221,7 +243,7 @@ class _State:
             return False
         self._store()
         self.row, self.output, self.unit = self.row[rows], self.output[rows], self.unit[rows]
-        for name in ("weights", "m", "v", "saved", "kept", "loss_scale", "rate", "decay"):
+        for name in ("weights", "m", "v", "saved", "kept", "loss_scale", "rate", "decay", "penalty"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[:, rows])
         return True

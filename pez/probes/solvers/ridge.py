@@ -82,3 +82,15 @@ def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> Swee
 def _loss(squares: torch.Tensor, outputs: tuple[int, ...]) -> torch.Tensor:
     """Mean of squared errors [S, m, k] over rows and each variable's outputs, [S, V]."""
     return torch.stack([part.mean(1) for part in squares.mean(1).split(list(outputs), dim=1)], dim=1)
+
+
+def ridge_at(x: torch.Tensor, y: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+    """Weights [..., d, k] of many small problems at one strength [...] each: `x` [..., n, d], `y` [..., n, k], centred.
+
+    As `ridge_weights`, by one Cholesky decomposition of the smaller of the n x n and the d x d matrix.
+    """
+    n, d = x.shape[-2:]
+    gram = x @ x.mT if n <= d else x.mT @ x
+    gram.diagonal(dim1=-2, dim2=-1).add_(strength[..., None])
+    factor = torch.linalg.cholesky(gram)
+    return x.mT @ torch.cholesky_solve(y, factor) if n <= d else torch.cholesky_solve(x.mT @ y, factor)

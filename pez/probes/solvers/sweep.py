@@ -4,11 +4,11 @@
     for result in solve(problems): result.best_prediction(); result.best_setting()
 
 Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random (on the bias
-see pez/probes/solvers/problems.py). AdamW has
-torch's defaults (betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the
-mean over rows and over a variable's outputs of the squared error of standardised targets, or of the binary
-cross-entropy. After every epoch, from the first, the validation loss is read; a setting stops when it has not
-fallen for `patience` epochs and is judged at its best epoch. Paper-silent choices: optimiser, epochs, patience.
+see pez/probes/solvers/problems.py, where `Training` is what a problem may have otherwise). AdamW has torch's defaults
+(betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the mean over rows and
+over a variable's outputs of the squared error of standardised targets, or of the binary cross-entropy. After every
+epoch, from the first, the validation loss is read; a setting stops when it has not fallen for `patience` epochs and is
+judged at its best epoch. Paper-silent choices: optimiser, epochs, patience.
 
 Weights are kept as [problems, settings x outputs, features], so an epoch is two matrix products whatever the
 number of settings. A CPU solves a cache-sized batch a thread (one BLAS thread each; torch frees the interpreter
@@ -34,6 +34,7 @@ from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public fac
     Moments,
     Problem,
     Setting,
+    Training,
     moment_problem,
     paper_settings,
     row_problem,
@@ -194,6 +195,8 @@ def _likeness(problem: Problem) -> tuple:
         problem.stop_epochs is None,
         len(problem.judge_sizes),
         problem.evaluation.dtype,
+        problem.training,
+        problem.scatter is None,
     )
 
 
@@ -201,12 +204,13 @@ def _bytes(problem: Problem) -> int:
     """What a problem takes while it is trained: its own tensors, those of one that is made meanwhile for the next
     batch, and what pez.probes.solvers.adamw makes of them."""
     inputs = problem.rows if problem.gram is None else problem.gram
+    scattered = 0 if problem.scatter is None else 3 * problem.scatter.numel()
     columns = len(problem.settings) * sum(problem.outputs)
     rows, evaluation = (0 if problem.rows is None else len(problem.rows)), len(problem.evaluation)
     data = 4 * inputs.numel() + 5 * problem.evaluation.numel()  # own, next, stacked, and while these are joined
     state = 6 * columns * problem.evaluation.shape[1]  # weights, two moments, gradient, room to drop rows
     residuals = columns * (3 * rows + 6 * evaluation)
-    return problem.evaluation.element_size() * (data + state + residuals)
+    return problem.evaluation.element_size() * (data + scattered + state + residuals)
 
 
 def _solve_batch(batch: list[Problem], *, epochs, patience, keep_weights, tell_losses, device) -> list[SweepResult]:

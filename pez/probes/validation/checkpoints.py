@@ -21,7 +21,7 @@ from pez.errors import UserError
 from pez.files import atomic_path, read_json, remove_partial, write_json
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
-from pez.probes.predictions import Predictions, from_table
+from pez.probes.predictions import Predictions, from_table, kind_column
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.solver import Step
 from pez.probes.validation.cross_validate import Outcome, count_steps, outcomes
@@ -205,4 +205,5 @@ def _rows(data: ProbeData, folds: Folds, repeat: int, outcome: Outcome) -> pd.Da
     columns = {"layer": outcome.layer, "fold": outcome.fold, "score": outcome.prediction[:, 0].numpy()}
     chosen = {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epoch": choice.epochs}
     movies = data.clips.iloc[folds.rows(outcome.fold)]
-    return movies.assign(**columns, **chosen, protocol=outcome.protocol, repeat=repeat)
+    kind = kind_column(data.variables[0])
+    return movies.assign(**columns, **chosen, protocol=outcome.protocol, repeat=repeat, **kind)
