@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ class Tables:
     controls: pd.DataFrame
     convergence: pd.DataFrame
     predictions: pd.DataFrame
-    record: dict
+    record: dict[str, Any]
     probes: dict[str, torch.Tensor]
 
     def told(self, recipe: str) -> "Tables":
@@ -154,7 +155,7 @@ def validated(
     with progress(total=total, description=options.run_name, unit="probe") as bar:
         for curve, data, own in mains + others:
             kept = None if data.control else probes
-            asked = {"metric": metric, "step": bar.update, "probes": kept}
+            asked: dict[str, Any] = {"metric": metric, "step": bar.update, "probes": kept}
             own_predictions = cross_validate(data, curve.repeats, solver, own, **asked)
             if not data.control:
                 own_predictions = beside_ridge(data, curve.repeats, solver, own_predictions)
@@ -195,6 +196,7 @@ def plan(options: BallOptions) -> list[Curve]:
         if options.recipe == PUBLISHED:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
         return [_labelled_curve(options, _labelled_store(options, stores))]
+    assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
     missing = [name for name in needed if name not in stores]
@@ -212,6 +214,7 @@ def plan(options: BallOptions) -> list[Curve]:
 
 
 def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
+    assert options.probe_set is not None
     probed = tuple(variables(options.probe_set, store, direction_target))
     grouping = options.grouping or default_grouping(store.clips)
     if options.recipe == PUBLISHED:
@@ -227,6 +230,7 @@ def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> Fe
     """The store whose clips the labels are of: the only one, or the only one with a labelled clip."""
     if len(stores) == 1:
         return next(iter(stores.values()))
+    assert options.targets is not None
     known = set(label_ids(options.targets))
     fitting = [store for store in stores.values() if known & set(store.clips["clip_id"].astype(str))]
     if len(fitting) != 1:
@@ -238,6 +242,7 @@ def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> Fe
 
 
 def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
+    assert options.targets is not None
     labels = read_labels(
         options.targets, options.variables, store.clips, store.name, options.group, options.skip_unlabelled
     )
@@ -344,7 +349,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         for variable in data.variables
     }
 
-    def made_of(scored: Scored) -> dict:
+    def made_of(scored: Scored) -> dict[str, Any]:
         key = scored.predictions
         return made[key.variable.name, key.control, key.control_seed]
 
@@ -361,7 +366,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     ).told(options.recipe)
 
 
-def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
+def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[str, Any]:
     """What the rows of one variable say of how they were made."""
     folds, settings = curve.folds, curve.store.settings
     least = LEAST_VARIANCE * variable.targets.var(0)
@@ -391,7 +396,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
     }
 
 
-def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict:
+def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict[str, Any]:
     """What the config file says of a run, provenance aside."""
     return {
         "options": recorded(options),
@@ -500,7 +505,9 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
 # ---------------------------------------------------------------- movies
 
 
-def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: str, fixed: bool = False) -> Curve:
+def movie_curve(
+    options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str, fixed: bool = False
+) -> Curve:
     """The main curve of movies and its controls."""
     main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
     if options.recipe == PUBLISHED:
@@ -524,7 +531,7 @@ def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: s
 
 
 def score_movie_run(
-    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict
+    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict[str, Any]
 ) -> Tables:
     """Tables of a run of movies; `settings` are the probe's, the same in every row."""
     with_epoch = isinstance(options, AttentiveOptions)
@@ -647,7 +654,7 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
 def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions) -> list[LongCurve]:
     """The main curve and its controls as pez/probes/validation/checkpoints.py trains them."""
 
-    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict:
+    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict[str, Any]:
         made = {key: data.described[key] for key in ("model", "weights_sha256", "transform", "frame_order", "clip_set")}
         asked = {"capture": curve.capture, "pooling": curve.pooling, "n_folds": options.folds}
         chosen = {

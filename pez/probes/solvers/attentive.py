@@ -207,4 +207,4 @@ def _patient_best(losses: np.ndarray) -> int:
 
 def _loss(possible: np.ndarray, scores: np.ndarray) -> float:
     probability = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
-    return log_loss(possible, probability, labels=[False, True])
+    return float(log_loss(possible, probability, labels=[False, True]))
