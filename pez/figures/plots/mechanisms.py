@@ -425,6 +425,103 @@ def draw_steering_targets(run: MechanismRun) -> Figure | None:
     return figure
 
 
+def draw_downstream(run: MechanismRun) -> Figure | None:
+    """What is left of edits once the later blocks have run on them."""
+    table = run.table("steering_downstream")
+    if table is None:
+        return None
+    layer = table["edit_layer"].iloc[0]
+    with drawing_style():
+        figure, axes = _figure(1, 1, 6.8, 3.6)
+        ax = axes[0, 0]
+        number = 0
+        for (arm, n), own in table.groupby(["arm", "n_probes"], sort=False):
+            label = f"{n} probe{'s' if n > 1 else ''}" if arm == "probes" else spoken(arm)
+            if arm in ("none", "random_direction"):
+                label = {"none": "unedited"}.get(arm, f"random direction, as long as {n} probes' edit")
+                style = control_style(arm == "none")
+            else:
+                style, number = line_style(number), number + 1
+            ax.plot(
+                own["read_layer"], own["mae_target"], color=style.color, ls=style.line, marker=style.marker, label=label
+            )
+        ax.set(xlabel="Layer read", ylabel="Error to the target (degrees)", ylim=(0, 115))
+        _legend(figure, ax)
+        figure.suptitle(run.title(f"Edits at layer {layer}, run on"), ha="left", x=0.01, fontsize=9)
+        write_notes(
+            figure,
+            [f"Added to every token; read by judges of unedited clips at each layer; {table['n'].max()} edits each."],
+        )
+    return figure
+
+
+# ---------------------------------------------------------------- patches
+
+
+def draw_patches(run: MechanismRun) -> Figure | None:
+    """Figure 18: direction at single places, across halves of the frame, far from the ball; maps by layer."""
+    table, maps = run.table("patches"), run.table("patches_map")
+    if table is None or maps is None:
+        return None
+    table = table.rename(columns={"value": "mean"})
+    about = run.about("patches")
+    main = table[table["control"] == ""]
+
+    def rows(readout: str, statistic: str, of: pd.DataFrame = main) -> pd.DataFrame:
+        return of[(of["readout"] == readout) & (of["statistic"] == statistic)]
+
+    layers = sorted(maps["layer"].unique())
+    places = [0, len(layers) // 3, 2 * len(layers) // 3, len(layers) - 1]
+    shown = sorted(
+        {layers[place] for place in places} | {min(layers, key=lambda layer: abs(layer - max(about["zone"])))}
+    )
+    with drawing_style():
+        figure = plt.figure(figsize=(12, 6.2), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+        axes = top.subplots(1, 3, sharey=True)
+        curves = (("mean_pooled", "r2", "mean over places"), ("pooled_patch", "r2", "one probe for all places"),
+                  ("per_place", "r2_mean", "a probe a place, mean"))  # fmt: skip
+        for number, (readout, statistic, label) in enumerate(curves):
+            _curve(axes[0], rows(readout, statistic), number, label)
+        controls = table[table["control"] != ""]
+        _control_curves(
+            axes[0], rows("per_place", "r2_mean", controls).assign(control=lambda own: own["control"] + ", a place")
+        )
+        axes[0].set_title("(a) Single places")
+        for number, (statistic, label) in enumerate(
+            (("within", "same half"), ("standardised", "other half, standardised"), ("raw", "other half, raw"))
+        ):
+            own = main[main["readout"].str.contains("_to_") & (main["statistic"] == statistic)]
+            means = own.groupby("layer")["mean"].agg(["mean", "min", "max"]).reset_index()
+            style = line_style(number)
+            draw_interval(axes[1], means["layer"], means["mean"], means["min"], means["max"], style, label)
+        axes[1].set_title("(b) Trained on one half of the frame\n(bands: left, right, top, bottom)")
+        bins = list(dict.fromkeys(main.loc[main["readout"] == "distance", "statistic"]))
+        for number, name in enumerate(bins):
+            low, _, high = name.partition("_to_")
+            label = f"farther than {low}" if high == "inf" else f"{low} to {high}"
+            _curve(axes[2], rows("distance", name), number, label)
+        axes[2].set_title("(c) By the place's distance\nfrom the ball's path (patches)")
+        for ax in axes:
+            ax.axhline(0, ls=(0, (1, 1.6)), **_THIN)
+            ax.set(xlabel="Layer", ylim=(-1, 1.02))
+            ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            ax.legend(fontsize=6.5, loc="lower right")
+            _shade(ax, about["zone"])
+        axes[0].set_ylabel("Direction R²")
+        heat = bottom.subplots(1, len(shown))
+        for ax, layer in zip(np.atleast_1d(heat), shown):
+            own = maps[(maps["layer"] == layer) & (maps["control"] == "")]
+            image = _heat(ax, own.pivot_table(index="y", columns="x", values="r2").to_numpy(), 0, 1, "magma")
+            ax.set(title=f"layer {layer}", xticks=[], yticks=[], aspect="equal")
+        bottom.colorbar(image, ax=np.atleast_1d(heat).tolist(), label="R² of a place")
+        figure.suptitle(run.title("Figure 18: direction at single places"), ha="left", x=0.01)
+        note = f"{about['n_clips']} clips, {about['n_folds']} folds, held out; (a), (c): 95 % bands. Axis cut at -1."
+        note += " Paper, Large: 0.72 a patch (Table 4)."
+        bottom.supxlabel(note, fontsize=7, color="#555555", x=0.01, ha="left")
+    return figure
+
+
 FIGURES: dict[str, MechanismFigure] = {
     "3": MechanismFigure("figure3_attention", "How far each head looks", "attention", draw_attention_heads),
     "19": MechanismFigure("figure19_attention", "Attention distance by layer", "attention", draw_attention_layers),
@@ -433,4 +530,6 @@ FIGURES: dict[str, MechanismFigure] = {
     "table3": MechanismFigure("table3_overlap", "Angles between subspaces", "overlap", draw_overlap),
     "24": MechanismFigure("figure24_steering", "Edits that steer a reading", "steer", draw_steering),
     "24targets": MechanismFigure("figure24_targets", "Edits, every target", "steer", draw_steering_targets),
+    "24downstream": MechanismFigure("figure24_downstream", "Edits that run on", "steer", draw_downstream),
+    "18": MechanismFigure("figure18_patches", "Direction at single places", "patches", draw_patches),
 }
