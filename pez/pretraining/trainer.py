@@ -156,8 +156,9 @@ class Trainer:
                     continue
                 row = self._row(totals)
                 self.seconds = before + time.monotonic() - started  # the device has caught up
-                seconds = self.seconds - (self.log[-1]["total_seconds"] if self.log else 0.0)
-                per_second = len(totals) * row["batch"] / seconds
+                last = self.log[-1] if self.log else {"total_seconds": 0.0, "clips": 0}
+                seconds = self.seconds - last["total_seconds"]
+                per_second = (self.clips - last["clips"]) / seconds
                 row |= {"seconds": seconds, "total_seconds": self.seconds}
                 row |= {"clips_per_s": per_second, "tokens_per_s": per_second * row["tokens"]}
                 totals = []
