@@ -13,17 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import torch
-from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as vision
 
 from pez.errors import UserError
 from pez.sampling import even_indices
+
+if TYPE_CHECKING:  # loaded where a film is opened: pictures do without it
+    import av
 
 READING = 2  # goes up when the same files come to mean other frames, so that features of both never mix
 PICTURES = (
@@ -166,6 +167,8 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
 
     Raises UserError if it is no film, is cut off or damaged, PermissionError if it may not be read.
     """
+    import av
+
     with _one_line_errors(path, mend):
         with av.open(str(path)) as container:
             stream = _shown_stream(container)
@@ -268,9 +271,11 @@ def _from_keyframes(path: Path, film: Film, indices: list[int], pixel_format: st
     return kept
 
 
-def _decoded(path: Path, start_tick: int = 0) -> Iterator[av.VideoFrame]:
+def _decoded(path: Path, start_tick: int = 0) -> "Iterator[av.VideoFrame]":
     """Frames of a film one at a time, from a keyframe on (the first, or one no later than a tick, as far as the
     container can seek); `_Damaged` at one that is corrupt."""
+    import av
+
     with av.open(str(path)) as container:
         stream, start, started = _shown_stream(container), None, False
         if stream.codec_context.name == "mjpeg":  # other decoders mark a frame that they had to guess
@@ -295,6 +300,8 @@ class _Damaged(Exception):
 
 @contextlib.contextmanager
 def _one_line_errors(path: Path, mend: str) -> Iterator[None]:
+    import av
+
     try:
         yield
     except PermissionError as error:  # also an FFmpegError, which does not travel between processes
@@ -308,12 +315,16 @@ def _one_line_errors(path: Path, mend: str) -> Iterator[None]:
 
 
 def _candidates(container) -> list:
+    from av.stream import Disposition
+
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
 def _shown_stream(container):
     """The stream that a player shows: the first one marked as default, else the first; never a cover picture."""
+    from av.stream import Disposition
+
     streams = _candidates(container)
     if not streams:
         raise _Damaged("it has no video stream")
@@ -337,6 +348,8 @@ def _increasing(ticks: list[int | None]) -> np.ndarray | None:
 
 def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fraction) -> None:
     """Compare what came with what the file's header promises, where it promises something."""
+    import av
+
     formats, rate = set(container.format.name.split(",")), stream.average_rate or stream.guessed_rate or 25
     if "mov" in formats and len(packets) < len(stream.index_entries):  # of which an edit list may leave out some
         raise _Damaged(f"{len(packets)} of its {len(stream.index_entries)} frames are there")
@@ -354,8 +367,10 @@ def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fr
         raise _Damaged("some of its packets are corrupt")
 
 
-def _turn(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def _turn(frame: "av.VideoFrame") -> tuple[int, int, int, int]:
     """Signs of the display matrix of a frame, to the nearest quarter turn."""
+    from av.sidedata.sidedata import Type as SideData
+
     for side_data in frame.side_data:
         if side_data.type == SideData.DISPLAYMATRIX:
             a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), np.int32).tolist()
