@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from gpu_parts import Bench, clip_source, error, noise, official_state, pass_settings, random_encoder, rms_error
-from gpu_parts import write_clips
+from gpu_parts import (
+    Bench,
+    clip_source,
+    error,
+    noise,
+    official_state,
+    pass_settings,
+    random_encoder,
+    rms_error,
+    write_clips,
+)
 
 from constants import MODELS, REPOSITORY
 from pez.encoder.extract import encode_pooled, extract_features
@@ -37,7 +46,9 @@ def fixtures(bench: Bench) -> None:
         encoder = load_encoder("custom", str(DATA / f"{name}.pt"), num_heads=heads, device=str(bench.device))
         frames = torch.from_numpy(expected["clip"]).permute(0, 3, 1, 2)[None]
         for dtype in ("float32", "bfloat16"):
-            pooled = encode_pooled(encoder, frames, pass_settings(encoder, ["resid_pre", "resid_post"], ["mean"], dtype))
+            pooled = encode_pooled(
+                encoder, frames, pass_settings(encoder, ["resid_pre", "resid_post"], ["mean"], dtype)
+            )
             off = max(
                 error(pooled[tensor_name("mean", state)][0], torch.from_numpy(expected["resid_mean"][state]))
                 for state in range(encoder.depth + 1)

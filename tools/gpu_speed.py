@@ -9,7 +9,6 @@ from gpu_parts import Bench, clip_source, noise, pass_settings, random_encoder, 
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from constants import MODELS
 from pez.encoder.compute import compiled
 from pez.encoder.extract import _batches, encode_pooled, extract_features, store_settings, with_content
 from pez.encoder.flops import encoder_flops, matmul_rate, wait
@@ -44,7 +43,7 @@ def rates(bench: Bench) -> None:
     target = torch.empty_like(source)
     seconds = bench.seconds(lambda: target.copy_(source))
     bench.tell("copies on the device, bytes read and written", tb_per_s=8 * len(source) / seconds / 1e12)
-    del source, target
+    source = target = None  # memory for what follows
     for heads, width, tokens in ((2, 64, 64),) if bench.small else ((16, 64, 2048), (16, 80, 2048), (22, 64, 4608)):
         qkv = torch.randn(3, 16, heads, tokens, width, device=bench.device, dtype=torch.bfloat16)
         work = 4 * 16 * heads * tokens**2 * width

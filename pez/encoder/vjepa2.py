@@ -15,6 +15,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from transformers.utils import logging as transformers_logging
 
 from constants import ModelSpec
+from pez.encoder.blocks import own_blocks
 from pez.encoder.checkpoints import renamed
 from pez.encoder.protocol import Encoder, sized
 from pez.errors import UserError
@@ -50,6 +51,11 @@ class VJEPA2(Encoder):
     def blocks(self) -> Sequence[nn.Module]:
         """VJEPA2Layer modules."""
         return self.module.layer
+
+    @classmethod
+    def of(cls, module: nn.Module, *arguments) -> Encoder:
+        """With blocks that do the same in less time."""
+        return super().of(own_blocks(module), *arguments)
 
     @staticmethod
     def build(spec: ModelSpec) -> nn.Module:
