@@ -89,10 +89,11 @@ def encoders(bench: Bench) -> None:
 
 def stores(bench: Bench) -> None:
     """Step 2 as a command: whole, killed and resumed, and by two processes at once on one device: the same bytes."""
-    n_clips = 64 if bench.small else 512
+    n_clips = 48 if bench.small else 512
     write_clips(bench.folder / "small_clips", n_clips, 64, bench.cores)
     command = [sys.executable, "step2_extract.py", "--model", "tiny", "--clips", str(bench.folder / "small_clips")]
     command += ["--device", str(bench.device), "--pooling", "temporal_last_patch", "--workers", "2"]
+    command += ["--model-resolution", "64"] if bench.small else []
     roots = {name: bench.folder / f"store_{name}" for name in ("whole", "killed", "shared")}
 
     def start(name: str, *options: str) -> subprocess.Popen:

@@ -108,9 +108,8 @@ def random_encoder(model: str, device: torch.device, resolution: int | None = No
         tensor.normal_(std=0.02, generator=generator)
         if "norm" in name and name.endswith("weight"):
             tensor.add_(1)
-    return VJEPA2(
-        own_blocks(module) if own else module, spec, model, "random weights", "drawn on the device", None, device
-    )
+    module = own_blocks(module) if own else module
+    return VJEPA2(module, spec, model, "random weights", "drawn on the device", None, device)
 
 
 def pass_settings(encoder, captures=("resid_post",), poolings=("temporal_last",), dtype="bfloat16") -> dict:
