@@ -103,13 +103,15 @@ def _run_part(group: str, name: str, device: str, small: bool, folder: Path, cor
     parts = _modules()[group]
     from gpu_parts import Bench
 
+    from pez.encoder.devices import find_device
+
     os.environ["PEZ_CORES"] = str(cores)
     torch.set_num_threads(cores)
 
     def tell(name: str, **values) -> None:
         pipe.send({"name": name, **values})
 
-    parts.PARTS[name][0](Bench(torch.device(device), small, folder, cores, tell))
+    parts.PARTS[name][0](Bench(find_device(device), small, folder, cores, tell))
     pipe.close()
 
 
