@@ -100,6 +100,7 @@ def _run_part(group: str, name: str, device: str, small: bool, folder: Path, cor
     import torch
 
     os.setsid()  # what a part starts ends with it
+    multiprocessing.set_start_method("fork", force=True)  # of its own processes, as in a plain run
     parts = _modules()[group]
     from gpu_parts import Bench
 
