@@ -189,7 +189,11 @@ class AttentiveOptions(MovieOptions):
     probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int)
     token_norm: str = option("layer", "of the tokens before the probe", choices=lambda: TOKEN_NORMS)
     schedule: str = option("cosine", "of the learning rate, to 0 at the last step; or", choices=lambda: SCHEDULES)
-    probe_dtype: str = option("float32", "of its products", choices=lambda: ("float32", "bfloat16"))
+    probe_dtype: str = option(
+        "auto",
+        "of its products; auto: bfloat16 on a GPU, as V-JEPA 2's evaluation has it, else float32",
+        choices=lambda: ("auto", "float32", "bfloat16"),
+    )
 
 
 # ---------------------------------------------------------------- to and from a command line

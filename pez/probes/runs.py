@@ -635,6 +635,9 @@ def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
 
 def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
     """The attentive probe that the options describe; UserError for a recipe that cannot be."""
+    dtype = options.probe_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
     recipe = Recipe(
         num_probe_blocks=options.num_probe_blocks,
         num_heads=options.probe_heads,
@@ -642,7 +645,7 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
         batch_size=options.probe_batch_size,
         warmup_epochs=options.warmup_epochs,
         token_norm=options.token_norm,
-        dtype=options.probe_dtype,
+        dtype=dtype,
         seed=options.seed,
         schedule=options.schedule,
     )
