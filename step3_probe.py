@@ -26,7 +26,7 @@ from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
 from pez.files import write_csv
 from pez.probes.audit import Audit, AuditOptions, audit, audit_labels, clip_sets, in_two_digits, labelled_clips
-from pez.probes.data.groupings import GROUPINGS
+from pez.probes.data.groupings import GROUPINGS, default_grouping
 from pez.probes.data.labels import read_labels
 from pez.probes.options import BallOptions, add_arguments
 from pez.probes.runs import run_balls
@@ -49,7 +49,11 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--feature-root", type=Path, help="what step2_extract.py wrote, or")
     where.add_argument("--data-root", type=Path, help="what step1_generate.py wrote")
-    parser.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
+    parser.add_argument(
+        "--grouping",
+        choices=GROUPINGS,
+        help="clips kept together (default: direction_spatial_sector; position of sets drawn in orbits)",
+    )
     parser.add_argument("--targets", type=Path, help="a file of labels of one's own, in place of what a ball set knows")
     parser.add_argument("--variables", nargs="+", default=[], metavar="NAME:KIND", help="what to read of --targets")
     parser.add_argument("--group", help="column of --targets that names groups of clips")
@@ -79,27 +83,29 @@ def summarize(results_dir: Path) -> Path:
 
 def run_audit(args) -> list[Path]:
     """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
-    options = AuditOptions(args.grouping, args.folds, args.seed)
     written = []
-    for found in _audits(args, options):
+    for found in _audits(args):
         print(f"{found.name}: correlation\n{in_two_digits(found.correlation)}")
         print(f"{found.name}: R² decoded from it alone, nested\n{in_two_digits(found.r2)}\n")
+        for line in found.found:
+            print(f"note: {line}")
         stem = args.results_dir / f"audit_{found.name}"
         written += [write_csv(stem.with_suffix(".csv"), found.long()), *save_figure(audit_figure(found), stem)]
     print("\n".join(map(str, written)))
     return written
 
 
-def _audits(args, options: AuditOptions) -> Iterator[Audit]:
+def _audits(args) -> Iterator[Audit]:
     if args.targets is None:
-        yield from (audit(clips, options) for clips in clip_sets(args.feature_root, args.data_root))
+        for clips in clip_sets(args.feature_root, args.data_root):
+            yield audit(clips, AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed))
         return
     clips = labelled_clips(args.targets, args.feature_root, args.data_root)
     given = (args.targets, args.variables, clips.clips, clips.name, args.group, args.skip_unlabelled)
     labels = read_labels(*given)
     for line in labels.notes:
         print(line)
-    yield audit_labels(clips, labels, options, args.group)
+    yield audit_labels(clips, labels, AuditOptions(folds=args.folds, seed=args.seed), args.group)
 
 
 def main(args) -> None:

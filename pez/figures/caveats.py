@@ -2,7 +2,7 @@
 
 Encoders that were never trained, movies that stand in for others, clips that leave the view or are not those that were
 probed, a pooling that sees position, settings chosen on the reported fold, a scalar angle, few groups, missing folds
-and controls, ties, uncommitted code.
+and controls, probes that had not converged, ties, uncommitted code.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ import pandas as pd
 from pez.controls import BALLS, controls_for
 from pez.controls import MOVIES as OF_MOVIES
 from pez.figures.quoted import key_curve, quoted
-from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged
+from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged, spans, unconverged_layers
 from pez.figures.words import capital, dataset_of, listed, number, spoken
 from pez.probes.protocols import FIXED
 from pez.probes.recipes import OURS, PUBLISHED, PUBLISHED_NOTE
@@ -76,7 +76,7 @@ def verdict_notes(judged: Sequence[Judged]) -> list[str]:
     notes = [banner.told for banner in BANNERS if banner.told and any(banner.applies(item.run) for item in judged)]
     notes += [NO_CONTROLS.told(item) for item in judged]
     for item in judged:
-        told = [caveat.told(item) for caveat in (RECIPE, OPTIMISTIC, FEW, ANGLE)]
+        told = [caveat.told(item) for caveat in (RECIPE, OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
         notes += [f"{item.of}: {sentence}" for sentence in told if sentence]
     return [note for note in notes if note]
 
@@ -86,7 +86,7 @@ def run_words(item: Judged) -> list[str]:
     first = f"Statements and onsets below: protocol {item.protocol}, resamples of {item.n_groups} scenes."
     chosen = item.run.value("chosen")
     chosen = [f"Chosen, {chosen}."] if chosen else []
-    told = [caveat.told(item) for caveat in (RECIPE, FEW, OPTIMISTIC, NO_CONTROLS)]
+    told = [caveat.told(item) for caveat in (RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
     return [first, *chosen, *_beside_key(item.run), *(capital(sentence) for sentence in told if sentence)]
 
 
@@ -274,6 +274,13 @@ def _bare(kind: str, data: str):
     return found
 
 
+def _unconverged(run: Run) -> Iterator[str]:
+    for variable, rows in run.table.groupby("variable", sort=False):
+        late = unconverged_layers(rows)
+        if late:
+            yield f"{spoken(variable)}, layers {spans(late)}."
+
+
 def _ties(run: Run) -> Iterator[str]:
     overall = run.table[run.table["subtask"] == OVERALL].sort_values("layer")
     if not {"n_ties", "n_near_ties", "n_scenes"} <= set(overall.columns) or overall.empty:
@@ -293,6 +300,13 @@ def _dirty(runs: Sequence[Run], _clip_sets) -> Iterator[str]:
         yield f"{listed(dirty)}."
 
 
+UNCONVERGED = Caveat(
+    "Probes that had not converged",
+    "Training stopped before what is there was read, later in some layers than in others, and that alone can look like "
+    "emergence. --until-converged goes on; ridge, in closed form, is drawn thinly beside such layers.",
+    _both(_each(BALL, _unconverged), _each(MOVIES, _unconverged)),
+    lambda item: f"{item.training}." if item.training else "",
+)
 RECIPE = Caveat(
     "Published recipe",
     f"Such a run makes the {PUBLISHED_NOTE}. docs/differences.md says what each of them does.",
@@ -334,6 +348,7 @@ CAVEATS = (
         _each(BALL, _reads_position),
     ),
     RECIPE,
+    UNCONVERGED,
     OPTIMISTIC,
     ANGLE,
     FEW,

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,7 @@ class Tables:
     controls: pd.DataFrame
     convergence: pd.DataFrame
     predictions: pd.DataFrame
-    record: dict
+    record: dict[str, Any]
     probes: dict[str, torch.Tensor]
 
     def told(self, recipe: str) -> "Tables":
@@ -153,7 +154,7 @@ def validated(
     with progress(total=total, description=options.run_name, unit="probe") as bar:
         for curve, data, own in mains + others:
             kept = None if data.control else probes
-            asked = {"metric": metric, "step": bar.update, "probes": kept}
+            asked: dict[str, Any] = {"metric": metric, "step": bar.update, "probes": kept}
             own_predictions = cross_validate(data, curve.repeats, solver, own, **asked)
             if not data.control:
                 own_predictions = beside_ridge(data, curve.repeats, solver, own_predictions)
@@ -194,6 +195,7 @@ def plan(options: BallOptions) -> list[Curve]:
         if options.recipe == PUBLISHED:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
         return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
+    assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
     missing = [name for name in needed if name not in stores]
@@ -211,6 +213,7 @@ def plan(options: BallOptions) -> list[Curve]:
 
 
 def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
+    assert options.probe_set is not None
     probed = tuple(variables(options.probe_set, store, direction_target))
     grouping = options.grouping or default_grouping(store.clips)
     if options.recipe == PUBLISHED:
@@ -223,6 +226,7 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
 
 
 def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
+    assert options.targets is not None
     labels = read_labels(
         options.targets, options.variables, store.clips, store.name, options.group, options.skip_unlabelled
     )
@@ -321,7 +325,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         for variable in data.variables
     }
 
-    def made_of(scored: Scored) -> dict:
+    def made_of(scored: Scored) -> dict[str, Any]:
         key = scored.predictions
         return made[key.variable.name, key.control, key.control_seed]
 
@@ -338,7 +342,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     ).told(options.recipe)
 
 
-def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
+def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[str, Any]:
     """What the rows of one variable say of how they were made."""
     folds, settings = curve.folds, curve.store.settings
     least = LEAST_VARIANCE * variable.targets.var(0)
@@ -368,7 +372,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
     }
 
 
-def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict:
+def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict[str, Any]:
     """What the config file says of a run, provenance aside."""
     return {
         "options": recorded(options),
@@ -477,7 +481,9 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
 # ---------------------------------------------------------------- movies
 
 
-def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: str, fixed: bool = False) -> Curve:
+def movie_curve(
+    options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str, fixed: bool = False
+) -> Curve:
     """The main curve of movies and its controls."""
     main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
     if options.recipe == PUBLISHED:
@@ -501,7 +507,7 @@ def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: s
 
 
 def score_movie_run(
-    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict
+    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict[str, Any]
 ) -> Tables:
     """Tables of a run of movies; `settings` are the probe's, the same in every row."""
     with_epoch = isinstance(options, AttentiveOptions)
@@ -605,6 +611,9 @@ def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
 
 def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
     """The attentive probe that the options describe; UserError for a recipe that cannot be."""
+    dtype = options.probe_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
     recipe = Recipe(
         num_probe_blocks=options.num_probe_blocks,
         num_heads=options.probe_heads,
@@ -612,7 +621,7 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
         batch_size=options.probe_batch_size,
         warmup_epochs=options.warmup_epochs,
         token_norm=options.token_norm,
-        dtype=options.probe_dtype,
+        dtype=dtype,
         seed=options.seed,
         schedule=options.schedule,
     )
@@ -624,7 +633,7 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
 def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions) -> list[LongCurve]:
     """The main curve and its controls as pez/probes/validation/checkpoints.py trains them."""
 
-    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict:
+    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict[str, Any]:
         made = {key: data.described[key] for key in ("model", "weights_sha256", "transform", "frame_order", "clip_set")}
         asked = {"capture": curve.capture, "pooling": curve.pooling, "n_folds": options.folds}
         chosen = {

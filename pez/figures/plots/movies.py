@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from pez.controls import CONTROLS
-from pez.figures.plots.curves import Shown, over_seeds, shown
+from pez.figures.plots.curves import UNCONVERGED, Shown, draw_unconverged, over_seeds, shown
 from pez.figures.plots.style import (
     X_LABEL,
     LineStyle,
@@ -206,6 +206,7 @@ def _draw_metric(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, s
     curve, style = _curve(part, metric), STYLES[metric]
     with plt.rc_context({"lines.markersize": 2.2, "lines.linewidth": 1.1} if small else {"lines.linewidth": 2.0}):
         draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
+        draw_unconverged(ax, curve, style)
     if curve.thin is not None:
         ax.plot(curve.x, curve.thin, color=style.color, **_DOTTED)
     theirs = published[published["metric"] == metric].sort_values("layer")
@@ -296,6 +297,8 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
     )
     if any(curve.thin is not None for curve in curves):
         notes.append("Dotted: settings chosen on the reported fold (published protocol), mean over folds.")
+    if curves[0].unconverged.any():
+        notes.append(f"{UNCONVERGED}.")
     if "chosen" in overall:
         notes.append(f"Chosen, {'. '.join(overall['chosen'].dropna().unique())}.")
     if _drawn_controls(overall):

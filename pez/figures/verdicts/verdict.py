@@ -8,6 +8,7 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -61,7 +62,9 @@ def build_verdict(
             judged.append(judge(run, variable, spoken(variable)))
         except UserError as error:
             notes.append(f"{spoken(variable)} left out: {error}")
-    record = verdict_record([each for item in judged for each in item.checked(figure, statements)])
+    more = [asdict(each) for item in judged for each in item.beyond()]
+    found = [each for item in judged for each in item.checked(figure, statements)]
+    record = verdict_record(found, **({"beyond": more} if more else {}))
     named = f"_{curves[0][0].name}" if figure == LABELS else figure
     return _write(results_dir, named, verdict_text(figure, judged, notes, statements), record)
 
@@ -108,8 +111,9 @@ def verdict_text(
     if figure == LABELS and not checked:
         lines += ["None is about these variables. Write some and name their file with `--statements` (docs/labels.md)."]
     else:
-        said = "it is said" if whose == "statements" else "the paper says it"
-        lines += statement_lines(checked, named=True, said=said)
+        lines += statement_lines(checked, named=True, says="it is said" if whose == "statements" else "")
+    if more := [each for item in judged for each in item.beyond()]:
+        lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
     return "\n".join([*lines, "", *_rules()])
 
@@ -167,9 +171,10 @@ def movie_verdict_text(
 # ---------------------------------------------------------------- of both
 
 
-def statement_lines(checked: Sequence[Checked], named: bool, said: str = "the paper says it") -> list[str]:
-    """A table of statements and the findings behind each; `named`: with a column that says of what; `said`: by whom."""
-    head, of = (f"| variable | {said}", "| ") if named else ("| the paper says", "")
+def statement_lines(checked: Sequence[Checked], named: bool, says: str = "") -> list[str]:
+    """A table of statements and the findings behind each; `named`: with a column that says of what; `says` heads the
+    statements, if not as what the paper says."""
+    head, of = (f"| variable | {says or 'the paper says it'}", "| ") if named else (f"| {says or 'the paper says'}", "")
     lines = [f"{head} | verdict | against | measured (95 % interval) |", "|---" * (4 + named) + "|"]
     for item in checked:
         lines.append(f"| {item.of + ' | ' if named else ''}{item.claim} | **{item.verdict}** | | {item.why} |")
@@ -189,7 +194,8 @@ def onset_lines(
             continue
         for part, metric, against, onset in item.onsets():
             named = " | ".join(cells(item, part, metric))
-            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {onset.text()} |")
+            text = f"{UNDECIDED} ({item.training}); as drawn {onset.text()}" if item.training else onset.text()
+            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {text} |")
     return lines
 
 

@@ -9,7 +9,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from constants import ARTIFACTS_DIR, FEATURES_DIR, N_FRAMES
@@ -17,6 +19,7 @@ from pez.controls import CONTROLS, MOVIES, controls_for
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.controls import control_directory, controls
 from pez.encoder.extract import extract_features, store_settings
+from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipSource
 from pez.errors import UserError
 from pez.files import fingerprint
@@ -144,7 +147,9 @@ def movie_features(
     return MovieFeatures(dataset, main, found)
 
 
-def _store(args, encoder, source: ClipSource, root: Path, pooling: str, chosen: dict) -> FeatureStore:
+def _store(
+    args: argparse.Namespace, encoder: Encoder, source: ClipSource, root: Path, pooling: str, chosen: dict[str, Any]
+) -> FeatureStore:
     """A complete store as the options and, over them, `chosen` say."""
     options = {**pass_options(args), "reuse_existing": args.reuse_features, **chosen}
     return extract_features(
@@ -152,13 +157,13 @@ def _store(args, encoder, source: ClipSource, root: Path, pooling: str, chosen: 
     )
 
 
-def _default_root(args: argparse.Namespace, encoder, pooling: str) -> Path:
+def _default_root(args: argparse.Namespace, encoder: Encoder, pooling: str) -> Path:
     """A feature root of its own for every model, capture, transform, pooling and set of weights."""
     weights = encoder.weights_sha256[:8]
     return FEATURES_DIR / f"intphys_{encoder.model}_{weights}_{args.capture}_{args.transform}_{pooling}"
 
 
-def _is_complete(directory: Path, args, encoder, source: ClipSource, pooling: str) -> bool:
+def _is_complete(directory: Path, args: argparse.Namespace, encoder: Encoder, source: ClipSource, pooling: str) -> bool:
     """Whether the folder already holds all of exactly these features."""
     options = pass_options(args)
     options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
@@ -195,7 +200,7 @@ def movie_data(
 def dataset_parts(dataset: MovieDataset) -> Parts:
     """The sub-tasks of a benchmark but the overall one, as rows of a table of its movies."""
 
-    def parts(movies: pd.DataFrame) -> dict:
+    def parts(movies: pd.DataFrame) -> dict[str, np.ndarray]:
         numbered = movies.assign(_row=range(len(movies)))
         found = {name: part["_row"].to_numpy() for name, part in dataset.parts(numbered).items()}
         return {name: rows for name, rows in found.items() if name != OVERALL}
@@ -203,7 +208,9 @@ def dataset_parts(dataset: MovieDataset) -> Parts:
     return parts
 
 
-def movie_control_data(main: ProbeData, features: MovieFeatures, names: Sequence[str], args, pooling: str):
+def movie_control_data(
+    main: ProbeData, features: MovieFeatures, names: Sequence[str], args: argparse.Namespace, pooling: str
+) -> list[ProbeData]:
     """The data of the controls `names` of a main curve, in the order of pez.controls.CONTROLS."""
     source = ControlSource(
         store=features.store,
