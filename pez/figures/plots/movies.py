@@ -291,9 +291,10 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
         notes = [f"Scores of all scenes at once, 95 % intervals of a bootstrap over scenes; chance {dataset.chance:g}."]
         notes += [f"{capital(means)}: mean over folds, which has no interval."] if means else []
     ties, near, scenes = (int(overall[name].sum()) for name in ("n_ties", "n_near_ties", "n_scenes"))
+    worth = "nothing by the published recipe" if recipe_of(overall) else "a half"
     notes.append(
-        f"Of {scenes} scenes over all layers {ties} tie (worth a half), and {near} are decided by less than 1 % of the "
-        "scores' spread."
+        f"Of {scenes} scenes over all layers {ties} tie (worth {worth}), and {near} are decided by less than 1 % of "
+        "the scores' spread."
     )
     if any(curve.thin is not None for curve in curves):
         notes.append("Dotted: settings chosen on the reported fold (published protocol), mean over folds.")
