@@ -24,7 +24,7 @@ from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
 from pez.files import write_csv
 from pez.probes.audit import AuditOptions, audit, clip_sets, in_two_digits
-from pez.probes.data.groupings import GROUPINGS
+from pez.probes.data.groupings import GROUPINGS, default_grouping
 from pez.probes.options import BallOptions, add_arguments
 from pez.probes.runs import run_balls
 from pez.probes.summary import as_text, ball_tables, summarize_runs
@@ -46,7 +46,11 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--feature-root", type=Path, help="what step2_extract.py wrote, or")
     where.add_argument("--data-root", type=Path, help="what step1_generate.py wrote")
-    parser.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
+    parser.add_argument(
+        "--grouping",
+        choices=GROUPINGS,
+        help="clips kept together (default: direction_spatial_sector; position of sets drawn in orbits)",
+    )
     parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
     parser.add_argument("--seed", type=int, default=0, help="of folds and clusters")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
@@ -72,12 +76,14 @@ def summarize(results_dir: Path) -> Path:
 
 def run_audit(args) -> list[Path]:
     """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
-    options = AuditOptions(args.grouping, args.folds, args.seed)
     written = []
     for clips in clip_sets(args.feature_root, args.data_root):
+        options = AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed)
         found = audit(clips, options)
         print(f"{found.name}: correlation\n{in_two_digits(found.correlation)}")
         print(f"{found.name}: R² decoded from it alone, nested\n{in_two_digits(found.r2)}\n")
+        for line in found.found:
+            print(f"note: {line}")
         stem = args.results_dir / f"audit_{found.name}"
         written += [write_csv(stem.with_suffix(".csv"), found.long()), *save_figure(audit_figure(found), stem)]
     print("\n".join(map(str, written)))

@@ -86,7 +86,10 @@ class FeatureStore:
         """
         directory, clips = Path(directory), _planned(clips, settings)
         if (directory / "features.json").is_file():
-            _refuse_difference(directory, read_json(directory / "features.json")["settings"], settings)
+            there = read_json(directory / "features.json")["settings"]
+            _tell_of_earlier_version(directory, there)
+            settings = as_recorded(there, settings)
+            _refuse_difference(directory, there, settings)
             remove_partial(directory / "shards", writer.owner)
             store = cls(directory, settings, clips, writer)
             if not _holds_table(directory / "clips.parquet", clips):
@@ -108,13 +111,17 @@ class FeatureStore:
         directory, clips = Path(directory), _planned(clips, settings)
         if not (directory / "features.json").is_file():
             return None
-        if read_json(directory / "features.json")["settings"] != settings:
+        there = read_json(directory / "features.json")["settings"]
+        settings = as_recorded(there, settings)
+        if there != settings:
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
             return None
-        stale = any(_metadata(store.shard_path(shard)) != store._fingerprint(shard) for shard in range(store.n_shards))
-        return None if stale else store
+        if any(_metadata(store.shard_path(shard)) != store._fingerprint(shard) for shard in range(store.n_shards)):
+            return None
+        _tell_of_earlier_version(directory, there)
+        return store
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> "FeatureStore":
@@ -268,7 +275,7 @@ def _finite(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(1).abs().amax(dim=1).isfinite()
 
 
-def _planned(clips: pd.DataFrame, settings: dict) -> pd.DataFrame:
+def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     """A clip table in the order of its ids, with `shard` and `row`."""
     clips = clips.sort_values("clip_id").reset_index(drop=True)
     return clips.assign(shard=clips.index // settings["shard_clips"], row=clips.index % settings["shard_clips"])
@@ -298,6 +305,19 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
         if f"os error {number})" in str(error):
             return OSError(number, os.strerror(number), str(path))
     return error
+
+
+def as_recorded(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """`wanted` without what the version that made a store `there` did not record yet."""
+    return wanted if "encoder" in there else {key: value for key, value in wanted.items() if key != "encoder"}
+
+
+def _tell_of_earlier_version(directory: Path, there: dict[str, Any]) -> None:
+    if "encoder" not in there:
+        print(
+            f"{directory}: made by an earlier version, which did not record heads, patch size and the like: they are "
+            "taken to be those of now"
+        )
 
 
 def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any], within: str = "") -> None:

@@ -22,9 +22,10 @@ CUDNN_FROM = (9, 0)  # compute capability at which cuDNN's attention is faster t
 
 
 def own_blocks(encoder: nn.Module) -> nn.Module:
-    """`encoder`, transformers' VJEPA2Encoder, whose layers run as `OwnLayer` from now on."""
+    """`encoder`, transformers' VJEPA2Encoder, whose layers run as `OwnLayer` from now on; not those of a family that
+    has another attention."""
     tables: dict = {}
-    for layer in encoder.layer:
+    for layer in (layer for layer in encoder.layer if type(layer.attention) is VJEPA2RopeAttention):
         layer.__class__ = OwnLayer
         layer.kept = {}  # weights in a lower precision
         layer.tables = tables  # of all layers: they have the same heads
@@ -35,9 +36,10 @@ class OwnLayer(VJEPA2Layer):
     """[B, tokens, width] -> ([B, tokens, width],), as transformers' VJEPA2Layer in evaluation."""
 
     def forward(self, hidden_states: torch.Tensor, position_mask: torch.Tensor | None = None, **kwargs) -> tuple:
-        """Training, and tokens that are left out, are transformers' business."""
+        """Training, tokens that are left out and attention that is read (attention.py) are transformers' business."""
         attention, kind = self.attention, hidden_states.device.type
-        if position_mask is not None or attention.proj.weight.requires_grad or self.training:
+        plain = position_mask is None and attention.config._attn_implementation == "sdpa"
+        if not plain or attention.proj.weight.requires_grad or self.training:
             return super().forward(hidden_states, position_mask, **kwargs)
         if not torch.is_autocast_enabled(kind):
             return (self._exact(hidden_states),)

@@ -35,7 +35,8 @@ def audit_figure(audit: Audit):
         grouping = f"{each.options.grouping}, {each.n_groups} groups"
         maps.append((each.r2[shown_readers(each.r2.columns)], "Blues", 0, f"R² decoded from it alone ({grouping})"))
     widest = max(table.shape[1] for table, *_ in maps)
-    heights = [len(table) * _CELL[1] + 0.9 for table, *_ in maps]
+    tall = max(len(table) for table, *_ in maps) > 12
+    heights = [len(table) * _CELL[1] * (0.6 if tall else 1.0) + 0.9 for table, *_ in maps]
     with drawing_style():
         size = (widest * _CELL[0] + 1.7, sum(heights) + 0.4)
         figure = plt.figure(figsize=size, layout="constrained")

@@ -33,11 +33,13 @@ class FigureSpec:
     picture: str
     verdict: str | None
     made_by: str
+    optional: bool = False  # not missed where it is not there
 
 
 FIGURES = (
     FigureSpec("2(c)", "Scalar motion by layer", "figure2c_final", "figure2c_verdict", "step3_probe.py run"),
     FigureSpec("2(b)", "Cartesian motion by layer", "figure2b_final", "figure2b_verdict", "step3_probe.py run"),
+    FigureSpec("turns", "Direction and speed before each turn", "figure_turns_final", None, "step3_probe.py run", True),
     FigureSpec(
         "1",
         "Possible or impossible, every metric",
@@ -154,7 +156,7 @@ def _figures(report: Report) -> tuple[list[Picture], list[Verdict]]:
         for path in paths:
             beside = [path.with_suffix(suffix) for suffix in (".csv", ".pdf")]
             pictures.append(Picture(spec, path, tuple(each for each in beside if each.is_file())))
-        if not paths:
+        if not paths and not spec.optional:
             report.absent.append(
                 f"Figure {spec.number}, {spec.title}: no {spec.picture}.png ({spec.made_by}, then plot_figures.py)"
             )

@@ -55,8 +55,9 @@ def warnings(report: Report) -> list[tuple[Caveat, list[str]]]:
 
 
 def statements(verdict: Verdict) -> list[Said]:
-    """The statements of a verdict file, in a sentence each, with the finding that decided."""
-    return [_said(each) for each in verdict.record.get("statements", [])]
+    """The statements of a verdict file, in a sentence each, with the finding that decided; then what it says of layers
+    and controls without an encoder."""
+    return [_said(each) for each in [*verdict.record.get("statements", []), *verdict.record.get("beyond", [])]]
 
 
 def _said(statement: dict) -> Said:

@@ -8,6 +8,7 @@ import pandas as pd
 from pez.controls import CONTROLS
 from pez.figures.caveats import unit_of
 from pez.figures.plots.audit import shown_readers
+from pez.figures.plots.turns import kept
 from pez.figures.quoted import Quoted, quoted
 from pez.figures.report.gather import Audit, Report
 from pez.figures.report.notes import clips_of, moment
@@ -90,6 +91,28 @@ def controls_table(run: Run) -> Table:
 def number_tables(report: Report) -> list[Table]:
     """Numbers of every run."""
     return [numbers_table(run) for run in in_order(report)]
+
+
+def kept_tables(report: Report) -> list[Table]:
+    """How long each layer keeps a direction, of every run of the turns set."""
+    found = []
+    for run in report.of_kind(BALL):
+        if run.value("probe_set") != "turns":
+            continue
+        rows = [
+            [str(row.layer), number(row.own), str(row.n_readable), _kept_words(row.kept)]
+            for row in kept(run).itertuples()
+        ]
+        columns = ["layer", "direction, the tubelet read", "tubelets readable", "kept beyond it for"]
+        caption = f"{run.name}: how long a layer keeps a direction ({run.value('pooling')}; a tubelet is two frames)"
+        found.append(Table(caption, columns, rows, frozenset(range(1, 4))))
+    return found
+
+
+def _kept_words(value: float) -> str:
+    if pd.isna(value):
+        return NONE
+    return "not read" if value < 0 else f"{int(value)} tubelet{'s'[: value != 1]}"
 
 
 def control_tables(report: Report) -> list[Table]:

@@ -10,9 +10,14 @@ middle     peaks in the middle: the mean over the middle third of the depth minu
            is higher; means, for the highest of many layers is higher by luck too
 fades      declines toward the output: the mean over the middle third minus that over the last tenth
 
+beyond     some layer reads more than a control without an encoder: tested over all layers together (max-T); does not
+           hold if no layer's interval reaches 0.1
+
 Without an onset "early" and "one third" do not hold if the curve stays, with its interval, less than 0.1 above; a
 curve that might be higher but was not shown to be leaves them undecided. Layers that were not probed leave undecided
-what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided.
+what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided. So is
+every statement about a curve with layers whose probes stopped before they had converged: it may show the probe's
+training, not the encoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -118,8 +123,36 @@ def checked(of: str, statement: Statement, evidence: Evidence | None, why: str =
     return Checked(of, statement.claim, overall(findings), tuple(findings))
 
 
+# Controls that read the clips without an encoder: whether a layer reads more is said of each, whatever the paper says.
+WITHOUT_ENCODER = ("optical_flow",)
+
+
+def beyond(of: str, evidence: Evidence) -> list[Checked]:
+    """Of each of WITHOUT_ENCODER that was run: whether some layer reads more, tested over all layers together."""
+    found = []
+    for name in WITHOUT_ENCODER:
+        if name not in evidence.controls:
+            continue
+        verdict, words = _reads_more(evidence, evidence.controls[name])
+        claim = f"is read by some layer beyond {name.replace('_', ' ')}"
+        found.append(Checked(of, claim, verdict, (Finding(name, verdict, words),)))
+    return found
+
+
+def _reads_more(evidence: Evidence, control: BootstrapCurve) -> tuple[str, str]:
+    rise = rise_above(evidence.main, control, evidence.chance)
+    detection, best = above_control(evidence.main, control, evidence.chance), int(np.nanargmax(rise.estimate))
+    low, high = rise.interval()[best]
+    words = f"most at layer {evidence.layers[best]}: {rise.estimate[best]:+.2f} [{low:+.2f}, {high:+.2f}]"
+    words += f", p = {detection.p_value:.2g} over all layers"
+    if detection.found:
+        above = ", ".join(map(str, np.asarray(evidence.layers)[detection.above]))
+        return HOLDS, f"{words}; by themselves layers {above}"
+    return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
+
+
 def verdict_record(statements: Sequence[Checked], **more) -> dict:
-    """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more`."""
+    """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more` in front."""
     return {**more, "statements": [asdict(statement) for statement in statements]}
 
 

@@ -8,6 +8,7 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -25,10 +26,10 @@ from pez.probes.scores import onset as onset_rules
 from pez.probes.scores.possibility import OVERALL
 
 TITLES = {"2c": "Figure 2(c): scalar motion variables", "2b": "Figure 2(b): Cartesian motion"}
-MOVIE_RULES = """Statements are about relative accuracy over all scenes: it appears at about one third of the depth, \
-peaks in the
-middle, declines late. The checks, their words and their verdicts are those of the ball curves
-(pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1 above it would count as readable. Onsets are by
+MOVIE_RULES = """Statements are about relative accuracy over all scenes (where a benchmark numbers its pairs, pairwise
+accuracy): it appears at about one third of the depth, peaks in the middle, declines late. The checks, their words and
+their verdicts are those of the ball curves (pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1
+above it would count as readable. Onsets are by
 the three rules of pez.probes.scores.onset, with threshold 0.75, half way from chance to perfect; 0.5, the balls'
 threshold, is chance here. Both rest on resamples of scenes of the out-of-fold scores (pez.probes.scores.score), so on
 the pooled score, and are made against chance and every control that was run (the mean over its seeds; pez.controls)."""
@@ -46,7 +47,10 @@ def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -
             judged.append(judge(run, variable, spoken(variable)))
         except UserError as error:
             notes.append(f"{spoken(variable)} left out: {error}")
-    record = verdict_record([each for item in judged for each in item.checked(figure)])
+    more = [asdict(each) for item in judged for each in item.beyond()]
+    record = verdict_record(
+        [each for item in judged for each in item.checked(figure)], **({"beyond": more} if more else {})
+    )
     return _write(results_dir, figure, verdict_text(figure, judged, notes), record)
 
 
@@ -78,6 +82,8 @@ def verdict_text(figure: str, judged: Sequence[Judged], notes: Sequence[str] = (
     lines += [*_made_from(judged), *(f"- {note}" for note in [*verdict_notes(judged), *notes])]
     checked = [each for item in judged for each in item.checked(figure)]
     lines += ["", "## Statements", "", *statement_lines(checked, named=True)]
+    if more := [each for item in judged for each in item.beyond()]:
+        lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
     return "\n".join([*lines, "", *_rules()])
 
@@ -134,9 +140,10 @@ def movie_verdict_text(
 # ---------------------------------------------------------------- of both
 
 
-def statement_lines(checked: Sequence[Checked], named: bool) -> list[str]:
-    """A table of statements and the findings behind each; `named`: with a column that says of what."""
-    head, of = ("| variable | the paper says it", "| ") if named else ("| the paper says", "")
+def statement_lines(checked: Sequence[Checked], named: bool, says: str = "") -> list[str]:
+    """A table of statements and the findings behind each; `named`: with a column that says of what; `says` heads the
+    statements, if not as what the paper says."""
+    head, of = (f"| variable | {says or 'the paper says it'}", "| ") if named else (f"| {says or 'the paper says'}", "")
     lines = [f"{head} | verdict | against | measured (95 % interval) |", "|---" * (4 + named) + "|"]
     for item in checked:
         lines.append(f"| {item.of + ' | ' if named else ''}{item.claim} | **{item.verdict}** | | {item.why} |")
@@ -156,7 +163,8 @@ def onset_lines(
             continue
         for part, metric, against, onset in item.onsets():
             named = " | ".join(cells(item, part, metric))
-            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {onset.text()} |")
+            text = f"{UNDECIDED} ({item.training}); as drawn {onset.text()}" if item.training else onset.text()
+            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {text} |")
     return lines
 
 
