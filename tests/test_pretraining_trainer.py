@@ -1,5 +1,6 @@
 """The trainer: resumes to the same bytes, learns, stops at a collapse; its checkpoint loads as Meta's do."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pez.encoder.loading import load_encoder
 from pez.encoder.vjepa2 import convert_keys
 from pez.errors import UserError
 from pez.files import read_json
+from pez.pretraining import trainer as trainer_module
 from pez.pretraining.export import PREFIX, meta_names, read_for_later, write_checkpoint, write_for_later
 from pez.pretraining.objective import JEPA, PredictorSize
 from pez.pretraining.trainer import Length, Trainer, TrainingSettings
@@ -68,16 +70,19 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     assert logs[0]["clips"].tolist() == [4, 8, 9, 10]
 
 
-def test_a_time_is_kept_and_its_schedule_followed_to_the_end(tmp_path):
+def test_a_time_is_kept_and_its_schedule_followed_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        trainer_module.time, "monotonic", itertools.count(0, 0.125).__next__
+    )  # every look takes so long
     trainer = Trainer(SMALL, Length(seconds=4.0), tmp_path, CPU)
     trainer.run(log_every=1, until=0.5)
-    assert 2.0 <= trainer.seconds < 3.5
+    assert 2.0 <= trainer.seconds < 2.5
     again = Trainer(SMALL, Length(seconds=4.0), tmp_path, CPU)
     again.run(log_every=1)
     log = pd.read_csv(tmp_path / "log.csv")
     assert again.step > trainer.step and log["total_seconds"].is_monotonic_increasing
     assert log["progress"].iloc[-1] == 1 and log["seconds"].sum() == pytest.approx(again.seconds)
-    assert log["learning_rate"].iloc[-1] < log["learning_rate"].max() / 2
+    assert again.seconds < 4.5 and log["learning_rate"].iloc[-1] < log["learning_rate"].max() / 5
 
 
 def test_another_run_of_other_settings_is_refused(tmp_path):
