@@ -24,7 +24,7 @@ from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments,
 from pez.encoder.compute import Speed
 from pez.encoder.controls import control_directory, control_passes, controls
 from pez.encoder.extract import DTYPES, extract_features, pass_dtype
-from pez.encoder.flops import counted_flops
+from pez.encoder.flops import flops_per_clip
 from pez.encoder.listing import listing
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.protocol import Encoder
@@ -147,7 +147,7 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
     print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
     if speed.clips:
         dtype = DTYPES[store.settings["dtype"]]
-        print(f"  {speed.text(counted_flops(encoder, 1, source.n_frames, dtype), dtype)}")
+        print(f"  {speed.text(flops_per_clip(encoder, source.n_frames, dtype), dtype)}")
     if missing := store.missing_shards():
         print(f"  {len(missing)} of the shards are still to come{whose(store.directory, missing)}")
     elif args.window_pooling != "none":

@@ -200,7 +200,7 @@ class FeatureStore:
         """
         clips = self.clips_of(shard)["clip_id"].tolist()
         for name, tensor in tensors.items():
-            finite = tensor.flatten(1).isfinite().all(dim=1)
+            finite = _finite(tensor)
             if not bool(finite.all()):
                 clip = clips[int((~finite).nonzero()[0, 0])]
                 raise UserError(
@@ -244,7 +244,7 @@ class FeatureStore:
         name = tensor_name(pooling, state_index(capture, layer))
         parts = [self.read_shard(shard, [name])[name] for shard in range(self.n_shards)]
         features = torch.cat(parts)
-        finite = features.flatten(1).isfinite().all(dim=1)
+        finite = _finite(features)
         if not bool(finite.all()):
             clip = self.clips["clip_id"].iloc[int((~finite).nonzero()[0, 0])]
             raise UserError(
@@ -268,6 +268,11 @@ class FeatureStore:
                 return {name: reader.get_tensor(name) for name in (names or reader.keys())}
         except (SafetensorError, struct.error, FileNotFoundError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all of each clip's values are finite, [clips]; the largest is NaN if one is."""
+    return tensor.flatten(1).abs().amax(dim=1).isfinite()
 
 
 def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:

@@ -30,4 +30,12 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name} is not supported: use auto, cpu, mps or cuda:N")
     if device.type in ("cpu", "mps") and device.index:
         raise UserError(f"--device {name} is not there: a machine has one {device.type} device; use {device.type}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else pinned memory and libraries would open a context on the first GPU as well
+        torch.backends.cudnn.allow_tf32 = False  # of convolutions, where float32 is asked for; products have it off
     return device
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory ran out: PyTorch's own, or that of a library that it calls."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from pez.controls import frame_orders
 from pez.encoder.capture import captured_states
 from pez.encoder.compute import Speed, Writer, compiled, filled, on_device
+from pez.encoder.devices import out_of_memory
 from pez.encoder.pooling import POOLINGS, PREFIX, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
@@ -27,6 +29,7 @@ from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
+_FITTED: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()  # clips a pass, once a GPU's memory ran out
 HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 
 
@@ -336,19 +339,26 @@ def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dic
     """One pass: uint8 [B, T, 3, R, R] on any device to every wanted pooled state, by tensor name, float32 on the
     encoder's.
 
-    When a GPU's memory runs out the batch is halved, down to one clip; then a UserError.
+    When a GPU's memory runs out the batch is halved, down to one clip; then a UserError. The size that fitted is
+    remembered for this encoder: failing takes as long as a pass.
     """
+    fits = _FITTED.get(encoder.module, len(frames))
+    if len(frames) > fits:
+        parts = [encode_pooled(encoder, part, settings) for part in frames.split(fits)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     try:
         return _encode_pooled(encoder, frames, settings)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         if len(frames) == 1:
             raise UserError(
                 f"{encoder.device} has not enough memory for one clip of --model {encoder.model}: "
                 "free it, or use --dtype bfloat16 or --device cpu"
             ) from None
     torch.cuda.empty_cache()
-    halves = [encode_pooled(encoder, half, settings) for half in frames.split((len(frames) + 1) // 2)]
-    return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+    _FITTED[encoder.module] = (len(frames) + 1) // 2
+    return encode_pooled(encoder, frames, settings)
 
 
 def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2Model
 
 from constants import ModelSpec
+from pez.encoder.blocks import own_blocks
 from pez.encoder.checkpoints import renamed, vit_spec
 from pez.encoder.hub import pretrained
 from pez.encoder.positions import uses_table
@@ -50,6 +51,11 @@ class VJEPA2(Encoder):
     def blocks(self) -> Sequence[nn.Module]:
         """VJEPA2Layer modules."""
         return self.module.layer
+
+    @classmethod
+    def of(cls, module: nn.Module, *arguments) -> Encoder:
+        """With blocks that do the same in less time."""
+        return super().of(own_blocks(module), *arguments)
 
     @classmethod
     def build(cls, spec: ModelSpec) -> nn.Module:

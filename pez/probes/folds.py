@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from pez.errors import UserError
 from pez.probes.data.groupings import HELD_OUT, groups, published_groups, torn_orbit
-from pez.probes.data.probe_data import NEVER, scene_names
-from pez.store import FeatureStore
+from pez.probes.data.probe_data import NEVER, Clips, scene_names
 
 _DIVISIONS = 32  # drawn, of which the most even is taken
 _GROUPS_DEALT = 20_000  # at most, in all of them: dealing takes time
@@ -49,9 +49,7 @@ class Folds:
             yield np.flatnonzero(self.fold != fold), self.rows(fold)
 
 
-def make_folds(
-    store: FeatureStore, grouping: str, n_folds: int, seed: int = 0, targets: np.ndarray | None = None
-) -> Folds:
+def make_folds(store: Clips, grouping: str, n_folds: int, seed: int = 0, targets: np.ndarray | None = None) -> Folds:
     """Folds of a store's clips; UserError if the grouping leaves a single group or needs what is not there.
 
     As far as the groups allow, every fold has its share of every direction, and the mean of what is probed (`targets`
@@ -61,7 +59,7 @@ def make_folds(
 
 
 def repeated_folds(
-    store: FeatureStore,
+    store: Clips,
     grouping: str,
     n_folds: int,
     seed: int,
@@ -92,7 +90,7 @@ def _check_orbits(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> None
         )
 
 
-def published_folds(store: FeatureStore, grouping: str, n_folds: int, tear_orbits: bool = False) -> tuple[Folds, ...]:
+def published_folds(store: Clips, grouping: str, n_folds: int, tear_orbits: bool = False) -> tuple[Folds, ...]:
     """The folds of the published recipe: nothing is drawn, and nothing but the groups' sizes and order has a say."""
     group, number = published_groups(store, grouping)
     if not tear_orbits:
@@ -132,7 +130,7 @@ def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: 
     """
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1; got {repeats}")
-    different: dict[tuple, np.ndarray] = {}
+    different: dict[tuple[int, ...], np.ndarray] = {}
     for repeat in range(repeats):
         fold = deal(seed + repeat)
         different.setdefault(tuple(pd.factorize(fold)[0]), fold)  # equal but for the folds' numbers: the same
@@ -140,7 +138,12 @@ def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: 
 
 
 def grouped_folds(
-    group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping", targets: np.ndarray | None = None
+    group: npt.ArrayLike,
+    n_folds: int,
+    seed: int = 0,
+    strata: np.ndarray | None = None,
+    what: str = "the grouping",
+    targets: np.ndarray | None = None,
 ) -> np.ndarray:
     """Fold number of every clip, [n]: groups whole; folds even in size, and in `strata` [n] if given.
 

@@ -22,7 +22,7 @@ from pez.probes.data.ball import DIRECTION_TARGETS, PROBE_SETS
 from pez.probes.data.controls import known_control
 from pez.probes.data.groupings import GROUPINGS
 from pez.probes.protocols import CHOICES, FIXED_CHOICES
-from pez.probes.recipes import OURS, RECIPES, with_recipe
+from pez.probes.recipes import OURS, RECIPES, HasRecipe, IsDataclass, with_recipe
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import SELECTION_METRICS
 from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
@@ -31,7 +31,8 @@ from pez.probes.solvers.linear import SOLVERS
 from pez.probes.solvers.problems import NORM_MODES
 from pez.store import CAPTURES, TRANSFORM_NAMES
 
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound=IsDataclass)
+ByRecipe = TypeVar("ByRecipe", bound=HasRecipe)
 REQUIRED: Any = dataclasses.MISSING
 
 
@@ -188,7 +189,11 @@ class AttentiveOptions(MovieOptions):
     probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int)
     token_norm: str = option("layer", "of the tokens before the probe", choices=lambda: TOKEN_NORMS)
     schedule: str = option("cosine", "of the learning rate, to 0 at the last step; or", choices=lambda: SCHEDULES)
-    probe_dtype: str = option("float32", "of its products", choices=lambda: ("float32", "bfloat16"))
+    probe_dtype: str = option(
+        "auto",
+        "of its products; auto: bfloat16 on a GPU, as V-JEPA 2's evaluation has it, else float32",
+        choices=lambda: ("auto", "float32", "bfloat16"),
+    )
 
 
 # ---------------------------------------------------------------- to and from a command line
@@ -221,7 +226,13 @@ def add_arguments(parser: argparse._ActionsContainer, options: type, leave: Iter
 class _Given(argparse.Action):
     """Stores a value, and in `given` that it was named on the command line."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         """See argparse.Action."""
         setattr(namespace, self.dest, values)
         namespace.given = {*getattr(namespace, "given", ()), self.dest}
@@ -230,7 +241,13 @@ class _Given(argparse.Action):
 class _GivenFlag(_Given):
     """The same of an option without a value."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         """See argparse.Action."""
         super().__call__(parser, namespace, True, option_string)
 
@@ -239,7 +256,7 @@ def from_arguments(options: type[Options], args: argparse.Namespace) -> Options:
     """An options object from parsed arguments, by the recipe that they name; UserError for a value out of its range, a
     name that cannot be used or an option that the recipe has otherwise."""
     values = {}
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+    for field in dataclasses.fields(options):
         value = getattr(args, field.name)
         if field.metadata["option"]["several"] and value is not None:
             value = tuple(dict.fromkeys(value))
@@ -250,9 +267,9 @@ def from_arguments(options: type[Options], args: argparse.Namespace) -> Options:
     return by_recipe(found, getattr(args, "given", ())) if isinstance(found, RunOptions) else found
 
 
-def by_recipe(options: Options, given: Iterable[str] | None = None) -> Options:
+def by_recipe(options: ByRecipe, given: Iterable[str] | None = None) -> ByRecipe:
     """`options` with what their recipe says; see `pez.probes.recipes.with_recipe`."""
-    names = {field.name: _name(field) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    names = {field.name: _name(field) for field in dataclasses.fields(options)}
     return with_recipe(options, None if given is None else set(given), names)
 
 
@@ -265,9 +282,9 @@ def check_ranges(options: Any) -> None:
                 _check_range(_name(field), number, about)
 
 
-def _name(field: dataclasses.Field) -> str:
+def _name(field: dataclasses.Field[Any]) -> str:
     """What an option is called on the command line."""
-    return field.metadata["option"]["name"] or "--" + field.name.replace("_", "-")
+    return str(field.metadata["option"]["name"] or "--" + field.name.replace("_", "-"))
 
 
 def _check_range(name: str, number: float, about: dict[str, Any]) -> None:

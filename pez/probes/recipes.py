@@ -12,7 +12,7 @@ quote. Its choices are values of options where there are such (`PUBLISHED_OPTION
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -46,7 +46,23 @@ PUBLISHED_KINDS = {
     "vxy": "vxy_summed",
     "possible": "possible_strict",
 }
-Options = TypeVar("Options")
+
+
+class IsDataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+class HasRecipe(IsDataclass, Protocol):
+    """Options of a run: a dataclass with a recipe."""
+
+    @property
+    def recipe(self) -> str:
+        """Whose choices are made: one of RECIPES."""
+
+
+Options = TypeVar("Options", bound=HasRecipe)
 
 
 def with_recipe(options: Options, given: Collection[str] | None, names: Mapping[str, str]) -> Options:

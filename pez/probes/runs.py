@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import atomic_path, run_lock
+from pez.movies.intphys2 import MAIN as MAIN_SPLIT
+from pez.movies.intphys2 import write_leaderboard
 from pez.probes.audit import grouping_notes
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
@@ -56,8 +59,8 @@ from pez.probes.options import (
     from_arguments,
     recorded,
 )
-from pez.probes.predictions import Predictions
-from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
+from pez.probes.predictions import MAIN, Predictions
+from pez.probes.protocols import choice_words, chosen_protocols, quoted_protocol, spoken_protocol, with_fixed
 from pez.probes.recipes import OURS, PUBLISHED, as_published
 from pez.probes.results import (
     BALL,
@@ -73,7 +76,7 @@ from pez.probes.results import (
 )
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.kinds import KINDS
-from pez.probes.scores.possibility import METRIC_OF
+from pez.probes.scores.possibility import METRIC_OF, score_movies
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
@@ -125,7 +128,7 @@ class Tables:
     controls: pd.DataFrame
     convergence: pd.DataFrame
     predictions: pd.DataFrame
-    record: dict
+    record: dict[str, Any]
     probes: dict[str, torch.Tensor]
 
     def told(self, recipe: str) -> "Tables":
@@ -152,7 +155,7 @@ def validated(
     with progress(total=total, description=options.run_name, unit="probe") as bar:
         for curve, data, own in mains + others:
             kept = None if data.control else probes
-            asked = {"metric": metric, "step": bar.update, "probes": kept}
+            asked: dict[str, Any] = {"metric": metric, "step": bar.update, "probes": kept}
             own_predictions = cross_validate(data, curve.repeats, solver, own, **asked)
             if not data.control:
                 own_predictions = beside_ridge(data, curve.repeats, solver, own_predictions)
@@ -193,6 +196,7 @@ def plan(options: BallOptions) -> list[Curve]:
         if options.recipe == PUBLISHED:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
         return [_labelled_curve(options, _labelled_store(options, stores))]
+    assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
     missing = [name for name in needed if name not in stores]
@@ -210,6 +214,7 @@ def plan(options: BallOptions) -> list[Curve]:
 
 
 def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
+    assert options.probe_set is not None
     probed = tuple(variables(options.probe_set, store, direction_target))
     grouping = options.grouping or default_grouping(store.clips)
     if options.recipe == PUBLISHED:
@@ -225,6 +230,7 @@ def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> Fe
     """The store whose clips the labels are of: the only one, or the only one with a labelled clip."""
     if len(stores) == 1:
         return next(iter(stores.values()))
+    assert options.targets is not None
     known = set(label_ids(options.targets))
     fitting = [store for store in stores.values() if known & set(store.clips["clip_id"].astype(str))]
     if len(fitting) != 1:
@@ -236,6 +242,7 @@ def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> Fe
 
 
 def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
+    assert options.targets is not None
     labels = read_labels(
         options.targets, options.variables, store.clips, store.name, options.group, options.skip_unlabelled
     )
@@ -342,7 +349,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         for variable in data.variables
     }
 
-    def made_of(scored: Scored) -> dict:
+    def made_of(scored: Scored) -> dict[str, Any]:
         key = scored.predictions
         return made[key.variable.name, key.control, key.control_seed]
 
@@ -359,7 +366,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     ).told(options.recipe)
 
 
-def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
+def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[str, Any]:
     """What the rows of one variable say of how they were made."""
     folds, settings = curve.folds, curve.store.settings
     least = LEAST_VARIANCE * variable.targets.var(0)
@@ -389,7 +396,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
     }
 
 
-def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict:
+def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict[str, Any]:
     """What the config file says of a run, provenance aside."""
     return {
         "options": recorded(options),
@@ -498,7 +505,9 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
 # ---------------------------------------------------------------- movies
 
 
-def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: str, fixed: bool = False) -> Curve:
+def movie_curve(
+    options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str, fixed: bool = False
+) -> Curve:
     """The main curve of movies and its controls."""
     main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
     if options.recipe == PUBLISHED:
@@ -522,7 +531,7 @@ def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: s
 
 
 def score_movie_run(
-    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict
+    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict[str, Any]
 ) -> Tables:
     """Tables of a run of movies; `settings` are the probe's, the same in every row."""
     with_epoch = isinstance(options, AttentiveOptions)
@@ -563,6 +572,19 @@ def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
     return paths[::-1]
 
 
+def answers(predictions: Sequence[Predictions]) -> pd.DataFrame:
+    """Out-of-fold `score` of every movie (`clip_id`) of a main curve, by the protocol to quote: of each fold at the
+    layer whose pairwise accuracy is highest on the other folds, the first of equals. First repeat only."""
+    mains = {each.protocol: each for each in predictions if each.control == MAIN}
+    curve = mains[quoted_protocol(mains)]
+    scores, fold, found = curve.predicted[0, :, :, 0], curve.fold[0], np.zeros(len(curve.clips))
+    for number in range(curve.n_folds):
+        rest, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        accuracy = [score_movies(curve.clips.iloc[rest].assign(score=own[rest]))["pairwise_accuracy"] for own in scores]
+        found[held] = scores[int(np.argmax(accuracy)), held]
+    return pd.DataFrame({"clip_id": curve.clips["clip_id"], "score": found})
+
+
 def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
     """What a user should know of a run that could not be all that --protocol and --repeats asked for."""
     lines = []
@@ -592,13 +614,18 @@ def run_movies(args: argparse.Namespace) -> Tables:
             "selection_metric": options.selection_metric,
             "protocol": spoken_protocol(curve.protocols),
             "seed": options.seed,
+            "chosen": choice_words(curve.protocols, stops_by, options.selection_metric, "scenes"),
         }
         tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
         for line in movie_notes(options, curve):
             print(line)
-        for path in write_movies(options, tables):
+        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
             print(f"wrote {path}")
     return tables
+
+
+def _leaderboard(args: argparse.Namespace, predictions: Sequence[Predictions]) -> list[Path]:
+    return [] if args.leaderboard is None else [write_leaderboard(args.leaderboard, answers(predictions), MAIN_SPLIT)]
 
 
 def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
@@ -608,6 +635,9 @@ def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
 
 def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
     """The attentive probe that the options describe; UserError for a recipe that cannot be."""
+    dtype = options.probe_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
     recipe = Recipe(
         num_probe_blocks=options.num_probe_blocks,
         num_heads=options.probe_heads,
@@ -615,7 +645,7 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
         batch_size=options.probe_batch_size,
         warmup_epochs=options.warmup_epochs,
         token_norm=options.token_norm,
-        dtype=options.probe_dtype,
+        dtype=dtype,
         seed=options.seed,
         schedule=options.schedule,
     )
@@ -627,7 +657,7 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
 def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions) -> list[LongCurve]:
     """The main curve and its controls as pez/probes/validation/checkpoints.py trains them."""
 
-    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict:
+    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict[str, Any]:
         made = {key: data.described[key] for key in ("model", "weights_sha256", "transform", "frame_order", "clip_set")}
         asked = {"capture": curve.capture, "pooling": curve.pooling, "n_folds": options.folds}
         chosen = {
@@ -653,11 +683,16 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
     with holding(locks, shard):
         features = movie_features(args, options.patch_pool, options.control, shard)
         curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
-        return _attentive(options, solver, curve, locks, shard)
+        return _attentive(args, options, solver, curve, locks, shard)
 
 
 def _attentive(
-    options: AttentiveOptions, solver: AttentiveSolver, curve: Curve, locks: Path, shard: Shard = WHOLE
+    args: argparse.Namespace,
+    options: AttentiveOptions,
+    solver: AttentiveSolver,
+    curve: Curve,
+    locks: Path,
+    shard: Shard = WHOLE,
 ) -> Tables | None:
     curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
     predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
@@ -669,8 +704,10 @@ def _attentive(
         print(line)
     choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
     settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
+    several = options.selection_metric if len(solver.settings) > 1 else ""
+    settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
     with describing(locks, shard):
         tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
-        for path in write_movies(options, tables):
+        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
             print(f"wrote {path}")
     return tables

@@ -8,9 +8,11 @@ never rise above chance have none. They describe a curve and test nothing: onset
 by the rules of pez/probes/scores/onset.py, are in the verdict files.
 """
 
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from constants import EMERGENCE_DEPTH
@@ -28,7 +30,7 @@ class NoRunsError(UserError):
     """A results folder has no table of the kind that was asked for."""
 
 
-def ball_tables(results_dir) -> pd.DataFrame:
+def ball_tables(results_dir: str | Path) -> pd.DataFrame:
     """All ball-probe results of a folder, run after run. NoRunsError if there are none, UserError if one is damaged."""
     tables = [run.table for run in read_runs(results_dir) if run.kind == BALL]
     if not tables:
@@ -47,7 +49,7 @@ def summarize_runs(runs: pd.DataFrame) -> pd.DataFrame:
     return table.astype({**layers, **values})
 
 
-def summarize_curve(curve: pd.DataFrame) -> dict:
+def summarize_curve(curve: pd.DataFrame) -> dict[str, Any]:
     """First, onset and peak layer of one curve, and its values at layer 0, one third, the peak and the end.
 
     A value is NaN where its layer was not probed.
@@ -78,7 +80,7 @@ def _peak_layer(score: pd.Series) -> int | None:
     return int(score.idxmax()) if score.notna().any() else None
 
 
-def _values(score: pd.Series, depth: int, prefix: str) -> dict:
+def _values(score: pd.Series, depth: int, prefix: str) -> dict[str, Any]:
     """`score` at layer 0, one third, its peak and the last layer."""
     places = {"layer_0": 0, "one_third": one_third(depth), "peak": _peak_layer(score), "last": depth - 1}
     return {f"{prefix}_{name}": score.get(layer) for name, layer in places.items()}
@@ -99,7 +101,7 @@ def one_third(depth: int) -> int:
 
 def as_text(table: pd.DataFrame) -> str:
     """The summary as text."""
-    return table.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-")
+    return str(table.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-"))
 
 
 def movie_text(rows: pd.DataFrame) -> str:
@@ -112,11 +114,15 @@ def movie_text(rows: pd.DataFrame) -> str:
             f"{metric:18s} layer {curve.index[0]}: {curve.iloc[0]:.3f}   "
             f"peak {curve.max():.3f} at layer {curve.idxmax()}   last: {curve.iloc[-1]:.3f}"
         )
-    ties = f"ties: {overall['n_ties'].sum()} of {overall['n_scenes'].sum()} scene comparisons over all layers"
+    first = overall.iloc[0]
+    ties = (
+        f"ties: {overall['n_ties'].sum()} of {overall['n_scenes'].sum()} scene comparisons over all layers; at layer "
+        f"{overall.index[0]} {first['n_scenes'] - first['n_ties']} of {first['n_scenes']} decisions are above rounding"
+    )
     return "\n".join([*lines, ties])
 
 
-def curve_facts(layers: Sequence[int], values: Sequence[float]) -> dict:
+def curve_facts(layers: npt.ArrayLike, values: npt.ArrayLike) -> dict[str, Any]:
     """First, onset, peak and last layer of an accuracy's curve with their values; `onset_layer` None if it never rises.
 
     The onset here is the first layer at or above the middle between chance (0.5) and the peak, of the values alone.
@@ -125,7 +131,7 @@ def curve_facts(layers: Sequence[int], values: Sequence[float]) -> dict:
     order = np.argsort(layers)
     layers, values = layers[order], values[order]
     peak = int(np.nanargmax(values))
-    risen = np.flatnonzero(values >= (CHANCE + values[peak]) / 2) if values[peak] > CHANCE else []
+    risen = np.flatnonzero(values >= (CHANCE + values[peak]) / 2) if values[peak] > CHANCE else np.zeros(0)
     onset = int(risen[0]) if len(risen) else None
     return {
         "first_layer": int(layers[0]),
@@ -139,7 +145,7 @@ def curve_facts(layers: Sequence[int], values: Sequence[float]) -> dict:
     }
 
 
-def movie_facts(rows: pd.DataFrame) -> dict:
+def movie_facts(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
     """`curve_facts` of every sub-task and metric of a movie run's results table."""
     return {
         subtask: {metric: curve_facts(part["layer"], part[f"{metric}_mean"]) for metric in METRICS}

@@ -21,6 +21,7 @@ run under the nested protocol where the main curve does, else under the publishe
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -101,7 +102,8 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
     control = CONTROLS[base.control]
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
-        made = {"control_seed": seed, "described": store.settings, "norm_mode": control.norm_mode or base.norm_mode}
+        norm_mode = control.norm_mode or base.norm_mode
+        made: dict[str, Any] = {"control_seed": seed, "described": store.settings, "norm_mode": norm_mode}
         made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
             turned = played_backwards(base.variables)
@@ -145,7 +147,7 @@ def time_reversed(variable: Variable) -> Variable:
 
 def place_features(places: np.ndarray) -> np.ndarray:
     """Coordinates [clips, m] with their squares and products, so that a linear probe of them reads what place tells."""
-    return PolynomialFeatures(2, include_bias=False).fit_transform(places)
+    return cast(np.ndarray, PolynomialFeatures(2, include_bias=False).fit_transform(places))
 
 
 def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
@@ -174,4 +176,4 @@ def _tubelet_positions(store: FeatureStore) -> np.ndarray:
     places = wide.to_numpy(dtype=np.float64).reshape(len(wide), len(columns), store.settings["n_tubelets"], -1)
     if not np.isfinite(places).all():
         raise UserError(f"{store.directory}: a clip has no position in some frame, which --control position needs")
-    return places.mean(3).swapaxes(1, 2)
+    return cast(np.ndarray, places.mean(3).swapaxes(1, 2))

@@ -22,6 +22,8 @@ With the last two `--folds` has no say. A fold holds one value, so it has no R^2
 mean absolute error.
 """
 
+from typing import cast
+
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
@@ -29,7 +31,8 @@ from sklearn.cluster import KMeans
 from constants import RESOLUTION
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import clip_means
-from pez.store import FeatureStore
+from pez.probes.data.probe_data import Clips
+from pez.stimuli.clipset import ClipSet
 
 GROUPINGS = (
     "position",
@@ -61,7 +64,7 @@ _GRID, _SECTORS, _CLUSTERS = 4, 8, 10
 _IMAGE_SECTORS = 5
 
 
-def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
+def groups(store: Clips, grouping: str, seed: int = 0) -> np.ndarray:
     """Group name of every clip of a store, [n] of str; UserError if the clips lack what the grouping needs."""
     check_choice("--grouping", grouping, GROUPINGS)
     if grouping == "pixel_region":
@@ -85,7 +88,7 @@ def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
     return np.array([" ".join(names) for names in zip(*parts)])
 
 
-def published_groups(store: FeatureStore, grouping: str) -> tuple[np.ndarray, np.ndarray]:
+def published_groups(store: Clips, grouping: str) -> tuple[np.ndarray, np.ndarray]:
     """Groups of the published recipe: name [n] of every clip's, and number [n], in the order of what they share.
 
     Sectors are five, on the picture, about its centre, from where the ball is in the first frame. UserError for a
@@ -144,7 +147,7 @@ def _need(clips: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 def _clip(clips: pd.DataFrame) -> list[str]:
-    return clips["clip_id"].tolist()
+    return cast(list[str], clips["clip_id"].tolist())
 
 
 def _index(clips: pd.DataFrame) -> list[str]:
@@ -177,12 +180,13 @@ def _spatial_cluster(clips: pd.DataFrame, seed: int) -> np.ndarray:
     return np.array([f"cluster {cluster}" for cluster in found])
 
 
-def _pixel_region(store: FeatureStore) -> np.ndarray:
+def _pixel_region(store: Clips) -> np.ndarray:
     places = clip_means(store, ["x_px", "y_px"])
     cell = np.floor(places / _resolution(store) * _GRID).clip(0, _GRID - 1).astype(int)
     return np.array([f"row {row} column {column}" for column, row in cell])
 
 
-def _resolution(store: FeatureStore) -> int:
+def _resolution(store: Clips) -> int:
     """Pixels a side of the clips."""
-    return store.settings.get("clip_set", {}).get("settings", {}).get("resolution", RESOLUTION)
+    made = store.settings if isinstance(store, ClipSet) else store.settings.get("clip_set", {}).get("settings", {})
+    return int(made.get("resolution", RESOLUTION))

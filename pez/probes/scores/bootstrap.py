@@ -20,8 +20,10 @@ Machine Learning 52). It is a rule of thumb, held to account by studies/onset/ca
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from constants import N_FOLDS
 from pez.errors import UserError
@@ -43,7 +45,7 @@ class Resamples:
     counts: np.ndarray
     stretch: float = 1.0
 
-    def index(self, group) -> np.ndarray:
+    def index(self, group: npt.ArrayLike) -> np.ndarray:
         """Position in `names` of every clip's group, [n]; UserError unless exactly these groups are there."""
         names, index = np.unique(np.asarray(group), return_inverse=True)
         if not np.array_equal(names, self.names):
@@ -55,7 +57,9 @@ class Resamples:
         return index
 
 
-def group_resamples(group, n_resamples: int = N_RESAMPLES, seed: int = 0, n_folds: int | None = N_FOLDS) -> Resamples:
+def group_resamples(
+    group: npt.ArrayLike, n_resamples: int = N_RESAMPLES, seed: int = 0, n_folds: int | None = N_FOLDS
+) -> Resamples:
     """Draw as many groups as there are, with replacement, `n_resamples` times; `group` [n] names every clip's.
 
     `n_folds` of the cross-validation that made the predictions; None for predictions that were not trained on the
@@ -121,7 +125,10 @@ def _check_paired(curves: Sequence[BootstrapCurve]) -> None:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], resamples: Resamples, lowest=-np.inf, highest=np.inf
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: Resamples,
+    lowest: float = -np.inf,
+    highest: float = np.inf,
 ) -> BootstrapCurve:
     """A BootstrapCurve of `statistic`, which takes counts [rows, G] and gives scores [rows, layers].
 
@@ -133,7 +140,9 @@ def bootstrap(
     return BootstrapCurve(estimate, samples.clip(lowest, highest), resamples)
 
 
-def bootstrap_r2(target, prediction, group, resamples: Resamples, summed: bool = False) -> BootstrapCurve:
+def bootstrap_r2(
+    target: npt.ArrayLike, prediction: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples, summed: bool = False
+) -> BootstrapCurve:
     """R^2 over all clips, averaged over outputs, as pez.probes.scores.r2 has it, or `summed` over them.
 
     `target` [n, k] or [n], `prediction` [layers, n, k] or [layers, n], `group` [n]. An output that does not vary in
@@ -163,7 +172,13 @@ def bootstrap_r2(target, prediction, group, resamples: Resamples, summed: bool =
     return bootstrap(statistic, resamples, highest=1.0)
 
 
-def bootstrap_mean(values, group, resamples: Resamples, lowest=-np.inf, highest=np.inf) -> BootstrapCurve:
+def bootstrap_mean(
+    values: npt.ArrayLike,
+    group: npt.ArrayLike,
+    resamples: Resamples,
+    lowest: float = -np.inf,
+    highest: float = np.inf,
+) -> BootstrapCurve:
     """The mean over clips of `values` [layers, n] that can be `lowest` to `highest`: an accuracy, an error."""
     values = np.asarray(values, dtype=np.float64)
     index, n_groups = resamples.index(group), len(resamples.names)
@@ -171,14 +186,18 @@ def bootstrap_mean(values, group, resamples: Resamples, lowest=-np.inf, highest=
     return bootstrap(lambda counts: (counts @ sums) / (counts @ n)[:, None], resamples, lowest, highest)
 
 
-def bootstrap_accuracy(label, score, group, resamples: Resamples, threshold: float = 0.0) -> BootstrapCurve:
+def bootstrap_accuracy(
+    label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples, threshold: float = 0.0
+) -> BootstrapCurve:
     """Share of clips on the right side of `threshold`: `label` [n] bool, `score` [layers, n]; on it is a half."""
     score = np.asarray(score, dtype=np.float64)
     right = (score > threshold) == np.asarray(label, dtype=bool)
     return bootstrap_mean(np.where(score == threshold, 0.5, right), group, resamples, 0.0, 1.0)
 
 
-def bootstrap_balanced_accuracy(label, predicted, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_balanced_accuracy(
+    label: npt.ArrayLike, predicted: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """The mean over classes of the share of their clips that is named rightly; a class that a resample lacks is left
     out of its mean. `label` [n] and `predicted` [layers, n] are class numbers."""
     label, predicted = np.asarray(label), np.asarray(predicted)
@@ -190,12 +209,14 @@ def bootstrap_balanced_accuracy(label, predicted, group, resamples: Resamples) -
     def statistic(counts: np.ndarray) -> np.ndarray:
         there = counts @ n  # [rows, C]
         share = np.einsum("bg,lgc->blc", counts, right, optimize=True) / np.maximum(there, 1e-12)[:, None]
-        return share.sum(2) / (there > 0).sum(1)[:, None]
+        return cast(np.ndarray, share.sum(2) / (there > 0).sum(1)[:, None])
 
     return bootstrap(statistic, resamples, 0.0, 1.0)
 
 
-def bootstrap_auc(label, score, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_auc(
+    label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """ROC AUC of `score` [layers, n] for `label` [n] bool: positives over negatives, a tie is a half.
 
     NaN for a resample with one class only.
@@ -214,17 +235,17 @@ def bootstrap_auc(label, score, group, resamples: Resamples) -> BootstrapCurve:
 
 
 def _wins(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    return 0.5 * (np.sign(positive[:, None] - negative) + 1)
+    return cast(np.ndarray, 0.5 * (np.sign(positive[:, None] - negative) + 1))
 
 
 def bootstrap_relative_accuracy(
-    possible,
-    score,
-    scene,
+    possible: npt.ArrayLike,
+    score: npt.ArrayLike,
+    scene: npt.ArrayLike,
     resamples: Resamples,
     tie_tolerance: float = TIE_TOLERANCE,
-    largest=None,
-    rounding=None,
+    largest: npt.ArrayLike | None = None,
+    rounding: npt.ArrayLike | None = None,
     tie: float = 0.5,
 ) -> BootstrapCurve:
     """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie worth `tie`.
@@ -246,7 +267,13 @@ def bootstrap_relative_accuracy(
 
 
 def bootstrap_pairwise_accuracy(
-    possible, score, scene, pair, resamples: Resamples, tie_tolerance: float = TIE_TOLERANCE, rounding=None
+    possible: npt.ArrayLike,
+    score: npt.ArrayLike,
+    scene: npt.ArrayLike,
+    pair: npt.ArrayLike,
+    resamples: Resamples,
+    tie_tolerance: float = TIE_TOLERANCE,
+    rounding: npt.ArrayLike | None = None,
 ) -> BootstrapCurve:
     """Share of matched pairs whose possible movie has the higher score, a tie a half; scenes are the groups.
 
@@ -266,12 +293,16 @@ def bootstrap_pairwise_accuracy(
     return bootstrap_mean(won, np.asarray(scene)[possible][one], resamples, 0.0, 1.0)
 
 
-def bootstrap_angular_error(target_deg, prediction_deg, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_angular_error(
+    target_deg: npt.ArrayLike, prediction_deg: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """Mean absolute angular error in degrees, 0 to 180; `target_deg` [n], `prediction_deg` [layers, n]."""
     return bootstrap_mean(angular_error(prediction_deg, target_deg), group, resamples, 0.0, 180.0)
 
 
-def bootstrap_circular_correlation(target_deg, prediction_deg, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_circular_correlation(
+    target_deg: npt.ArrayLike, prediction_deg: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """Circular correlation (pez.probes.scores.circular); `target_deg` [n], `prediction_deg` [layers, n], degrees."""
     index, n_groups = resamples.index(group), len(resamples.names)
     moments = [
@@ -302,7 +333,7 @@ def _quantiles(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return np.array([values[int(np.floor(shares[0] * last))], values[int(np.ceil(shares[1] * last))]])
 
 
-def _columns(target, prediction) -> tuple[np.ndarray, np.ndarray]:
+def _columns(target: npt.ArrayLike, prediction: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
     target = target.reshape(len(target), -1)
     return target, prediction.reshape(len(prediction), *target.shape)

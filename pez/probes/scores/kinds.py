@@ -14,6 +14,7 @@ A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,7 @@ from pez.probes.scores.r2 import r2, summed_r2
 
 FoldScores = Callable[[Predictions, int, int, np.ndarray], dict[str, dict[str, float]]]
 Curve = Callable[[np.ndarray, np.ndarray, np.ndarray, Resamples], BootstrapCurve]
+_Score = TypeVar("_Score")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,9 @@ def _value_of_summed(_metric: str, _clips: pd.DataFrame, target: np.ndarray, pre
 _SUMMED_R2 = {"r2": Pooled(partial(bootstrap_r2, summed=True), _pooled_summed_r2), "mae": _R2["mae"]}
 
 
-def _on_circle(form: str, score, target: np.ndarray, prediction: np.ndarray, *rest):
+def _on_circle(
+    form: str, score: Callable[..., _Score], target: np.ndarray, prediction: np.ndarray, *rest: Any
+) -> _Score:
     """`score` of the directions, in degrees, that targets and predictions in `form` mean."""
     return score(predicted_angle(target, form), predicted_angle(prediction, form), *rest)
 
@@ -161,7 +165,9 @@ def _summed(more: Mapping[str, Pooled]) -> Kind:
 # ---------------------------------------------------------------- possible and impossible movies
 
 
-def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
+def _fold_possibility(
+    predictions: Predictions, repeat: int, layer: int, rows: np.ndarray
+) -> dict[str, dict[str, float]]:
     table = predictions.clips.iloc[rows].assign(score=predictions.predicted[repeat, layer, rows, 0])
     if predictions.rounding is not None and np.isfinite(predictions.rounding[repeat, layer, rows]).all():
         table = table.assign(rounding=predictions.rounding[repeat, layer, rows])
@@ -195,12 +201,16 @@ def _of_scores(score: Callable[..., BootstrapCurve]) -> Pooled:
     return Pooled(curve)
 
 
-def _relative_accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _relative_accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     scores, rounding = prediction[..., 0], prediction[..., 1]
     return bootstrap_relative_accuracy(target[:, 0] > 0.5, scores, group, resamples, largest=1.0, rounding=rounding)
 
 
-def _pairwise_of_movies(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _pairwise_of_movies(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     """Of matched pairs; their number, the same in every layer, stands in the third column."""
     possible, (scores, rounding, pair) = target[:, 0] > 0.5, np.moveaxis(prediction, -1, 0)
     return bootstrap_pairwise_accuracy(possible, scores, group, pair[0], resamples, rounding=rounding)
@@ -216,27 +226,33 @@ def _one_scale_with_pairs(predictions: Predictions) -> np.ndarray:
 # as the public reproduction scores them
 
 
-def _fold_strictly(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
+def _fold_strictly(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
     scores = probability(predictions.predicted[repeat, layer, rows, 0])
     parts = {name: np.flatnonzero(np.isin(rows, own)) for name, own in predictions.parts.items()}
     scored = score_rows(predictions.clips.iloc[rows].assign(score=scores), parts, score_movies_strictly)
     return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
 
 
-def _strict_possibility(metric: str, movies: pd.DataFrame, _target, prediction: np.ndarray) -> tuple[float, float]:
+def _strict_possibility(
+    metric: str, movies: pd.DataFrame, _target: np.ndarray, prediction: np.ndarray
+) -> tuple[float, float]:
     """Accuracy, of equals AUC; relative accuracy, of equals accuracy."""
     scores = score_movies_strictly(movies.assign(score=probability(prediction[:, 0])))
     return scores[metric], scores["auc" if metric == "clip_accuracy" else "clip_accuracy"]
 
 
-def _strict_accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _strict_accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     right = (prediction[..., 0] >= 0.5) == (target[:, 0] > 0.5)
     return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
 
 
-def _strict_relative_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
-    asked = {"tie_tolerance": 0.0, "tie": 0.0}
-    return bootstrap_relative_accuracy(target[:, 0] > 0.5, prediction[..., 0], group, resamples, **asked)
+def _strict_relative_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
+    possible, scores = target[:, 0] > 0.5, prediction[..., 0]
+    return bootstrap_relative_accuracy(possible, scores, group, resamples, tie_tolerance=0.0, tie=0.0)
 
 
 # ---------------------------------------------------------------- pairs of own labels
@@ -257,7 +273,9 @@ def _fold_pairs(predictions: Predictions, repeat: int, layer: int, rows: np.ndar
     }
 
 
-def _pairwise_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _pairwise_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     label, scored = target[:, 0] > 0.5, prediction[..., 0]
     names, index = np.unique(group, return_inverse=True)
     won = np.zeros((len(scored), len(names)))
@@ -296,16 +314,22 @@ def _class_auc(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -
 _CLASS_VALUES = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "auc": _class_auc}
 
 
-def _accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     right = prediction.argmax(2) == target.argmax(1)
     return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
 
 
-def _balanced_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _balanced_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     return bootstrap_balanced_accuracy(target.argmax(1), prediction.argmax(2), group, resamples)
 
 
-def _class_auc_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _class_auc_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     known = [k for k in range(target.shape[1]) if 0 < target[:, k].sum() < len(target)]
     return mean_curve([bootstrap_auc(target[:, k] > 0.5, prediction[..., k], group, resamples) for k in known])
 

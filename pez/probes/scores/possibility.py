@@ -28,6 +28,7 @@ single movie a half counts as possible.
 """
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
 
 def _mates(table: pd.DataFrame, scene: np.ndarray, possible: np.ndarray) -> np.ndarray:
     """Which possible movies are matched with which impossible ones, [possible, impossible] bool."""
-    mates = scene[possible][:, None] == scene[~possible]
+    mates = cast(np.ndarray, scene[possible][:, None] == scene[~possible])
     if PAIR in table:
         pair = table[PAIR].to_numpy()
         mates &= pair[possible][:, None] == pair[~possible]
@@ -100,7 +101,7 @@ def _mates(table: pd.DataFrame, scene: np.ndarray, possible: np.ndarray) -> np.n
 
 def probability(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, in single precision as the public reproduction has them, float64."""
-    return expit(np.asarray(logits, dtype=np.float32)).astype(np.float64)
+    return cast(np.ndarray, expit(np.asarray(logits, dtype=np.float32)).astype(np.float64))
 
 
 def score_movies_strictly(table: pd.DataFrame, limits: tuple[float, float] | None = None) -> dict[str, float]:

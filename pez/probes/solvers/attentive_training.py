@@ -11,19 +11,23 @@ setting and epoch are reported: pez/probes/validation/cross_validate.py.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from pez.encoder.devices import out_of_memory
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.attentive_stack import initial_parameters, stacked_forward
 from pez.probes.solvers.sweep import one_blas_thread
 
+Tokens = Callable[[int], torch.Tensor]  # layer -> features of all clips
+Scaling = tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of every channel
 TOKEN_NORMS = ("layer", "none", "zscore")
 SCHEDULES = ("cosine", "constant")
 _LEAST_SCALE = 1e-6  # a channel that varies less over the training clips is centred only
@@ -43,19 +47,19 @@ class Recipe:
     seed: int = 0
     schedule: str = "cosine"
 
-    def told(self) -> dict:
+    def told(self) -> dict[str, Any]:
         """Its fields as runs record them; `schedule` only where it is not the cosine that runs have always had."""
         fields = asdict(self)
         return {name: value for name, value in fields.items() if name != "schedule" or value != "cosine"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for flag, value in (("--num-epochs", self.num_epochs), ("--probe-batch-size", self.batch_size)):
             if value < 1:
                 raise UserError(f"{flag} must be at least 1; got {value}")
         if not 0 <= self.warmup_epochs < self.num_epochs:
             raise UserError(f"--warmup-epochs must be from 0 to less than --num-epochs; got {self.warmup_epochs}")
 
-    def sizes(self, width: int) -> dict:
+    def sizes(self, width: int) -> dict[str, int]:
         """Arguments of AttentiveClassifier for tokens of `width` channels."""
         return {"embed_dim": width, "num_heads": self.num_heads, "depth": self.num_probe_blocks}
 
@@ -98,7 +102,7 @@ def train(
     tokens: Callable[[int], torch.Tensor],
     labels: torch.Tensor,
     recipe: Recipe,
-    device="cpu",
+    device: str | torch.device = "cpu",
     size: int = 1,
 ) -> Iterator[tuple[Problem, np.ndarray]]:
     """Train the problems in stacks of at most `size` and yield each with its scores (see `train_stack`).
@@ -111,10 +115,12 @@ def train(
     threads = min(available_cores(), size) if on_cpu else 1
     size = max(1, min(size // threads, -(-len(problems) // threads)))
     groups = stacks(problems, size)
-    options = {"tokens": tokens, "labels": labels, "recipe": recipe, "device": device}
+    options: dict[str, Any] = {"tokens": tokens, "labels": labels, "recipe": recipe, "device": device}
     if threads == 1:
+        if not on_cpu:
+            torch.cuda.empty_cache()  # what the encoder's passes left in PyTorch's cache
         for group in groups:
-            yield from zip(group, train_stack(group, **options))
+            yield from zip(group, _train_halving(group, options))
         return
     with one_blas_thread():
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -125,12 +131,29 @@ def train(
             pool.shutdown(cancel_futures=True)
 
 
+def _train_halving(problems: list[Problem], options: dict) -> list[np.ndarray]:
+    """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
+    try:
+        return train_stack(problems, **options)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(problems) == 1:
+            raise UserError(
+                f"{options['device']} has not enough memory for one attentive probe: free it, or lower "
+                "--probe-batch-size or --num-probe-blocks"
+            ) from None
+    torch.cuda.empty_cache()
+    half = (len(problems) + 1) // 2
+    return [*_train_halving(problems[:half], options), *_train_halving(problems[half:], options)]
+
+
 def train_stack(
     problems: list[Problem],
     tokens: Callable[[int], torch.Tensor],
     labels: torch.Tensor,
     recipe: Recipe,
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> list[np.ndarray]:
     """Train the problems of one stack (see `stacks`) together and score their clips.
 
@@ -148,7 +171,7 @@ def train_stack(
     orders = [_batch_order(problem, recipe) for problem in problems]
     scaling = _scaling(problems, tokens, device) if recipe.token_norm == "zscore" else None
     n_steps, wanted = len(orders[0]), [problem.scored(recipe) for problem in problems]
-    found = [[] for _ in problems]
+    found: list[list[np.ndarray]] = [[] for _ in problems]
     for step, batch in enumerate(zip(*orders)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, n_steps, first.lr, recipe)
@@ -165,7 +188,7 @@ def train_stack(
     return [np.stack(kept) for kept in found]
 
 
-def _scaling(problems, tokens, device) -> tuple[torch.Tensor, torch.Tensor]:
+def _scaling(problems: Sequence[Problem], tokens: Tokens, device: str | torch.device) -> Scaling:
     """Every channel's mean and standard deviation over tokens of a problem's training clips, [problems, 1, 1, d]."""
     moments = []
     for problem in problems:
@@ -176,11 +199,20 @@ def _scaling(problems, tokens, device) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, scale
 
 
-def _descend(parameters, problems, batch, tokens, labels, recipe, device, scaling) -> None:
+def _descend(
+    parameters: dict[str, torch.Tensor],
+    problems: Sequence[Problem],
+    batch: Sequence[torch.Tensor],
+    tokens: Tokens,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    device: str | torch.device,
+    scaling: Scaling | None,
+) -> None:
     """Gradients of every problem's own mean loss: summed over problems, each keeps its own."""
     logits = _logits(parameters, problems, batch, tokens, recipe, device, scaling)
     wanted = torch.stack([labels[rows] for rows in batch]).to(device)
-    F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum().backward()
+    torch.autograd.backward(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum())
 
 
 def learning_rate(step: int, n_steps: int, peak: float, recipe: Recipe) -> float:
@@ -202,13 +234,21 @@ def _batch_order(problem: Problem, recipe: Recipe) -> list[torch.Tensor]:
     """Rows of every step: each epoch a fresh permutation, the last batch of an epoch may be smaller."""
     generator = torch.Generator().manual_seed(problem.seed(recipe.seed))
     rows = torch.as_tensor(problem.train_rows)
-    batches = []
+    batches: list[torch.Tensor] = []
     for _ in range(recipe.num_epochs):
-        batches.extend(rows[torch.randperm(len(rows), generator=generator)].split(recipe.batch_size))
+        batches.extend(torch.split(rows[torch.randperm(len(rows), generator=generator)], recipe.batch_size))
     return batches
 
 
-def _logits(parameters, problems, batch, tokens, recipe, device, scaling) -> torch.Tensor:
+def _logits(
+    parameters: dict[str, torch.Tensor],
+    problems: Sequence[Problem],
+    batch: Iterable[torch.Tensor],
+    tokens: Tokens,
+    recipe: Recipe,
+    device: str | torch.device,
+    scaling: Scaling | None,
+) -> torch.Tensor:
     """Logits [problems, clips] of each problem's own layer at its own rows."""
     inputs = torch.stack([_gather(tokens(problem.layer), rows, device) for problem, rows in zip(problems, batch)])
     if recipe.token_norm == "layer":
@@ -220,23 +260,30 @@ def _logits(parameters, problems, batch, tokens, recipe, device, scaling) -> tor
         return stacked_forward(parameters, inputs, recipe.num_heads).squeeze(-1).float()
 
 
-def _gather(features: torch.Tensor, rows: torch.Tensor, device) -> torch.Tensor:
+def _gather(features: torch.Tensor, rows: torch.Tensor, device: str | torch.device) -> torch.Tensor:
     return features[rows.to(features.device)].to(device, torch.float32)
 
 
 @torch.no_grad()
-def _predict(parameters, problems, tokens, recipe, device, scaling) -> list[np.ndarray]:
+def _predict(
+    parameters: dict[str, torch.Tensor],
+    problems: Sequence[Problem],
+    tokens: Tokens,
+    recipe: Recipe,
+    device: str | torch.device,
+    scaling: Scaling | None,
+) -> list[np.ndarray]:
     # Folds may differ by a few clips: the short ones are filled up with their first row, and cut again.
     longest = max(len(problem.predict_rows) for problem in problems)
     rows = torch.stack([_filled(problem.predict_rows, longest) for problem in problems])
     parts = [
         _logits(parameters, problems, part, tokens, recipe, device, scaling)
-        for part in rows.split(recipe.batch_size, dim=1)
+        for part in torch.split(rows, recipe.batch_size, dim=1)
     ]
     logits = torch.cat(parts, dim=1).double().cpu().numpy()
     return [logits[index, : len(problem.predict_rows)] for index, problem in enumerate(problems)]
 
 
-def _filled(rows: np.ndarray, length: int) -> torch.Tensor:
-    rows = torch.as_tensor(rows)
+def _filled(numbers: np.ndarray, length: int) -> torch.Tensor:
+    rows = torch.as_tensor(numbers)
     return torch.cat([rows, rows[:1].expand(length - len(rows))])

@@ -8,6 +8,7 @@ import collections
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ class LinearSolver:
 
 
 def linear_solver(
-    name: str, max_epochs: int | None = None, recipe: str = OURS, stops_by: str = "loss", **options
+    name: str, max_epochs: int | None = None, recipe: str = OURS, stops_by: str = "loss", **options: Any
 ) -> LinearSolver:
     """The solver that --solver names, with `device`, `threads` and `memory_gib`; `max_epochs` None: its own.
 
@@ -149,7 +150,7 @@ def linear_solver(
     return LinearSolver(paper_settings(), epochs=max_epochs or PROBE_EPOCHS, **options)
 
 
-def _published_solver(name: str, max_epochs: int | None, stops_by: str, **options) -> LinearSolver:
+def _published_solver(name: str, max_epochs: int | None, stops_by: str, **options: Any) -> LinearSolver:
     if name == "ridge":
         return LinearSolver(ridge_settings(PROBE_WEIGHT_DECAYS), epochs=0, patience=0, closed_form=True, **options)
     if name == "adamw100":
@@ -157,8 +158,9 @@ def _published_solver(name: str, max_epochs: int | None, stops_by: str, **option
         setting = Setting(1e-3, 0.1)
         return LinearSolver((setting,), epochs=max_epochs or 100, patience=10, training=training, **options)
     training = replace(PUBLISHED_TRAINING, stops_by=stops_by)
-    asked = {"epochs": max_epochs or PROBE_EPOCHS, "training": training, "by_patches": True}
-    return LinearSolver(paper_settings(), **asked, **options)
+    return LinearSolver(
+        paper_settings(), epochs=max_epochs or PROBE_EPOCHS, training=training, by_patches=True, **options
+    )
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ class _Layer:
         parts = [self.folds.rows(fold) for fold in fit.validated_on]
         validation = np.concatenate([none, *parts])
         read = none if fit.read is None else self.folds.rows(fit.read) + self.shift
-        options = {
+        options: dict[str, Any] = {
             "settings": self.solver.settings,
             "normalise": self.data.norm_mode,
             "outputs": self.data.outputs,
@@ -293,7 +295,7 @@ class _Layer:
         )
 
 
-def _refit(settings: tuple[Setting, ...], choices: tuple[Choice, ...]) -> dict:
+def _refit(settings: tuple[Setting, ...], choices: tuple[Choice, ...]) -> dict[str, Any]:
     """Variable v at setting v, for its own number of epochs; other pairs train one epoch and are not read."""
     epochs = torch.ones(len(choices), len(choices), dtype=torch.int64)
     for variable, choice in enumerate(choices):

@@ -12,8 +12,10 @@ blow its rounding errors up to some 1e-5 to 1e-3 of a target's standard deviatio
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from constants import PROBE_LEARNING_RATES, PROBE_WEIGHT_DECAYS
@@ -88,7 +90,7 @@ class Moments:
         means = patches.float().mean(1).double()
         shift = means.mean(0)
         centred = torch.zeros(d, d, dtype=torch.float64, device=patches.device)
-        for part in patches.split(chunk):
+        for part in torch.split(patches, chunk):
             rows = part.flatten(0, 1).float() - shift.float()
             centred += (rows.T @ rows).double()
         shift = shift.float().double()  # what was in fact subtracted
@@ -105,7 +107,7 @@ class Moments:
         return Moments(*(a - b for a, b in zip(_fields(self), _fields(other))))
 
 
-def _fields(moments: Moments) -> list:
+def _fields(moments: Moments) -> list[Any]:
     return [getattr(moments, field.name) for field in dataclasses.fields(Moments)]
 
 
@@ -159,19 +161,25 @@ class Problem:
         return self.y_validation.shape[1]
 
 
+def there(part: torch.Tensor | None) -> torch.Tensor:
+    """A part of a problem that problems of this form have."""
+    assert part is not None
+    return part
+
+
 def row_problem(
-    features,
-    targets,
-    train,
-    validation,
-    predict=None,
+    features: torch.Tensor | np.ndarray,
+    targets: torch.Tensor | np.ndarray,
+    train: npt.ArrayLike,
+    validation: npt.ArrayLike | None,
+    predict: npt.ArrayLike | None = None,
     *,
     settings: tuple[Setting, ...] | None = None,
     loss: str = "mse",
     normalise: str = "zscore",
     outputs: tuple[int, ...] | None = None,
     gram: bool | None = None,
-    stop_epochs=None,
+    stop_epochs: torch.Tensor | None = None,
     judges: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float32,
     training: Training = Training(),
@@ -197,20 +205,20 @@ def row_problem(
     else:
         form = _row_form(x, y, loss, normalise, dtype, training)
     evaluation = features[torch.cat([_index(validation), _index(predict)])]
-    chosen = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
+    chosen: dict[str, Any] = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
     return _finish(form, evaluation, targets[_index(validation)], loss, normalise, dtype, training, **chosen)
 
 
 def moment_problem(
     moments: Moments,
-    validation_features,
-    validation_targets,
-    predict_features=None,
+    validation_features: torch.Tensor,
+    validation_targets: torch.Tensor,
+    predict_features: torch.Tensor | None = None,
     *,
     settings: tuple[Setting, ...] | None = None,
     normalise: str = "zscore",
     outputs: tuple[int, ...] | None = None,
-    stop_epochs=None,
+    stop_epochs: torch.Tensor | None = None,
     judges: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float32,
     training: Training = Training(),
@@ -229,11 +237,11 @@ def moment_problem(
         form["scatter"] = (scatter / torch.outer(scale, scale)).to(dtype)
         if _needs_bias("mse", normalise, training):
             form["scatter"] = torch.nn.functional.pad(form["scatter"], (0, 1, 0, 1))
-    chosen = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
+    chosen: dict[str, Any] = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
     return _finish(form, torch.cat(parts), validation_targets, "mse", normalise, dtype, training, **chosen)
 
 
-def _index(rows) -> torch.Tensor:
+def _index(rows: npt.ArrayLike | None) -> torch.Tensor:
     rows = np.zeros(0, dtype=np.int64) if rows is None else np.asarray(rows)
     return torch.as_tensor(rows, dtype=torch.int64)
 
@@ -246,7 +254,9 @@ def _check(x: torch.Tensor, y: torch.Tensor, loss: str) -> None:
         raise UserError("features or targets of a probe are not finite: rerun step2_extract.py with --overwrite")
 
 
-def _row_form(x, y, loss: str, normalise: str, dtype: torch.dtype, training: Training) -> dict:
+def _row_form(
+    x: torch.Tensor, y: torch.Tensor, loss: str, normalise: str, dtype: torch.dtype, training: Training
+) -> dict[str, Any]:
     x, y = x.double(), y.double()
     mean, scale = _feature_scaling(x.mean(0), x.var(0, correction=0), normalise)
     y_mean, y_scale = _target_scaling(y.mean(0), y.var(0, correction=0), loss, normalise, training)
@@ -258,7 +268,7 @@ def _row_form(x, y, loss: str, normalise: str, dtype: torch.dtype, training: Tra
     }
 
 
-def _gram_form(sums: Moments, normalise: str, dtype: torch.dtype, training: Training) -> dict:
+def _gram_form(sums: Moments, normalise: str, dtype: torch.dtype, training: Training) -> dict[str, Any]:
     n = sums.count
     x_mean, y_mean = sums.x / n, sums.y / n
     mean, scale = _feature_scaling(x_mean, sums.xx.diagonal() / n - x_mean.square(), normalise)
@@ -283,7 +293,9 @@ def _needs_bias(loss: str, normalise: str, training: Training) -> bool:
     return training.bias or loss == "logistic" or normalise == "none"
 
 
-def _scalings(mean, scale, y_mean, y_scale) -> dict:
+def _scalings(
+    mean: torch.Tensor, scale: torch.Tensor, y_mean: torch.Tensor, y_scale: torch.Tensor
+) -> dict[str, torch.Tensor]:
     return {"feature_mean": mean, "feature_scale": scale, "target_mean": y_mean, "target_scale": y_scale}
 
 
@@ -312,25 +324,27 @@ def _positive_scale(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     return torch.where(constant, 1.0, variance.clamp_min(0)).sqrt()
 
 
-def _normalised(x, mean: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, ones: bool) -> torch.Tensor:
+def _normalised(
+    x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, ones: bool
+) -> torch.Tensor:
     """Normalised rows, with a column of ones last if asked for."""
     rows = ((x.double() - mean) / scale).to(dtype)
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if ones else rows
 
 
 def _finish(
-    form: dict,
-    evaluation,
-    y_validation,
+    form: dict[str, Any],
+    evaluation: torch.Tensor,
+    y_validation: torch.Tensor,
     loss: str,
     normalise: str,
     dtype: torch.dtype,
     training: Training,
     *,
-    settings,
-    outputs,
-    stop_epochs,
-    judges,
+    settings: tuple[Setting, ...] | None,
+    outputs: tuple[int, ...] | None,
+    stop_epochs: torch.Tensor | None,
+    judges: tuple[int, ...],
 ) -> Problem:
     y_mean, y_scale = form["target_mean"], form["target_scale"]
     y_validation = torch.as_tensor(y_validation, device=y_mean.device)

@@ -155,7 +155,13 @@ def _folder(directory: Path, curve: LongCurve) -> Path:
     return directory / "controls" / curve.name if curve.name else directory
 
 
-def _fill(curves, folders: Sequence[PieceFolder], own: Sequence[Sequence[Piece]], solver, metric: str) -> None:
+def _fill(
+    curves: Sequence[LongCurve],
+    folders: Sequence[PieceFolder],
+    own: Sequence[Sequence[Piece]],
+    solver: AttentiveSolver,
+    metric: str,
+) -> None:
     """Make those of the `own` pieces of every curve that are missing, one bar over all."""
     missing = [folder.missing(pieces) for folder, pieces in zip(folders, own)]
     each = [count_steps(solver, c.protocols, 1, c.repeats[:1]) // c.repeats[0].n_folds for c in curves]  # of a piece
@@ -190,7 +196,7 @@ def _probed(
     for repeat, folds in enumerate(curve.repeats):
         reports = [(piece.layer, piece.fold) for piece in chunk if piece.repeat == repeat]
         found: dict[Piece, dict[str, pd.DataFrame]] = {}
-        asked = {"repeat": repeat, "metric": metric, "step": step}
+        asked: dict[str, Any] = {"repeat": repeat, "metric": metric, "step": step}
         for outcome in outcomes(curve.data, folds, solver, curve.protocols, reports, **asked) if reports else ():
             piece = Piece(outcome.layer, repeat, outcome.fold)
             own = found.setdefault(piece, {})
