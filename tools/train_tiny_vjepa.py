@@ -4,7 +4,7 @@
     python tools/train_tiny_vjepa.py --output-dir artifacts/tiny_vjepa --device cpu --threads 2 --steps 2400
 
 Writes state.pt (resumable: the same command goes on from it), log.csv and log.jsonl (loss, clips and tokens a second,
-target spread, effective rank, probes), settings.json and, at the end, result.json (probes of every second layer on
+target spread, effective rank, probes), settings.json and, at the end, result.json (probes of four layers on
 moving shapes and balls of many looks) and checkpoint.pt in Meta's format: `--model tiny --weights FILE`
 (pez/pretraining). With --minutes everything ends in that time, compiling and probing included: the schedule follows the
 clock. --race trains several objectives for a while and goes on with the best. docs/tiny_vjepa.md has the command of the
@@ -40,9 +40,10 @@ from pez.pretraining.video import VideoSettings
 DEFAULTS = TrainingSettings()
 STEPS = 2200
 EVALUATION_SEED = 2**40  # training draws from seed * 1,000,003 + step, far below
-QUICK_CLIPS = 64
+QUICK_CLIPS = 768
+PROBE_SECONDS = 3  # that quick_probe is given
 QUICK_LAYERS = (3, 7, 11)
-FINAL_LAYERS = (1, 3, 5, 7, 9, 11)
+FINAL_LAYERS = (2, 5, 8, 11)
 
 
 def make_parser() -> Parser:
@@ -144,7 +145,7 @@ def quick_probe(trainer: Trainer) -> dict[str, float]:
 
 
 def final_probe(trainer: Trainer, n_clips: int) -> dict:
-    """Every second layer's R^2 of direction and speed on both sets, for both encoders and for untrained weights."""
+    """Four layers' R^2 of direction and speed on both sets, for both encoders and for untrained weights."""
     model, settings = trainer.model, trainer.settings
     resolution = settings.last_resolution or settings.video.resolution
     untrained = Trainer(settings, trainer.length, trainer.directory, trainer.device).model
@@ -211,19 +212,20 @@ def main(args: argparse.Namespace) -> None:
             BallEvaluation(args.output_dir / "evaluation", "tiny", args.evaluation_clips, args.evaluation_resolution),
         )
     run_options |= {"evaluate": evaluate, "evaluate_every": args.evaluate_every, "saved": partial(_export, args)}
+    trainer = max(entrants.values(), key=lambda entrant: entrant.seconds)  # the first, or the one that was gone on with
+    races = len(entrants) > 1 and not trainer.step
     if args.minutes:
         left = 60 * args.minutes - args.final_seconds * bool(args.final_clips) - (time.monotonic() - begun)
-        left -= 0 if single else (len(entrants) - 1) * args.race_seconds + 3 * len(entrants)
-        if left <= args.race_seconds * (not single):
-            raise UserError(f"--minutes {args.minutes} leaves no time to train: give more, or a shorter --race")
-        for trainer in entrants.values():
-            trainer.length = Length(seconds=trainer.seconds + left)
+        apart = (len(entrants) - 1) * args.race_seconds + PROBE_SECONDS * len(entrants)
+        if races and left < apart + 2 * args.race_seconds:
+            print(f"{left:.0f} s are too few for --race: {trainer.directory.name} alone is trained", flush=True)
+            races = False
+        for entrant in entrants.values():
+            entrant.length = Length(seconds=entrant.seconds + max(1.0, left - apart * races))
     print(f"warm-up {result['warm_up_s']:.1f} s; {trainer.length}", flush=True)
-    trainer = next(iter(entrants.values()))
-    if not single:
-        trainer, result["race"] = race(
-            entrants, args.race_seconds, lambda one, until: one.run(until=until, **run_options)
-        )
+    if races:
+        run = partial(Trainer.run, **run_options)
+        trainer, result["race"] = race(entrants, args.race_seconds, run)
         print(f"goes on: {trainer.directory.name}", flush=True)
     trainer.run(stop_at=args.stop_at, **run_options)
     if args.final_clips:

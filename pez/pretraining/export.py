@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pez.encoder.checkpoints import check_fits, read_checkpoint, renamed, tensors_of
+from pez.encoder.checkpoints import check_fits, entry_called, read_checkpoint, renamed
 from pez.encoder.vjepa2 import CHECKPOINT_KEYS, NAMES, PARTS, convert_keys
 from pez.files import atomic_path
 
@@ -50,7 +50,7 @@ def read_for_later(directory: Path, model: nn.Module) -> None:
     """
     for entry in CHECKPOINT_KEYS:
         path = directory / f"{entry}.pt"
-        state = convert_keys(tensors_of(read_checkpoint(path), entry, path))
+        state = convert_keys(entry_called(read_checkpoint(path), entry, path).tensors)
         check_fits(state, getattr(model, entry).state_dict(), path, "tiny")
         getattr(model, entry).load_state_dict(state)
     path = directory / "predictor.pt"

@@ -104,7 +104,8 @@ def _camera(n: int, n_frames: int, settings: SceneSettings, draw: Draw) -> Camer
     back = torch.stack([elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], -1)
     target = torch.cat([draw.uniform(n, 2, low=-0.8, high=0.8), draw.uniform(n, 1, high=0.8)], -1)[:, None]
     forward = -back
-    up = torch.tensor([0.0, 0.0, 1.0], device=draw.device).expand_as(forward)
+    up = torch.zeros_like(forward)
+    up[..., 2] = 1
     right = _unit(torch.linalg.cross(forward, up))
     down = torch.linalg.cross(forward, right)
     roll = draw.uniform(n, 1, 1, low=-0.3, high=0.3)

@@ -1,5 +1,6 @@
 """The training loop: for a number of updates or a time, resumable at any save, decided by its settings and seed."""
 
+import functools
 import json
 import math
 import time
@@ -11,7 +12,7 @@ import pandas as pd
 import torch
 
 from constants import MODELS, ModelSpec
-from pez.encoder.preprocessing import normalise
+from pez.encoder.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from pez.errors import UserError
 from pez.files import atomic_path, exclusive, fingerprint, write_csv, write_json
 from pez.pretraining.collapse import has_collapsed, spread
@@ -71,7 +72,8 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Length:
-    """Updates, or seconds of training in all runs together; the schedule follows the share of them that is done."""
+    """Updates, or seconds in all runs together, probes and saves included; the schedule follows the share of them that
+    is done."""
 
     steps: int | None = None
     seconds: float | None = None
@@ -145,22 +147,19 @@ class Trainer:
         """
         with exclusive(self.directory):
             self.restore()
-            last_save = started = time.monotonic()
+            begun = last_save = last_row = time.monotonic()
             before, totals = self.seconds, []
             while self.progress < until and self.step != stop_at:
                 totals.append(self._update())
-                self.seconds = before + time.monotonic() - started
+                self.seconds = before + time.monotonic() - begun
                 ends = self.progress >= until or self.step == stop_at
                 evaluates = evaluate is not None and evaluate_every and self.step % evaluate_every == 0
                 if not (self.step % log_every == 0 or evaluates or ends):
                     continue
-                row = self._row(totals)
-                self.seconds = before + time.monotonic() - started  # the device has caught up
-                last = self.log[-1] if self.log else {"total_seconds": 0.0, "clips": 0}
-                seconds = self.seconds - last["total_seconds"]
-                per_second = (self.clips - last["clips"]) / seconds
-                row |= {"seconds": seconds, "total_seconds": self.seconds}
-                row |= {"clips_per_s": per_second, "tokens_per_s": per_second * row["tokens"]}
+                row = self._row(totals)  # the device has caught up
+                seconds = time.monotonic() - last_row
+                per_second = (self.clips - (self.log[-1]["clips"] if self.log else 0)) / seconds
+                row |= {"seconds": seconds, "clips_per_s": per_second, "tokens_per_s": per_second * row["tokens"]}
                 totals = []
                 if evaluates:
                     row |= evaluate(self)
@@ -171,7 +170,8 @@ class Trainer:
                     if saved:
                         saved(self)
                     last_save = time.monotonic()
-                before, started = self.seconds, time.monotonic()  # probing and saving are no training
+                last_row = time.monotonic()
+                self.seconds = before + last_row - begun
 
     def _update(self) -> dict:
         """One update; the random numbers depend on seed and step alone, so a resumed run goes on as it would have."""
@@ -207,13 +207,14 @@ class Trainer:
 
     def _row(self, totals: list[dict]) -> dict:
         """Means of the updates since the last row; waits for the device."""
+        loss = float(torch.stack([each["loss"] for each in totals]).mean())
         row = {
             "step": self.step,
             "progress": self.progress,
             "clips": self.clips,
             "batch": len(self.encoded),
             "tokens": self.encoded.shape[1],
-            "loss": float(torch.stack([each["loss"] for each in totals]).mean()),
+            "loss": loss,
             "gradient_norm": float(torch.stack([each["norm"] for each in totals]).mean()),
             "learning_rate": totals[-1]["rate"],
         }
@@ -273,7 +274,14 @@ class Trainer:
 
 def normalised(clips: torch.Tensor) -> torch.Tensor:
     """Clips in [0, 1] as the encoder takes them: rounded to the 8 bits of a file, ImageNet's mean and deviation."""
-    return normalise((clips * 255).round())
+    mean, deviation = _imagenet(clips.device)
+    return ((clips * 255).round() / 255 - mean) / deviation
+
+
+@functools.cache
+def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept on the device: making them anew would wait for all that it has yet to do."""
+    return tuple(torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _wait(device: torch.device) -> None:
