@@ -330,7 +330,7 @@ def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[st
 def stored_dtype(store_dtype: str, pooling: str) -> torch.dtype:
     """Precision on disk that --store-dtype means for a pooling."""
     if store_dtype == "auto":
-        return torch.float16 if is_per_patch(pooling) else torch.float32
+        return torch.float16 if is_per_patch(pooling) and pooling != PREFIX else torch.float32  # which are few
     return DTYPES[store_dtype]
 
 

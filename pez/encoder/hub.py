@@ -140,23 +140,31 @@ def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "
     Raises UserError if it cannot be had, or lacks a tensor whose name starts with `needed`.
     """
     local = Path(weights).is_dir()
-    bins = local and any(Path(weights).glob("*.bin")) and not any(Path(weights).glob("*.safetensors"))
-    try:
-        loaded, report = model_class.from_pretrained(
-            weights,
-            local_files_only=local or not _must_download(weights),
-            use_safetensors=not bins,
-            weights_only=True,  # of a .bin: never a pickle's objects
-            output_loading_info=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            **options,
-        )
-    except ERRORS as error:
-        raise UserError(
-            f"{weights} cannot be read as {model_class.__name__} in Hugging Face's format ({reason(error)}): download "
-            "it again"
-        ) from None
+    if local:
+        bins = any(Path(weights).glob("*.bin")) and not any(Path(weights).glob("*.safetensors"))
+        formats = [not bins]
+    else:
+        formats = [True, False]
+    for use_safetensors in formats:
+        try:
+            loaded, report = model_class.from_pretrained(
+                weights,
+                local_files_only=local or not _must_download(weights),
+                use_safetensors=use_safetensors,
+                weights_only=True,  # of a .bin: never a pickle's objects
+                output_loading_info=True,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                **options,
+            )
+        except ERRORS as error:
+            if isinstance(error, OSError) and use_safetensors is not formats[-1]:
+                continue
+            raise UserError(
+                f"{weights} cannot be read as {model_class.__name__} in Hugging Face's format ({reason(error)}): "
+                "download it again"
+            ) from None
+        break
     missing = sorted(name for name in report["missing_keys"] if name.startswith(needed))
     if missing:
         raise UserError(

@@ -274,19 +274,20 @@ class Siglip2(HuggingFace):
 
 
 def plain_config(config) -> dict:
-    """What a configuration says beyond where and with what it was saved; fit for JSON."""
+    """What a configuration says beyond its class's defaults, but not where and with what it was saved; fit for JSON."""
     left_out = (
         "_name_or_path",
         "transformers_version",
         "architectures",
         "dtype",
+        "model_type",
         "torch_dtype",
         "id2label",
         "label2id",
     )
     return json.loads(
         json.dumps(
-            {name: value for name, value in sorted(config.to_dict().items()) if name not in left_out}, default=str
+            {name: value for name, value in sorted(config.to_diff_dict().items()) if name not in left_out}, default=str
         )
     )
 

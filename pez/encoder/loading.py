@@ -106,7 +106,13 @@ def load_encoder(
             raise UserError("--model custom has no sizes of its own to fill with random weights: name a model")
         loaded = random_encoder(model, _changed(spec, resolution, positions), seed, target)
     elif (source := _hugging_face_source(weights)) is not None:
+        if checkpoint_key is not None:
+            raise UserError(
+                f"--checkpoint-key is for original files, {source} is in Hugging Face's format: leave it out"
+            )
         loaded = _from_hugging_face(model, spec, source, family, resolution, target)
+        if num_heads not in (None, loaded.spec.heads):
+            raise UserError(f"{source} has {loaded.spec.heads} heads, not --num-heads {num_heads}: leave it out")
         loaded = loaded.random_like(seed) if untrained else loaded
     elif untrained:
         raise UserError(f"--weights random takes sizes from a registered model or a Hugging Face folder, not {weights}")
@@ -255,7 +261,8 @@ def _from_hugging_face(
         if getattr(found, size) != getattr(spec, size):
             came, expected = getattr(found, size), getattr(spec, size)
             raise UserError(f"{weights} has {size} {came}, --model {model} has {expected}: choose the model it is of")
-    return FAMILIES[family].of(module, replace(found, family=family), model, Path(weights).name, None, device)
+    encoder = FAMILIES[family].of(module, replace(found, family=family), model, Path(weights).name, None, device)
+    return encoder if spec is not None else replace(encoder, remarks=(f"{weights}: {encoder.title} ({model_type})",))
 
 
 # ---------------------------------------------------------------- a user's own

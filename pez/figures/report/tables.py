@@ -16,6 +16,7 @@ from pez.figures.words import INTERVAL, NONE, dataset_of, interval, number, spok
 from pez.probes.results import BALL, MOVIES, Run
 from pez.probes.summary import one_third
 from pez.stimuli.clipset import ClipSet
+from pez.weights import licences
 
 _BROAD = 6  # columns
 
@@ -182,13 +183,23 @@ def _made_row(name: str, record: dict) -> list[str]:
 
 def features_table(report: Report) -> Table:
     """Weights and clips behind each run's features, by fingerprint."""
-    columns = ["run", "clips", "clip-set fingerprint", "weights", "SHA-256 of weights", "precision", "frame order"]
+    columns = [
+        "run",
+        "clips",
+        "clip-set fingerprint",
+        "weights",
+        "licence",
+        "SHA-256 of weights",
+        "precision",
+        "frame order",
+    ]
     rows = [
         [
             run.name,
             name,
             str(features.get("clip_set", {}).get("fingerprint", NONE)),
             str(features.get("weights_label", NONE)),
+            licences([features.get("weights_label")]).get(str(features.get("weights_label")), NONE),
             str(features.get("weights_sha256") or NONE)[:16],
             str(features.get("dtype", NONE)),
             spoken(features.get("frame_order", NONE)),
