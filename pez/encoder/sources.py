@@ -4,6 +4,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ class ClipSource:
     clips: pd.DataFrame
     frames: pd.DataFrame | None
     paths: dict[str, list[Path]]
-    settings: dict
+    settings: dict[str, Any]
     n_frames: int = 16
     frames_option: str = ""
     mend: str = "restore it from where it came"
@@ -110,7 +111,7 @@ def folder_source(
             "--clips a folder of them, see docs/inputs.md"
         )
     content = [[clip, [(as_text(file.name), file.stat().st_size) for file in files]] for clip, files in paths.items()]
-    chosen = {"n_frames": n_frames, "reading": READING}
+    chosen: dict[str, int | str] = {"n_frames": n_frames, "reading": READING}
     if frame_pattern is not None:
         chosen["frame_pattern"] = frame_pattern
     settings = {"name": as_text(directory.name), "fingerprint": fingerprint(content), "settings": chosen}
@@ -128,7 +129,9 @@ def folder_source(
     )
 
 
-def _look_at(clip: FoundClip, n_frames: int, decode: bool) -> tuple[dict | Exception, list[Path], list[str]]:
+def _look_at(
+    clip: FoundClip, n_frames: int, decode: bool
+) -> tuple[dict[str, Any] | UserError | PermissionError, list[Path], list[str]]:
     """The row, frame files and remarks of a clip; the error as the row if it cannot be used."""
     try:
         row, files, remarks = _row(clip, n_frames)
@@ -139,27 +142,28 @@ def _look_at(clip: FoundClip, n_frames: int, decode: bool) -> tuple[dict | Excep
     return row, files, remarks
 
 
-def _row(clip: FoundClip, n_frames: int) -> tuple[dict, list[Path], list[str]]:
-    is_film = clip.files == [clip.entry]
-    film = look_at_film(clip.entry, SKIP) if is_film else None
-    n_there = film.n_frames if is_film else len(clip.files)
+def _row(clip: FoundClip, n_frames: int) -> tuple[dict[str, Any], list[Path], list[str]]:
+    film = look_at_film(clip.entry, SKIP) if clip.files == [clip.entry] else None
+    n_there = len(clip.files) if film is None else film.n_frames
     if n_there < n_frames:
         raise UserError(
             f"{clip.entry} has {n_there} frames, {n_frames} are wanted: lower --num-frames, or leave out what is too "
             "short with --skip-unreadable"
         )
-    indices = film.sampled(n_frames) if is_film else even_indices(n_there, n_frames)
+    indices = even_indices(n_there, n_frames) if film is None else film.sampled(n_frames)
     row = {
         "clip_id": clip.clip_id,
         "n_frames": n_frames,
         "class_folder": clip.class_folder,
         "n_frames_there": n_there,
         "frame_indices": " ".join(map(str, indices)),
-        "frames_per_second": film.rate if is_film else float("nan"),
-        "variable_rate": is_film and film.is_variable,
-        "frame_times_s": " ".join(f"{second:.4f}" for second in film.seconds(indices)) if is_film else "",
+        "frames_per_second": float("nan") if film is None else film.rate,
+        "variable_rate": film is not None and film.is_variable,
+        "frame_times_s": "" if film is None else " ".join(f"{second:.4f}" for second in film.seconds(indices)),
     }
-    return row, clip.files if is_film else [clip.files[index] for index in indices], film.remarks if is_film else []
+    if film is None:
+        return row, [clip.files[index] for index in indices], []
+    return row, clip.files, film.remarks
 
 
 def told(source: ClipSource) -> list[str]:
@@ -182,7 +186,7 @@ def _some(names: list[str], unit: str) -> str:
     return f"{len(names)} {units} ({', '.join(names[:3])}{more})"
 
 
-class ClipDataset(Dataset):
+class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
     """Decoded, ordered and resized clips: item i is uint8 [T, 3, R, R] of `clip_ids[i]`, or its error.
 
     An error (UserError or PermissionError) travels as a value: raised inside a worker process it would lose its one
@@ -205,10 +209,12 @@ class ClipDataset(Dataset):
             frames = read_frames(self.source.paths[clip_id], self.source.n_frames, self.source.mend)
         except (UserError, PermissionError) as error:
             return error
-        return self.order(self.transform(frames, self.resolution), clip_id)
+        return cast(torch.Tensor, self.order(self.transform(frames, self.resolution), clip_id))
 
 
-def stack_clips(items: list) -> torch.Tensor | np.ndarray | UserError | PermissionError:
+def stack_clips(
+    items: list[torch.Tensor | UserError | PermissionError],
+) -> torch.Tensor | np.ndarray | UserError | PermissionError:
     """Collate clips into uint8 [B, T, 3, R, R]; the first error among them wins.
 
     In a worker process the batch lies in shared memory, or is an array where that is full: PyTorch would notice only
@@ -217,10 +223,10 @@ def stack_clips(items: list) -> torch.Tensor | np.ndarray | UserError | Permissi
     error = next((item for item in items if isinstance(item, Exception)), None)
     if error is not None:
         return error
-    batch = torch.stack(items)
+    batch = torch.stack(cast(list[torch.Tensor], items))
     if get_worker_info() is None:
         return batch
     try:
-        return batch.share_memory_()
+        return cast(torch.Tensor, batch.share_memory_())  # type: ignore[no-untyped-call]  # PyTorch gives it no types
     except RuntimeError:
         return batch.numpy()
