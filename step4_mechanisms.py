@@ -19,11 +19,14 @@ import argparse
 import sys
 
 from pez.cli import Parser, run_script
-from pez.mechanisms import attention, sequence
+from pez.mechanisms import attention, overlap, patches, sequence, steering
 
 COMMANDS = {
     "attention": (attention, "how far every head looks (Figures 3 and 19)"),
     "sequence": (sequence, "how often a variable can be read and removed (Figures 4c, 22, 23)"),
+    "overlap": (overlap, "how far subspaces of two variables lie apart (Table 3)"),
+    "steer": (steering, "edits that set the direction which probes read (Figure 24)"),
+    "patches": (patches, "direction at single places and across halves of the frame (Figure 18)"),
 }
 
 

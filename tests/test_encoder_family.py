@@ -363,3 +363,32 @@ def test_a_folder_of_another_type_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
     with pytest.raises(UserError, match="is a swin, whose grid of tokens changes from stage to stage"):
         load_encoder("custom", str(tmp_path))
+
+
+def test_a_store_from_before_encoders_were_recorded_is_used_again_and_said(squares, tmp_path, monkeypatch, capsys):
+    fixture, source = str(DATA / "vjepa2_small_giantlike.pt"), ball_source(squares / "velocity")
+    encoder = load_encoder("custom", fixture, num_heads=2, resolution=32)
+    options = {"captures": ["resid_post"], "poolings": ["mean"], "workers": 0}
+    described = Encoder.description
+    monkeypatch.setattr(
+        Encoder, "description", lambda self: {k: v for k, v in described(self).items() if k != "encoder"}
+    )
+    store = extract_features(encoder, source, tmp_path / "features", **options)
+    before = {path: path.read_bytes() for path in store.directory.rglob("*") if path.is_file()}
+    assert "encoder" not in store.settings
+    monkeypatch.undo()
+    again = extract_features(encoder, source, tmp_path / "features", **options)
+    assert "made by an earlier version, which did not record heads" in capsys.readouterr().out
+    assert torch.equal(again.layer("resid_post", "mean", 0), store.layer("resid_post", "mean", 0))
+    reused = extract_features(
+        encoder, source, tmp_path / "features", **options | {"captures": ["resid_post"]}, reuse_existing=True
+    )
+    assert reused.settings == store.settings
+    assert {path: path.read_bytes() for path in store.directory.rglob("*") if path.is_file()} == before
+    store.shard_path(0).unlink()  # what is missing is made, and the folder stays as it was
+    capsys.readouterr()
+    extract_features(encoder, source, tmp_path / "features", **options)
+    assert "made by an earlier version, which did not record heads" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in store.directory.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="made with transform = 'resize', now asked for 'eval_preproc'"):
+        extract_features(encoder, source, tmp_path / "features", **options, transform="eval_preproc")

@@ -1,13 +1,13 @@
 """One run on a GPU: whether it gives the CPU's answers, and how fast it is, each step beside its alternative.
 
-    python tools/gpu_check.py --output DIR                                 # six minutes at most, then it stops by itself
-    python tools/gpu_check.py --output DIR --only correct speed.sweep      # a group, or a part of one
-    python tools/gpu_check.py --output DIR --device cpu --small            # every part at small sizes, on a CPU
-    python tools/gpu_check.py --page DIR                                   # the results as Markdown
+    python tools/gpu_check.py --output DIR                              # at most six minutes: it stops by itself
+    python tools/gpu_check.py --output DIR --only correct speed.sweep   # a group, or a part of one
+    python tools/gpu_check.py --output DIR --device cpu --small         # every part at small sizes, on a CPU
+    python tools/gpu_check.py --page DIR                                # the results as Markdown
 
 Needs no network, no films and no renderer: clips are noise, features are planted, weights are random or in the
-repository. Every part is a process of its own, so that none can take another down; parts of `correct` share the device,
-parts of `speed` have it for themselves. Results are written as they come: DIR/correct.json, DIR/speed.json, DIR/log.txt.
+repository. Every part is a process of its own, so that none can take another down; most parts of `correct` share the
+device, parts of `speed` have it for themselves. Results are written as they come: correct.json, speed.json, log.txt.
 The exit code is 1 if a check failed, a part died, or time was too short for one.
 """
 
@@ -24,7 +24,7 @@ import time
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pez.cli import Parser, run_script
 from pez.errors import UserError
@@ -100,8 +100,11 @@ def _run_part(group: str, name: str, device: str, small: bool, folder: Path, cor
     import torch
 
     os.setsid()  # what a part starts ends with it
+    multiprocessing.set_start_method("fork", force=True)  # of its own processes, as in a plain run
     parts = _modules()[group]
     from gpu_parts import Bench
+
+    from pez.encoder.devices import find_device
 
     os.environ["PEZ_CORES"] = str(cores)
     torch.set_num_threads(cores)
@@ -109,7 +112,7 @@ def _run_part(group: str, name: str, device: str, small: bool, folder: Path, cor
     def tell(name: str, **values) -> None:
         pipe.send({"name": name, **values})
 
-    parts.PARTS[name][0](Bench(torch.device(device), small, folder, cores, tell))
+    parts.PARTS[name][0](Bench(find_device(device), small, folder, cores, tell))
     pipe.close()
 
 
@@ -143,6 +146,7 @@ def run(args) -> int:
     results = Results(args.output, about(args.device, args.small))
     results.say(f"{results.about}")
     queue, running = _in_order(_chosen(args.only)), []
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, sys.path))  # for the server, which imports by itself
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpu_correct", "gpu_speed"])
     ready = context.Process(target=_modules)  # the server imports what all parts need, outside their clocks

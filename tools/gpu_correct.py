@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from gpu_parts import Bench, clip_source, error, noise, official_state, pass_settings, random_encoder, rms_error
-from gpu_parts import write_clips
+from gpu_parts import (
+    Bench,
+    clip_source,
+    error,
+    noise,
+    official_state,
+    pass_settings,
+    random_encoder,
+    rms_error,
+    write_clips,
+)
 
 from constants import MODELS, REPOSITORY
 from pez.encoder.extract import encode_pooled, extract_features
@@ -37,7 +46,9 @@ def fixtures(bench: Bench) -> None:
         encoder = load_encoder("custom", str(DATA / f"{name}.pt"), num_heads=heads, device=str(bench.device))
         frames = torch.from_numpy(expected["clip"]).permute(0, 3, 1, 2)[None]
         for dtype in ("float32", "bfloat16"):
-            pooled = encode_pooled(encoder, frames, pass_settings(encoder, ["resid_pre", "resid_post"], ["mean"], dtype))
+            pooled = encode_pooled(
+                encoder, frames, pass_settings(encoder, ["resid_pre", "resid_post"], ["mean"], dtype)
+            )
             off = max(
                 error(pooled[tensor_name("mean", state)][0], torch.from_numpy(expected["resid_mean"][state]))
                 for state in range(encoder.depth + 1)
@@ -78,10 +89,11 @@ def encoders(bench: Bench) -> None:
 
 def stores(bench: Bench) -> None:
     """Step 2 as a command: whole, killed and resumed, and by two processes at once on one device: the same bytes."""
-    n_clips = 64 if bench.small else 512
+    n_clips = 48 if bench.small else 512
     write_clips(bench.folder / "small_clips", n_clips, 64, bench.cores)
     command = [sys.executable, "step2_extract.py", "--model", "tiny", "--clips", str(bench.folder / "small_clips")]
     command += ["--device", str(bench.device), "--pooling", "temporal_last_patch", "--workers", "2"]
+    command += ["--model-resolution", "64"] if bench.small else []
     roots = {name: bench.folder / f"store_{name}" for name in ("whole", "killed", "shared")}
 
     def start(name: str, *options: str) -> subprocess.Popen:
@@ -142,7 +154,7 @@ def memory(bench: Bench) -> None:
         type(encoder).forward = forward
     off = max(error(own[name], expected[name]) for own in found for name in expected)
     row = {"free_gib": free / 2**30, "taken_gib": len(hog) / 2**30, "batches_tried": sizes}
-    bench.check("batch halving, memory really running out", off, 1e-5, **row)
+    bench.check("batch halving, memory really running out", off, 1e-4, **row)
     bench.holds("the batch was halved", sizes[0] == len(frames) and min(sizes) < len(frames), batches_tried=sizes)
 
 
@@ -182,7 +194,7 @@ def linear(bench: Bench) -> None:
             curves[device] = found
         for here, there in zip(curves["cpu"], curves[str(bench.device)]):
             spread = np.nanstd(here.predicted)
-            off = float(np.abs(here.predicted - there.predicted).max() / spread)
+            off = float(np.sqrt(np.nanmean((here.predicted - there.predicted) ** 2)) / spread)
             same = sum(here.choices[key].setting == there.choices[key].setting for key in here.choices)
             mine, theirs = Scored(here, 1000).table, Scored(there, 1000).table
             numbers = mine.select_dtypes("number").columns
@@ -190,8 +202,9 @@ def linear(bench: Bench) -> None:
             row = {"same_settings": same, "of": len(here.choices), "columns": scores}
             scored = float(np.nanmax(np.abs(mine[scores].to_numpy() - theirs[scores].to_numpy())))
             title = f"{name}, {here.protocol}, {here.variable.name}"
-            bench.check(f"{title}: predictions, share of their spread", off, 1e-8 if name == "ridge" else 0.05, **row)
-            bench.check(f"{title}: R² and bootstrap intervals", scored, 1e-8 if name == "ridge" else 5e-3)
+            most = 1e-8 if name == "ridge" else 0.02
+            bench.check(f"{title}: predictions, in units of their spread", off, most, **row)
+            bench.check(f"{title}: R² and bootstrap intervals", scored, most / 4)
 
 
 def movies_of(n_scenes: int) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from constants import MODELS, ModelSpec
+from pez.encoder.blocks import own_blocks
 from pez.encoder.flops import wait
 from pez.encoder.sources import ClipSource
 from pez.encoder.vjepa2 import VJEPA2
@@ -91,8 +92,11 @@ def official_state(spec: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor]:
     return {f"module.backbone.{name}": tensor for name, tensor in state.items()}
 
 
-def random_encoder(model: str, device: torch.device, resolution: int | None = None) -> VJEPA2:
-    """An encoder of full size whose weights are drawn on the device: seconds sooner than by its initialisation."""
+def random_encoder(model: str, device: torch.device, resolution: int | None = None, own: bool = True) -> VJEPA2:
+    """An encoder of full size whose weights are drawn on the device: seconds sooner than by its initialisation.
+
+    With the project's blocks, or transformers' own.
+    """
     spec = MODELS[model]
     if resolution:
         spec = ModelSpec(**{**spec.__dict__, "resolution": resolution})
@@ -104,6 +108,7 @@ def random_encoder(model: str, device: torch.device, resolution: int | None = No
         tensor.normal_(std=0.02, generator=generator)
         if "norm" in name and name.endswith("weight"):
             tensor.add_(1)
+    module = own_blocks(module) if own else module
     return VJEPA2(module, spec, model, "random weights", "drawn on the device", None, device)
 
 

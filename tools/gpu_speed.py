@@ -9,10 +9,12 @@ from gpu_parts import Bench, clip_source, noise, pass_settings, random_encoder, 
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from constants import MODELS
+from pez.encoder import blocks
 from pez.encoder.compute import compiled
 from pez.encoder.extract import _batches, encode_pooled, extract_features, store_settings, with_content
 from pez.encoder.flops import encoder_flops, matmul_rate, wait
+from pez.encoder.vjepa2 import VJEPA2
+from pez.probes.solvers import sweep as solver_sweep
 from pez.probes.solvers.attentive_model import AttentiveClassifier
 from pez.probes.solvers.attentive_stack import initial_parameters, stack_size
 from pez.probes.solvers.attentive_training import Problem, Recipe, _batch_order, learning_rate, train
@@ -44,15 +46,19 @@ def rates(bench: Bench) -> None:
     target = torch.empty_like(source)
     seconds = bench.seconds(lambda: target.copy_(source))
     bench.tell("copies on the device, bytes read and written", tb_per_s=8 * len(source) / seconds / 1e12)
-    del source, target
+    source = target = None  # memory for what follows
     for heads, width, tokens in ((2, 64, 64),) if bench.small else ((16, 64, 2048), (16, 80, 2048), (22, 64, 4608)):
         qkv = torch.randn(3, 16, heads, tokens, width, device=bench.device, dtype=torch.bfloat16)
         work = 4 * 16 * heads * tokens**2 * width
         for name, backend in _backends(bench).items():
-            with torch.nn.attention.sdpa_kernel(backend):
-                seconds = bench.seconds(lambda: F.scaled_dot_product_attention(*qkv))  # noqa: B023
-            row = {"heads": heads, "head": width, "tokens": tokens, "tflops": work / seconds / 1e12}
-            bench.tell(f"attention, {name}", **row)
+            row = {"heads": heads, "head": width, "tokens": tokens}
+            try:
+                with torch.nn.attention.sdpa_kernel(backend):
+                    seconds = bench.seconds(lambda: F.scaled_dot_product_attention(*qkv))  # noqa: B023
+            except RuntimeError as error:  # this backend does not do this shape here
+                bench.tell(f"attention, {name}", **row, why_not=str(error).splitlines()[0])
+                continue
+            bench.tell(f"attention, {name}", **row, tflops=work / seconds / 1e12)
 
 
 def _backends(bench: Bench) -> dict:
@@ -62,8 +68,10 @@ def _backends(bench: Bench) -> dict:
     return {"flash": backends.FLASH_ATTENTION, "cuDNN": backends.CUDNN_ATTENTION}
 
 
-def _model(bench: Bench, model: str):
-    return random_encoder("tiny", bench.device, 64) if bench.small else random_encoder(model, bench.device)
+def _model(bench: Bench, model: str, own: bool = True):
+    if bench.small:
+        return random_encoder("tiny", bench.device, 64, own)
+    return random_encoder(model, bench.device, None, own)
 
 
 def _pass_rows(bench: Bench, title: str, encoder, sizes=(16,)) -> None:
@@ -78,10 +86,21 @@ def _pass_rows(bench: Bench, title: str, encoder, sizes=(16,)) -> None:
         bench.tell(title, **row, share_of_matmul=done / rate, matmul_tflops=rate / 1e12)
 
 
+def _both_blocks(bench: Bench, model: str, sizes) -> VJEPA2:
+    """transformers' blocks, then our own with either attention; returns the encoder with our own."""
+    _pass_rows(bench, f"{model}, transformers' blocks", _model(bench, model, own=False), sizes[:1])
+    encoder = _model(bench, model)
+    if bench.on_gpu:
+        before, blocks.CUDNN_FROM = blocks.CUDNN_FROM, (99, 0)
+        _pass_rows(bench, f"{model}, own blocks, FlashAttention", encoder, sizes[:1])
+        blocks.CUDNN_FROM = before
+    _pass_rows(bench, f"{model}, own blocks", encoder, sizes)
+    return encoder
+
+
 def large(bench: Bench) -> None:
     """Large: batch sizes, then what a pass spends its time on."""
-    encoder = _model(bench, "large")
-    _pass_rows(bench, "large", encoder, (2,) if bench.small else (16, 4, 32))
+    encoder = _both_blocks(bench, "large", (2,) if bench.small else (16, 4, 32))
     frames, settings = noise(2 if bench.small else 16, encoder.resolution).to(bench.device), pass_settings(encoder)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_gpu else [])]
     with profile(activities=kinds) as found:
@@ -100,15 +119,18 @@ def large(bench: Bench) -> None:
 
 
 def huge(bench: Bench) -> None:
-    _pass_rows(bench, "huge", _model(bench, "huge"), (2,) if bench.small else (16,))
+    """Huge, with either's blocks."""
+    _both_blocks(bench, "huge", (2,) if bench.small else (16,))
 
 
 def giant(bench: Bench) -> None:
-    _pass_rows(bench, "giant", _model(bench, "giant"), (2,) if bench.small else (16,))
+    """Giant, with either's blocks."""
+    _both_blocks(bench, "giant", (2,) if bench.small else (16,))
 
 
 def giant_384(bench: Bench) -> None:
-    _pass_rows(bench, "giant_384", _model(bench, "giant_384"), (2,) if bench.small else (16,))
+    """Giant of 384 pixels, with either's blocks."""
+    _both_blocks(bench, "giant_384", (2,) if bench.small else (16,))
 
 
 def compiling(bench: Bench) -> None:
@@ -180,6 +202,10 @@ def sweep(bench: Bench) -> None:
     run("sweep, warming up", str(bench.device), first, ("paper",))
     run("sweep", str(bench.device), data, both)
     run("sweep", str(bench.device), data, ("paper",))
+    mixed = solver_sweep._batches
+    solver_sweep._batches = lambda *given, alike=True: mixed(*given, alike=True)  # as a CPU has them
+    run("sweep, a batch ends where the next problem is not alike", str(bench.device), data, both)
+    solver_sweep._batches = mixed
     run(f"sweep on {bench.cores} cores", "cpu", first, both)
 
 

@@ -44,7 +44,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     chosen.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")
     chosen.add_argument("--weights-seed", type=int, default=0, help="seed of random weights")
     passed = parser.add_argument_group("encoder pass")
-    passed.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
+    passed.add_argument("--device", default="cpu", help="cpu, cuda:0, mps, ..., or auto: the best there is")
     passed.add_argument(
         "--dtype", default="auto", choices=["auto", *DTYPES], help="auto: float32 on a CPU, bfloat16 on a GPU"
     )

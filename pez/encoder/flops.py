@@ -16,7 +16,7 @@ from constants import ModelSpec
 from pez.encoder.protocol import Encoder
 
 _ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch counts its CUDA siblings only
-_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of square matrices
+_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192), "mps": (2048, 4096)}  # of square matrices
 _ROUNDS, _LEAST_SECONDS = 3, 0.02
 
 
@@ -38,6 +38,13 @@ def counted_flops(encoder: Encoder, n_clips: int, n_frames: int, dtype: torch.dt
         return count(FakeTensorMode(allow_non_fake_inputs=True))
     except DataDependentOutputException:  # a forward pass that looks at its values needs some
         return count(contextlib.nullcontext())
+
+
+def flops_per_clip(encoder: Encoder, n_frames: int, dtype: torch.dtype) -> int:
+    """Operations of one clip's pass: in closed form where it is known to hold, else counted, which takes seconds."""
+    if encoder.spec.family == "vjepa2":
+        return encoder_flops(encoder.spec, n_frames)
+    return counted_flops(encoder, 1, n_frames, dtype)
 
 
 def _attention(query: Any, key: Any, value: Any, *_args: Any, out_shape: Any = None, **_kwargs: Any) -> int:
@@ -85,3 +92,5 @@ def wait(device: torch.device) -> None:
     """Until the device has done what it was given; on a CPU that is always so."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

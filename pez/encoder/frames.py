@@ -45,14 +45,17 @@ MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: onl
 _Packet = tuple[int | None, bool, bool, bool]  # time; is it a keyframe, not shown, corrupt
 
 
-def read_frames(paths: list[Path], n_frames: int, mend: str = "repair or replace it") -> torch.Tensor:
-    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time.
+def read_frames(
+    paths: list[Path], n_frames: int, mend: str = "repair or replace it", indices: list[int] | None = None
+) -> torch.Tensor:
+    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time, or of the
+    film the frames `indices`, in which case nothing is decoded but stretches around them.
 
     Raises UserError naming the file that is missing, empty, cut off, damaged or of another size than the rest, with
     `mend` as what to do about it, and PermissionError for one that may not be read.
     """
     if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
-        return _read_film(paths[0], n_frames, mend)
+        return _read_film(paths[0], n_frames, mend, indices)
     frames = [_read_picture(path, mend) for path in paths]
     for path, frame in zip(paths, frames):
         if frame.shape != frames[0].shape:
@@ -220,14 +223,27 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
     )
 
 
-def _read_film(path: Path, n_frames: int, mend: str) -> torch.Tensor:
-    film = look_at_film(path, mend)
-    if film.n_frames < n_frames:
+@functools.lru_cache(maxsize=4)
+def _known_film(path: Path, mend: str, _size: int, _changed: int) -> Film:
+    """`look_at_film`, once for all windows of a film."""
+    return look_at_film(path, mend)
+
+
+def _read_film(path: Path, n_frames: int, mend: str, chosen: list[int] | None) -> torch.Tensor:
+    if chosen is None:
+        film = look_at_film(path, mend)
+    else:
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: {mend}") from None
+        film = _known_film(path, mend, found.st_size, found.st_mtime_ns)
+    if film.n_frames < n_frames or (chosen and film.n_frames <= max(chosen)):
         raise UserError(f"{path} has {film.n_frames} frames, {n_frames} are wanted: {mend}, or lower --num-frames")
-    indices = film.sampled(n_frames)
+    indices = film.sampled(n_frames) if chosen is None else chosen
     pixel_format = "rgba" if film.has_alpha else "rgb24"
     with _one_line_errors(path, mend):
-        kept = _from_keyframes(path, film, indices, pixel_format)
+        kept = _from_keyframes(path, film, indices, pixel_format, everywhere=chosen is not None)
         if len(kept) < len(set(indices)):
             wanted, n_there = set(indices), 0
             for frame in _decoded(path):  # one at a time: a whole film would not fit in memory
@@ -249,22 +265,27 @@ def _read_film(path: Path, n_frames: int, mend: str) -> torch.Tensor:
     return _turned(frames, film.turn).contiguous()
 
 
-def _from_keyframes(path: Path, film: Film, indices: list[int], pixel_format: str) -> dict[int, np.ndarray]:
+def _from_keyframes(
+    path: Path, film: Film, indices: list[int], pixel_format: str, everywhere: bool
+) -> dict[int, np.ndarray]:
     """Wanted frames of a long film, by index, each stretch decoded from the keyframe before it.
 
-    Empty if that would not skip FAR frames at once anywhere; incomplete where seeking did not lead to a frame.
+    Empty if that would not skip FAR frames at once anywhere, unless `everywhere`; incomplete where seeking did not lead
+    to a frame.
     """
     if film.ticks is None or not len(film.keys):
         return {}
     stretches: list[tuple[int, list[int]]] = [(0, [])]  # tick of the keyframe that it starts from, indices
     following = 0
-    for index in sorted(set(indices)):
+    for number, index in enumerate(sorted(set(indices))):
         key = film.keys[max(0, int(np.searchsorted(film.keys, film.ticks[index], side="right")) - 1)]
-        if np.searchsorted(film.ticks, key) - following > FAR:
+        if number == 0 and everywhere:
+            stretches = [(int(key), [])]
+        elif np.searchsorted(film.ticks, key) - following > FAR:
             stretches.append((int(key), []))
         stretches[-1][1].append(index)
         following = index + 1
-    if len(stretches) == 1:
+    if len(stretches) == 1 and not everywhere:
         return {}
     kept = {}
     for start, wanted in stretches:

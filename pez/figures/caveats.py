@@ -84,11 +84,26 @@ def verdict_notes(judged: Sequence[Judged]) -> list[str]:
 def run_words(item: Judged) -> list[str]:
     """Lines that a verdict file of movies says of a run before its statements."""
     first = f"Statements and onsets below: protocol {item.protocol}, resamples of {item.n_groups} scenes."
+    chosen = item.run.value("chosen")
+    chosen = [f"Chosen, {chosen}."] if chosen else []
     told = [caveat.told(item) for caveat in (RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
-    return [first, *(capital(sentence) for sentence in told if sentence)]
+    return [first, *chosen, *_beside_key(item.run), *(capital(sentence) for sentence in told if sentence)]
 
 
 # ---------------------------------------------------------------- in a verdict file
+
+
+def _beside_key(run: Run) -> Iterator[str]:
+    """AUC where the score that is quoted is highest: a choice on few scenes lifts that score alone."""
+    key, overall = dataset_of(run.table).key_score, run.table[run.table["subtask"] == OVERALL]
+    if key == "auc" or not {f"{key}_mean", "auc_mean"} <= set(overall):
+        return
+    curve = overall.set_index("layer")[f"{key}_mean"]
+    if curve.notna().any():
+        layer = curve.idxmax()
+        auc = number(overall.set_index("layer").loc[layer, "auc_mean"])
+        highest = f"Overall {spoken(key)} is highest at layer {layer}: {number(curve[layer])}"
+        yield f"{highest}; {spoken('auc')} is {auc} there."
 
 
 def _few_told(item: Judged) -> str:
@@ -274,7 +289,9 @@ def _ties(run: Run) -> Iterator[str]:
     first = overall.iloc[0]
     if ties or near:
         text = f"of {scenes} scene comparisons over all layers {ties} tie and {near} are ties or near-ties"
-        yield f"{text}; at layer {first['layer']}, {first['n_ties']} and {first['n_near_ties']} of {first['n_scenes']}."
+        above = first["n_scenes"] - first["n_ties"]
+        text += f"; at layer {first['layer']}, {first['n_ties']} and {first['n_near_ties']} of {first['n_scenes']}"
+        yield f"{text}, so that {above} decisions are above rounding."
 
 
 def _dirty(runs: Sequence[Run], _clip_sets) -> Iterator[str]:

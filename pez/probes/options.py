@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.controls import BALLS, MOVIES, controls_for
+from pez.encoder.devices import probe_device
 from pez.encoder.pooling import POOLINGS
 from pez.errors import UserError
 from pez.files import check_run_name
@@ -188,7 +189,11 @@ class AttentiveOptions(MovieOptions):
     probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int)
     token_norm: str = option("layer", "of the tokens before the probe", choices=lambda: TOKEN_NORMS)
     schedule: str = option("cosine", "of the learning rate, to 0 at the last step; or", choices=lambda: SCHEDULES)
-    probe_dtype: str = option("float32", "of its products", choices=lambda: ("float32", "bfloat16"))
+    probe_dtype: str = option(
+        "auto",
+        "of its products; auto: bfloat16 on a GPU, as V-JEPA 2's evaluation has it, else float32",
+        choices=lambda: ("auto", "float32", "bfloat16"),
+    )
 
 
 # ---------------------------------------------------------------- to and from a command line
@@ -255,7 +260,7 @@ def from_arguments(options: type[Options], args: argparse.Namespace) -> Options:
         value = getattr(args, field.name)
         if field.metadata["option"]["several"] and value is not None:
             value = tuple(dict.fromkeys(value))
-        values[field.name] = value
+        values[field.name] = probe_device(value) if field.name == "device" else value
     found = options(**values)
     check_ranges(found)
     check_run_name(values["run_name"])

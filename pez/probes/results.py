@@ -27,6 +27,8 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.files import read_json, write_csv, write_json, write_parquet
+from pez.movies import dataset_titled
+from pez.probes.data.movies import dataset_parts
 from pez.probes.data.probe_data import Variable
 from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
 from pez.probes.protocols import FIXED, spoken_protocol
@@ -428,7 +430,10 @@ class Run:
         settings = self.record.get("settings", {})  # of balls: the grid
         asked = settings.get("n_bootstrap", N_RESAMPLES) if self.kind == MOVIES else N_RESAMPLES
         n = self.value("n_bootstrap", asked)
-        return score(read_predictions(self.path("predictions", ".parquet"), self.step), int(n))
+        parts = None
+        if self.kind == MOVIES and "data" in self.table:
+            parts = dataset_parts(dataset_titled(str(self.value("data"))))
+        return score(read_predictions(self.path("predictions", ".parquet"), self.step, parts), int(n))
 
 
 def depth_of(table: pd.DataFrame) -> int:

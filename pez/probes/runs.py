@@ -22,6 +22,8 @@ from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import atomic_path, run_lock
+from pez.movies.intphys2 import MAIN as MAIN_SPLIT
+from pez.movies.intphys2 import write_leaderboard
 from pez.probes.audit import grouping_notes
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
@@ -57,8 +59,8 @@ from pez.probes.options import (
     from_arguments,
     recorded,
 )
-from pez.probes.predictions import Predictions
-from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
+from pez.probes.predictions import MAIN, Predictions
+from pez.probes.protocols import choice_words, chosen_protocols, quoted_protocol, spoken_protocol, with_fixed
 from pez.probes.recipes import OURS, PUBLISHED, as_published
 from pez.probes.results import (
     BALL,
@@ -74,7 +76,7 @@ from pez.probes.results import (
 )
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.kinds import KINDS
-from pez.probes.scores.possibility import METRIC_OF
+from pez.probes.scores.possibility import METRIC_OF, score_movies
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
@@ -570,6 +572,19 @@ def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
     return paths[::-1]
 
 
+def answers(predictions: Sequence[Predictions]) -> pd.DataFrame:
+    """Out-of-fold `score` of every movie (`clip_id`) of a main curve, by the protocol to quote: of each fold at the
+    layer whose pairwise accuracy is highest on the other folds, the first of equals. First repeat only."""
+    mains = {each.protocol: each for each in predictions if each.control == MAIN}
+    curve = mains[quoted_protocol(mains)]
+    scores, fold, found = curve.predicted[0, :, :, 0], curve.fold[0], np.zeros(len(curve.clips))
+    for number in range(curve.n_folds):
+        rest, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        accuracy = [score_movies(curve.clips.iloc[rest].assign(score=own[rest]))["pairwise_accuracy"] for own in scores]
+        found[held] = scores[int(np.argmax(accuracy)), held]
+    return pd.DataFrame({"clip_id": curve.clips["clip_id"], "score": found})
+
+
 def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
     """What a user should know of a run that could not be all that --protocol and --repeats asked for."""
     lines = []
@@ -599,13 +614,18 @@ def run_movies(args: argparse.Namespace) -> Tables:
             "selection_metric": options.selection_metric,
             "protocol": spoken_protocol(curve.protocols),
             "seed": options.seed,
+            "chosen": choice_words(curve.protocols, stops_by, options.selection_metric, "scenes"),
         }
         tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
         for line in movie_notes(options, curve):
             print(line)
-        for path in write_movies(options, tables):
+        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
             print(f"wrote {path}")
     return tables
+
+
+def _leaderboard(args: argparse.Namespace, predictions: Sequence[Predictions]) -> list[Path]:
+    return [] if args.leaderboard is None else [write_leaderboard(args.leaderboard, answers(predictions), MAIN_SPLIT)]
 
 
 def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
@@ -615,6 +635,9 @@ def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
 
 def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
     """The attentive probe that the options describe; UserError for a recipe that cannot be."""
+    dtype = options.probe_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
     recipe = Recipe(
         num_probe_blocks=options.num_probe_blocks,
         num_heads=options.probe_heads,
@@ -622,7 +645,7 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
         batch_size=options.probe_batch_size,
         warmup_epochs=options.warmup_epochs,
         token_norm=options.token_norm,
-        dtype=options.probe_dtype,
+        dtype=dtype,
         seed=options.seed,
         schedule=options.schedule,
     )
@@ -660,11 +683,16 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
     with holding(locks, shard):
         features = movie_features(args, options.patch_pool, options.control, shard)
         curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
-        return _attentive(options, solver, curve, locks, shard)
+        return _attentive(args, options, solver, curve, locks, shard)
 
 
 def _attentive(
-    options: AttentiveOptions, solver: AttentiveSolver, curve: Curve, locks: Path, shard: Shard = WHOLE
+    args: argparse.Namespace,
+    options: AttentiveOptions,
+    solver: AttentiveSolver,
+    curve: Curve,
+    locks: Path,
+    shard: Shard = WHOLE,
 ) -> Tables | None:
     curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
     predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
@@ -676,8 +704,10 @@ def _attentive(
         print(line)
     choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
     settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
+    several = options.selection_metric if len(solver.settings) > 1 else ""
+    settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
     with describing(locks, shard):
         tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
-        for path in write_movies(options, tables):
+        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
             print(f"wrote {path}")
     return tables

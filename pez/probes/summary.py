@@ -114,7 +114,11 @@ def movie_text(rows: pd.DataFrame) -> str:
             f"{metric:18s} layer {curve.index[0]}: {curve.iloc[0]:.3f}   "
             f"peak {curve.max():.3f} at layer {curve.idxmax()}   last: {curve.iloc[-1]:.3f}"
         )
-    ties = f"ties: {overall['n_ties'].sum()} of {overall['n_scenes'].sum()} scene comparisons over all layers"
+    first = overall.iloc[0]
+    ties = (
+        f"ties: {overall['n_ties'].sum()} of {overall['n_scenes'].sum()} scene comparisons over all layers; at layer "
+        f"{overall.index[0]} {first['n_scenes'] - first['n_ties']} of {first['n_scenes']} decisions are above rounding"
+    )
     return "\n".join([*lines, ties])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from pez.figures.plots.style import control_style, draw_interval, drawing_style, line_style, titled, write_notes
 from pez.figures.words import spoken
@@ -85,7 +85,7 @@ def _shade(ax, zone: Sequence[int], label: bool = True) -> None:
 
 
 def _legend(figure: Figure, ax) -> None:
-    figure.legend(*ax.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
+    figure.legend(*ax.get_legend_handles_labels(), fontsize=7, loc="outside right center")
 
 
 def _curve(ax, rows: pd.DataFrame, number: int, label: str, x: str = "layer", y: str = "mean") -> None:
@@ -212,7 +212,7 @@ def draw_dimensions(run: MechanismRun) -> Figure | None:
             if control:
                 handles.append(Line2D([], [], ls=control_style(at).line, lw=0.8, color="#444444"))
                 labels.append(f"{spoken(control)} (same colours)")
-        figure.legend(handles, labels, fontsize=7, loc="outside right upper")
+        figure.legend(handles, labels, fontsize=7, loc="outside right center")
         probe, norm = first["probe"].iloc[0], first["norm"].iloc[0]
         figure.suptitle(run.title("Figure 22: orthogonal probes until nothing is read"), ha="left", x=0.01)
         notes = [
@@ -270,9 +270,266 @@ def draw_sequence(run: MechanismRun) -> Figure | None:
     return figure
 
 
+# ---------------------------------------------------------------- subspaces
+
+
+def draw_overlap(run: MechanismRun) -> Figure | None:
+    """Table 3 as curves: mean principal angle of two variables' subspaces by layer, beside both kinds of chance."""
+    table = run.table("overlap")
+    if table is None:
+        return None
+    rows = table[(table["basis"] == "all") & (table["scaling"] == "ball")]
+    pairs = list(dict.fromkeys(zip(rows["a"], rows["b"])))
+    halves = table[table["b"].str.endswith("_other_half") & (table["basis"] == "first_5")]
+    with drawing_style():
+        figure, axes = _figure(1, len(pairs) + 1, 3.1 * len(pairs) + 5, 3.3, sharey=True)
+        for number, (ax, (a, b)) in enumerate(zip(axes[0], pairs)):
+            own = rows[(rows["a"] == a) & (rows["b"] == b)].sort_values("layer")
+            draws = (("space", "#E69F00", "random subspaces of R^d"), ("data", "#6b6b6b", "probes of random targets"))
+            for name, colour, label in draws:
+                low, high = own[f"chance_{name}_low"], own[f"chance_{name}_high"]
+                ax.fill_between(own["layer"], low, high, color=colour, alpha=0.22, lw=0, label=f"{label}, 95 %")
+            _curve(ax, own.rename(columns={"mean_angle": "mean"}), number and 0, "measured (band: folds)")
+            ax.set(title=f"{_subspace(a)} and {_subspace(b)}", xlabel="Layer", ylim=(0, 90))
+            _shade(ax, run.about("overlap")["zone"])
+        axes[0, 0].set_ylabel("Mean principal angle (degrees)")
+        for number, (name, own) in enumerate(halves.groupby("a", sort=False)):
+            style, own = line_style(number + 1), own.sort_values("layer")
+            axes[0, -1].plot(own["layer"], own["mean_angle"], color=style.color, ls=style.line, marker=style.marker,
+                             label=f"{name}: its two halves")  # fmt: skip
+        axes[0, -1].set(title="The same variable, halves\nof the clips (5 probes)", xlabel="Layer")
+        handles, labels = (sum(each, []) for each in zip(*[ax.get_legend_handles_labels() for ax in axes[0, [0, -1]]]))
+        figure.legend(handles, labels, fontsize=7, loc="outside right center")
+        figure.suptitle(run.title("Table 3: angles between subspaces of two variables"), ha="left", x=0.01)
+        notes = ["All probes of a sequence. 90° is orthogonal; a larger subspace is nearer to everything."]
+        notes += [
+            "Compare with the grey band: weights lie where features vary, whatever is read. Paper, Large: 69 to 82°."
+        ]
+        write_notes(figure, notes)
+    return figure
+
+
+def _subspace(name: str) -> str:
+    return "IntPhys" if name == "possible" else name
+
+
+# ---------------------------------------------------------------- steering
+
+
+def draw_steering(run: MechanismRun) -> Figure | None:
+    """Figure 24: error to the target and to the truth against the number of probes; nulls; other edits."""
+    table = run.table("steering")
+    nulls = run.table("steering_nulls")
+    if table is None or nulls is None:
+        return None
+    rows = table[(table["target"] == "all") & (table["judge"] == "split")]
+    main, about = rows[rows["control"] == ""], run.about("steer")
+    probes = main[main["arm"] == "probes"]
+    others = {"covariance_edit": "1 probe along\nthe covariance", "mean_difference": "class means",
+              "plane_rotation": "turned in\nthe ring's plane", "transplant": "another clip"}  # fmt: skip
+    with drawing_style():
+        figure, axes = _figure(1, 3, 12, 3.6)
+        ax = axes[0, 0]
+        unedited = main[main["arm"] == "none"].iloc[0]
+        ax.axhline(unedited["mae_target"], ls=(0, (1, 1.6)), **_THIN)
+        _curve(ax, probes.rename(columns={"mae_target": "mean"}), 0, "to the target", x="n_probes")
+        truth = pd.concat([main[main["arm"] == "none"], probes])
+        ax.plot(truth["n_probes"], truth["mae_truth"], color="#D55E00", ls="--", marker="s", label="to its own label")
+        for number, (name, own) in enumerate(nulls.groupby("null", sort=False)):
+            style, own = control_style(number), own.sort_values("n_probes")
+            ax.fill_between(own["n_probes"], own["low"], own["high"], color=style.color, alpha=0.18, lw=0)
+            ax.plot(own["n_probes"], own["mae_target"], color=style.color, ls=style.line, lw=0.9, label=spoken(name))
+        for number, (name, own) in enumerate(
+            rows[(rows["control"] != "") & (rows["arm"] == "probes")].groupby("control")
+        ):
+            means = own.groupby("n_probes")["mae_target"].mean()
+            ax.plot(
+                means.index,
+                means,
+                color="#009E73",
+                lw=1,
+                ls=control_style(number).line,
+                label=f"{spoken(name)}: to the target",
+            )
+        ax.set(xlabel="Probes N (0: unedited)", ylabel="Angular error (degrees)", ylim=(0, 100),
+               title="Split-half judge")  # fmt: skip
+        handles, labels = ax.get_legend_handles_labels()
+        ax = axes[0, 1]
+        own = table[(table["target"] == "all") & (table["control"] == "") & (table["arm"] == "probes")]
+        names = {
+            "split": "ridge, other clips (quote)",
+            "mlp": "MLP, other clips",
+            "paper": "in sample (C.12)",
+            "own": "own first probe",
+        }
+        for number, (judge, label) in enumerate(names.items()):
+            part, style = own[own["judge"] == judge].sort_values("n_probes"), line_style(number)
+            if len(part):
+                ax.plot(
+                    part["n_probes"],
+                    part["mae_target"],
+                    color=style.color,
+                    ls=style.line,
+                    marker=style.marker,
+                    label=label,
+                )
+        ax.set(xlabel="Probes N", ylabel="Error to the target (degrees)", ylim=(0, 100), title="Who judges")
+        ax.legend(fontsize=7)
+        ax = axes[0, 2]
+        ax.plot(probes["edit_ratio"], probes["mae_target"], color="#0072B2", marker="o")
+        for row in probes.itertuples():
+            ax.annotate(
+                f"{row.n_probes}",
+                (row.edit_ratio, row.mae_target),
+                fontsize=6,
+                xytext=(3, 3),
+                textcoords="offset points",
+            )
+        for name, label in others.items():
+            part = main[main["arm"] == name]
+            ax.plot(part["edit_ratio"], part["mae_target"], ls="none", marker="D", color="black", ms=4)
+            for row in part.itertuples():
+                ax.annotate(
+                    label, (row.edit_ratio, row.mae_target), fontsize=6.5, xytext=(4, -2), textcoords="offset points"
+                )
+        ax.set(xlabel="Length of the edit / of the features", ylabel="Error to the target (degrees)", ylim=(0, 100),
+               title="Edits of other kinds (N beside the line)")  # fmt: skip
+        figure.legend(handles, labels, fontsize=7, loc="outside right center")
+        figure.suptitle(run.title(f"Figure 24: edits of stored features, layer {about['layer']}"), ha="left", x=0.01)
+        notes = [f"All 8 directions as targets; {about['n_clips']} clips, {about['n_folds']} folds; bands: 95 %."]
+        notes += ["Stored vectors are edited and read at the same layer: the network does not run on."]
+        notes += ["Paper, Large, in-sample judge: 82.9° to 11.9° with 20 probes."]
+        write_notes(figure, notes)
+    return figure
+
+
+def draw_steering_targets(run: MechanismRun) -> Figure | None:
+    """Error to every target, by number of probes."""
+    table = run.table("steering")
+    if table is None:
+        return None
+    rows = table[(table["target"] != "all") & (table["judge"] == "split") & (table["control"] == "")]
+    rows = rows[rows["arm"].isin(["none", "probes"])].assign(degrees=lambda own: own["target"].astype(float))
+    grid = rows.pivot_table(index="n_probes", columns="degrees", values="mae_target")
+    with drawing_style():
+        figure, axes = _figure(1, 1, 6, 3.6)
+        ax = axes[0, 0]
+        image = _heat(ax, grid.to_numpy(), 0, 120, "viridis", "{:.0f}")
+        ax.xaxis.set_major_locator(FixedLocator(range(grid.shape[1])))
+        ax.set_xticklabels([f"{value:g}°" for value in grid.columns])
+        ax.set_yticks(range(len(grid)), [f"{value}" for value in grid.index])
+        ax.set(xlabel="Target direction", ylabel="Probes N")
+        figure.colorbar(image, ax=ax, label="Error to the target (degrees)")
+        figure.suptitle(run.title("Figure 24: every target"), ha="left", x=0.01, fontsize=9)
+        write_notes(figure, ["Split-half judge. 90° on average is no steering."])
+    return figure
+
+
+def draw_downstream(run: MechanismRun) -> Figure | None:
+    """What is left of edits once the later blocks have run on them."""
+    table = run.table("steering_downstream")
+    if table is None:
+        return None
+    layer = table["edit_layer"].iloc[0]
+    with drawing_style():
+        figure, axes = _figure(1, 1, 6.8, 3.6)
+        ax = axes[0, 0]
+        number = 0
+        for (arm, n), own in table.groupby(["arm", "n_probes"], sort=False):
+            label = f"{n} probe{'s' if n > 1 else ''}" if arm == "probes" else spoken(arm)
+            if arm in ("none", "random_direction"):
+                label = {"none": "unedited"}.get(arm, f"random direction, as long as {n} probes' edit")
+                style = control_style(arm == "none")
+            else:
+                style, number = line_style(number), number + 1
+            ax.plot(
+                own["read_layer"], own["mae_target"], color=style.color, ls=style.line, marker=style.marker, label=label
+            )
+        ax.set(xlabel="Layer read", ylabel="Error to the target (degrees)", ylim=(0, 115))
+        _legend(figure, ax)
+        figure.suptitle(run.title(f"Edits at layer {layer}, run on"), ha="left", x=0.01, fontsize=9)
+        write_notes(
+            figure,
+            [f"Added to every token; read by judges of unedited clips at each layer; {table['n'].max()} edits each."],
+        )
+    return figure
+
+
+# ---------------------------------------------------------------- patches
+
+
+def draw_patches(run: MechanismRun) -> Figure | None:
+    """Figure 18: direction at single places, across halves of the frame, far from the ball; maps by layer."""
+    table, maps = run.table("patches"), run.table("patches_map")
+    if table is None or maps is None:
+        return None
+    table = table.rename(columns={"value": "mean"})
+    about = run.about("patches")
+    main = table[table["control"] == ""]
+
+    def rows(readout: str, statistic: str, of: pd.DataFrame = main) -> pd.DataFrame:
+        return of[(of["readout"] == readout) & (of["statistic"] == statistic)]
+
+    layers = sorted(maps["layer"].unique())
+    places = [0, len(layers) // 3, 2 * len(layers) // 3, len(layers) - 1]
+    shown = sorted(
+        {layers[place] for place in places} | {min(layers, key=lambda layer: abs(layer - max(about["zone"])))}
+    )
+    with drawing_style():
+        figure = plt.figure(figsize=(12, 6.2), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+        axes = top.subplots(1, 3, sharey=True)
+        curves = (("mean_pooled", "r2", "mean over places"), ("pooled_patch", "r2", "one probe for all places"),
+                  ("per_place", "r2_mean", "a probe a place, mean"))  # fmt: skip
+        for number, (readout, statistic, label) in enumerate(curves):
+            _curve(axes[0], rows(readout, statistic), number, label)
+        controls = table[table["control"] != ""]
+        _control_curves(
+            axes[0], rows("per_place", "r2_mean", controls).assign(control=lambda own: own["control"] + ", a place")
+        )
+        axes[0].set_title("(a) Single places")
+        for number, (statistic, label) in enumerate(
+            (("within", "same half"), ("standardised", "other half, standardised"), ("raw", "other half, raw"))
+        ):
+            own = main[main["readout"].str.contains("_to_") & (main["statistic"] == statistic)]
+            means = own.groupby("layer")["mean"].agg(["mean", "min", "max"]).reset_index()
+            style = line_style(number)
+            draw_interval(axes[1], means["layer"], means["mean"], means["min"], means["max"], style, label)
+        axes[1].set_title("(b) Trained on one half of the frame\n(bands: left, right, top, bottom)")
+        bins = list(dict.fromkeys(main.loc[main["readout"] == "distance", "statistic"]))
+        for number, name in enumerate(bins):
+            low, _, high = name.partition("_to_")
+            label = f"farther than {low}" if high == "inf" else f"{low} to {high}"
+            _curve(axes[2], rows("distance", name), number, label)
+        axes[2].set_title("(c) By the place's distance\nfrom the ball's path (patches)")
+        for ax in axes:
+            ax.axhline(0, ls=(0, (1, 1.6)), **_THIN)
+            ax.set(xlabel="Layer", ylim=(-1, 1.02))
+            ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            ax.legend(fontsize=6.5, loc="lower right")
+            _shade(ax, about["zone"])
+        axes[0].set_ylabel("Direction R²")
+        heat = bottom.subplots(1, len(shown))
+        for ax, layer in zip(np.atleast_1d(heat), shown):
+            own = maps[(maps["layer"] == layer) & (maps["control"] == "")]
+            image = _heat(ax, own.pivot_table(index="y", columns="x", values="r2").to_numpy(), 0, 1, "magma")
+            ax.set(title=f"layer {layer}", xticks=[], yticks=[], aspect="equal")
+        bottom.colorbar(image, ax=np.atleast_1d(heat).tolist(), label="R² of a place")
+        figure.suptitle(run.title("Figure 18: direction at single places"), ha="left", x=0.01)
+        note = f"{about['n_clips']} clips, {about['n_folds']} folds, held out; (a), (c): 95 % bands. Axis cut at -1."
+        note += " Paper, Large: 0.72 a patch (Table 4)."
+        bottom.supxlabel(note, fontsize=7, color="#555555", x=0.01, ha="left")
+    return figure
+
+
 FIGURES: dict[str, MechanismFigure] = {
     "3": MechanismFigure("figure3_attention", "How far each head looks", "attention", draw_attention_heads),
     "19": MechanismFigure("figure19_attention", "Attention distance by layer", "attention", draw_attention_layers),
     "22": MechanismFigure("figure22_dimensions", "Orthogonal probes by layer", "sequence", draw_dimensions),
     "23": MechanismFigure("figure23_sequence", "Scores over orthogonal probes", "sequence", draw_sequence),
+    "table3": MechanismFigure("table3_overlap", "Angles between subspaces", "overlap", draw_overlap),
+    "24": MechanismFigure("figure24_steering", "Edits that steer a reading", "steer", draw_steering),
+    "24targets": MechanismFigure("figure24_targets", "Edits, every target", "steer", draw_steering_targets),
+    "24downstream": MechanismFigure("figure24_downstream", "Edits that run on", "steer", draw_downstream),
+    "18": MechanismFigure("figure18_patches", "Direction at single places", "patches", draw_patches),
 }

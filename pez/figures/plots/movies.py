@@ -75,7 +75,7 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     first += [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std")] + [*COUNTS, "n_folds"]
     more = ["n_repeats", *(f"{m}_{kind}" for m in METRICS for kind in ("pooled", "low", "high", "paper_mean"))]
     more += [f"{control}_{m}_{kind}" for kind in ("mean", "pooled") for control in CONTROLS for m in METRICS]
-    more += ["recipe"]
+    more += ["chosen", "recipe"]
     theirs = published.pivot_table(index=["data", "model", "layer"], columns="metric", values="mean")
     theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL)
     mine = rows[first + [name for name in more if name in rows]]
@@ -299,6 +299,8 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
         notes.append("Dotted: settings chosen on the reported fold (published protocol), mean over folds.")
     if curves[0].unconverged.any():
         notes.append(f"{UNCONVERGED}.")
+    if "chosen" in overall:
+        notes.append(f"Chosen, {'. '.join(overall['chosen'].dropna().unique())}.")
     if _drawn_controls(overall):
         notes.append(f"Grey: {spoken(dataset.key_score)} of controls, the mean over seeds.")
     if len(published):

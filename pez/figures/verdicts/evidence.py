@@ -8,6 +8,7 @@ import pandas as pd
 
 from pez.controls import is_floor
 from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, beyond, checked
+from pez.figures.words import spoken
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.kinds import chance_of
 from pez.probes.scores.onset import Onset, find_onsets
@@ -77,6 +78,8 @@ class Judged:
     def checked(self, figure: str) -> list[Checked]:
         """The paper's statements of `figure` about this variable, each with its verdict."""
         mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
+        own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
+        mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
         found = [checked(self.of, statement, self.key, self.too_few) for statement in mine]
         if self.too_few or not self.training:
             return found

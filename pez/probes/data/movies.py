@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from constants import FEATURES_DIR, N_FRAMES
+from constants import ARTIFACTS_DIR, FEATURES_DIR, N_FRAMES
 from pez.controls import CONTROLS, MOVIES, controls_for
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.controls import control_directory, controls
@@ -25,6 +25,8 @@ from pez.errors import UserError
 from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import OVERALL, MovieDataset
+from pez.movies.intphys2 import IntPhys2
+from pez.movies.licence import check_licence
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
     POSSIBLE,
@@ -52,6 +54,12 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
     movies.add_argument("--n-frames-sample", type=int, default=N_FRAMES, help="frames taken evenly from a movie")
     movies.add_argument("--max-scenes-per-block", type=int, help="the first scenes of each block (default: all)")
     movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
+    movies.add_argument(
+        "--accept-licence", action="store_true", help="a benchmark's, where that forbids training; asked for once"
+    )
+    movies.add_argument(
+        "--leaderboard", type=Path, metavar="FILE", help="write out-of-fold answers as IntPhys 2's leaderboard wants"
+    )
     features = parser.add_argument_group("features")
     features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
     features.add_argument(
@@ -112,11 +120,14 @@ def movie_features(
     """Features of the movies that the options name, made or reused, and those of the controls `asked`.
 
     A control's complete store is always reused; beside other shards so is the main one. Raises UserError for a damaged
-    tree, an encoder that cannot be had, or a folder with other features, naming the first setting (model, weights,
-    frames, transform, capture, ...) that differs.
+    tree, an encoder that cannot be had, a folder with other features, naming the first setting (model, weights,
+    frames, transform, capture, ...) that differs, or a licence that is not accepted.
     """
     refuse_with_shards(shard, overwrite=args.overwrite)
     dataset, folder = chosen_dataset(args)
+    if args.leaderboard is not None and not isinstance(dataset, IntPhys2):
+        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
+    check_licence(dataset, args.accept_licence, ARTIFACTS_DIR)
     movies = dataset.movies(folder, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
     source = movie_source(dataset, movies, args.n_frames_sample)
     encoder = encoder_from_arguments(args)

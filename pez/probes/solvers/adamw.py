@@ -159,7 +159,10 @@ class _Data:
         if self.scatter is not None:
             rows = rows + (torch.bmm(state.weights, self.scatter) * state.weights).sum(2, keepdim=True)
         rows = rows.mul_(state.loss_scale)
-        return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
+        loss = torch.zeros_like(state.best_loss)
+        for place in state.places:  # one output of each unit at a time: several at once a GPU adds in any order
+            loss.index_add_(1, state.unit[place], rows[:, place] if len(state.places) > 1 else rows)
+        return loss
 
 
 class _State:
@@ -191,6 +194,7 @@ class _State:
         self.row = torch.arange(settings * self.k, device=self.device)
         self.output = self.row % self.k
         self.unit = (self.row // self.k) * len(outputs) + variable.to(self.device)[self.output]
+        self._set_places()
         self.loss_scale = (1.0 / outputs[variable].to(dtype)).to(self.device)[self.output][None, :, None]
         rates = torch.tensor(
             [[(s.learning_rate, s.weight_decay) for s in p.settings] for p in batch], dtype=torch.float64
@@ -199,6 +203,12 @@ class _State:
         self.rate = rates[:, :, 0].to(dtype).to(self.device)
         self.decay = (1 - rates[:, :, 0] * rates[:, :, 1]).to(dtype).to(self.device)
         self.penalty = rates[:, :, 1].to(dtype).to(self.device)
+
+    def _set_places(self) -> None:
+        """The rows that are first, second, ... of their unit; a unit's rows follow each other."""
+        first = torch.searchsorted(self.unit, self.unit)
+        number = torch.arange(len(self.unit), device=self.device) - first
+        self.places = [(number == each).nonzero()[:, 0] for each in range(int(number.max()) + 1)]
 
     def step(self, gradient: torch.Tensor, epoch: int) -> None:
         """One AdamW step; `gradient` is used up."""
@@ -245,6 +255,7 @@ class _State:
             return False
         self._store()
         self.row, self.output, self.unit = self.row[rows], self.output[rows], self.unit[rows]
+        self._set_places()
         for name in ("weights", "m", "v", "saved", "kept", "loss_scale", "rate", "decay", "penalty"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[:, rows])

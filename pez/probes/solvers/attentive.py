@@ -33,9 +33,9 @@ Judge = Callable[[np.ndarray, np.ndarray], float]
 class AttentiveSolver:
     """See pez.probes.solvers.solver.Solver.
 
-    `memory_bytes`: for features, parameters and activations at once (default 3 GiB on a CPU, 70 % of what is free on a
-    GPU); one probe is always trained, whatever it takes. `stops_by`: "loss" or "relative_accuracy", what chooses the
-    epoch.
+    `memory_bytes`: for features, parameters and activations at once (default 3 GiB on a CPU, 60 % of a GPU's; not of
+    what is free of it: other stacks would round otherwise); one probe is always trained, whatever it takes. `stops_by`:
+    "loss" or "relative_accuracy", what chooses the epoch.
     """
 
     settings: tuple[Setting, ...]
@@ -72,7 +72,9 @@ class AttentiveSolver:
         memory = self.memory_bytes
         if memory is None:
             on_gpu = torch.device(self.device).type == "cuda"
-            memory = int(0.7 * torch.cuda.mem_get_info(self.device)[0]) if on_gpu else CPU_MEMORY_BYTES
+            memory = CPU_MEMORY_BYTES
+            if on_gpu:
+                memory = int(0.6 * torch.cuda.get_device_properties(self.device).total_memory)
         layer_bytes = 2 * n_clips * n_tokens * width
         sizes, device = self.recipe.sizes(width), torch.device(self.device)
         stacked = stack_size(sizes, self.recipe.batch_size, n_tokens, device, memory - 2 * layer_bytes)

@@ -61,12 +61,13 @@ class AttentivePooler(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        # Truncated normal, and every block's two output matrices divided by sqrt(2 * its number). The
-        # cross-attention block shares the number of the last self-attention block, as in the original.
-        nn.init.trunc_normal_(self.query_tokens, std=INIT_STD)
+        # Normal (the original cuts it off at 100 standard deviations), and every block's two output matrices divided
+        # by sqrt(2 * its number). The cross-attention block shares the number of the last self-attention block, as in
+        # the original.
+        nn.init.normal_(self.query_tokens, std=INIT_STD)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+                nn.init.normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
         for number, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)

@@ -25,7 +25,8 @@ def initial_parameters(
     `sizes` are the arguments of AttentiveClassifier; problem i starts from `torch.manual_seed(seeds[i])`
     whatever it is stacked with. The caller's random state is untouched.
     """
-    states = [_seeded_state(seed, sizes) for seed in seeds]
+    made = {seed: _seeded_state(seed, sizes) for seed in dict.fromkeys(seeds)}  # settings of a fold share theirs
+    states = [made[seed] for seed in seeds]
     return {name: torch.stack([state[name] for state in states]).to(device).requires_grad_() for name in states[0]}
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from pez.encoder.devices import out_of_memory
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.attentive_stack import initial_parameters, stacked_forward
@@ -116,8 +117,10 @@ def train(
     groups = stacks(problems, size)
     options: dict[str, Any] = {"tokens": tokens, "labels": labels, "recipe": recipe, "device": device}
     if threads == 1:
+        if not on_cpu:
+            torch.cuda.empty_cache()  # what the encoder's passes left in PyTorch's cache
         for group in groups:
-            yield from zip(group, train_stack(group, **options))
+            yield from zip(group, _train_halving(group, options))
         return
     with one_blas_thread():
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -126,6 +129,23 @@ def train(
                 yield from zip(group, scores)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.ndarray]:
+    """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
+    try:
+        return train_stack(problems, **options)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(problems) == 1:
+            raise UserError(
+                f"{options['device']} has not enough memory for one attentive probe: free it, or lower "
+                "--probe-batch-size or --num-probe-blocks"
+            ) from None
+    torch.cuda.empty_cache()
+    half = (len(problems) + 1) // 2
+    return [*_train_halving(problems[:half], options), *_train_halving(problems[half:], options)]
 
 
 def train_stack(

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
+from pez.encoder.devices import out_of_memory
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.adamw import Trained, train_together
@@ -115,8 +116,9 @@ def solve(
 
     `problems` is read lazily, a few batches ahead, so a generator that loads a layer at a time never has all
     layers in memory. `threads` (CPU): default one a core. `memory_gib` bounds what the problems in work take together,
-    with what training them needs; default: half of what is free on a GPU, a cache-sized batch a thread on a CPU.
-    Problems that follow each other with the same d, outputs and settings count share a batch. `keep_weights` of
+    with what training them needs; default: 40 % of a GPU's memory, a cache-sized batch a thread on a CPU. Like problems
+    (d, outputs, number of settings and judges) share a batch: on a CPU those that follow each other, on a GPU all
+    within that bound. `keep_weights` of
     problems without judges; `tell_losses` of refits among them.
 
     Raises UserError for a bound that a single problem exceeds.
@@ -128,8 +130,8 @@ def solve(
         limit = None if memory_gib is None else memory_gib * 2**30
         yield from _solve_on_cpu(problems, threads or available_cores(), limit, options)
         return
-    for batch in _batches(problems, _device_bytes(device, memory_gib), memory_gib):
-        yield from _solve_batch(batch, **options)
+    for batch in _batches(problems, _device_bytes(device, memory_gib), memory_gib, alike=False):
+        yield from _solve_mixed(batch, options)
 
 
 def _solve_on_cpu(
@@ -167,11 +169,42 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _device_bytes(device: torch.device, memory_gib: float | None) -> float:
-    return memory_gib * 2**30 if memory_gib else torch.cuda.mem_get_info(device)[0] / 2
+    # not of what is free: other batches would round otherwise
+    return memory_gib * 2**30 if memory_gib else 0.4 * torch.cuda.get_device_properties(device).total_memory
 
 
-def _batches(problems: Iterable[Problem], limit: float, memory_gib: float | None = None) -> Iterator[list[Problem]]:
-    """Runs of like problems whose working set stays under `limit` bytes (at least one problem each).
+def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
+    """Results in the problems' order, like ones solved together."""
+    alike = collections.defaultdict(list)
+    for place, problem in enumerate(problems):
+        alike[_likeness(problem)].append(place)
+    found: dict[int, SweepResult] = {}
+    for places in alike.values():
+        found |= zip(places, _solve_halving([problems[place] for place in places], options))
+    return [found[place] for place in range(len(problems))]
+
+
+def _solve_halving(batch: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
+    """`_solve_batch`, in halves where a GPU's memory runs out; UserError if it does with one problem."""
+    try:
+        return _solve_batch(batch, **options)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise UserError(
+                f"{options['device']} has not enough memory for one probe of these features: free it, or use "
+                "--device cpu"
+            ) from None
+    torch.cuda.empty_cache()
+    half = (len(batch) + 1) // 2
+    return [*_solve_halving(batch[:half], options), *_solve_halving(batch[half:], options)]
+
+
+def _batches(
+    problems: Iterable[Problem], limit: float, memory_gib: float | None = None, alike: bool = True
+) -> Iterator[list[Problem]]:
+    """Runs of (like) problems whose working set stays under `limit` bytes (at least one problem each).
 
     Raises UserError for a problem that needs more than `memory_gib`.
     """
@@ -184,7 +217,7 @@ def _batches(problems: Iterable[Problem], limit: float, memory_gib: float | None
                 f"--memory-gib {memory_gib:g} is too little: a single probe of these features needs "
                 f"{needed / 2**30:.3g} GiB (settings x rows x width): raise it, or choose a pooling with less width"
             )
-        if batch and (size + needed > limit or _likeness(problem) != _likeness(batch[0])):
+        if batch and (size + needed > limit or (alike and _likeness(problem) != _likeness(batch[0]))):
             yield batch
             batch, size = [], 0
         batch.append(problem)
