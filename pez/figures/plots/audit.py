@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pez.figures.plots.style import drawing_style, write_notes
 from pez.figures.words import number, spoken
@@ -28,7 +30,7 @@ def shown_readers(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith("frame ") and not name.endswith(", kernel")]
 
 
-def audit_figure(audit: Audit):
+def audit_figure(audit: Audit) -> Figure:
     """Draw an audit's tables with every value in its cell, R^2 under each grouping; returns the matplotlib figure."""
     maps = [(audit.correlation, "RdBu_r", -1, f"{audit.name}: correlation of targets with place")]
     for each in filter(None, (audit, audit.by_start)):
@@ -41,8 +43,8 @@ def audit_figure(audit: Audit):
         size = (widest * _CELL[0] + 1.7, sum(heights) + 0.4)
         figure = plt.figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(len(maps), widest, height_ratios=heights)
-        for row, (table, *how) in enumerate(maps):
-            _heat_map(figure.add_subplot(grid[row, : table.shape[1]]), table, *how)
+        for row, (table, colours, lowest, heading) in enumerate(maps):
+            _heat_map(figure.add_subplot(grid[row, : table.shape[1]]), table, colours, lowest, heading)
         note = (
             f"{audit.n_clips} clips. R²: ridge on the numbers, their squares and products, nested cross-validation, "
             "pooled. –: does not vary. y points down, but for cos, sin."
@@ -51,7 +53,7 @@ def audit_figure(audit: Audit):
     return figure
 
 
-def _heat_map(ax, table: pd.DataFrame, colours: str, lowest: float, title: str) -> None:
+def _heat_map(ax: Axes, table: pd.DataFrame, colours: str, lowest: float, title: str) -> None:
     values = table.to_numpy(dtype=float)
     ax.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=lowest, vmax=1, aspect="auto")
     ax.set_facecolor("#eeeeee")

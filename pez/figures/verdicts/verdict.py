@@ -10,6 +10,7 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -35,7 +36,7 @@ threshold, is chance here. Both rest on resamples of scenes of the out-of-fold s
 the pooled score, and are made against chance and every control that was run (the mean over its seeds; pez.controls)."""
 
 
-def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -> list[Path]:
+def build_verdict(results_dir: str | Path, figure: str, curves: Sequence[tuple[Run, str]]) -> list[Path]:
     """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
 
     `curves`: the variables of a ball figure, each with its run. A run without readable predictions is named in the file
@@ -54,7 +55,14 @@ def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -
     return _write(results_dir, figure, verdict_text(figure, judged, notes), record)
 
 
-def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run], theirs, missing) -> list[Path]:
+def build_movie_verdict(
+    results_dir: str | Path,
+    figure: int,
+    title: str,
+    runs: Sequence[Run],
+    theirs: pd.DataFrame,
+    missing: Sequence[str],
+) -> list[Path]:
     """The same of Figure 6 or 8: `runs`, one per model; `theirs`, published values as of `published_movies`; `missing`
     models without a run."""
     judged: list[Judged | UserError] = []
@@ -68,7 +76,7 @@ def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run
     return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing), record)
 
 
-def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
+def _write(results_dir: str | Path, figure: object, text: str, record: dict[str, Any]) -> list[Path]:
     path = Path(results_dir) / f"figure{figure}_verdict.md"
     return [write_text(path, text), write_json(path.with_suffix(".json"), record)]
 
@@ -129,11 +137,13 @@ def movie_verdict_text(
             lines.append(f"- Statements and onsets left out: {item}")
             continue
         words = dataset_of(run.table).words
+
+        def cells(_: Judged, part: str, metric: str, words: Callable[[str], str] = words) -> tuple[str, str]:
+            return words(part), spoken(metric)
+
         lines += [f"- {note}" for note in run_words(item)]
         lines += ["", *statement_lines(item.checked(MOVIES), named=False), ""]
-        lines += onset_lines(
-            [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
-        )
+        lines += onset_lines([item], ("row", "metric"), cells)
     return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
