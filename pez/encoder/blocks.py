@@ -47,9 +47,10 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
     def forward(
         self, hidden_states: torch.Tensor, position_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, ...]:
-        """Training, tokens that are left out and attention that is read (attention.py) are transformers' business."""
+        """Training, tokens that are left out, and attention or MLPs that are read (attention.py) are transformers'
+        business."""
         attention, kind = self.attention, hidden_states.device.type
-        plain = position_mask is None and attention.config._attn_implementation == "sdpa"
+        plain = position_mask is None and attention.config._attn_implementation == "sdpa" and not _hooked(self)
         if not plain or attention.proj.weight.requires_grad or self.training:
             return super().forward(hidden_states, position_mask, **kwargs)
         if not torch.is_autocast_enabled(kind):
@@ -132,6 +133,11 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
                 return made
             self.tables[place] = made
         return self.tables[place]
+
+
+def _hooked(block: nn.Module) -> bool:
+    """Whether something inside the block is read or replaced by a hook, which needs that module's own call."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in block.modules() if part is not block)
 
 
 def _swapped(x: torch.Tensor) -> torch.Tensor:
