@@ -51,9 +51,9 @@ class VideoMAE(
     @classmethod
     def finished(cls, module: nn.Module) -> nn.Module:
         """With a table of positions for any number of tokens, which the class makes for one only."""
-        embeddings = cast(VideoMAEModel, module).embeddings
-        module.embeddings = WithTable(embeddings.patch_embeddings)
-        module.register_module("layernorm", None)  # after the last state
+        model = cast(VideoMAEModel, module)
+        module.embeddings = WithTable(model.embeddings.patch_embeddings)
+        model.layernorm = None  # after the last state
         return module
 
     @classmethod
