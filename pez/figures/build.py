@@ -50,7 +50,7 @@ FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Fig
 
 
 def build_figure2c(
-    results_dir,
+    results_dir: str | Path,
     runs: Sequence[str] | None = None,
     reference: bool = False,
     statements: Sequence[Statement] = STATEMENTS,
@@ -61,7 +61,7 @@ def build_figure2c(
 
 
 def build_figure2b(
-    results_dir,
+    results_dir: str | Path,
     runs: Sequence[str] | None = None,
     reference: bool = False,
     statements: Sequence[Statement] = STATEMENTS,
@@ -72,7 +72,7 @@ def build_figure2b(
 
 
 def build_labels(
-    results_dir,
+    results_dir: str | Path,
     runs: Sequence[str] | None = None,
     reference: bool = False,
     statements: Sequence[Statement] = STATEMENTS,
@@ -94,7 +94,7 @@ def build_labels(
     ]
 
 
-def ball_runs(results_dir, probe_set_prefix: str, names: Sequence[str] | None = None) -> list[Run]:
+def ball_runs(results_dir: str | Path, probe_set_prefix: str, names: Sequence[str] | None = None) -> list[Run]:
     """Runs (all, or those named) whose probe set starts so."""
     every = read_runs(results_dir, names)
     return [run for run in every if run.kind == BALL and str(run.value("probe_set")).startswith(probe_set_prefix)]
@@ -117,7 +117,15 @@ def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tupl
     return found, absent
 
 
-def _build_balls(results_dir, figure: str, title: str, names, wanted, reference: bool, statements) -> list[Path]:
+def _build_balls(
+    results_dir: str | Path,
+    figure: str,
+    title: str,
+    names: Sequence[str] | None,
+    wanted: Sequence[Sequence[str]],
+    reference: bool,
+    statements: Sequence[Statement],
+) -> list[Path]:
     runs = ball_runs(results_dir, f"fig{figure}", names)
     if not runs:
         print(f"figure {figure}: no run in {results_dir}; left out (make one with step3_probe.py run)")
@@ -156,7 +164,7 @@ def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataF
     return rows.merge(theirs, on=["model", "variable", "layer"], how="left")
 
 
-def build_turns(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_turns(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """The turns set by layer and tubelet, of the newest run of it (of those named); none is published of it."""
     found = ball_runs(results_dir, "turns", runs)
     if not found:
@@ -171,7 +179,7 @@ def build_turns(results_dir, runs: Sequence[str] | None = None, reference: bool 
 # ---------------------------------------------------------------- movies
 
 
-def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure1(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Figure 1 of one linear run: one named intphys_possible_impossible... if any, then Large, then the newest."""
     found = movie_runs(results_dir, "linear", runs)
     if not found:
@@ -187,7 +195,7 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: boo
 
 
 def build_figure6(
-    results_dir,
+    results_dir: str | Path,
     runs: Sequence[str] | None = None,
     reference: bool = False,
     statements: Sequence[Statement] = STATEMENTS,
@@ -198,7 +206,7 @@ def build_figure6(
 
 
 def build_figure8(
-    results_dir,
+    results_dir: str | Path,
     runs: Sequence[str] | None = None,
     reference: bool = False,
     statements: Sequence[Statement] = STATEMENTS,
@@ -208,7 +216,7 @@ def build_figure8(
     return _build_comparison(results_dir, 8, found, "attentive", "step_intphys_attentive.py", reference, statements)
 
 
-def movie_runs(results_dir, probe: str, names: Sequence[str] | None = None) -> list[Run]:
+def movie_runs(results_dir: str | Path, probe: str, names: Sequence[str] | None = None) -> list[Run]:
     """Runs of movies (all, or those named) by one kind of probe, "linear" or "attentive"."""
     every = read_runs(results_dir, names)
     return [run for run in every if run.kind == MOVIES and str(run.value("probe_set")).endswith(f"_{probe}")]
@@ -222,7 +230,15 @@ def newest_by_model(runs: Sequence[Run]) -> list[Run]:
     return [newest[model] for model in order if model in newest]
 
 
-def _build_comparison(results_dir, number: int, runs, probe: str, script: str, reference: bool, statements):
+def _build_comparison(
+    results_dir: str | Path,
+    number: int,
+    runs: Sequence[Run],
+    probe: str,
+    script: str,
+    reference: bool,
+    statements: Sequence[Statement],
+) -> list[Path]:
     if not runs:
         return _say_absent(f"Figure {number}", script)
     runs = newest_by_model(runs)
@@ -246,7 +262,7 @@ def _build_comparison(results_dir, number: int, runs, probe: str, script: str, r
 # ---------------------------------------------------------------- any runs, over each other
 
 
-def build_compare(results_dir, names: Sequence[str]) -> list[Path]:
+def build_compare(results_dir: str | Path, names: Sequence[str]) -> list[Path]:
     """compare_RUN_RUN....png, .pdf and .csv: the curves of the runs `names` over each other, against layer / depth.
 
     Balls and own labels have a panel per variable, movies one of all movies. UserError for runs of both kinds.
@@ -277,7 +293,7 @@ def _overall(run: Run) -> pd.DataFrame:
 # ---------------------------------------------------------------- mechanisms
 
 
-def mechanism_runs(results_dir, names: Sequence[str] | None = None) -> list[MechanismRun]:
+def mechanism_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> list[MechanismRun]:
     """Runs of step4_mechanisms.py (all, or those named), by name."""
     paths = sorted(Path(results_dir).glob("config_mechanisms_*.json"))
     found = [path.stem.removeprefix("config_mechanisms_") for path in paths]
@@ -285,7 +301,7 @@ def mechanism_runs(results_dir, names: Sequence[str] | None = None) -> list[Mech
 
 
 def build_mechanisms(
-    results_dir, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
+    results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
 ) -> list[Path]:
     """Every figure of mechanisms (or `only` these) that there is a table for; the paths written."""
     written = []

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pez.figures.plots.style import drawing_style, write_notes
 from pez.figures.words import number, spoken
@@ -29,7 +31,7 @@ def shown_readers(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith("frame ") and not name.endswith(", kernel")]
 
 
-def audit_figure(audit: Audit):
+def audit_figure(audit: Audit) -> Figure:
     """Draw an audit's tables with every value in its cell, R^2 under each grouping; returns the matplotlib figure."""
     of_labels = audit.name.endswith("_labels")
     what = "labels with what is known beside" if of_labels else "targets with place"
@@ -44,8 +46,9 @@ def audit_figure(audit: Audit):
         size = (widest * _CELL[0] + 1.7, sum(heights) + 0.4)
         figure = plt.figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(len(maps), widest, height_ratios=heights)
-        for row, (table, *how) in enumerate(maps):
-            _heat_map(figure.add_subplot(grid[row, : max(_NARROWEST, table.shape[1])]), table, *how)
+        for row, (table, colours, lowest, heading) in enumerate(maps):
+            ax = figure.add_subplot(grid[row, : max(_NARROWEST, table.shape[1])])
+            _heat_map(ax, table, colours, lowest, heading)
         known = "ridge on the numbers" + ("" if of_labels else ", their squares and products")
         note = f"{audit.n_clips} clips. R²: {known}, nested cross-validation, pooled. –: does not vary."
         note += "" if of_labels else " y points down, but for cos, sin."
@@ -53,7 +56,7 @@ def audit_figure(audit: Audit):
     return figure
 
 
-def _heat_map(ax, table: pd.DataFrame, colours: str, lowest: float, title: str) -> None:
+def _heat_map(ax: Axes, table: pd.DataFrame, colours: str, lowest: float, title: str) -> None:
     values = table.to_numpy(dtype=float)
     ax.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=lowest, vmax=1, aspect="auto")
     ax.set_facecolor("#eeeeee")

@@ -10,6 +10,7 @@ stand-in for IntPhys (intphys_mini/dev), or where constants.py has them if they 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -80,7 +81,7 @@ class Verdict:
     spec: FigureSpec
     path: Path
     text: str
-    record: dict
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Report:
         return [run for run in self.runs if run.kind == kind]
 
 
-def gather(results_dir, runs: Sequence[str] | None = None) -> Report:
+def gather(results_dir: str | Path, runs: Sequence[str] | None = None) -> Report:
     """Read everything there is about the runs of a results folder (all, or those named)."""
     report = Report(Path(results_dir))
     report.runs = _runs(report, runs)
@@ -219,7 +220,7 @@ def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:
     return folder if folder.is_dir() else otherwise
 
 
-def _record(report: Report, path: Path) -> dict:
+def _record(report: Report, path: Path) -> dict[str, Any]:
     """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
     try:
         return read_json(path)

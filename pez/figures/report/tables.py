@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -173,7 +174,7 @@ def provenance_table(report: Report) -> Table:
     return Table("How each run was made", columns, [_made_row(run.name, run.record) for run in report.runs])
 
 
-def _made_row(name: str, record: dict) -> list[str]:
+def _made_row(name: str, record: dict[str, Any]) -> list[str]:
     made = record.get("provenance", {})
     libraries = [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
     python = [f"Python {made['python']}"] if "python" in made else []

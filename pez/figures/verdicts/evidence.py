@@ -129,10 +129,11 @@ def judge(run: Run, variable: str, of: str) -> Judged:
     floors = [name for name in names if is_floor(name, str(run.value("pooling")))]
     curves = {}
     for part, metric in wanted:
-        if main.curve(metric, part) is not None:
+        curve = main.curve(metric, part)
+        if curve is not None:
             every = {name: scores.control(variable, name, metric, part) for name in floors}
             controls = {name: control for name, control in every.items() if control is not None}
             chance = kind.chance if metric == kind.headline else chance_of(metric)
-            curves[part, metric] = Evidence(main.layers, run.depth, main.curve(metric, part), controls, chance)
+            curves[part, metric] = Evidence(main.layers, run.depth, curve, controls, chance)
     seeds = {name: len(scores.of(variable, None, name)) for name in names}
     return Judged(of, run, main, curves, seeds)

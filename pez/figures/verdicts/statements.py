@@ -26,6 +26,7 @@ STATEMENTS are the paper's; `read_statements` reads others from a file, of varia
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,7 @@ def _reads_more(evidence: Evidence, control: BootstrapCurve) -> tuple[str, str]:
     return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
 
 
-def verdict_record(statements: Sequence[Checked], **more) -> dict:
+def verdict_record(statements: Sequence[Checked], **more: Any) -> dict[str, Any]:
     """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more` in front."""
     return {**more, "statements": [asdict(statement) for statement in statements]}
 

@@ -10,6 +10,7 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -49,7 +50,10 @@ the pooled score, and are made against chance and every control that was run (th
 
 
 def build_verdict(
-    results_dir, figure: str, curves: Sequence[tuple[Run, str]], statements: Sequence[Statement] = STATEMENTS
+    results_dir: str | Path,
+    figure: str,
+    curves: Sequence[tuple[Run, str]],
+    statements: Sequence[Statement] = STATEMENTS,
 ) -> list[Path]:
     """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
 
@@ -70,12 +74,12 @@ def build_verdict(
 
 
 def build_movie_verdict(
-    results_dir,
+    results_dir: str | Path,
     figure: int,
     title: str,
     runs: Sequence[Run],
-    theirs,
-    missing,
+    theirs: pd.DataFrame,
+    missing: Sequence[str],
     statements: Sequence[Statement] = STATEMENTS,
 ) -> list[Path]:
     """The same of Figure 6 or 8: `runs`, one per model; `theirs`, published values as of `published_movies`; `missing`
@@ -91,7 +95,7 @@ def build_movie_verdict(
     return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing, statements), record)
 
 
-def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
+def _write(results_dir: str | Path, figure: object, text: str, record: dict[str, Any]) -> list[Path]:
     path = Path(results_dir) / f"figure{figure}_verdict.md"
     return [write_text(path, text), write_json(path.with_suffix(".json"), record)]
 
@@ -160,11 +164,13 @@ def movie_verdict_text(
             lines.append(f"- Statements and onsets left out: {item}")
             continue
         words = dataset_of(run.table).words
+
+        def cells(_: Judged, part: str, metric: str, words: Callable[[str], str] = words) -> tuple[str, str]:
+            return words(part), spoken(metric)
+
         lines += [f"- {note}" for note in run_words(item)]
         lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
-        lines += onset_lines(
-            [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
-        )
+        lines += onset_lines([item], ("row", "metric"), cells)
     return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
