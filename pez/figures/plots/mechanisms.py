@@ -325,8 +325,8 @@ def draw_steering(run: MechanismRun) -> Figure | None:
     rows = table[(table["target"] == "all") & (table["judge"] == "split")]
     main, about = rows[rows["control"] == ""], run.about("steer")
     probes = main[main["arm"] == "probes"]
-    others = {"covariance_edit": "1 probe along\nthe covariance", "mean_difference": "class means",
-              "plane_rotation": "turned in\nthe ring's plane", "transplant": "another clip"}  # fmt: skip
+    others = {"covariance_edit": "1 probe along the covariance", "mean_difference": "class means",
+              "plane_rotation": "turned in the ring's plane", "transplant": "another clip"}  # fmt: skip
     with drawing_style():
         figure, axes = _figure(1, 3, 12, 3.6)
         ax = axes[0, 0]
@@ -385,13 +385,18 @@ def draw_steering(run: MechanismRun) -> Figure | None:
                 xytext=(3, 3),
                 textcoords="offset points",
             )
-        for name, label in others.items():
-            part = main[main["arm"] == name]
-            ax.plot(part["edit_ratio"], part["mae_target"], ls="none", marker="D", color="black", ms=4)
-            for row in part.itertuples():
-                ax.annotate(
-                    label, (row.edit_ratio, row.mae_target), fontsize=6.5, xytext=(4, -2), textcoords="offset points"
-                )
+        for number, (name, label) in enumerate(others.items()):
+            part, style = main[main["arm"] == name], line_style(number + 1)
+            ax.plot(
+                part["edit_ratio"],
+                part["mae_target"],
+                ls="none",
+                marker=style.marker,
+                color=style.color,
+                ms=6,
+                label=label,
+            )
+        ax.legend(fontsize=7)
         ax.set(xlabel="Length of the edit / of the features", ylabel="Error to the target (degrees)", ylim=(0, 100),
                title="Edits of other kinds (N beside the line)")  # fmt: skip
         figure.legend(handles, labels, fontsize=7, loc="outside right center")
@@ -480,12 +485,12 @@ def draw_patches(run: MechanismRun) -> Figure | None:
         top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
         axes = top.subplots(1, 3, sharey=True)
         curves = (("mean_pooled", "r2", "mean over places"), ("pooled_patch", "r2", "one probe for all places"),
-                  ("per_place", "r2_mean", "a probe a place, mean"))  # fmt: skip
+                  ("per_place", "r2_median", "a probe a place, median"))  # fmt: skip
         for number, (readout, statistic, label) in enumerate(curves):
             _curve(axes[0], rows(readout, statistic), number, label)
         controls = table[table["control"] != ""]
         _control_curves(
-            axes[0], rows("per_place", "r2_mean", controls).assign(control=lambda own: own["control"] + ", a place")
+            axes[0], rows("per_place", "r2_median", controls).assign(control=lambda own: own["control"] + ", a place")
         )
         axes[0].set_title("(a) Single places")
         for number, (statistic, label) in enumerate(
