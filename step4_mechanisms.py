@@ -19,7 +19,7 @@ import argparse
 import sys
 
 from pez.cli import Parser, run_script
-from pez.mechanisms import attention, overlap, patches, sequence, steering
+from pez.mechanisms import ablation, attention, overlap, patches, sequence, steering
 
 COMMANDS = {
     "attention": (attention, "how far every head looks (Figures 3 and 19)"),
@@ -27,6 +27,7 @@ COMMANDS = {
     "overlap": (overlap, "how far subspaces of two variables lie apart (Table 3)"),
     "steer": (steering, "edits that set the direction which probes read (Figure 24)"),
     "patches": (patches, "direction at single places and across halves of the frame (Figure 18)"),
+    "ablate": (ablation, "what is still read without near attention (Tables 2 and 4)"),
 }
 
 

@@ -527,6 +527,83 @@ def draw_patches(run: MechanismRun) -> Figure | None:
     return figure
 
 
+# ---------------------------------------------------------------- ablation
+
+
+_READ = {
+    "direction": "Direction R²",
+    "per_patch": "Direction R², a place",
+    "speed": "Speed R²",
+    "possible": "Movies, accuracy",
+}
+
+
+def draw_ablation(run: MechanismRun) -> Figure | None:
+    """Table 4 as curves: what is read against the share of attention that was taken away, refit and frozen."""
+    table = run.table("ablation")
+    if table is None:
+        return None
+    last = table["read_layer"].min()
+    rows = table[(table["read_layer"] == table.groupby("band")["read_layer"].transform("min"))]
+    names = [name for name in _READ if name in set(rows["variable"])]
+    kinds = [kind for kind in rows["kind"].unique() if kind != "none"]
+    readouts = list(rows["readout"].unique())
+    with drawing_style():
+        figure, axes = _figure(len(readouts), len(names), 3 * len(names) + 2, 2.6 * len(readouts) + 0.7, sharex=True)
+        for across, name in enumerate(names):
+            for down, readout in enumerate(readouts):
+                ax = axes[down, across]
+                own = rows[(rows["variable"] == name) & (rows["readout"] == readout)]
+                main = own[(own["control"] == "") & (own["band"] == "zone")]
+                base = main[main["kind"] == "none"].iloc[0]
+                ax.axhspan(base["low"], base["high"], color="#0072B2", alpha=0.08, lw=0)
+                ax.axhline(base["score"], color="#0072B2", lw=0.8, label="no mask")
+                ax.axhline(0.5 if name == "possible" else 0, ls=(0, (1, 1.6)), **_THIN)
+                for number, kind in enumerate(kinds):
+                    part, style = main[main["kind"] == kind].sort_values("removed_mass"), line_style(number)
+                    ax.errorbar(
+                        part["removed_mass"],
+                        part["score"],
+                        [part["score"] - part["low"], part["high"] - part["score"]],
+                        color=style.color,
+                        ls=style.line,
+                        marker=style.marker,
+                        lw=1,
+                        elinewidth=0.7,
+                        label=kind,
+                    )
+                others = own[(own["kind"] != "none") & ((own["band"] != "zone") | (own["control"] != ""))]
+                for number, ((band, control), part) in enumerate(others.groupby(["band", "control"], sort=False)):
+                    style, part = control_style(number), part.sort_values("removed_mass")
+                    label = f"{band} layers" if not control else f"{spoken(control)}, {band}"
+                    ax.plot(
+                        part["removed_mass"],
+                        part["score"],
+                        ls="none",
+                        marker=style.marker,
+                        mfc="white",
+                        ms=4,
+                        color=style.color,
+                        label=label,
+                    )
+                ax.set(
+                    ylabel=_READ[name] if down == 0 or across == 0 else "",
+                    title=readout if across == 0 else "",
+                    xlabel="Share of attention removed" if down == len(readouts) - 1 else "",
+                    xlim=(-0.02, 1.02),
+                )
+        _legend(figure, axes[0, 0])
+        figure.suptitle(run.title("Table 4: reading without near attention"), ha="left", x=0.01)
+        notes = [
+            f"Read at the last masked layer ({last} for the first band). refit: probes of ablated features; frozen: of unablated."
+        ]
+        notes += [
+            "Random and farthest masks take as many keys: compare at equal shares. Bars: 95 %. Paper's numbers: table4_ablation."
+        ]
+        write_notes(figure, notes)
+    return figure
+
+
 FIGURES: dict[str, MechanismFigure] = {
     "3": MechanismFigure("figure3_attention", "How far each head looks", "attention", draw_attention_heads),
     "19": MechanismFigure("figure19_attention", "Attention distance by layer", "attention", draw_attention_layers),
@@ -537,4 +614,5 @@ FIGURES: dict[str, MechanismFigure] = {
     "24targets": MechanismFigure("figure24_targets", "Edits, every target", "steer", draw_steering_targets),
     "24downstream": MechanismFigure("figure24_downstream", "Edits that run on", "steer", draw_downstream),
     "18": MechanismFigure("figure18_patches", "Direction at single places", "patches", draw_patches),
+    "table4": MechanismFigure("figure_ablation", "Reading without near attention", "ablate", draw_ablation),
 }
