@@ -2,6 +2,7 @@
 
 import argparse
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_empty_rows_are_silent_or_look_as_ever(encoder, empty_rows):
 
 
 def test_a_signal_that_sits_one_tubelet_back():
-    """Values that differ at one key only: what a query at its place, a tubelet on, gets under each mask, in closed form."""
+    """Values that differ at one key only: what a query at its place, a tubelet on, gets under each mask."""
     n, source = GRID.tokens, 5
     query = 16 + source  # the same place, the next tubelet
     value = torch.zeros(1, 1, n, 1, dtype=torch.float64)
@@ -125,8 +126,9 @@ def test_stores_equal_whole_passes_and_resume(encoder, tmp_path):
 def test_heads_that_attention_found_local(encoder, tmp_path):
     with pytest.raises(UserError, match="step4_mechanisms.py attention"):
         head_sets(options(tmp_path, heads="local"), encoder, [1])
-    table = [{"control": None, "layer": layer, "head": head, "statistic": "spatial", "mean": 2.0 + 3 * ((layer + head) % 2)}
-             for layer in range(4) for head in range(2)]  # fmt: skip
+    means = [2.0 + 3 * ((layer + head) % 2) for layer in range(4) for head in range(2)]
+    at = {"layer": np.repeat(range(4), 2), "head": np.tile(range(2), 4), "mean": means}
+    table = {"control": None, "statistic": "spatial", **at}
     pd.DataFrame(table).to_csv(tmp_path / "attention_r.csv", index=False)
     found = {name: head_sets(options(tmp_path, heads=name), encoder, [1, 2]) for name in ("local", "other", "random")}
     assert found["local"][1].tolist() == [False, True] and found["local"][2].tolist() == [True, False]
