@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from pez.controls import is_floor
+from pez.controls import UNIQUE, is_floor
 from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, beyond, checked
 from pez.figures.words import chance_of
 from pez.probes.results import MOVIES, Run
-from pez.probes.scores.onset import Onset, find_onsets
+from pez.probes.scores.onset import Emergence, Onset, emergence, find_onsets
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored
 
@@ -68,6 +68,11 @@ class Judged:
         """Whether its layers read more than the controls without an encoder that were run."""
         return [] if self.too_few or self.key is None else beyond(self.of, self.key)
 
+    def emergence(self) -> Emergence | None:
+        """The criterion of the paper's authors on the curve that is quoted; None where it has too few layers."""
+        curve = self.scored.pooled(self.scored.kind.headline)
+        return emergence(self.scored.layers, curve, self.run.depth, self.scored.kind.chance)
+
     def onsets(self) -> list[tuple[str, str, str, Onset]]:
         """(part, metric, against, onset) of every curve, comparison and rule."""
         threshold = self.scored.kind.threshold
@@ -99,6 +104,7 @@ def judge(run: Run, variable: str, of: str) -> Judged:
             every = {name: scores.control(variable, name, metric, part) for name in floors}
             controls = {name: control for name, control in every.items() if control is not None}
             chance = kind.chance if metric == kind.headline else chance_of(metric)
-            curves[part, metric] = Evidence(main.layers, run.depth, main.curve(metric, part), controls, chance)
+            unique = scores.unique(variable)[1] if UNIQUE in names and metric == kind.headline else None
+            curves[part, metric] = Evidence(main.layers, run.depth, main.curve(metric, part), controls, chance, unique)
     seeds = {name: len(scores.of(variable, None, name)) for name in names}
     return Judged(of, run, main, curves, seeds)

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from constants import EMERGENCE_DEPTH
+from pez.controls import TOGETHER
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.scores.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
 
@@ -100,6 +101,7 @@ class Evidence:
     main: BootstrapCurve
     controls: dict[str, BootstrapCurve]
     chance: float = 0.0
+    unique: BootstrapCurve | None = None  # what each layer adds to the controls without an encoder
 
     @property
     def comparisons(self) -> dict[str, BootstrapCurve | None]:
@@ -131,15 +133,20 @@ def beyond(of: str, evidence: Evidence) -> list[Checked]:
     for name in WITHOUT_ENCODER:
         if name not in evidence.controls:
             continue
-        verdict, words = _reads_more(evidence, evidence.controls[name])
+        verdict, words = _reads_more(evidence, evidence.main, evidence.controls[name])
         claim = f"is read by some layer beyond {name.replace('_', ' ')}"
         found.append(Checked(of, claim, verdict, (Finding(name, verdict, words),)))
+    if evidence.unique is not None:
+        verdict, words = _reads_more(evidence, evidence.unique, None)
+        claim = "is told by some layer beyond position, pixels and optical flow together (R² that it adds)"
+        found.append(Checked(of, claim, verdict, (Finding(TOGETHER, verdict, words),)))
     return found
 
 
-def _reads_more(evidence: Evidence, control: BootstrapCurve) -> tuple[str, str]:
-    rise = rise_above(evidence.main, control, evidence.chance)
-    detection, best = above_control(evidence.main, control, evidence.chance), int(np.nanargmax(rise.estimate))
+def _reads_more(evidence: Evidence, curve: BootstrapCurve, control: BootstrapCurve | None) -> tuple[str, str]:
+    chance = 0.0 if curve is evidence.unique else evidence.chance
+    rise = rise_above(curve, control, chance)
+    detection, best = above_control(curve, control, chance), int(np.nanargmax(rise.estimate))
     low, high = rise.interval()[best]
     words = f"most at layer {evidence.layers[best]}: {rise.estimate[best]:+.2f} [{low:+.2f}, {high:+.2f}]"
     words += f", p = {detection.p_value:.2g} over all layers"

@@ -48,9 +48,8 @@ def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -
         except UserError as error:
             notes.append(f"{spoken(variable)} left out: {error}")
     more = [asdict(each) for item in judged for each in item.beyond()]
-    record = verdict_record(
-        [each for item in judged for each in item.checked(figure)], **({"beyond": more} if more else {})
-    )
+    found = [each for item in judged for each in item.checked(figure)]
+    record = verdict_record(found, **({"beyond": more} if more else {}), emergence=emergence_record(judged))
     return _write(results_dir, figure, verdict_text(figure, judged, notes), record)
 
 
@@ -64,7 +63,8 @@ def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run
         except UserError as error:
             judged.append(error)
     found = [each for item in judged if isinstance(item, Judged) for each in item.checked(MOVIES)]
-    record = verdict_record(found, status=published.status(runs, theirs))
+    emerging = emergence_record([item for item in judged if isinstance(item, Judged)])
+    record = verdict_record(found, status=published.status(runs, theirs), emergence=emerging)
     return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing), record)
 
 
@@ -85,6 +85,7 @@ def verdict_text(figure: str, judged: Sequence[Judged], notes: Sequence[str] = (
     if more := [each for item in judged for each in item.beyond()]:
         lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
+    lines += emergence_lines(judged, "variable")
     return "\n".join([*lines, "", *_rules()])
 
 
@@ -134,6 +135,7 @@ def movie_verdict_text(
         lines += onset_lines(
             [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
         )
+    lines += emergence_lines([item for item in judged if isinstance(item, Judged)], "model")
     return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
@@ -165,6 +167,23 @@ def onset_lines(
             named = " | ".join(cells(item, part, metric))
             lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {onset.text()} |")
     return lines
+
+
+def emergence_lines(judged: Sequence[Judged], column: str) -> list[str]:
+    """A table of what the criterion of the paper's authors says of the curves that are quoted."""
+    lines = ["", "## Emergence by the criterion of the paper's authors", ""]
+    lines += [f"| {column} | emerges | why |", "|---|---|---|"]
+    for item in judged:
+        found = item.emergence()
+        why = "too few layers for four parameters" if found is None else found.text()
+        lines.append(f"| {item.of} | {'yes' if found and found.emerges else 'no'} | {why} |")
+    return lines
+
+
+def emergence_record(judged: Sequence[Judged]) -> list[dict]:
+    """The same as data."""
+    found = [(item.of, item.emergence()) for item in judged]
+    return [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
 
 
 def _rules(*first: str) -> list[str]:
