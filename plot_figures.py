@@ -20,6 +20,7 @@ from pez.figures.build import (
     build_figure2c,
     build_figure6,
     build_figure8,
+    build_motion,
     build_turns,
 )
 from pez.figures.report.page import build_report
@@ -30,6 +31,7 @@ from pez.probes.results import result_paths
 BUILDERS = {
     "2c": build_figure2c,
     "2b": build_figure2b,
+    "motion": build_motion,
     "turns": build_turns,
     "1": build_figure1,
     "6": build_figure6,

@@ -14,6 +14,8 @@ import numpy as np
 
 BALLS, MOVIES = "balls", "movies"
 TOGETHER, UNIQUE = "without_encoder", "unique"
+# no floors, for they read the motion itself: whether a layer beats them is said apart
+BESIDE = ("optical_flow", TOGETHER)
 READ = "_read"  # ends the name of a control that the main curve's probe reads (--control-mode read)
 PARTS = ("position", "pixels", "optical_flow")  # what TOGETHER reads: place, pictures and motion without an encoder
 Frames = Callable[[Any, str], Any]  # frames [T, ...] (tensor or array) and clip id -> frames
@@ -93,6 +95,7 @@ CONTROLS: dict[str, Control] = {
         "motion gets",
         encoder="none",
         norm_mode="zscore",  # its channels have units of their own
+        floor=lambda pooling: False,
         not_for={
             MOVIES: "the flow of a movie, averaged over frames, holds none of its events; pixels and shuffled_frames "
             "are the controls there that need no trained encoder"
@@ -102,6 +105,7 @@ CONTROLS: dict[str, Control] = {
         f"{', '.join(PARTS[:-1]).replace('_', ' ')} and {PARTS[-1].replace('_', ' ')} together, by banded ridge",
         needs_pass=False,
         option="--unique",
+        floor=lambda pooling: False,
     ),
     UNIQUE: Control(
         "what a layer adds: R² of the layer and those together, less R² of those together",

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pez.controls import BALLS, is_floor
+from pez.controls import BALLS, BESIDE, is_floor
 from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
@@ -368,7 +368,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         return made[key.variable.name, key.control, key.control_seed]
 
     def floor(variable: str, control: str) -> bool:
-        return is_floor(control, of_variable[variable].pooling)
+        return control in BESIDE or is_floor(control, of_variable[variable].pooling)
 
     return Tables(
         results=ball_results(options.run_name, scores, depths, described),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pez.controls import UNIQUE, is_floor
+from pez.controls import BESIDE, UNIQUE, is_floor
 from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, beyond, checked
 from pez.figures.words import chance_of
 from pez.probes.results import MOVIES, Run
@@ -49,7 +49,7 @@ class Judged:
     @property
     def controls(self) -> list[str]:
         """Names of the controls it is compared with."""
-        return list(self.key.controls) if self.key else []
+        return [*self.key.controls, *self.key.beside] if self.key else []
 
     @property
     def too_few(self) -> str:
@@ -98,13 +98,17 @@ def judge(run: Run, variable: str, of: str) -> Judged:
     else:
         wanted, names = [(OVERALL, kind.headline)], sorted(names)
     floors = [name for name in names if is_floor(name, str(run.value("pooling")))]
+    others = [name for name in names if name in BESIDE]
     curves = {}
     for part, metric in wanted:
         if main.curve(metric, part) is not None:
-            every = {name: scores.control(variable, name, metric, part) for name in floors}
-            controls = {name: control for name, control in every.items() if control is not None}
+            every = {name: scores.control(variable, name, metric, part) for name in [*floors, *others]}
+            controls = {name: every[name] for name in floors if every[name] is not None}
             chance = kind.chance if metric == kind.headline else chance_of(metric)
+            beside = {name: curve for name, curve in every.items() if name in BESIDE and curve is not None}
             unique = scores.unique(variable)[1] if UNIQUE in names and metric == kind.headline else None
-            curves[part, metric] = Evidence(main.layers, run.depth, main.curve(metric, part), controls, chance, unique)
+            curves[part, metric] = Evidence(
+                main.layers, run.depth, main.curve(metric, part), controls, chance, beside, unique
+            )
     seeds = {name: len(scores.of(variable, None, name)) for name in names}
     return Judged(of, run, main, curves, seeds)

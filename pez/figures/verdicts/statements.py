@@ -18,8 +18,8 @@ curve that might be higher but was not shown to be leaves them undecided. Layers
 what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -85,6 +85,7 @@ STATEMENTS = (
     *_statements("2c", "direction_sincos", "one third"),
     *(part for name in ("velocity_xy", "vx", "vy") for part in _statements("2b", name, "one third")),
     *(part for name in ("acceleration_xy", "ax", "ay") for part in _statements("2b", name, "one third")),
+    *(part for name in ("velocity_xy", "direction_sincos") for part in _statements("_motion", name, "one third")),
     Statement(MOVIES, "possible", "possible versus impossible appears at about one third of the depth", "one third"),
     Statement(MOVIES, "possible", "relative accuracy peaks in the middle layers", "middle"),
     Statement(MOVIES, "possible", "relative accuracy declines late", "fades"),
@@ -101,6 +102,7 @@ class Evidence:
     main: BootstrapCurve
     controls: dict[str, BootstrapCurve]
     chance: float = 0.0
+    beside: Mapping[str, BootstrapCurve] = field(default_factory=dict)  # of pez.controls.BESIDE
     unique: BootstrapCurve | None = None  # what each layer adds to the controls without an encoder
 
     @property
@@ -123,17 +125,12 @@ def checked(of: str, statement: Statement, evidence: Evidence | None, why: str =
     return Checked(of, statement.claim, overall(findings), tuple(findings))
 
 
-# Controls that read the clips without an encoder: whether a layer reads more is said of each, whatever the paper says.
-WITHOUT_ENCODER = ("optical_flow",)
-
-
 def beyond(of: str, evidence: Evidence) -> list[Checked]:
-    """Of each of WITHOUT_ENCODER that was run: whether some layer reads more, tested over all layers together."""
+    """Of what reads the motion without an encoder, where it was run: whether some layer reads more, tested over all
+    layers together; and whether some layer adds to it."""
     found = []
-    for name in WITHOUT_ENCODER:
-        if name not in evidence.controls:
-            continue
-        verdict, words = _reads_more(evidence, evidence.main, evidence.controls[name])
+    for name in [name for name in evidence.beside if name != TOGETHER]:
+        verdict, words = _reads_more(evidence, evidence.main, evidence.beside[name])
         claim = f"is read by some layer beyond {name.replace('_', ' ')}"
         found.append(Checked(of, claim, verdict, (Finding(name, verdict, words),)))
     if evidence.unique is not None:

@@ -25,7 +25,11 @@ from pez.probes.results import Run
 from pez.probes.scores import onset as onset_rules
 from pez.probes.scores.possibility import OVERALL
 
-TITLES = {"2c": "Figure 2(c): scalar motion variables", "2b": "Figure 2(b): Cartesian motion"}
+TITLES = {
+    "2c": "Figure 2(c): scalar motion variables",
+    "2b": "Figure 2(b): Cartesian motion",
+    "_motion": "Motion without place",
+}
 MOVIE_RULES = """Statements are about relative accuracy over all scenes: it appears at about one third of the depth, \
 peaks in the
 middle, declines late. The checks, their words and their verdicts are those of the ball curves
@@ -35,18 +39,21 @@ threshold, is chance here. Both rest on resamples of scenes of the out-of-fold s
 the pooled score, and are made against chance and every control that was run (the mean over its seeds; pez.controls)."""
 
 
-def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -> list[Path]:
+def build_verdict(
+    results_dir, figure: str, curves: Sequence[tuple[Run, str]], named: Callable[[Run, str], str] | None = None
+) -> list[Path]:
     """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
 
-    `curves`: the variables of a ball figure, each with its run. A run without readable predictions is named in the file
-    and left out of it.
+    `curves`: the variables of a ball figure, each with its run; `named` says what each is called. A run without
+    readable predictions is named in the file and left out of it.
     """
     judged, notes = [], []
     for run, variable in curves:
+        of = spoken(variable) if named is None else named(run, variable)
         try:
-            judged.append(judge(run, variable, spoken(variable)))
+            judged.append(judge(run, variable, of))
         except UserError as error:
-            notes.append(f"{spoken(variable)} left out: {error}")
+            notes.append(f"{of} left out: {error}")
     more = [asdict(each) for item in judged for each in item.beyond()]
     found = [each for item in judged for each in item.checked(figure)]
     record = verdict_record(found, **({"beyond": more} if more else {}), emergence=emergence_record(judged))
