@@ -216,6 +216,8 @@ def test_motion_without_place_is_drawn_and_judged_by_pooling_and_opens_the_repor
     assert 0.6 < rows["direction (cos, sin), mean"] < 0.9  # a linear code of velocity reads (cos, sin) no better
     text = (tmp_path / "r" / "figure_motion_verdict.md").read_text(encoding="utf-8")
     assert text.startswith("# Motion without place") and "| velocity (x, y), temporal_last | appears at" in text
+    read = [line for line in text.splitlines() if "is read by some layer where place is silent" in line]
+    assert ["holds" in line for line in read] == ["mean" in line for line in read] and len(read) == 4
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert page.index("Figure motion: Motion without place") < page.index("In numbers")
     assert not (tmp_path / "r" / "figure2b_final.png").exists()  # the paper's figures are of the paper's sets

@@ -333,3 +333,18 @@ def test_another_kind_of_target_is_judged_by_its_own_score(tmp_path, monkeypatch
     text = verdict_text("toy", [item])
     assert "| toy | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels (1 seed) |" in text
     assert "| toy | chance | threshold | layer" in text and "score 0.8)" in text
+
+
+def test_a_curve_of_unconverged_probes_decides_nothing_and_says_where(tmp_path):
+    table = predictions({MAIN: FLAT, ("shuffled_labels", 0, 0): NOTHING["shuffled_labels"]})
+    rows = results().assign(converged=[layer not in (0, 1, 5) for layer in range(DEPTH)])
+    write(tmp_path, [table], rows)
+    read = pd.read_csv(tmp_path / "results_run.csv")
+    text = verdict_of(tmp_path, read).split("\n---")[0]
+    why = "the probe's training, not the encoder: not converged at layers 0 to 1, 5"
+    assert text.count(f"| **undecided** | | {why} |") == 3
+    assert "**holds**" not in text and "| holds | chance |" in text  # what would have been found still stands there
+    assert f"- speed: {why}." in text and f"undecided ({why}); as drawn" in text.split("## Onset")[1]
+    record = json.loads((tmp_path / "figure2c_verdict.json").read_text())
+    assert {each["verdict"] for each in record["statements"]} == {"undecided"}
+    assert "**holds**" in verdict_of(tmp_path, read.assign(converged=True))

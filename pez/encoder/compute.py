@@ -5,6 +5,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from pez.encoder.flops import matmul_rate
 from pez.encoder.protocol import Encoder
 
 BACKEND = "inductor"
+GPU_WRITERS = 3  # threads that write shards; each holds one in memory
 RATE_SECONDS = 15.0  # between measurements of what matrix products reach, beside the passes
 STEADY = 0.7  # the lowest of these rates as a share of the highest, if one of them is to stand for all
 MOST_OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of a state's root mean square
@@ -102,36 +104,38 @@ def on_device(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator
 
 
 class Writer:
-    """Runs one piece of work at a time in a thread of its own, once the device has done what it was given before.
+    """Runs pieces of work in threads of its own, each once the device has done what it was given before.
 
-    The device goes on computing while a shard is written. An error of the work is raised by the next call.
+    The device goes on computing while shards are written: one at a time beside a CPU's computing, GPU_WRITERS beside a
+    GPU, which fills them faster than one thread checks and writes them. An error of the work is raised by a later call.
     """
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._pending: Future | None = None
-        self._thread = ThreadPoolExecutor(1)
+        self._at_once = GPU_WRITERS if device.type == "cuda" else 1
+        self._pending: deque[Future] = deque()
+        self._threads = ThreadPoolExecutor(self._at_once)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind, *_error) -> None:
-        self._thread.shutdown()
+        self._threads.shutdown()
         if kind is None:
-            self._finish()
+            self._wait_for(0)
 
     def submit(self, work: Callable, *arguments) -> None:
-        """Have `work(*arguments)` done; waits for the piece before."""
-        self._finish()
-        event = torch.cuda.Event() if self._device.type == "cuda" else None
+        """Have `work(*arguments)` done; waits until fewer pieces than there are threads are left to do."""
+        self._wait_for(self._at_once - 1)
+        # a blocking event: the thread that waits for it sleeps
+        event = torch.cuda.Event(blocking=True) if self._device.type == "cuda" else None
         if event is not None:
             event.record(torch.cuda.current_stream(self._device))
-        self._pending = self._thread.submit(_after, event, work, arguments)
+        self._pending.append(self._threads.submit(_after, event, work, arguments))
 
-    def _finish(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+    def _wait_for(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
 
 def _after(event, work: Callable, arguments: tuple) -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader
 from pez.controls import frame_orders
 from pez.encoder.capture import captured_states
 from pez.encoder.compute import Speed, Writer, compiled, filled, on_device
-from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
+from pez.encoder.devices import out_of_memory
+from pez.encoder.pooling import POOLINGS, PREFIX, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
@@ -23,10 +25,11 @@ from pez.files import fingerprint_of_files, read_json
 from pez.machine import available_cores
 from pez.runs import progress
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
-from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
+from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
+_FITTED: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()  # clips a pass, once a GPU's memory ran out
 HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 
 
@@ -149,9 +152,11 @@ def _in_turn(shard: Shard) -> list[Shard]:
 
 def with_content(source: ClipSource) -> pd.DataFrame:
     """The source's clip table with `content`, a hash of every clip's frames."""
-    paths = [source.paths[clip] for clip in source.clips["clip_id"]]
+    paths = [tuple(source.paths[clip]) for clip in source.clips["clip_id"]]
+    different = list(dict.fromkeys(paths))  # windows of a film share it
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return source.clips.assign(content=list(pool.map(fingerprint_of_files, paths)))
+        content = dict(zip(different, pool.map(fingerprint_of_files, different)))
+    return source.clips.assign(content=[content[files] for files in paths])
 
 
 def store_settings(
@@ -160,6 +165,8 @@ def store_settings(
     """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
     for name in poolings:
         check_choice("--pooling", name, POOLINGS)
+    if PREFIX in poolings and not encoder.layout.prefix:
+        raise UserError(f"{encoder.model} has no tokens beside its patches: leave --pooling {PREFIX} out")
     tubelet = encoder.layout.tubelet
     if source.n_frames % tubelet:
         if source.frames_option:
@@ -172,6 +179,7 @@ def store_settings(
         raise UserError(
             f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
         )
+    encoder.check_frames(source.n_frames)
     dtype = pass_dtype(dtype, encoder.device)
     check_choice("--store-dtype", store_dtype, ["auto", *DTYPES])
     captures = sorted(set(captures))
@@ -204,6 +212,7 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     if not (directory / "features.json").is_file():
         return False
     there = read_json(directory / "features.json")["settings"]
+    wanted = as_recorded(there, wanted)
     if there == wanted:
         return False  # it may be incomplete: whoever plans it goes on with it
     several = ("captures", "poolings")
@@ -243,6 +252,8 @@ def pass_dtype(dtype: str, device: torch.device) -> str:
     """Precision of the pass that --dtype means on a device."""
     if dtype == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
+    if device.type == "mps" and dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 is not for --device mps: use float32 or float16")
     return check_choice("--dtype", dtype, DTYPES)
 
 
@@ -260,7 +271,7 @@ def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size:
         pooled = encode_pooled(encoder, filled(frames, size), settings)
         speed.stop(len(frames))
         for name, tensor in pooled.items():
-            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=True)
+            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=tensor.is_cuda)
         row += len(frames)
         bar.update(len(frames))
 
@@ -306,7 +317,8 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
 def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[str, torch.Tensor]:
     settings, tensors, on_gpu = store.settings, {}, encoder.device.type == "cuda"
     for pooling in settings["poolings"]:
-        tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"])
+        n_prefix = encoder.layout.n_prefix(settings["n_tubelets"])
+        tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"], n_prefix)
         shape = (n_clips, encoder.width) if tokens is None else (n_clips, tokens, encoder.width)
         dtype = stored_dtype(settings["store_dtype"], pooling)
         for state in states_of(settings["captures"], encoder.depth):
@@ -327,19 +339,26 @@ def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dic
     """One pass: uint8 [B, T, 3, R, R] on any device to every wanted pooled state, by tensor name, float32 on the
     encoder's.
 
-    When a GPU's memory runs out the batch is halved, down to one clip; then a UserError.
+    When a GPU's memory runs out the batch is halved, down to one clip; then a UserError. The size that fitted is
+    remembered for this encoder: failing takes as long as a pass.
     """
+    fits = _FITTED.get(encoder.module, len(frames))
+    if len(frames) > fits:
+        parts = [encode_pooled(encoder, part, settings) for part in frames.split(fits)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     try:
         return _encode_pooled(encoder, frames, settings)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         if len(frames) == 1:
             raise UserError(
                 f"{encoder.device} has not enough memory for one clip of --model {encoder.model}: "
                 "free it, or use --dtype bfloat16 or --device cpu"
             ) from None
     torch.cuda.empty_cache()
-    halves = [encode_pooled(encoder, half, settings) for half in frames.split((len(frames) + 1) // 2)]
-    return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+    _FITTED[encoder.module] = (len(frames) + 1) // 2
+    return encode_pooled(encoder, frames, settings)
 
 
 def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
@@ -349,8 +368,9 @@ def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> di
         # [B, tubelets, patches, width]; averages are taken in float32 whatever the pass ran in
         grid = encoder.layout.grid(hidden, settings["n_tubelets"]).flatten(2, 3).float()
         for pooling in settings["poolings"]:
+            read = encoder.layout.prefix_tokens(hidden, settings["n_tubelets"]).float() if pooling == PREFIX else grid
             # a copy, so that keeping the last tubelet does not keep every token alive
-            pooled[tensor_name(pooling, state)] = POOLINGS[pooling](grid).clone()
+            pooled[tensor_name(pooling, state)] = POOLINGS[pooling](read).clone()
 
     states = states_of(settings["captures"], encoder.depth)
     lower = settings["dtype"] != "float32"

@@ -35,6 +35,7 @@ def normalise(
     frames: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
     """uint8 [..., 3, H, W] to float32 less a mean, over a standard deviation, on the frames' device."""
-    shift = torch.tensor(mean, device=frames.device)[:, None, None]
-    scale = torch.tensor(std, device=frames.device)[:, None, None]
+    shift, scale = (
+        torch.stack([torch.full((1, 1), value, device=frames.device) for value in values]) for values in (mean, std)
+    )  # filled on the device: a copy would wait for it
     return (frames.float() / 255 - shift) / scale

@@ -9,9 +9,12 @@
     figure6_verdict.md, .json
     figure8_intphys_overall_compare.csv, .png                attentive ones
     figure8_verdict.md, .json
+    compare_RUN_RUN....png, .pdf, .csv                       runs that are named, over each other
+    figureN_NAME_RUN.png                each figure of each run of step4_mechanisms.py (pez/figures/plots/mechanisms.py)
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
-returns none. Of several runs the newest counts, unless `runs` names others. With `reference` published curves are drawn
+returns none. Of several runs the newest counts, of this project's recipe where there is one, unless `runs` names
+others. With `reference` published curves are drawn
 thinly behind ours; the tables and verdicts of movies always have them.
 """
 
@@ -20,15 +23,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from pez.figures.plots.curves import curve_figure
+from pez.errors import UserError
+from pez.figures.plots.curves import compare_figure, curve_figure
+from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
+from pez.figures.plots.mechanisms import MechanismRun
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.turns import turns_figure, turns_table
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
-from pez.files import write_csv
+from pez.files import fingerprint, write_csv
 from pez.probes.results import BALL, MOVIES, Run, read_runs
+from pez.probes.scores.possibility import OVERALL
 
 # Each quantity's variable, then those that stand in for it together.
 FIGURE_2C = (("speed",), ("direction",), ("acceleration",))
@@ -66,7 +73,7 @@ def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tupl
         there = {name: [run for run in runs if name in run.variables] for name in (first, *others)}
         chosen = [name for name in ([first] if there[first] else others) if there[name]]
         for name in chosen:
-            run = max(there[name], key=lambda run: run.written)
+            run = max(there[name], key=lambda run: run.rank)
             partner = PARTNERS.get(name)
             found += [(run, each) for each in (name, partner) if each in run.variables]
         absent += [] if chosen else [first]
@@ -158,7 +165,7 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: boo
         return _say_absent("Figure 1 (IntPhys)", "step_intphys_probe.py")
     chosen = [run for run in found if run.name.startswith(FIGURE_1_RUNS)]
     chosen = chosen or [run for run in found if run.value("model") == dataset_of(run.table).models_shown[0]]
-    run = max(chosen or found, key=lambda run: run.written)
+    run = max(chosen or found, key=lambda run: run.rank)
     frames = run.value("n_frames_sample", 16)
     path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
     published = published_movies("linear")
@@ -186,7 +193,7 @@ def movie_runs(results_dir, probe: str, names: Sequence[str] | None = None) -> l
 
 def newest_by_model(runs: Sequence[Run]) -> list[Run]:
     """The newest run of each model, models in the paper's order and others behind."""
-    newest = {str(run.value("model")): run for run in sorted(runs, key=lambda run: run.written)}
+    newest = {str(run.value("model")): run for run in sorted(runs, key=lambda run: run.rank)}
     shown = dataset_of(runs[0].table).models_shown
     order = [*shown, *sorted(set(newest) - set(shown))]
     return [newest[model] for model in order if model in newest]
@@ -211,6 +218,64 @@ def _build_comparison(results_dir, number: int, runs, probe: str, script: str, r
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
         *build_movie_verdict(results_dir, number, title, runs, published, missing),
     ]
+
+
+# ---------------------------------------------------------------- any runs, over each other
+
+
+def build_compare(results_dir, names: Sequence[str]) -> list[Path]:
+    """compare_RUN_RUN....png, .pdf and .csv: the curves of the runs `names` over each other, against layer / depth.
+
+    Balls and own labels have a panel per variable, movies one of all movies. UserError for runs of both kinds.
+    """
+    by_name = {run.name: run for run in read_runs(results_dir, names)}
+    runs = [by_name[name] for name in dict.fromkeys(names)]
+    kinds = {run.kind for run in runs}
+    if len(kinds) > 1:
+        raise UserError(f"--compare {' '.join(names)}: some are runs of movies, some of clips; name runs of one kind")
+    models = [str(run.value("model")) for run in runs]
+    labels = models if len(set(models)) == len(runs) else [run.name for run in runs]
+    rows = {label: _overall(run) for label, run in zip(labels, runs)}
+    notes = [
+        f"{label}: run {run.name}, {run.value('weights')}, {run.value('pooling')}." for label, run in zip(labels, runs)
+    ]
+    title = f"{', '.join(labels)}: the same probes"
+    stem = Path(results_dir) / f"compare_{'_'.join(run.name for run in runs)}"
+    if len(stem.name) > 150:
+        stem = stem.with_name(f"compare_{runs[0].name[:60]}_and_{len(runs) - 1}_others_{fingerprint(list(names))[:8]}")
+    drawn = save_figure(compare_figure(rows, title, notes), stem, ("png", "pdf"))
+    return [*drawn, write_csv(stem.parent / f"{stem.name}.csv", pd.concat(rows.values(), ignore_index=True))]
+
+
+def _overall(run: Run) -> pd.DataFrame:
+    return run.table[run.table["subtask"] == OVERALL] if run.kind == MOVIES else run.table
+
+
+# ---------------------------------------------------------------- mechanisms
+
+
+def mechanism_runs(results_dir, names: Sequence[str] | None = None) -> list[MechanismRun]:
+    """Runs of step4_mechanisms.py (all, or those named), by name."""
+    paths = sorted(Path(results_dir).glob("config_mechanisms_*.json"))
+    found = [path.stem.removeprefix("config_mechanisms_") for path in paths]
+    return [MechanismRun.open(results_dir, name) for name in found if names is None or name in names]
+
+
+def build_mechanisms(
+    results_dir, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
+) -> list[Path]:
+    """Every figure of mechanisms (or `only` these) that there is a table for; the paths written."""
+    written = []
+    for run in mechanism_runs(results_dir, runs):
+        for number, figure in MECHANISM_FIGURES.items():
+            if only and number not in only:
+                continue
+            drawn = figure.draw(run)
+            if drawn is not None:
+                written += save_figure(drawn, Path(results_dir) / f"{figure.stem}_{run.name}.png")
+            elif only:
+                print(f"figure {number}: run {run.name} has no results of step4_mechanisms.py {figure.command}")
+    return written
 
 
 def _say_absent(figure: str, script: str) -> list[Path]:

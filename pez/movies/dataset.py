@@ -56,8 +56,8 @@ class MovieDataset(ABC):
         root_option: the option of the scripts that names the folder; errors mention it.
         caveat: "" for the benchmark itself; of a stand-in the sentence that must stand by its results.
         extra_columns: columns of `movies` beyond MOVIE_COLUMNS that sub-tasks or pairs need.
-        pair_column: the column that numbers the matched pairs of a scene. "" where every possible movie of a scene
-            is matched with every impossible one.
+        pair_column: "pair", the column that numbers the matched pairs of a scene; "" where every possible movie of a
+            scene is matched with every impossible one.
         films: each movie is one video file. Otherwise it is a folder of pictures.
         frame_step: every how manieth frame a predictor of the future is shown: those of the benchmark's authors see
             about six frames a second.

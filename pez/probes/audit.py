@@ -25,6 +25,7 @@ sets drawn in orbits (matched, endless, turns) the balance that they promise is 
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ from pez.errors import UserError
 from pez.probes.data.ball import PROBE_SETS, direction_partner
 from pez.probes.data.controls import place_features, seen_positions
 from pez.probes.data.groupings import torn_orbit
-from pez.probes.data.probe_data import ProbeData, Variable
+from pez.probes.data.probe_data import Clips, ProbeData, Variable
 from pez.probes.folds import Folds, repeated_folds
 from pez.probes.protocols import chosen_protocols
 from pez.probes.scores.score import score
@@ -43,8 +44,6 @@ from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate
 from pez.stimuli.clipset import ClipSet, read_clip_set
 from pez.store import FeatureStore, open_stores
-
-Clips = FeatureStore | ClipSet
 
 SOURCES = {
     "start": ("start_x", "start_y"),
@@ -192,7 +191,7 @@ def places_of(clips: Clips, columns: tuple[str, str]) -> np.ndarray:
     return places
 
 
-def _settings(clips: Clips) -> dict:
+def _settings(clips: Clips) -> dict[str, Any]:
     """What step 1 was asked for."""
     return clips.settings if isinstance(clips, ClipSet) else clips.settings.get("clip_set", {}).get("settings", {})
 
@@ -233,7 +232,7 @@ def _steps(clips: Clips, places: np.ndarray) -> np.ndarray:
     if not period:
         return np.diff(places, axis=1)
     metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
-    return np.mod(metres + period / 2, period) - period / 2
+    return cast(np.ndarray, np.mod(metres + period / 2, period) - period / 2)
 
 
 def _with_unit(vectors: np.ndarray) -> np.ndarray:
@@ -248,7 +247,7 @@ def _bumps(place: np.ndarray, every: np.ndarray) -> np.ndarray:
     axes = [np.linspace(low[axis], high[axis], _BUMPS) for axis in (0, 1)]
     centres = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
     width = np.maximum((high - low) / (_BUMPS - 1), 1e-9)
-    return np.exp(-0.5 * np.square((place[:, None] - centres) / width).sum(2))
+    return cast(np.ndarray, np.exp(-0.5 * np.square((place[:, None] - centres) / width).sum(2)))
 
 
 def _correlation(target: np.ndarray, values: np.ndarray) -> float:
@@ -280,7 +279,9 @@ def decoded(
     return _with_worst(r2, low, high) if any(name.startswith("frame ") for name in read) else (r2, low, high)
 
 
-def _with_worst(r2: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame):
+def _with_worst(
+    r2: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The tables with WORST: of every target the single frame and reader that tells most of it."""
     frames = [name for name in r2.columns if name.startswith("frame ")]
     worst = r2[frames].fillna(-np.inf).idxmax(axis=1)
@@ -319,7 +320,7 @@ def _disagreements(reader: str, grouping: str, own: pd.Series, by_start: pd.Seri
     return lines
 
 
-def grouping_notes(clips: Clips, pooling: str, folds: tuple[Folds, ...], grouping: str, seed: int) -> list[str]:
+def grouping_notes(clips: FeatureStore, pooling: str, folds: tuple[Folds, ...], grouping: str, seed: int) -> list[str]:
     """What a run must be told of its grouping: where the place that `pooling` sees tells more or less by start draw."""
     if not {"start_index", "direction_deg"} <= set(clips.clips.columns) or grouping == BY_START:
         return []
@@ -329,7 +330,7 @@ def grouping_notes(clips: Clips, pooling: str, folds: tuple[Folds, ...], groupin
     targets = audit_targets(clips)
     again = repeated_folds(clips, BY_START, folds[0].n_folds, seed, 1)
     own, by_start = (decoded(clips, targets, read, each[:1])[0].iloc[:, 0] for each in (folds, again))
-    return [f"note: {line}" for line in _disagreements(*read, grouping, own, by_start)]
+    return [f"note: {line}" for line in _disagreements(next(iter(read)), grouping, own, by_start)]
 
 
 def _balance(clips: Clips) -> list[str]:

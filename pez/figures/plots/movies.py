@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from pez.controls import CONTROLS
-from pez.figures.plots.curves import Shown, over_seeds, shown
+from pez.figures.plots.curves import UNCONVERGED, Shown, draw_unconverged, over_seeds, shown
 from pez.figures.plots.style import (
     X_LABEL,
     LineStyle,
@@ -30,7 +30,7 @@ from pez.figures.plots.style import (
     titled,
     write_notes,
 )
-from pez.figures.words import capital, dataset_of, spoken
+from pez.figures.words import capital, dataset_of, recipe_of, spoken
 from pez.movies.intphys import INTPHYS
 from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL
 from pez.weights import caveats
@@ -75,6 +75,7 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     first += [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std")] + [*COUNTS, "n_folds"]
     more = ["n_repeats", *(f"{m}_{kind}" for m in METRICS for kind in ("pooled", "low", "high", "paper_mean"))]
     more += [f"{control}_{m}_{kind}" for kind in ("mean", "pooled") for control in CONTROLS for m in METRICS]
+    more += ["chosen", "recipe"]
     theirs = published.pivot_table(index=["data", "model", "layer"], columns="metric", values="mean")
     theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL)
     mine = rows[first + [name for name in more if name in rows]]
@@ -156,7 +157,8 @@ def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: s
                 ax.tick_params(labelleft=column == 0, labelbottom=last)
                 ax.set_xlabel(X_LABEL if last else "")
                 if row == 0:
-                    ax.set_title(f"{model}, {dataset_of(run).title}\n{run['weights'].iloc[0]}", fontsize=9)
+                    made = f"{model}, {dataset_of(run).title}{recipe_of(run)}\n{run['weights'].iloc[0]}"
+                    ax.set_title(made, fontsize=9)
                 for index, metric in enumerate(BESIDE):
                     small = figure.add_subplot(grid[first + index, 2 * column + 1])
                     _draw_small(small, part, metric, theirs, limits[1])
@@ -204,6 +206,7 @@ def _draw_metric(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, s
     curve, style = _curve(part, metric), STYLES[metric]
     with plt.rc_context({"lines.markersize": 2.2, "lines.linewidth": 1.1} if small else {"lines.linewidth": 2.0}):
         draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
+        draw_unconverged(ax, curve, style)
     if curve.thin is not None:
         ax.plot(curve.x, curve.thin, color=style.color, **_DOTTED)
     theirs = published[published["metric"] == metric].sort_values("layer")
@@ -294,6 +297,10 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
     )
     if any(curve.thin is not None for curve in curves):
         notes.append("Dotted: settings chosen on the reported fold (published protocol), mean over folds.")
+    if curves[0].unconverged.any():
+        notes.append(f"{UNCONVERGED}.")
+    if "chosen" in overall:
+        notes.append(f"Chosen, {'. '.join(overall['chosen'].dropna().unique())}.")
     if _drawn_controls(overall):
         notes.append(f"Grey: {spoken(dataset.key_score)} of controls, the mean over seeds.")
     if len(published):
@@ -304,4 +311,4 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
 def _run_title(rows: pd.DataFrame) -> str:
     """The movies, the model and the kind of probe."""
     probe = str(rows["probe_set"].iloc[0]).rpartition("_")[2]
-    return f"{dataset_of(rows).title}, possible or impossible\n{rows['model'].iloc[0]}, {probe}"
+    return f"{dataset_of(rows).title}, possible or impossible{recipe_of(rows)}\n{rows['model'].iloc[0]}, {probe}"

@@ -1,15 +1,21 @@
 """What a run shows of a variable: its curves and their controls with resamples, ready for statements and onsets."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
 
 from pez.controls import BESIDE, UNIQUE, is_floor
-from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, beyond, checked
-from pez.figures.words import chance_of
+from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, beyond, checked
+from pez.figures.words import spoken
 from pez.probes.results import MOVIES, Run
+from pez.probes.scores.kinds import chance_of
 from pez.probes.scores.onset import Emergence, Onset, emergence, find_onsets
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored
 
+TRAINING = "the probe's training, not the encoder"  # is what a curve of unconverged probes may show
 FEWEST_GROUPS = 8  # with fewer a bootstrap over groups has too few different resamples to say anything
 
 
@@ -59,14 +65,30 @@ class Judged:
             return f"too few {unit}: {self.n_groups}"
         return "" if self.key else "no resamples: rerun with --bootstrap 1000"
 
+    @property
+    def unconverged(self) -> list[int]:
+        """Layers whose probes stopped before they had converged; none where that was not recorded."""
+        return unconverged_layers(self.run.table[self.run.table["variable"] == self.variable])
+
+    @property
+    def training(self) -> str:
+        """Why nothing is decided of a curve that the probe's training has shaped; empty where all layers converged."""
+        return f"{TRAINING}: not converged at layers {spans(self.unconverged)}" if self.unconverged else ""
+
     def checked(self, figure: str) -> list[Checked]:
         """The paper's statements of `figure` about this variable, each with its verdict."""
         mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
-        return [checked(self.of, statement, self.key, self.too_few) for statement in mine]
+        own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
+        mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
+        found = [checked(self.of, statement, self.key, self.too_few) for statement in mine]
+        if self.too_few or not self.training:
+            return found
+        return [replace(each, verdict=UNDECIDED, why=self.training) for each in found]
 
     def beyond(self) -> list[Checked]:
         """Whether its layers read more than the controls without an encoder that were run."""
-        return [] if self.too_few or self.key is None else beyond(self.of, self.key)
+        found = [] if self.too_few or self.key is None else beyond(self.of, self.key)
+        return [replace(each, verdict=UNDECIDED, why=self.training) for each in found] if self.training else found
 
     def emergence(self) -> Emergence | None:
         """The criterion of the paper's authors on the curve that is quoted; None where it has too few layers."""
@@ -82,6 +104,19 @@ class Judged:
             for against, control in evidence.comparisons.items()
             for onset in find_onsets(evidence.layers, evidence.main, control, evidence.chance, threshold)
         ]
+
+
+def unconverged_layers(rows: pd.DataFrame) -> list[int]:
+    """Layers of rows of a results table at which a fold's probe stopped before it had converged."""
+    if "converged" not in rows:
+        return []
+    return sorted(rows.loc[rows["converged"].eq(False), "layer"].unique().tolist())
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Layers for people: 0 to 3, 7."""
+    parts = np.split(np.asarray(layers), np.flatnonzero(np.diff(layers) > 1) + 1)
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
 
 
 def judge(run: Run, variable: str, of: str) -> Judged:

@@ -96,7 +96,8 @@ def _tie_lines(overall: pd.DataFrame) -> list[str]:
         f"- Ties: {int(overall['n_ties'].sum())} of {scenes} scene comparisons over all layers, each worth a half; "
         f"{int(overall['n_near_ties'].sum())} decided by less than 1 % of the scores' spread.",
         f"- At layer {int(first['layer'])}: {int(first['n_ties'])} ties and {int(first['n_near_ties'])} such "
-        f"near-ties in {int(first['n_scenes'])} scenes.",
+        f"near-ties in {int(first['n_scenes'])} scenes. {int(first['n_scenes'] - first['n_ties'])} of the "
+        f"{int(first['n_scenes'])} decisions are above rounding.",
     ]
 
 

@@ -30,10 +30,10 @@ TITLES = {
     "2b": "Figure 2(b): Cartesian motion",
     "_motion": "Motion without place",
 }
-MOVIE_RULES = """Statements are about relative accuracy over all scenes: it appears at about one third of the depth, \
-peaks in the
-middle, declines late. The checks, their words and their verdicts are those of the ball curves
-(pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1 above it would count as readable. Onsets are by
+MOVIE_RULES = """Statements are about relative accuracy over all scenes (where a benchmark numbers its pairs, pairwise
+accuracy): it appears at about one third of the depth, peaks in the middle, declines late. The checks, their words and
+their verdicts are those of the ball curves (pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1
+above it would count as readable. Onsets are by
 the three rules of pez.probes.scores.onset, with threshold 0.75, half way from chance to perfect; 0.5, the balls'
 threshold, is chance here. Both rest on resamples of scenes of the out-of-fold scores (pez.probes.scores.score), so on
 the pooled score, and are made against chance and every control that was run (the mean over its seeds; pez.controls)."""
@@ -172,7 +172,8 @@ def onset_lines(
             continue
         for part, metric, against, onset in item.onsets():
             named = " | ".join(cells(item, part, metric))
-            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {onset.text()} |")
+            text = f"{UNDECIDED} ({item.training}); as drawn {onset.text()}" if item.training else onset.text()
+            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {text} |")
     return lines
 
 

@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from pez.errors import UserError, check_choice
-from pez.probes.data.probe_data import Variable
-from pez.store import FeatureStore
+from pez.probes.data.probe_data import ClipTables, Variable
 
 DIRECTION_TARGETS = ("angle", "sincos", "vxy")
 
@@ -30,11 +30,11 @@ class ProbeSet:
     """
 
     clip_sets: tuple[str, ...]
-    variables: Callable[[FeatureStore, str], list[Variable]]
+    variables: Callable[[ClipTables, str], list[Variable]]
     direction_target: str = "vxy"
 
 
-def _scalar(store: FeatureStore, direction_target: str) -> list[Variable]:
+def _scalar(store: ClipTables, direction_target: str) -> list[Variable]:
     if store.name == "acceleration":
         size = np.hypot(*_mean_motion(store, "a").T)[:, None]
         return [Variable("acceleration", store.name, size, "px/frame²", ("acceleration",))]
@@ -43,13 +43,13 @@ def _scalar(store: FeatureStore, direction_target: str) -> list[Variable]:
     return [speed, _direction(store, motion, direction_target), direction_partner(store, direction_target)]
 
 
-def _cartesian(store: FeatureStore, _direction_target: str) -> list[Variable]:
+def _cartesian(store: ClipTables, _direction_target: str) -> list[Variable]:
     letter, unit = ("v", "px/frame") if store.name == "velocity" else ("a", "px/frame²")
     motion = _mean_motion(store, letter)
     return [Variable(f"{store.name}_xy", store.name, motion, unit, (f"{letter}x", f"{letter}y"))]
 
 
-def _axes(store: FeatureStore, direction_target: str) -> list[Variable]:
+def _axes(store: ClipTables, direction_target: str) -> list[Variable]:
     (both,) = _cartesian(store, direction_target)
     return [
         Variable(name, both.clip_set, both.targets[:, [axis]], both.unit, (name,))
@@ -57,11 +57,11 @@ def _axes(store: FeatureStore, direction_target: str) -> list[Variable]:
     ]
 
 
-def _motion(store: FeatureStore, direction_target: str) -> list[Variable]:
+def _motion(store: ClipTables, direction_target: str) -> list[Variable]:
     return [*_cartesian(store, direction_target), direction_partner(store, "angle")]
 
 
-def _turns(store: FeatureStore, _direction_target: str) -> list[Variable]:
+def _turns(store: ClipTables, _direction_target: str) -> list[Variable]:
     """Direction (cos, sin) and speed of every tubelet: `direction_t0` ..., `speed_t0` ..."""
     numbers = range(sum(column.startswith("direction_deg_t") for column in store.clips.columns))
     names = [f"direction_deg_t{number}" for number in numbers] or ["direction_deg_t0"]
@@ -98,7 +98,7 @@ def check_direction_target(probe_set: str, direction_target: str | None) -> str:
     return meant
 
 
-def variables(probe_set: str, store: FeatureStore, direction_target: str) -> list[Variable]:
+def variables(probe_set: str, store: ClipTables, direction_target: str) -> list[Variable]:
     """Variables of `probe_set` that `store`'s clip set carries, with one row a clip in the order of `store.clips`.
 
     Beside a direction stands its partner, the same in another form; after those of object 1, those of the other balls
@@ -113,7 +113,7 @@ def variables(probe_set: str, store: FeatureStore, direction_target: str) -> lis
     return of_one(store, direction_target) + others
 
 
-def n_objects(clips) -> int:
+def n_objects(clips: ClipTables) -> int:
     """Balls in every clip of a store or clip set."""
     named = [re.fullmatch(r"object_(\d+)_direction_deg", str(column)) for column in clips.clips.columns]
     return max((int(match[1]) for match in named if match), default=1)
@@ -129,7 +129,7 @@ class _OneBall:
     frames: pd.DataFrame
 
     @classmethod
-    def of(cls, store: FeatureStore, number: int) -> "_OneBall":
+    def of(cls, store: ClipTables, number: int) -> "_OneBall":
         prefix = f"object_{number}_"
 
         def own(table: pd.DataFrame) -> pd.DataFrame:
@@ -139,14 +139,14 @@ class _OneBall:
         return cls(store.name, store.directory, own(store.clips), own(store.frames))
 
 
-def direction_partner(store: FeatureStore, direction_target: str) -> Variable:
+def direction_partner(store: ClipTables, direction_target: str) -> Variable:
     """The direction target to read beside the one asked for: `direction_sincos`, or `direction_angle` beside sincos."""
     partner = "angle" if direction_target == "sincos" else "sincos"
     found = _direction(store, np.zeros((len(store.clips), 2)), partner)
     return dataclasses.replace(found, name=f"direction_{partner}")
 
 
-def _direction(store: FeatureStore, velocity: np.ndarray, target: str) -> Variable:
+def _direction(store: ClipTables, velocity: np.ndarray, target: str) -> Variable:
     """Direction of motion as one of DIRECTION_TARGETS.
 
     `angle`: degrees in (-180, 180], world axes: 180 and -179 are neighbours a scalar target tears apart, so a
@@ -162,19 +162,19 @@ def _direction(store: FeatureStore, velocity: np.ndarray, target: str) -> Variab
     return Variable("direction", "velocity", wrapped[:, None], "degrees", ("angle",))
 
 
-def _unit_vectors(store: FeatureStore, column: str) -> np.ndarray:
+def _unit_vectors(store: ClipTables, column: str) -> np.ndarray:
     """(cos, sin) of a column of directions in degrees, [clips, 2]."""
     radians = np.deg2rad(_column(store, store.clips, column).to_numpy(dtype=np.float64))
     return np.stack([np.cos(radians), np.sin(radians)], 1)
 
 
-def _mean_motion(store: FeatureStore, letter: str) -> np.ndarray:
+def _mean_motion(store: ClipTables, letter: str) -> np.ndarray:
     """Mean over a clip's frames of velocity ("v") or acceleration ("a") in pixels, [clips, 2]."""
     columns = [f"{letter}x_px", f"{letter}y_px"]
     return clip_means(store, columns)
 
 
-def clip_means(store: FeatureStore, columns: list[str]) -> np.ndarray:
+def clip_means(store: ClipTables, columns: list[str]) -> np.ndarray:
     """Means over each clip's frames of columns of the frame table, [clips, columns], joined by clip id.
 
     Raises UserError if a column is missing or a clip has no frames or no finite value in it.
@@ -182,7 +182,7 @@ def clip_means(store: FeatureStore, columns: list[str]) -> np.ndarray:
     return tubelet_means(store, columns, 1)[:, 0]
 
 
-def tubelet_means(store: FeatureStore, columns: list[str], n_tubelets: int) -> np.ndarray:
+def tubelet_means(store: ClipTables, columns: list[str], n_tubelets: int) -> np.ndarray:
     """Means over the frames of each of a clip's tubelets, [clips, n_tubelets, columns]; raises as `clip_means`."""
     frames = store.frames
     for column in columns:
@@ -199,10 +199,10 @@ def tubelet_means(store: FeatureStore, columns: list[str], n_tubelets: int) -> n
             f"{store.directory}: clip {unknown.iloc[0]} has no ground truth for {', '.join(columns)} "
             f"({len(unknown)} such clips): rerun step2_extract.py on a clip set from step1_generate.py"
         )
-    return values
+    return cast(np.ndarray, values)
 
 
-def _column(store: FeatureStore, table: pd.DataFrame, name: str) -> pd.Series:
+def _column(store: ClipTables, table: pd.DataFrame, name: str) -> pd.Series:
     if name not in table.columns:
         raise UserError(
             f"{store.directory}: its clips carry no {name}, which this probe needs: "

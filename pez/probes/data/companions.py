@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from constants import MODELS
 from pez.controls import CONTROLS
@@ -90,7 +91,7 @@ class Companions:
         return shlex.join(words)
 
 
-def _weights(settings: dict) -> list[str]:
+def _weights(settings: dict[str, Any]) -> list[str]:
     model, label = settings["model"], str(settings["weights_label"])
     words = ["--model", model]
     random = re.fullmatch(r"random weights \(seed (\d+)\)", label)

@@ -28,6 +28,7 @@ run under the nested protocol where the main curve does, else under the publishe
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ from pez.encoder.pooling import is_per_patch, seen_tubelets
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import n_objects
 from pez.probes.data.permutations import shuffle_note, shuffled_variables, shuffled_within
-from pez.probes.data.probe_data import ProbeData, Variable, feature_precision, store_features
+from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, feature_precision, store_features
 from pez.store import FeatureStore
 
 MODES = REFIT, READ_BY_MAIN = "refit", "read"
@@ -110,7 +111,7 @@ def beyond_data(main: ProbeData, source: ControlSource) -> Beyond:
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    movies = base.variables[0].kind == "possible"
+    movies = base.variables[0].name == POSSIBLE
     for draw in range(source.n_seeds):
         seed = source.first_seed + draw
         if movies:
@@ -141,7 +142,8 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
     control = CONTROLS[base.control]
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
-        made = {"control_seed": seed, "described": store.settings, "norm_mode": control.norm_mode or base.norm_mode}
+        norm_mode = control.norm_mode or base.norm_mode
+        made: dict[str, Any] = {"control_seed": seed, "described": store.settings, "norm_mode": norm_mode}
         made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
             turned = played_backwards(base.variables)
@@ -178,6 +180,8 @@ def time_reversed(variable: Variable) -> Variable:
 
     x(-t) has velocity -x'(-t) and acceleration x''(-t); speed is the same.
     """
+    if variable.kind == "image_angle":  # radians from -pi
+        return dataclasses.replace(variable, targets=np.mod(variable.targets, 2 * np.pi) - np.pi)
     if variable.components == ("angle",):
         return dataclasses.replace(variable, targets=180.0 - np.mod(-variable.targets, 360.0))
     turns = set(variable.components) & {"cos", "sin", "vx", "vy"}
@@ -186,7 +190,7 @@ def time_reversed(variable: Variable) -> Variable:
 
 def place_features(places: np.ndarray) -> np.ndarray:
     """Coordinates [clips, m] with their squares and products, so that a linear probe of them reads what place tells."""
-    return PolynomialFeatures(2, include_bias=False).fit_transform(places)
+    return cast(np.ndarray, PolynomialFeatures(2, include_bias=False).fit_transform(places))
 
 
 def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
@@ -215,4 +219,4 @@ def _tubelet_positions(store: FeatureStore) -> np.ndarray:
     places = wide.to_numpy(dtype=np.float64).reshape(len(wide), len(columns), store.settings["n_tubelets"], -1)
     if not np.isfinite(places).all():
         raise UserError(f"{store.directory}: a clip has no position in some frame, which --control position needs")
-    return places.mean(3).swapaxes(1, 2)
+    return cast(np.ndarray, places.mean(3).swapaxes(1, 2))

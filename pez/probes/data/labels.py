@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -198,7 +198,9 @@ def _columns(table: pd.DataFrame, name: str, kind: str, path: Path) -> pd.DataFr
     raise UserError(f"--variables {name}:vector: {path} has neither {name}_x, {name}_y nor a column {name} of lists")
 
 
-def _matched(path, clips, table, known, skip_unlabelled: bool) -> tuple[np.ndarray, list[str]]:
+def _matched(
+    path: Path, clips: pd.DataFrame, table: pd.DataFrame, known: pd.DataFrame, skip_unlabelled: bool
+) -> tuple[np.ndarray, list[str]]:
     """Rows of `clips` with labels, and what was left out; UserError unless it may be."""
     ids = clips["clip_id"].astype(str)
     without = ids[~ids.isin(known["clip_id"])]
@@ -223,7 +225,7 @@ def _numbers(column: pd.Series, name: str, path: Path) -> np.ndarray:
     wrong = ~np.isfinite(numbers)
     if wrong.any():
         raise UserError(f"{path}: {name} is {column[wrong].iloc[0]!r} in some row: give finite numbers, or name:class")
-    return numbers
+    return cast(np.ndarray, numbers)
 
 
 def _variable(name: str, kind: str, columns: pd.DataFrame, clip_set: str, path: Path) -> Variable:
