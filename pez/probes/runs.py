@@ -177,7 +177,7 @@ def validated(
 
 
 def _until_converged(
-    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, found: list[Predictions]
+    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes | None, found: list[Predictions]
 ) -> list[Predictions]:
     """`found`, with the layers that had not converged probed again, each time for MORE_EPOCHS times as many epochs."""
     while (layers := unconverged_layers([each for each in found if each.protocol == "nested"])) and (
@@ -339,7 +339,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     options = by_recipe(options)
     solver: LinearSolver | MLPSolver
     if options.solver == MLP:
-        epochs = {} if options.max_epochs is None else {"epochs": options.max_epochs}
+        epochs: dict[str, Any] = {} if options.max_epochs is None else {"epochs": options.max_epochs}
         solver = MLPSolver(device=options.device, threads=options.threads, seed=options.seed, **epochs)
     else:
         solver = linear_solver(

@@ -223,7 +223,7 @@ def emergence_lines(judged: Sequence[Judged], column: str) -> list[str]:
     return lines
 
 
-def emergence_record(judged: Sequence[Judged]) -> list[dict]:
+def emergence_record(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     """The same as data."""
     found = [(item.of, item.emergence()) for item in judged]
     return [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
