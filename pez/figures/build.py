@@ -8,6 +8,7 @@
     figure8_intphys_overall_compare.csv, .png                attentive ones
     figure8_verdict.md, .json
     figureN_NAME_RUN.png                each figure of each run of step4_mechanisms.py (pez/figures/plots/mechanisms.py)
+    mechanisms_verdict_RUN.md, .json    Table 1's claims, checked on it
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs the newest counts, unless `runs` names others. With `reference` published curves are drawn
@@ -25,6 +26,7 @@ from pez.figures.plots.mechanisms import MechanismRun
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
+from pez.figures.verdicts.mechanisms import build_mechanism_verdict
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
 from pez.files import write_csv
@@ -201,6 +203,8 @@ def build_mechanisms(
                 written += save_figure(drawn, Path(results_dir) / f"{figure.stem}_{run.name}.png")
             elif only:
                 print(f"figure {number}: run {run.name} has no results of step4_mechanisms.py {figure.command}")
+        if not only:
+            written += build_mechanism_verdict(run)
     return written
 
 
