@@ -8,7 +8,7 @@ one, add an entry: a control that only changes the order of a clip's frames need
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Control:
 
     meaning: what its curve is, in one line for people.
     needs_pass: features of its own, from step 2.
+    encoder: what that pass runs: the main encoder, the same architecture "untrained", or "none".
     frames: the order of frames that its pass sees, if that is all that is different.
     seeded: drawn at random, so worth several seeds.
     norm_mode: of its features, where it is not the run's.
@@ -37,6 +38,7 @@ class Control:
 
     meaning: str
     needs_pass: bool = True
+    encoder: Literal["main", "untrained", "none"] = "main"
     frames: Frames | None = None
     seeded: bool = False
     norm_mode: str | None = None
@@ -52,9 +54,21 @@ CONTROLS: dict[str, Control] = {
         needs_pass=False,
         seeded=True,
     ),
-    "random_weights": Control("the same architecture, never trained, over several seeds", seeded=True),
+    "random_weights": Control(
+        "the same architecture, never trained, over several seeds", encoder="untrained", seeded=True
+    ),
     # never z-scored: a pixel that hardly changes in training would be blown up where a held-out ball crosses it
-    "pixels": Control("downsampled pixels in place of features", norm_mode="center"),
+    "pixels": Control("downsampled pixels in place of features", encoder="none", norm_mode="center"),
+    "optical_flow": Control(
+        "dense optical flow without learning (DIS), averaged over the encoder's patches: what a classical reader of "
+        "motion gets",
+        encoder="none",
+        norm_mode="zscore",  # its channels have units of their own
+        not_for={
+            MOVIES: "the flow of a movie, averaged over frames, holds none of its events; pixels and shuffled_frames "
+            "are the controls there that need no trained encoder"
+        },
+    ),
     "position": Control(
         "the ball's true place, a point a tubelet that the pooling sees, with squares and products",
         needs_pass=False,

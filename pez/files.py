@@ -128,10 +128,12 @@ def fingerprint_of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            content = Path(path).read_bytes() if Path(path).is_file() else b""  # a pipe would never answer
+            if not Path(path).is_file():  # a pipe would never answer
+                raise FileNotFoundError(path)
+            with Path(path).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError:  # whoever decodes the file says what is wrong with it, and names it
-            content = b""
-        digest.update(hashlib.sha256(content).digest())
+            digest.update(hashlib.sha256(b"").digest())
     return digest.hexdigest()[:16]
 
 

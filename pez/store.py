@@ -86,7 +86,10 @@ class FeatureStore:
         """
         directory, clips = Path(directory), _planned(clips, settings)
         if (directory / "features.json").is_file():
-            _refuse_difference(directory, read_json(directory / "features.json")["settings"], settings)
+            there = read_json(directory / "features.json")["settings"]
+            _tell_of_earlier_version(directory, there)
+            settings = as_recorded(there, settings)
+            _refuse_difference(directory, there, settings)
             remove_partial(directory / "shards", writer.owner)
             store = cls(directory, settings, clips, writer)
             if not _holds_table(directory / "clips.parquet", clips):
@@ -108,13 +111,17 @@ class FeatureStore:
         directory, clips = Path(directory), _planned(clips, settings)
         if not (directory / "features.json").is_file():
             return None
-        if read_json(directory / "features.json")["settings"] != settings:
+        there = read_json(directory / "features.json")["settings"]
+        settings = as_recorded(there, settings)
+        if there != settings:
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
             return None
-        stale = any(_metadata(store.shard_path(shard)) != store._fingerprint(shard) for shard in range(store.n_shards))
-        return None if stale else store
+        if any(_metadata(store.shard_path(shard)) != store._fingerprint(shard) for shard in range(store.n_shards)):
+            return None
+        _tell_of_earlier_version(directory, there)
+        return store
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> "FeatureStore":
@@ -193,7 +200,7 @@ class FeatureStore:
         """
         clips = self.clips_of(shard)["clip_id"].tolist()
         for name, tensor in tensors.items():
-            finite = tensor.flatten(1).isfinite().all(dim=1)
+            finite = _finite(tensor)
             if not bool(finite.all()):
                 clip = clips[int((~finite).nonzero()[0, 0])]
                 raise UserError(
@@ -237,7 +244,7 @@ class FeatureStore:
         name = tensor_name(pooling, state_index(capture, layer))
         parts = [self.read_shard(shard, [name])[name] for shard in range(self.n_shards)]
         features = torch.cat(parts)
-        finite = features.flatten(1).isfinite().all(dim=1)
+        finite = _finite(features)
         if not bool(finite.all()):
             clip = self.clips["clip_id"].iloc[int((~finite).nonzero()[0, 0])]
             raise UserError(
@@ -263,7 +270,12 @@ class FeatureStore:
             raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
 
 
-def _planned(clips: pd.DataFrame, settings: dict) -> pd.DataFrame:
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all of each clip's values are finite, [clips]; the largest is NaN if one is."""
+    return tensor.flatten(1).abs().amax(dim=1).isfinite()
+
+
+def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     """A clip table in the order of its ids, with `shard` and `row`."""
     clips = clips.sort_values("clip_id").reset_index(drop=True)
     return clips.assign(shard=clips.index // settings["shard_clips"], row=clips.index % settings["shard_clips"])
@@ -293,6 +305,19 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
         if f"os error {number})" in str(error):
             return OSError(number, os.strerror(number), str(path))
     return error
+
+
+def as_recorded(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """`wanted` without what the version that made a store `there` did not record yet."""
+    return wanted if "encoder" in there else {key: value for key, value in wanted.items() if key != "encoder"}
+
+
+def _tell_of_earlier_version(directory: Path, there: dict[str, Any]) -> None:
+    if "encoder" not in there:
+        print(
+            f"{directory}: made by an earlier version, which did not record heads, patch size and the like: they are "
+            "taken to be those of now"
+        )
 
 
 def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any], within: str = "") -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.controls import BALLS, MOVIES, controls_for
+from pez.encoder.devices import probe_device
 from pez.encoder.pooling import POOLINGS
 from pez.errors import UserError
 from pez.files import check_run_name
@@ -21,15 +22,17 @@ from pez.probes.data.ball import DIRECTION_TARGETS, PROBE_SETS
 from pez.probes.data.controls import known_control
 from pez.probes.data.groupings import GROUPINGS
 from pez.probes.protocols import CHOICES, FIXED_CHOICES
+from pez.probes.recipes import OURS, RECIPES, HasRecipe, IsDataclass, with_recipe
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import SELECTION_METRICS
 from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
-from pez.probes.solvers.attentive_training import TOKEN_NORMS
+from pez.probes.solvers.attentive_training import SCHEDULES, TOKEN_NORMS
 from pez.probes.solvers.linear import SOLVERS
 from pez.probes.solvers.problems import NORM_MODES
 from pez.store import CAPTURES, TRANSFORM_NAMES
 
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound=IsDataclass)
+ByRecipe = TypeVar("ByRecipe", bound=HasRecipe)
 REQUIRED: Any = dataclasses.MISSING
 
 
@@ -63,6 +66,11 @@ class RunOptions:
     """What every run is asked for."""
 
     run_name: str = option(REQUIRED, "names the files that are written")
+    recipe: str = option(
+        OURS,
+        "published: the choices of the public reproduction, to compare with its numbers (docs/differences.md)",
+        choices=lambda: RECIPES,
+    )
     protocol: str = option(
         "both",
         "where settings are chosen: on the reported fold, or inside (pez/probes/protocols.py)",
@@ -180,7 +188,12 @@ class AttentiveOptions(MovieOptions):
     num_probe_blocks: int = option(4, "blocks, the cross-attention one included", type=int)
     probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int)
     token_norm: str = option("layer", "of the tokens before the probe", choices=lambda: TOKEN_NORMS)
-    probe_dtype: str = option("float32", "of its products", choices=lambda: ("float32", "bfloat16"))
+    schedule: str = option("cosine", "of the learning rate, to 0 at the last step; or", choices=lambda: SCHEDULES)
+    probe_dtype: str = option(
+        "auto",
+        "of its products; auto: bfloat16 on a GPU, as V-JEPA 2's evaluation has it, else float32",
+        choices=lambda: ("auto", "float32", "bfloat16"),
+    )
 
 
 # ---------------------------------------------------------------- to and from a command line
@@ -194,9 +207,9 @@ def add_arguments(parser: argparse._ActionsContainer, options: type, leave: Iter
             continue
         names = [_name(field), *about["flags"]]
         if about["flag"]:
-            parser.add_argument(*names, dest=field.name, action="store_true", help=about["help"])
+            parser.add_argument(*names, dest=field.name, action=_GivenFlag, nargs=0, default=False, help=about["help"])
             continue
-        given: dict[str, Any] = {"dest": field.name, "help": about["help"], "type": about["type"]}
+        given: dict[str, Any] = {"dest": field.name, "help": about["help"], "type": about["type"], "action": _Given}
         if field.default is REQUIRED:
             given["required"] = True
         else:
@@ -210,18 +223,54 @@ def add_arguments(parser: argparse._ActionsContainer, options: type, leave: Iter
         parser.add_argument(*names, **given)
 
 
+class _Given(argparse.Action):
+    """Stores a value, and in `given` that it was named on the command line."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """See argparse.Action."""
+        setattr(namespace, self.dest, values)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
+
+
+class _GivenFlag(_Given):
+    """The same of an option without a value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """See argparse.Action."""
+        super().__call__(parser, namespace, True, option_string)
+
+
 def from_arguments(options: type[Options], args: argparse.Namespace) -> Options:
-    """An options object from parsed arguments; UserError for a value out of its range or a name that cannot be used."""
+    """An options object from parsed arguments, by the recipe that they name; UserError for a value out of its range, a
+    name that cannot be used or an option that the recipe has otherwise."""
     values = {}
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+    for field in dataclasses.fields(options):
         value = getattr(args, field.name)
         if field.metadata["option"]["several"] and value is not None:
             value = tuple(dict.fromkeys(value))
-        values[field.name] = value
+        values[field.name] = probe_device(value) if field.name == "device" else value
     found = options(**values)
     check_ranges(found)
     check_run_name(values["run_name"])
-    return found
+    return by_recipe(found, getattr(args, "given", ())) if isinstance(found, RunOptions) else found
+
+
+def by_recipe(options: ByRecipe, given: Iterable[str] | None = None) -> ByRecipe:
+    """`options` with what their recipe says; see `pez.probes.recipes.with_recipe`."""
+    names = {field.name: _name(field) for field in dataclasses.fields(options)}
+    return with_recipe(options, None if given is None else set(given), names)
 
 
 def check_ranges(options: Any) -> None:
@@ -233,9 +282,9 @@ def check_ranges(options: Any) -> None:
                 _check_range(_name(field), number, about)
 
 
-def _name(field: dataclasses.Field) -> str:
+def _name(field: dataclasses.Field[Any]) -> str:
     """What an option is called on the command line."""
-    return field.metadata["option"]["name"] or "--" + field.name.replace("_", "-")
+    return str(field.metadata["option"]["name"] or "--" + field.name.replace("_", "-"))
 
 
 def _check_range(name: str, number: float, about: dict[str, Any]) -> None:

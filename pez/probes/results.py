@@ -16,7 +16,7 @@ one: the same columns, an optimism of 0. METRIC_mean and METRIC_std are over fol
 clips, and intervals (balls: METRIC_pooled_low, METRIC_pooled_high; movies: METRIC_low, METRIC_high) are of that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,12 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.files import read_json, write_csv, write_json, write_parquet
+from pez.movies import dataset_titled
+from pez.probes.data.movies import dataset_parts
 from pez.probes.data.probe_data import Variable
 from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
 from pez.probes.protocols import FIXED, spoken_protocol
+from pez.probes.recipes import OURS
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored, Scores, score
@@ -44,7 +47,7 @@ RUN_COLUMNS = ("run_name", "variable", "layer", "weights")  # of every results t
 # ---------------------------------------------------------------- columns that balls and movies share
 
 
-def layer_fraction(layers, depth: int):
+def layer_fraction(layers: pd.Series | np.ndarray, depth: int) -> pd.Series | np.ndarray:
     """Layer / depth, so that layer 8 of 24 is one third."""
     return (layers / depth).round(6)
 
@@ -134,7 +137,8 @@ def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFr
 
 def ball_columns(scored: Scored, infix: str = "") -> pd.DataFrame:
     """Scores of one variable under one protocol, a row per layer; `infix` ("nested_") marks the protocol."""
-    table, columns = scored.table[scored.table["part"] == OVERALL], {}
+    table = scored.table[scored.table["part"] == OVERALL]
+    columns: dict[str, np.ndarray] = {}
     for metric in dict.fromkeys([*scored.kind.over_folds, *scored.kind.pooled]):
         over_folds = metric in scored.kind.over_folds
         head, _, tail = (metric, "", "") if over_folds else metric.partition("_")
@@ -151,7 +155,9 @@ def run_convergence(scores: Scores) -> pd.DataFrame:
     return pd.concat([convergence_rows(scores.main(name)) for name in scores.variables()], ignore_index=True)
 
 
-def ball_results(run_name: str, scores: Scores, depths: Mapping[str, int], described: Mapping[str, dict]):
+def ball_results(
+    run_name: str, scores: Scores, depths: Mapping[str, int], described: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
     """Rows of results_RUN.csv, by variable and layer.
 
     `depths` and `described` (what the rows of one variable say of how they were made) are by variable.
@@ -186,7 +192,13 @@ def _variables(scores: Scores) -> list[Variable]:
     return [scores.main(name).predictions.variable for name in scores.variables()]
 
 
-def ball_controls(run_name: str, scores: Scores, depths: Mapping[str, int], floor, made) -> pd.DataFrame:
+def ball_controls(
+    run_name: str,
+    scores: Scores,
+    depths: Mapping[str, int],
+    floor: Callable[[str, str], bool],
+    made: Callable[[Scored], Mapping[str, Any]],
+) -> pd.DataFrame:
     """Rows of controls_RUN.csv: a row per control, seed, variable and layer; empty without controls.
 
     `floor` (variable, control) -> whether the main curve is to be compared with it; `made` (Scored) -> `model weights`.
@@ -299,7 +311,7 @@ def write_tables(
     controls: pd.DataFrame,
     convergence: pd.DataFrame,
     predictions: pd.DataFrame,
-    record: dict,
+    record: dict[str, Any],
 ) -> list[Path]:
     """Write a run's tables and its record, each whole; returns their paths, the results table last."""
     written = []
@@ -371,6 +383,11 @@ class Run:
         """What the results table says in `column`, the same in every row; `default` without such a column."""
         return self.table[column].iloc[0] if column in self.table else default
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Of several runs the one that ranks highest is shown: the newest, and before all those of another recipe."""
+        return self.value("recipe", OURS) == OURS, self.written
+
     @cached_property
     def controls(self) -> pd.DataFrame:
         """controls_RUN.csv; empty without controls."""
@@ -378,13 +395,13 @@ class Run:
         return read_table(path) if path.is_file() else pd.DataFrame()
 
     @cached_property
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """config_RUN.json or summary_RUN.json; empty if it is not there."""
         path = self.path(RECORDS[self.kind], ".json")
         return read_json(path) if path.is_file() else {}
 
     @property
-    def features(self) -> dict[str, dict]:
+    def features(self) -> dict[str, dict[str, Any]]:
         """Settings of the features that were probed, by clip set (of movies: by what the movies are called)."""
         if self.kind == MOVIES:
             return {str(self.value("data")): self.record["features"]} if "features" in self.record else {}
@@ -413,7 +430,10 @@ class Run:
         settings = self.record.get("settings", {})  # of balls: the grid
         asked = settings.get("n_bootstrap", N_RESAMPLES) if self.kind == MOVIES else N_RESAMPLES
         n = self.value("n_bootstrap", asked)
-        return score(read_predictions(self.path("predictions", ".parquet"), self.step), int(n))
+        parts = None
+        if self.kind == MOVIES and "data" in self.table:
+            parts = dataset_parts(dataset_titled(str(self.value("data"))))
+        return score(read_predictions(self.path("predictions", ".parquet"), self.step, parts), int(n))
 
 
 def depth_of(table: pd.DataFrame) -> int:
@@ -434,7 +454,7 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
             yield Run(Path(results_dir), name, kind, table, path.stat().st_mtime)
 
 
-def movie_settings(described: dict) -> dict:
+def movie_settings(described: dict[str, Any]) -> dict[str, Any]:
     """What a movie run's results table says of the features it was made from; `described` are a store's settings."""
     chosen = described["clip_set"]["settings"]
     return {

@@ -10,11 +10,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
@@ -32,10 +35,10 @@ class MechanismRun:
 
     results_dir: Path
     name: str
-    record: dict
+    record: dict[str, Any]
 
     @classmethod
-    def open(cls, results_dir, name: str) -> "MechanismRun":
+    def open(cls, results_dir: str | Path, name: str) -> "MechanismRun":
         """The run of that name; UserError if its record is damaged or missing."""
         return cls(Path(results_dir), name, read_json(Path(results_dir) / f"config_mechanisms_{name}.json"))
 
@@ -48,9 +51,9 @@ class MechanismRun:
         path = path.with_suffix(".parquet")
         return pd.read_parquet(path) if path.is_file() else None
 
-    def about(self, command: str) -> dict:
+    def about(self, command: str) -> dict[str, Any]:
         """What the record says of a sub-command; empty if it was not run."""
-        return self.record["commands"].get(command, {})
+        return cast(dict[str, Any], self.record["commands"].get(command, {}))
 
     def title(self, text: str) -> str:
         """`text` with the model, and what must be said of its weights."""
@@ -68,32 +71,38 @@ class MechanismFigure:
     draw: Callable[[MechanismRun], Figure | None]
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+def _figure(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
     for ax in axes.flat:
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return figure, axes
 
 
-def _shade(ax, zone: Sequence[int], label: bool = True) -> None:
+def _shade(ax: Axes, zone: Sequence[int], label: bool = True) -> None:
     if len(zone):
         ax.axvspan(min(zone) - 0.5, max(zone) + 0.5, color=ZONE_COLOUR, lw=0, zorder=0)
         if label:
             ax.text(
-                np.mean(zone), 1.0, ZONE_LABEL, transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=7
+                float(np.mean(zone)),
+                1.0,
+                ZONE_LABEL,
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                fontsize=7,
             )
 
 
-def _legend(figure: Figure, ax) -> None:
+def _legend(figure: Figure, ax: Axes) -> None:
     figure.legend(*ax.get_legend_handles_labels(), fontsize=7, loc="outside right center")
 
 
-def _curve(ax, rows: pd.DataFrame, number: int, label: str, x: str = "layer", y: str = "mean") -> None:
+def _curve(ax: Axes, rows: pd.DataFrame, number: int, label: str, x: str = "layer", y: str = "mean") -> None:
     rows = rows.sort_values(x)
     draw_interval(ax, rows[x], rows[y], rows["low"], rows["high"], line_style(number), label)
 
 
-def _control_curves(ax, rows: pd.DataFrame, x: str = "layer", y: str = "mean") -> None:
+def _control_curves(ax: Axes, rows: pd.DataFrame, x: str = "layer", y: str = "mean") -> None:
     """The mean over seeds of every control, thin and grey."""
     for number, (name, own) in enumerate(rows[rows["control"] != ""].groupby("control", sort=False)):
         means, style = own.groupby(x)[y].mean(), control_style(number)
@@ -101,7 +110,9 @@ def _control_curves(ax, rows: pd.DataFrame, x: str = "layer", y: str = "mean") -
                 label=spoken(name))  # fmt: skip
 
 
-def _heat(ax, values: np.ndarray, lowest: float, highest: float, cmap: str, numbers: str | None = None):
+def _heat(
+    ax: Axes, values: np.ndarray, lowest: float, highest: float, cmap: str, numbers: str | None = None
+) -> AxesImage:
     image = ax.imshow(values, vmin=lowest, vmax=highest, cmap=cmap, aspect="auto", interpolation="nearest")
     ax.grid(False)
     if numbers and values.size <= 400:
@@ -298,7 +309,8 @@ def draw_overlap(run: MechanismRun) -> Figure | None:
             axes[0, -1].plot(own["layer"], own["mean_angle"], color=style.color, ls=style.line, marker=style.marker,
                              label=f"{name}: its two halves")  # fmt: skip
         axes[0, -1].set(title="The same variable, halves\nof the clips (5 probes)", xlabel="Layer")
-        handles, labels = (sum(each, []) for each in zip(*[ax.get_legend_handles_labels() for ax in axes[0, [0, -1]]]))
+        both = [ax.get_legend_handles_labels() for ax in axes[0, [0, -1]]]
+        handles, labels = ([one for each in side for one in each] for side in zip(*both))
         figure.legend(handles, labels, fontsize=7, loc="outside right center")
         figure.suptitle(run.title("Table 3: angles between subspaces of two variables"), ha="left", x=0.01)
         notes = ["All probes of a sequence. 90° is orthogonal; a larger subspace is nearer to everything."]
@@ -482,7 +494,7 @@ def draw_patches(run: MechanismRun) -> Figure | None:
     )
     with drawing_style():
         figure = plt.figure(figsize=(12, 6.2), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+        top, bottom = cast(np.ndarray, figure.subfigures(2, 1, height_ratios=(1.35, 1)))
         axes = top.subplots(1, 3, sharey=True)
         curves = (("mean_pooled", "r2", "mean over places"), ("pooled_patch", "r2", "one probe for all places"),
                   ("per_place", "r2_median", "a probe a place, median"))  # fmt: skip

@@ -10,6 +10,7 @@ stand-in for IntPhys (intphys_mini/dev), or where constants.py has them if they 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,11 +35,13 @@ class FigureSpec:
     picture: str
     verdict: str | None
     made_by: str
+    optional: bool = False  # not missed where it is not there
 
 
 FIGURES = (
     FigureSpec("2(c)", "Scalar motion by layer", "figure2c_final", "figure2c_verdict", "step3_probe.py run"),
     FigureSpec("2(b)", "Cartesian motion by layer", "figure2b_final", "figure2b_verdict", "step3_probe.py run"),
+    FigureSpec("turns", "Direction and speed before each turn", "figure_turns_final", None, "step3_probe.py run", True),
     FigureSpec(
         "1",
         "Possible or impossible, every metric",
@@ -79,7 +82,7 @@ class Verdict:
     spec: FigureSpec
     path: Path
     text: str
-    record: dict
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Report:
         return [run for run in self.runs if run.kind == kind]
 
 
-def gather(results_dir, runs: Sequence[str] | None = None) -> Report:
+def gather(results_dir: str | Path, runs: Sequence[str] | None = None) -> Report:
     """Read everything there is about the runs of a results folder (all, or those named)."""
     report = Report(Path(results_dir))
     report.runs = _runs(report, runs)
@@ -166,7 +169,7 @@ def _figures(report: Report) -> tuple[list[Picture], list[Verdict]]:
         for path in paths:
             beside = [path.with_suffix(suffix) for suffix in (".csv", ".pdf")]
             pictures.append(Picture(spec, path, tuple(each for each in beside if each.is_file())))
-        if not paths:
+        if not paths and not spec.optional:
             report.absent.append(
                 f"Figure {spec.number}, {spec.title}: no {spec.picture}.png ({spec.made_by}, then plot_figures.py)"
             )
@@ -245,7 +248,7 @@ def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:
     return folder if folder.is_dir() else otherwise
 
 
-def _record(report: Report, path: Path) -> dict:
+def _record(report: Report, path: Path) -> dict[str, Any]:
     """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
     try:
         return read_json(path)

@@ -8,37 +8,57 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pez.controls import CONTROLS
 from pez.errors import UserError
 from pez.figures.caveats import run_words, verdict_notes
-from pez.figures.verdicts import published, statements
+from pez.figures.verdicts import published
+from pez.figures.verdicts import statements as rules
 from pez.figures.verdicts.evidence import Judged, judge
-from pez.figures.verdicts.statements import MOVIES, UNDECIDED, Checked, verdict_record
+from pez.figures.verdicts.statements import (
+    LABELS,
+    MOVIES,
+    STATEMENTS,
+    UNDECIDED,
+    Checked,
+    Statement,
+    verdict_record,
+)
 from pez.figures.words import dataset_of, spoken
 from pez.files import write_json, write_text
 from pez.probes.results import Run
 from pez.probes.scores import onset as onset_rules
 from pez.probes.scores.possibility import OVERALL
 
-TITLES = {"2c": "Figure 2(c): scalar motion variables", "2b": "Figure 2(b): Cartesian motion"}
-MOVIE_RULES = """Statements are about relative accuracy over all scenes: it appears at about one third of the depth, \
-peaks in the
-middle, declines late. The checks, their words and their verdicts are those of the ball curves
-(pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1 above it would count as readable. Onsets are by
+TITLES = {
+    "2c": "Figure 2(c): scalar motion variables",
+    "2b": "Figure 2(b): Cartesian motion",
+    LABELS: "Labels of one's own",
+}
+MOVIE_RULES = """Statements are about relative accuracy over all scenes (where a benchmark numbers its pairs, pairwise
+accuracy): it appears at about one third of the depth, peaks in the middle, declines late. The checks, their words and
+their verdicts are those of the ball curves (pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1
+above it would count as readable. Onsets are by
 the three rules of pez.probes.scores.onset, with threshold 0.75, half way from chance to perfect; 0.5, the balls'
 threshold, is chance here. Both rest on resamples of scenes of the out-of-fold scores (pez.probes.scores.score), so on
 the pooled score, and are made against chance and every control that was run (the mean over its seeds; pez.controls)."""
 
 
-def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -> list[Path]:
+def build_verdict(
+    results_dir: str | Path,
+    figure: str,
+    curves: Sequence[tuple[Run, str]],
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
 
-    `curves`: the variables of a ball figure, each with its run. A run without readable predictions is named in the file
-    and left out of it.
+    `curves`: the variables of a ball figure, each with its run; with the figure LABELS of a run of own labels, for
+    which FIGURE is "_" and the run's name. A run without readable predictions is named in the file and left out of it.
     """
     judged, notes = [], []
     for run, variable in curves:
@@ -46,11 +66,22 @@ def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -
             judged.append(judge(run, variable, spoken(variable)))
         except UserError as error:
             notes.append(f"{spoken(variable)} left out: {error}")
-    record = verdict_record([each for item in judged for each in item.checked(figure)])
-    return _write(results_dir, figure, verdict_text(figure, judged, notes), record)
+    more = [asdict(each) for item in judged for each in item.beyond()]
+    found = [each for item in judged for each in item.checked(figure, statements)]
+    record = verdict_record(found, **({"beyond": more} if more else {}))
+    named = f"_{curves[0][0].name}" if figure == LABELS else figure
+    return _write(results_dir, named, verdict_text(figure, judged, notes, statements), record)
 
 
-def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run], theirs, missing) -> list[Path]:
+def build_movie_verdict(
+    results_dir: str | Path,
+    figure: int,
+    title: str,
+    runs: Sequence[Run],
+    theirs: pd.DataFrame,
+    missing: Sequence[str],
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """The same of Figure 6 or 8: `runs`, one per model; `theirs`, published values as of `published_movies`; `missing`
     models without a run."""
     judged: list[Judged | UserError] = []
@@ -59,12 +90,12 @@ def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run
             judged.append(judge(run, run.variables[0], str(run.value("model"))))
         except UserError as error:
             judged.append(error)
-    found = [each for item in judged if isinstance(item, Judged) for each in item.checked(MOVIES)]
+    found = [each for item in judged if isinstance(item, Judged) for each in item.checked(MOVIES, statements)]
     record = verdict_record(found, status=published.status(runs, theirs))
-    return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing), record)
+    return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing, statements), record)
 
 
-def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
+def _write(results_dir: str | Path, figure: object, text: str, record: dict[str, Any]) -> list[Path]:
     path = Path(results_dir) / f"figure{figure}_verdict.md"
     return [write_text(path, text), write_json(path.with_suffix(".json"), record)]
 
@@ -72,12 +103,21 @@ def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
 # ---------------------------------------------------------------- balls and own labels
 
 
-def verdict_text(figure: str, judged: Sequence[Judged], notes: Sequence[str] = ()) -> str:
-    """The Markdown of a verdict file of ball curves; `notes` are further lines about it."""
-    lines = [f"# {TITLES.get(figure, figure)}, the paper's statements checked", ""]
+def verdict_text(
+    figure: str, judged: Sequence[Judged], notes: Sequence[str] = (), statements: Sequence[Statement] = STATEMENTS
+) -> str:
+    """The Markdown of a verdict file of ball curves, or of own labels; `notes` are further lines about it."""
+    whose = "statements" if figure == LABELS or statements is not STATEMENTS else "the paper's statements"
+    lines = [f"# {TITLES.get(figure, figure)}, {whose} checked", ""]
     lines += [*_made_from(judged), *(f"- {note}" for note in [*verdict_notes(judged), *notes])]
-    checked = [each for item in judged for each in item.checked(figure)]
-    lines += ["", "## Statements", "", *statement_lines(checked, named=True)]
+    checked = [each for item in judged for each in item.checked(figure, statements)]
+    lines += ["", "## Statements", ""]
+    if figure == LABELS and not checked:
+        lines += ["None is about these variables. Write some and name their file with `--statements` (docs/labels.md)."]
+    else:
+        lines += statement_lines(checked, named=True, says="it is said" if whose == "statements" else "")
+    if more := [each for item in judged for each in item.beyond()]:
+        lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
     return "\n".join([*lines, "", *_rules()])
 
@@ -109,6 +149,7 @@ def movie_verdict_text(
     judged: Sequence[Judged | UserError],
     theirs: pd.DataFrame,
     missing: Sequence[str],
+    statements: Sequence[Statement] = STATEMENTS,
 ) -> str:
     """The Markdown of a verdict file of movies: of each run, facts, differences to `theirs`, statements and onsets.
 
@@ -123,20 +164,23 @@ def movie_verdict_text(
             lines.append(f"- Statements and onsets left out: {item}")
             continue
         words = dataset_of(run.table).words
+
+        def cells(_: Judged, part: str, metric: str, words: Callable[[str], str] = words) -> tuple[str, str]:
+            return words(part), spoken(metric)
+
         lines += [f"- {note}" for note in run_words(item)]
-        lines += ["", *statement_lines(item.checked(MOVIES), named=False), ""]
-        lines += onset_lines(
-            [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
-        )
+        lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
+        lines += onset_lines([item], ("row", "metric"), cells)
     return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
 # ---------------------------------------------------------------- of both
 
 
-def statement_lines(checked: Sequence[Checked], named: bool) -> list[str]:
-    """A table of statements and the findings behind each; `named`: with a column that says of what."""
-    head, of = ("| variable | the paper says it", "| ") if named else ("| the paper says", "")
+def statement_lines(checked: Sequence[Checked], named: bool, says: str = "") -> list[str]:
+    """A table of statements and the findings behind each; `named`: with a column that says of what; `says` heads the
+    statements, if not as what the paper says."""
+    head, of = (f"| variable | {says or 'the paper says it'}", "| ") if named else (f"| {says or 'the paper says'}", "")
     lines = [f"{head} | verdict | against | measured (95 % interval) |", "|---" * (4 + named) + "|"]
     for item in checked:
         lines.append(f"| {item.of + ' | ' if named else ''}{item.claim} | **{item.verdict}** | | {item.why} |")
@@ -156,12 +200,13 @@ def onset_lines(
             continue
         for part, metric, against, onset in item.onsets():
             named = " | ".join(cells(item, part, metric))
-            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {onset.text()} |")
+            text = f"{UNDECIDED} ({item.training}); as drawn {onset.text()}" if item.training else onset.text()
+            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {text} |")
     return lines
 
 
 def _rules(*first: str) -> list[str]:
     """How it was computed, from the docstrings of the modules that do."""
-    checks = statements.__doc__.partition("\n\n")[2].strip()
+    checks = rules.__doc__.partition("\n\n")[2].strip()
     onsets = "The rules" + onset_rules.__doc__.partition("The rules")[2].strip()
     return ["---", "How this was computed:", "", "```", "\n\n".join([*first, checks, onsets]), "```", ""]

@@ -19,7 +19,9 @@ run under the nested protocol where the main curve does, else under the publishe
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -27,9 +29,11 @@ import torch
 from sklearn.preprocessing import PolynomialFeatures
 
 from pez.controls import CONTROLS, controls_for
+from pez.encoder.pooling import seen_tubelets
 from pez.errors import UserError, check_choice
+from pez.probes.data.ball import n_objects
 from pez.probes.data.permutations import shuffle_note, shuffled_variables, shuffled_within
-from pez.probes.data.probe_data import ProbeData, Variable, feature_precision, store_features
+from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, feature_precision, store_features
 from pez.store import FeatureStore
 
 Stores = Callable[[str], Sequence[tuple[FeatureStore, int]]]  # name of a control -> its stores, with the seed of each
@@ -67,7 +71,7 @@ def control_data(main: ProbeData, names: Sequence[str], source: ControlSource) -
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    movies = base.variables[0].kind == "possible"
+    movies = base.variables[0].name == POSSIBLE
     for draw in range(source.n_seeds):
         seed = source.first_seed + draw
         if movies:
@@ -98,23 +102,34 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
     control = CONTROLS[base.control]
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
-        made = {"control_seed": seed, "described": store.settings, "norm_mode": control.norm_mode or base.norm_mode}
+        norm_mode = control.norm_mode or base.norm_mode
+        made: dict[str, Any] = {"control_seed": seed, "described": store.settings, "norm_mode": norm_mode}
         made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
-            turned = tuple(_turned(variable) for variable in base.variables)
+            turned = played_backwards(base.variables)
             yield dataclasses.replace(base, read_features=features, read_variables=turned, **made)
         else:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
             yield dataclasses.replace(base, features=features, layers=layers, **made)
 
 
-def _turned(variable: Variable) -> Variable:
-    """`time_reversed`, of what a ball does; UserError for labels whose meaning backwards nobody knows."""
-    if variable.clip_set not in ("velocity", "acceleration", "turns"):
-        raise UserError(
-            f"--control reversed: what {variable.name} is in clips played backwards is not known: leave it out"
-        )
-    return time_reversed(variable)
+def played_backwards(variables: Sequence[Variable]) -> tuple[Variable, ...]:
+    """`time_reversed` of what a ball does; what it did in tubelet k of n it now does in tubelet n - 1 - k.
+
+    UserError for labels whose meaning backwards nobody knows.
+    """
+    by_name, found = {variable.name: variable for variable in variables}, []
+    for variable in variables:
+        if variable.clip_set not in ("velocity", "acceleration", "turns"):
+            raise UserError(
+                f"--control reversed: what {variable.name} is in clips played backwards is not known: leave it out"
+            )
+        source = variable
+        if tubelet := re.fullmatch(r"(.*_t)(\d+)", variable.name):
+            n_tubelets = sum(name.startswith(tubelet[1]) for name in by_name)
+            source = by_name[f"{tubelet[1]}{n_tubelets - 1 - int(tubelet[2])}"]
+        found.append(dataclasses.replace(time_reversed(source), name=variable.name))
+    return tuple(found)
 
 
 def time_reversed(variable: Variable) -> Variable:
@@ -122,6 +137,8 @@ def time_reversed(variable: Variable) -> Variable:
 
     x(-t) has velocity -x'(-t) and acceleration x''(-t); speed is the same.
     """
+    if variable.kind == "image_angle":  # radians from -pi
+        return dataclasses.replace(variable, targets=np.mod(variable.targets, 2 * np.pi) - np.pi)
     if variable.components == ("angle",):
         return dataclasses.replace(variable, targets=180.0 - np.mod(-variable.targets, 360.0))
     turns = set(variable.components) & {"cos", "sin", "vx", "vy"}
@@ -130,33 +147,33 @@ def time_reversed(variable: Variable) -> Variable:
 
 def place_features(places: np.ndarray) -> np.ndarray:
     """Coordinates [clips, m] with their squares and products, so that a linear probe of them reads what place tells."""
-    return PolynomialFeatures(2, include_bias=False).fit_transform(places)
+    return cast(np.ndarray, PolynomialFeatures(2, include_bias=False).fit_transform(places))
 
 
 def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
-    """Ball position as `pooling` sees it, [clips, 2] in px (x, y); [clips, 4] for `temporal_diff`.
+    """Ball position as `pooling` sees it, [clips, 2] in px (x, y); [clips, 4] for `temporal_diff`; of several balls
+    that of each, one after the other.
 
     The mean over the frames of the first or last tubelet; both, one after the other, for `temporal_diff`; the mean
     over all frames for `mean` and `all`. UserError without ground truth, or if the clips were not played as they are.
     """
     tubelets = _tubelet_positions(store)
-    kind = pooling.removesuffix("_patch")
-    if kind == "temporal_diff":
-        return np.concatenate([tubelets[:, 0], tubelets[:, -1]], axis=1)
-    seen = {"temporal_first": tubelets[:, :1], "temporal_last": tubelets[:, -1:]}
-    return seen.get(kind, tubelets).mean(1)
+    seen = tubelets[:, seen_tubelets(pooling, tubelets.shape[1])]
+    return seen.reshape(len(seen), -1) if pooling.startswith("temporal_diff") else seen.mean(1)
 
 
 def _tubelet_positions(store: FeatureStore) -> np.ndarray:
-    """Mean position over the frames of every tubelet, [clips, tubelets, 2] in px."""
+    """Mean position over the frames of every tubelet, [clips, tubelets, 2 a ball] in px."""
     order = store.settings.get("frame_order", "original")
     if order != "original":
         raise UserError(f"{store.directory} has --frame-order {order}: --control position needs original")
-    table = store.frames
-    if not {"x_px", "y_px"} <= set(table.columns):
+    prefixes = ["", *(f"object_{number}_" for number in range(2, n_objects(store) + 1))]
+    columns = [f"{prefix}{axis}_px" for prefix in prefixes for axis in "xy"]
+    if not set(columns) <= set(store.frames.columns):
         raise UserError(f"{store.directory}: its frames carry no x_px, y_px, which --control position needs")
-    wide = table.pivot_table(index="clip_id", columns="frame", values=["x_px", "y_px"]).reindex(store.clips["clip_id"])
-    places = wide.to_numpy(dtype=np.float64).reshape(len(wide), 2, store.settings["n_tubelets"], -1)
+    ids = store.clips["clip_id"]
+    wide = store.frames.pivot_table(index="clip_id", columns="frame", values=columns).reindex(ids)[columns]
+    places = wide.to_numpy(dtype=np.float64).reshape(len(wide), len(columns), store.settings["n_tubelets"], -1)
     if not np.isfinite(places).all():
         raise UserError(f"{store.directory}: a clip has no position in some frame, which --control position needs")
-    return places.mean(3).swapaxes(1, 2)
+    return cast(np.ndarray, places.mean(3).swapaxes(1, 2))

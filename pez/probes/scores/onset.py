@@ -32,8 +32,10 @@ What intervals were tried, and how often they hold: docs/onset.md, from studies/
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from pez.probes.scores.bootstrap import BootstrapCurve, intervals
 
@@ -91,7 +93,7 @@ class Onset:
 
 
 def find_onsets(
-    layers,
+    layers: np.ndarray,
     main: BootstrapCurve,
     control: BootstrapCurve | None = None,
     chance: float = 0.0,
@@ -180,14 +182,14 @@ def foot(rise: BootstrapCurve) -> np.ndarray:
         return np.zeros_like(before)
     lowest = int(np.where(before, rise.estimate, np.inf).argmin())
     error = (samples - samples[:, [lowest]]).std(0)
-    return before & ~above & (rise.estimate - rise.estimate[lowest] <= _ALIKE_ERRORS * error)
+    return cast(np.ndarray, before & ~above & (rise.estimate - rise.estimate[lowest] <= _ALIKE_ERRORS * error))
 
 
 def plateau(rise: BootstrapCurve) -> np.ndarray:
     """The layers that make the peak, [layers] bool: the highest and those that may be as high."""
     peak, samples = int(rise.estimate.argmax()), _finite_samples(rise)
     error = (samples[:, [peak]] - samples).std(0)
-    return rise.estimate[peak] - rise.estimate <= _ALIKE_ERRORS * error
+    return cast(np.ndarray, rise.estimate[peak] - rise.estimate <= _ALIKE_ERRORS * error)
 
 
 def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
@@ -205,7 +207,7 @@ def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
     return _because(onset, fit.kind(curve.estimate))
 
 
-def crossing(layers: np.ndarray, curves: np.ndarray, level) -> np.ndarray:
+def crossing(layers: np.ndarray, curves: np.ndarray, level: npt.ArrayLike) -> np.ndarray:
     """Where each row of `curves` [rows, layers] first comes up to its `level` (a number or [rows]), in layers, [rows].
 
     Interpolated linearly from the layer before; the first layer itself for a row that starts there; inf for a row
@@ -242,15 +244,15 @@ class BendFit:
 
     def line(self, curve: np.ndarray) -> np.ndarray:
         """The straight line that fits a curve [layers] best, [layers]."""
-        return self._straight @ self._coefficients(self._straight, curve)
+        return cast(np.ndarray, self._straight @ self._coefficients(self._straight, curve))
 
     def gain(self, curves: np.ndarray) -> np.ndarray:
         """By how much the best bend lowers a line's weighted sum of squared errors: [rows, layers] -> [rows]."""
-        return self._gains(curves).max(1)
+        return cast(np.ndarray, self._gains(curves).max(1))
 
     def bend(self, curves: np.ndarray) -> np.ndarray:
         """The best bends, in layers: [rows, layers] -> [rows]."""
-        return self.bends[self._gains(curves).argmax(1)]
+        return cast(np.ndarray, self.bends[self._gains(curves).argmax(1)])
 
     def kind(self, curve: np.ndarray) -> str:
         """Which way a curve [layers] bends at its best bend."""
@@ -262,13 +264,13 @@ class BendFit:
         return f"bends downward: the {'end of a rise' if rising else 'start of a fall'}"
 
     def _gains(self, curves: np.ndarray) -> np.ndarray:
-        return np.square(curves @ self._whiten.T @ self._directions)
+        return cast(np.ndarray, np.square(curves @ self._whiten.T @ self._directions))
 
     def _coefficients(self, design: np.ndarray, curve: np.ndarray) -> np.ndarray:
-        return np.linalg.lstsq(self._whiten @ design, self._whiten @ curve, rcond=None)[0]
+        return cast(np.ndarray, np.linalg.lstsq(self._whiten @ design, self._whiten @ curve, rcond=None)[0])
 
 
-def _onset(rule: str, layers, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray]) -> Onset:
+def _onset(rule: str, layers: np.ndarray, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray]) -> Onset:
     """Apply `locate` [rows, layers] -> [rows] to a curve and its resamples."""
     layer = locate(curve.estimate[None])
     if not np.isfinite(layer[0]):

@@ -16,6 +16,7 @@ layer, variable, protocol and control of a clip set. With fewer than LEAST_GROUP
 
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ class Scored:
             curve = self.curve(metric, part)
             return np.full(len(self.layers), np.nan) if curve is None else curve.estimate
         values = [[value(target[rows], layer[rows], target) for layer in own] for own in self._joined]
-        return np.array(values).mean(0)
+        return cast(np.ndarray, np.array(values).mean(0))
 
     @cached_property
     def folds(self) -> pd.DataFrame:
@@ -185,9 +186,10 @@ class Scores:
                 f"control {control} was probed at other layers than its run: rerun both with the same --layers"
             )
         curves = [seed.curve(metric or main.kind.headline, part) for seed in seeds if part in seed.parts]
-        if not curves or any(curve is None for curve in curves):
+        known = [curve for curve in curves if curve is not None]
+        if not curves or len(known) < len(curves):
             return None
-        mean = mean_curve(curves)
+        mean = mean_curve(known)
         return mean.over_layers(len(main.layers)) if one else mean
 
     def selectivity(

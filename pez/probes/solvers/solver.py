@@ -73,10 +73,21 @@ class Solver(Protocol):
     be asked for any setting and epoch of a Fit without choices, so that nothing is trained again after choosing.
     """
 
-    settings: tuple[Setting, ...]
-    last_epoch: int
-    patience: int
-    reads_any_epoch: bool
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Those that a choice is made of."""
+
+    @property
+    def last_epoch(self) -> int:
+        """How long each may train."""
+
+    @property
+    def patience(self) -> int:
+        """For how many epochs it goes on without a smaller validation loss; 0: it never stops early."""
+
+    @property
+    def reads_any_epoch(self) -> bool:
+        """Whether predictions can be asked for at any setting and epoch of a Fit without choices."""
 
     def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
         """The folds that nested validation chooses on when `fold` is reported; each is validated without the others."""
