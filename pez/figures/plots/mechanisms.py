@@ -47,7 +47,7 @@ class MechanismRun:
         path = self.results_dir / f"{stem}_{self.name}.csv"
         if path.is_file():
             table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
-            return table.assign(control=table["control"].fillna("")) if "control" in table else table
+            return table.assign(control=table["control"].astype(object).fillna("")) if "control" in table else table
         path = path.with_suffix(".parquet")
         return pd.read_parquet(path) if path.is_file() else None
 
