@@ -229,7 +229,7 @@ def draw_dimensions(run: MechanismRun) -> Figure | None:
         notes = [
             f"{probe} probes, features {norm}; bands: smallest and largest of the folds. Triangles: the cap came first."
         ]
-        notes += ["K counts rounds of this probe and rule, not dimensions of a code: whitened features always give 1."]
+        notes += ["K counts rounds of this probe and rule, not dimensions: of a planted code whitened features give 1."]
         write_notes(figure, notes)
     return figure
 

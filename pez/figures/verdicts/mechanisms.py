@@ -87,6 +87,8 @@ def _overlap(run: MechanismRun) -> list[Checked]:
     layer, found = run.about("overlap")["focus_layer"], []
     rows = table[(table["layer"] == layer) & (table["basis"] == "all") & (table["scaling"] == "ball")]
     dims = run.table("sequence_dims")
+    if dims is None:
+        return []
     possible = dims[(dims["variable"] == "possible") & (dims["layer"] == layer) & (dims["rule"] == "c11")]
     read = bool(len(possible)) and possible["K"].iloc[0] >= 1
     for row in rows[rows["b"] == "possible"].itertuples():
@@ -106,7 +108,9 @@ def _steering(run: MechanismRun) -> list[Checked]:
     rows = table[(table["control"] == "") & (table["judge"] == "split") & (table["target"] == "all")]
     rows = rows[rows["arm"] == "probes"].set_index("n_probes")
     many = min(MANY, rows.index.max())
-    at = {n: tuple(float(rows.loc[n, name]) for name in ("mae_target", "low", "high")) for n in (FEW, many)}
+    at: dict[int, Interval] = {}
+    for n in (FEW, many):
+        at[n] = float(rows.loc[n, "mae_target"]), float(rows.loc[n, "low"]), float(rows.loc[n, "high"])
     few = Finding("50 degrees", below((50.0,) * 3, at[FEW]), words("error to the target", at[FEW], "°"))
     enough = Finding("20 degrees", below(at[many], (20.0,) * 3), words("error to the target", at[many], "°"))
     null = nulls[(nulls["null"] == "random_sequence") & (nulls["n_probes"] == many)].iloc[0]
