@@ -11,7 +11,7 @@
     figure8_verdict.md, .json
     compare_RUN_RUN....png, .pdf, .csv                       runs that are named, over each other
     figureN_NAME_RUN.png                each figure of each run of step4_mechanisms.py (pez/figures/plots/mechanisms.py)
-
+    mechanisms_verdict_RUN.md, .json    Table 1's claims, checked on it
     figure_RUN_verdict.md, .json       a run of own labels; what it says is of --statements
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
@@ -33,6 +33,7 @@ from pez.figures.plots.movies import compare_table, draw_comparison, draw_metric
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.turns import turns_figure, turns_table
+from pez.figures.verdicts.mechanisms import build_mechanism_verdict
 from pez.figures.verdicts.statements import LABELS, STATEMENTS, Statement
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
@@ -340,6 +341,8 @@ def build_mechanisms(
                 written += save_figure(drawn, Path(results_dir) / f"{figure.stem}_{run.name}.png")
             elif only:
                 print(f"figure {number}: run {run.name} has no results of step4_mechanisms.py {figure.command}")
+        if not only:
+            written += build_mechanism_verdict(run)
     return written
 
 

@@ -8,9 +8,10 @@ held out by grouped folds; with theta the direction, r the speed (standardised),
     shuffled      direction, of other groups' clips   given place: direction beside place
 
 delta R^2 is one less the held-out squared error over that of the training mean (given place: over place's). The
-design is the same for every unit, so one pass keeps sums over clips and no activations. A unit's position is the one of
-highest delta R^2, which is a choice among many: compare with the same choice for shuffled labels and for place-only units (a
-bump of 0.6 patches round the ball). `pooled` is the mean response over all positions, which knows no place.
+design is the same for every unit, so one pass keeps sums over clips and no activations. A unit's position is the one
+of highest delta R^2, which is a choice among many: compare with the same choice for shuffled labels and for units that
+see place alone (a bump of 0.6 patches round the ball). `pooled` is the mean response over all positions, which knows no
+place.
 
     tuning_RUN.parquet      control columns, layer unit delta_r2 t y x pd_deg gain delta_r2_given_place second_harmonic
                             delta_r2_speed preferred_speed speed_shape shuffled_r2 delta_r2_pooled pd_pooled
@@ -111,8 +112,8 @@ class Sums:
     def delta_r2(self, model: str, against: str = "mean") -> torch.Tensor:
         """[T, K]; 0 where a response does not vary."""
         base = self.errors(against)
-        least = 1e-7 * self.yy.sum(0).amax().clamp_min(1e-30)
-        return torch.where(base > least, 1 - self.errors(model) / base.clamp_min(1e-30), 0.0)
+        rounding = 1e3 * torch.finfo(self.yy.dtype).eps * self.yy.sum(0)  # of a difference of such sums
+        return torch.where(base > rounding.clamp_min(1e-30), 1 - self.errors(model) / base.clamp_min(1e-30), 0.0)
 
 
 def design_of(clips: pd.DataFrame, frames: pd.DataFrame, group: np.ndarray, n_tubelets: int, seed: int) -> torch.Tensor:
@@ -344,7 +345,8 @@ def gather(encoder: Encoder, clip_pass: ClipPass, ids, design, fold, layers, arg
 
 
 def _pass(encoder: Encoder, clip_pass: ClipPass, ids, place, design, fold, layers, args) -> dict[str, torch.Tensor]:
-    """Sums and pooled responses of some clips as tensors by name. The shift is 0: shards must share it."""
+    """Sums and pooled responses of some clips as tensors by name. The shift is the mean of the set's first two clips,
+    the same in every shard: single precision has no digits to spare for what all clips have in common."""
     modules = mlp_modules(encoder, args.site)
     grid = token_grid(encoder, clip_pass.source.n_frames)
     sums: dict[int, Sums] = {}
@@ -354,10 +356,10 @@ def _pass(encoder: Encoder, clip_pass: ClipPass, ids, place, design, fold, layer
     def hook(layer: int):
         def read(_module, _inputs, output):
             responses = output.float().unflatten(1, (grid.tubelets, grid.places))
-            if layer not in sums:
-                shape = (grid.tubelets, grid.places * responses.shape[-1])
-                sums[layer] = Sums.zeros(args.folds, torch.zeros(shape, device=responses.device))
+            if "rows" not in state:
+                sums[layer] = Sums.zeros(args.folds, responses.flatten(2).mean(0))
                 pooled[layer] = torch.zeros(len(place), responses.shape[-1])
+                return
             sums[layer].add(design[state["rows"]], responses.flatten(2), fold[state["rows"].numpy()])
             pooled[layer][state["rows"]] = responses.mean((1, 2)).cpu()
 
@@ -365,6 +367,8 @@ def _pass(encoder: Encoder, clip_pass: ClipPass, ids, place, design, fold, layer
 
     handles = [modules[layer].register_forward_hook(hook(layer)) for layer in layers]
     try:
+        with clip_pass.precision(encoder):
+            encoder.forward(torch.cat([frames for _, frames in clip_pass.batches(encoder, list(place)[:2])]))
         with progress(total=len(ids), description=f"tuning: {encoder.weights_label}", unit="clip") as bar:
             for own, frames in clip_pass.batches(encoder, ids):
                 state["rows"] = torch.tensor([place[clip] for clip in own])

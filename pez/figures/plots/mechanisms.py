@@ -47,7 +47,7 @@ class MechanismRun:
         path = self.results_dir / f"{stem}_{self.name}.csv"
         if path.is_file():
             table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
-            return table.assign(control=table["control"].fillna("")) if "control" in table else table
+            return table.assign(control=table["control"].astype(object).fillna("")) if "control" in table else table
         path = path.with_suffix(".parquet")
         return pd.read_parquet(path) if path.is_file() else None
 
@@ -229,7 +229,7 @@ def draw_dimensions(run: MechanismRun) -> Figure | None:
         notes = [
             f"{probe} probes, features {norm}; bands: smallest and largest of the folds. Triangles: the cap came first."
         ]
-        notes += ["K counts rounds of this probe and rule, not dimensions of a code: whitened features always give 1."]
+        notes += ["K counts rounds of this probe and rule, not dimensions: of a planted code whitened features give 1."]
         write_notes(figure, notes)
     return figure
 
@@ -640,10 +640,11 @@ def draw_tuning(run: MechanismRun) -> Figure | None:
                 circle = np.linspace(0, 2 * np.pi, 100)
                 ax.plot(floor * np.cos(circle), floor * np.sin(circle), ls=(0, (1, 1.6)), **_THIN)
                 row = statistics.loc[(control, layer)]
-                words = f"{row['share_tuned']:.0%} above the floor ({floor:.2f})\n"
-                words += f"pooled over places: {row['share_tuned_pooled']:.0%}"
+                pooled = f"pooled over places: {row['share_tuned_pooled']:.0%}"
+                words = f"{row['share_tuned']:.0%} above the floor ({floor:.2f})\n{pooled}"
                 ax.text(0.02, 0.98, words, transform=ax.transAxes, va="top", fontsize=6.5)
-                ax.set(title=f"{spoken(control) or 'trained'}, layer {layer}", xlim=(-1, 1), ylim=(-1, 1), aspect="equal",
+                ax.set(title=f"{spoken(control) or 'trained'}, layer {layer}", xlim=(-1, 1), ylim=(-1, 1),
+                       aspect="equal",
                        xlabel="ΔR² · cos(preferred)", ylabel="ΔR² · sin(preferred)")  # fmt: skip
             ax = axes[down, -1]
             for number, layer in enumerate(shown):
@@ -688,10 +689,10 @@ def draw_tuning_heat(run: MechanismRun) -> Figure | None:
                 style = line_style(number)
                 peaked = (own["speed_shape"] == "peaked").mean() if len(own) else 0
                 ax.hist(own["preferred_speed"], bins=24, histtype="step", color=style.color, lw=1.2,
-                        label=f"{spoken(control) or 'trained'}: {len(own)} units, {peaked:.0%} peaked inside")  # fmt: skip
+                        label=f"{spoken(control) or 'trained'}: {len(own)} ({peaked:.0%} peaked)")  # fmt: skip
             ax.set(xlabel="Preferred speed (m/s)", ylabel="Units with ΔR² > 0.1")
             ax.legend(fontsize=6.5)
-        figure.suptitle(run.title("Figures 20, 21: units by preferred direction and speed"), ha="left", x=0.01)
+        figure.suptitle(run.title("Figures 20, 21: preferred direction, speed"), ha="left", x=0.01, fontsize=9)
         write_notes(
             figure,
             ["Few speeds: between them the preferred one is interpolated, and monotone units pile up at the ends."],

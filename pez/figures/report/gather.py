@@ -17,6 +17,7 @@ import pandas as pd
 
 import constants
 from pez.errors import UserError
+from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
 from pez.figures.words import dataset_of
 from pez.files import read_json
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
@@ -107,6 +108,15 @@ class Movies:
     sheet: Path | None
 
 
+@dataclass(frozen=True)
+class Mechanisms:
+    """A run of step4_mechanisms.py: its figures as (title, path), and its verdict where there is one."""
+
+    name: str
+    figures: tuple[tuple[str, Path], ...]
+    verdict: str | None
+
+
 @dataclass
 class Report:
     """All that a report shows, runs newest first; `absent` names in words what was looked for and not found."""
@@ -118,6 +128,7 @@ class Report:
     pictures: list[Picture] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
+    mechanisms: list[Mechanisms] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
     def of_kind(self, kind: str) -> list[Run]:
@@ -133,6 +144,7 @@ def gather(results_dir: str | Path, runs: Sequence[str] | None = None) -> Report
     report.clip_sets = _clip_sets(report)
     report.movies = _movies(report)
     report.audits = _audits(report)
+    report.mechanisms = _mechanisms(report)
     return report
 
 
@@ -221,6 +233,22 @@ def _audits(report: Report) -> list[Audit]:
         found.append(Audit(stem.removeprefix("audit_"), rows, picture if picture.is_file() else None))
     if not found:
         report.absent.append("Confound audit: no audit_*.csv (step3_probe.py audit)")
+    return found
+
+
+def _mechanisms(report: Report) -> list[Mechanisms]:
+    """Figures and verdicts of the runs of step4_mechanisms.py that have some."""
+    found = []
+    for record in sorted(report.results_dir.glob("config_mechanisms_*.json")):
+        name = record.stem.removeprefix("config_mechanisms_")
+        drawn = [
+            (figure.title, report.results_dir / f"{figure.stem}_{name}.png") for figure in MECHANISM_FIGURES.values()
+        ]
+        verdict = report.results_dir / f"mechanisms_verdict_{name}.md"
+        text = verdict.read_text(encoding="utf-8", errors="replace") if verdict.is_file() else None
+        figures = tuple((title, path) for title, path in drawn if path.is_file())
+        if figures or text:
+            found.append(Mechanisms(name, figures, text))
     return found
 
 

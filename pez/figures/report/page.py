@@ -27,7 +27,9 @@ from pez.runs import provenance
 FILE = "report.html"
 MOST_PICTURE_BYTES = 5_500_000  # base64 makes them 7.4 MB
 _TEMPLATE = "template.html"
-_LISTED = ("results", "controls", "predictions", "config", "summary", "audit", "figure")
+_LISTED: tuple[str, ...] = ("results", "controls", "predictions", "config", "summary", "audit", "figure")
+_LISTED += ("mechanisms", "attention", "sequence", "overlap", "table3", "table4", "steering", "patches", "ablation")
+_LISTED += ("tuning", "tasks", "coordinates")
 _LISTED_SUFFIXES = (".csv", ".parquet", ".json", ".md", ".pdf", ".png")
 _CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
 _DPI = 150  # of a picture that does not say
