@@ -206,6 +206,8 @@ def plan(options: BallOptions) -> list[Curve]:
     if options.targets is not None:
         if options.recipe == PUBLISHED:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
+        if options.swap:
+            raise UserError("--swap is of the ball sets; with --targets name the factor with --group instead")
         return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
     assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
