@@ -118,3 +118,20 @@ def test_training_and_left_out_tokens_are_theirs(pair):
     training = own_blocks(copy.deepcopy(theirs)).train().requires_grad_(True)
     training.layer[0](hidden)[0].sum().backward()
     assert training.layer[0].attention.query.weight.grad is not None
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hook_inside_a_block_sees_what_it_would_in_theirs(pair, dtype):
+    theirs, encoder = pair
+    frames, seen = normalise(frames_for(encoder)), {"theirs": [], "ours": []}
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        for name, module in (("theirs", theirs), ("ours", encoder.module)):
+            hook = module.layer[1].mlp.fc1.register_forward_hook(
+                lambda _m, _i, out, name=name: seen[name].append(out.float())
+            )
+            module(frames)
+            hook.remove()
+    assert len(seen["ours"]) == len(seen["theirs"]) == 1
+    scale = seen["theirs"][0].abs().max()
+    assert (seen["ours"][0] - seen["theirs"][0]).abs().max() <= (0 if dtype == torch.float32 else 0.03) * scale

@@ -102,6 +102,7 @@ def test_list_layers_says_what_a_store_then_holds(tmp_path, capsys):
     poolings = ["mean", "temporal_last_patch", "all", "prefix"]
     assert run(*arguments, "--capture", "resid_pre", "resid_post", "--pooling", *poolings) == 0
     store = FeatureStore.open(tmp_path / "out" / "clips")
+    assert store.layer("resid_post", "prefix", 3).dtype == torch.float32
     for pooling in poolings:
         shape = " x ".join(map(str, store.layer("resid_post", pooling, 3).shape[1:]))
         assert re.search(rf"^  {pooling} +{shape} ", said, re.M), pooling

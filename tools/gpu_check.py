@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
@@ -112,8 +113,11 @@ def _run_part(group: str, name: str, device: str, small: bool, folder: Path, cor
     def tell(name: str, **values) -> None:
         pipe.send({"name": name, **values})
 
-    parts.PARTS[name][0](Bench(find_device(device), small, folder, cores, tell))
-    pipe.close()
+    try:
+        parts.PARTS[name][0](Bench(find_device(device), small, folder, cores, tell))
+    except BaseException as error:
+        tell(f"{type(error).__name__}: {error}", passed=False, traceback=traceback.format_exc())
+        raise
 
 
 def _modules() -> dict:
@@ -143,9 +147,9 @@ def run(args) -> int:
     """Run the parts; 0 if all is well."""
     began = time.monotonic()
     end = began + 60 * args.minutes - SPARE
+    queue, running = _in_order(_chosen(args.only)), []
     results = Results(args.output, about(args.device, args.small))
     results.say(f"{results.about}")
-    queue, running = _in_order(_chosen(args.only)), []
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, sys.path))  # for the server, which imports by itself
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpu_correct", "gpu_speed"])
@@ -155,23 +159,27 @@ def run(args) -> int:
     modules, total = _modules(), available_cores()
     patience = 1 if args.device.startswith("cuda") else CPU_TAKES
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
-        while queue or running:
-            now = time.monotonic()
-            while queue and now < end and _may_start(modules, queue[0], running):
-                group, name = queue.pop(0)
-                _, most, alone = modules[group].PARTS[name]
-                here, there = context.Pipe(duplex=False)
-                cores = total if alone else max(1, total // AT_ONCE)
-                given = (group, name, args.device, args.small, Path(folder), cores, there)
-                process = context.Process(target=_run_part, args=given)
-                process.start()
-                there.close()
-                running.append(Running(group, name, process, here, now, min(end, now + patience * most)))
-            if now >= end:
-                for group, name in queue:
-                    results.end(group, name, "not started: no time left", 0.0)
-                queue = []
-            _listen(running, results)
+        try:
+            while queue or running:
+                now = time.monotonic()
+                while queue and now < end and _may_start(modules, queue[0], running):
+                    group, name = queue.pop(0)
+                    _, most, alone = modules[group].PARTS[name]
+                    here, there = context.Pipe(duplex=False)
+                    cores = total if alone else max(1, total // AT_ONCE)
+                    given = (group, name, args.device, args.small, Path(folder), cores, there)
+                    process = context.Process(target=_run_part, args=given)
+                    process.start()
+                    there.close()
+                    running.append(Running(group, name, process, here, now, min(end, now + patience * most)))
+                if now >= end:
+                    for group, name in queue:
+                        results.end(group, name, "not started: no time left", 0.0)
+                    queue = []
+                _listen(running, results)
+        finally:
+            for part in running:  # after Ctrl-C
+                _end(part)
     results.say(f"{time.monotonic() - began:.0f} s in all; {'all is well' if results.well else 'NOT all is well'}")
     return 0 if results.well else 1
 
@@ -185,22 +193,27 @@ def _may_start(modules: dict, part: tuple[str, str], running: list[Running]) -> 
 
 def _listen(running: list[Running], results: Results) -> None:
     """Take what the parts tell for a moment; let go of those that have ended, and end those that are late."""
-    for pipe in wait_for([part.pipe for part in running], timeout=0.2):
-        part = next(part for part in running if part.pipe is pipe)
-        try:
-            results.tell(part.group, part.name, pipe.recv())
-        except EOFError:
-            part.process.join()
-            how = "done" if part.process.exitcode == 0 else f"died with exit code {part.process.exitcode}"
-            results.end(part.group, part.name, how, time.monotonic() - part.began)
-            running.remove(part)
+    wait_for([end for part in running for end in (part.pipe, part.process.sentinel)], timeout=0.2)
     for part in list(running):
-        if time.monotonic() > part.deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(part.process.pid, signal.SIGKILL)
-            part.process.join()
-            results.end(part.group, part.name, "stopped: it took too long", time.monotonic() - part.began)
-            running.remove(part)
+        ended, late = part.process.exitcode is not None, time.monotonic() > part.deadline
+        with contextlib.suppress(EOFError):  # it has ended, and what it told is told
+            while part.pipe.poll():
+                results.tell(part.group, part.name, part.pipe.recv())
+        if not (ended or late):
+            continue
+        _end(part)
+        code = part.process.exitcode
+        how = "stopped: it took too long" if not ended else "done" if code == 0 else f"died with exit code {code}"
+        results.end(part.group, part.name, how, time.monotonic() - part.began)
+        running.remove(part)
+
+
+def _end(part: Running) -> None:
+    """The part's process, and what it started and left."""
+    part.process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(part.process.pid, signal.SIGKILL)
+    part.process.join()
 
 
 def about(device: str, small: bool) -> dict:

@@ -305,7 +305,7 @@ PARTS = {
     "stores": (stores, 100, False),
     "encoders": (encoders, 100, False),
     "linear": (linear, 100, False),
-    "compiling": (compiling, 110, False),
+    "compiling": (compiling, 80, False),
     "ties": (ties, 60, False),
     "attentive": (attentive, 60, False),
     "memory": (memory, 45, True),

@@ -11,6 +11,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from pez.errors import UserError
 from pez.probes.data.groupings import HELD_OUT, groups, published_groups, torn_orbit
+from pez.probes.data.labels import Labels
 from pez.probes.data.probe_data import NEVER, Clips, scene_names
 
 _DIVISIONS = 32  # drawn, of which the most even is taken
@@ -82,6 +83,25 @@ def repeated_folds(
     return different_folds(group, lambda own: grouped_folds(group, n_folds, own, strata, what, targets), seed, repeats)
 
 
+def swapped_folds(clips: pd.DataFrame, group: np.ndarray, factor: str) -> Folds:
+    """A fold per level of a factor that varies (a column of the clip table): the others train, it is read.
+
+    Raises UserError for a factor that does not vary, or a group whose clips have several levels.
+    """
+    if factor not in clips or clips[factor].nunique() < 2:
+        raise UserError(
+            f"--swap {factor}: the clips do not vary in it: make some with step1_generate.py --vary {factor}"
+        )
+    levels, fold = np.unique(clips[factor].to_numpy(), return_inverse=True)
+    torn = pd.Series(fold).groupby(group).nunique()
+    if (torn > 1).any():
+        raise UserError(
+            f"--swap {factor} parts the clips of {torn.idxmax()}, which --grouping keeps together: use --grouping "
+            "video, or a set drawn in orbits, where an orbit has one level"
+        )
+    return Folds(group, fold.astype(np.int64))
+
+
 def _check_orbits(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> None:
     if torn := torn_orbit(clips, group):
         raise UserError(
@@ -107,6 +127,20 @@ def unshuffled_folds(group: np.ndarray, n_folds: int, what: str = "the grouping"
     for index, (_, held_out) in enumerate(GroupKFold(min(n_folds, n_groups)).split(group, groups=group)):
         fold[held_out] = index
     return fold
+
+
+def label_folds(labels: Labels, named: str | None, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
+    """Folds of clips with labels of one's own: `named` is the column that groups them, None for equal labels; even in
+    the first class and in the mean of numbers."""
+    strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
+    numbers = [v.targets for v in labels.variables if v.kind != "class"]
+    targets = np.concatenate(numbers, axis=1) if numbers else None
+    what = f"--group {named}" if named else "equal labels"
+
+    def deal(own: int) -> np.ndarray:
+        return grouped_folds(labels.group, n_folds, own, strata, what, targets)
+
+    return different_folds(labels.group, deal, seed, repeats)
 
 
 def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:

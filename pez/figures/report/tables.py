@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from pez.controls import CONTROLS
+from pez.controls import CONTROLS, READ, meaning
 from pez.figures.caveats import unit_of
 from pez.figures.plots.audit import shown_readers
 from pez.figures.plots.turns import kept
@@ -16,6 +17,7 @@ from pez.figures.words import INTERVAL, NONE, dataset_of, interval, number, spok
 from pez.probes.results import BALL, MOVIES, Run
 from pez.probes.summary import one_third
 from pez.stimuli.clipset import ClipSet
+from pez.weights import licences
 
 _BROAD = 6  # columns
 
@@ -123,7 +125,8 @@ def control_tables(report: Report) -> list[Table]:
 def control_meanings(report: Report) -> dict[str, str]:
     """What each control is, of those that were run."""
     there = {name for run in report.runs if "control" in run.controls for name in run.controls["control"]}
-    return {spoken(name): control.meaning for name, control in CONTROLS.items() if name in there}
+    order = [each for name in CONTROLS for each in (name, f"{name}{READ}")]
+    return {spoken(name): meaning(name) for name in order if name in there}
 
 
 # ---------------------------------------------------------------- what was run, and how
@@ -172,7 +175,7 @@ def provenance_table(report: Report) -> Table:
     return Table("How each run was made", columns, [_made_row(run.name, run.record) for run in report.runs])
 
 
-def _made_row(name: str, record: dict) -> list[str]:
+def _made_row(name: str, record: dict[str, Any]) -> list[str]:
     made = record.get("provenance", {})
     libraries = [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
     python = [f"Python {made['python']}"] if "python" in made else []
@@ -182,13 +185,23 @@ def _made_row(name: str, record: dict) -> list[str]:
 
 def features_table(report: Report) -> Table:
     """Weights and clips behind each run's features, by fingerprint."""
-    columns = ["run", "clips", "clip-set fingerprint", "weights", "SHA-256 of weights", "precision", "frame order"]
+    columns = [
+        "run",
+        "clips",
+        "clip-set fingerprint",
+        "weights",
+        "licence",
+        "SHA-256 of weights",
+        "precision",
+        "frame order",
+    ]
     rows = [
         [
             run.name,
             name,
             str(features.get("clip_set", {}).get("fingerprint", NONE)),
             str(features.get("weights_label", NONE)),
+            licences([features.get("weights_label")]).get(str(features.get("weights_label")), NONE),
             str(features.get("weights_sha256") or NONE)[:16],
             str(features.get("dtype", NONE)),
             spoken(features.get("frame_order", NONE)),
