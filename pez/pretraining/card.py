@@ -134,7 +134,8 @@ def draw_training(log: pd.DataFrame, path: Path) -> None:
 
 
 def _draw_columns(axis, log: pd.DataFrame, labels: dict[str, str]) -> None:
-    for index, (column, label) in enumerate(labels.items()):
+    known = {column: label for column, label in labels.items() if column in log}  # nothing was probed without probes
+    for index, (column, label) in enumerate(known.items()):
         there, style = log.dropna(subset=[column]), line_style(index)
         drawn = {"color": style.color, "marker": style.marker, "ls": style.line}
         axis.plot(there["step"], there[column], label=label, **drawn)
