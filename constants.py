@@ -8,6 +8,7 @@ win over what is written here.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent
 
@@ -85,7 +86,7 @@ MODELS = {
 }
 
 
-def _more(sizes: dict[str, tuple], **shared) -> dict[str, ModelSpec]:
+def _more(sizes: dict[str, tuple[Any, ...]], **shared: Any) -> dict[str, ModelSpec]:
     """Entries of one family: name to (width, depth, heads, MLP width, file, anything else)."""
     names = ("width", "depth", "heads", "mlp_width", "file")
     return {

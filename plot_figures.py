@@ -2,6 +2,7 @@
 
     python plot_figures.py                # every figure that the results folder has runs for
     python plot_figures.py --reference    # with published curves thinly behind
+    python plot_figures.py --statements FILE    # other statements than the paper's, as of own labels (docs/labels.md)
     python plot_figures.py --compare RUN RUN ...    # these runs over each other, of any encoders, and nothing else
 
 Reads results_*.csv in artifacts/results and writes beside them figure2c_final and figure2b_final (.png, .pdf, .csv),
@@ -25,16 +26,19 @@ from pez.figures.build import (
     build_figure2c,
     build_figure6,
     build_figure8,
+    build_labels,
     build_mechanisms,
     build_motion,
     build_turns,
     mechanism_runs,
 )
 from pez.figures.report.page import build_report
+from pez.figures.verdicts.statements import read_statements
 from pez.files import exclusive
 from pez.probes.results import result_paths
 
-# Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths.
+# Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths. Those that
+# write verdicts, `CHECKED`, take statements too.
 BUILDERS = {
     "2c": build_figure2c,
     "2b": build_figure2b,
@@ -43,10 +47,14 @@ BUILDERS = {
     "1": build_figure1,
     "6": build_figure6,
     "8": build_figure8,
+    "labels": build_labels,
     "mechanisms": build_mechanisms,
     "report": build_report,  # last: it shows what the others have written
 }
 OF_MECHANISMS = {number: partial(build_mechanisms, only=(number,)) for number in MECHANISM_FIGURES}
+
+
+CHECKED = ("2c", "2b", "6", "8", "labels")
 
 
 def make_parser() -> Parser:
@@ -56,6 +64,9 @@ def make_parser() -> Parser:
                         help="only these")  # fmt: skip
     parser.add_argument("--runs", nargs="+", metavar="NAME", help="only these runs (default: the newest of a kind)")
     parser.add_argument("--reference", action="store_true", help="draw published curves behind ours")
+    parser.add_argument(
+        "--statements", type=Path, metavar="FILE", help="check these, as in docs/statements.csv, not the paper's"
+    )
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="draw these runs over each other, and nothing else")
     return parser
 
@@ -72,6 +83,7 @@ def check_runs(results_dir: Path, runs: list[str] | None, option: str) -> None:
 
 def main(args) -> None:
     check_runs(args.results_dir, args.runs, "--runs")
+    own = {"statements": read_statements(args.statements)} if args.statements is not None else {}
     if args.compare:
         check_runs(args.results_dir, args.compare, "--compare")
         with exclusive(args.results_dir / ".locks" / "figures"):
@@ -82,7 +94,7 @@ def main(args) -> None:
             path
             for name, build in {**OF_MECHANISMS, **BUILDERS}.items()
             if name in args.figures
-            for path in build(args.results_dir, args.runs, args.reference)
+            for path in build(args.results_dir, args.runs, args.reference, **(own if name in CHECKED else {}))
         ]
     if not written:
         raise UserError(f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn")

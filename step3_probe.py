@@ -6,6 +6,7 @@
       --residual-capture resid_post --preprocessing resize --device cuda:0
     python step3_probe.py summarize
     python step3_probe.py audit --data-root ./artifacts/data
+    python step3_probe.py audit --feature-root OUT --targets labels.csv --variables height:scalar material:class
     python step3_probe.py transfer --run-name R --feature-root ROOT --probe-set fig2b_velocity_xy --pooling mean
 
 `run` writes results_NAME.csv, predictions_NAME.parquet (out of fold), config_NAME.json, figure_NAME.png and, with
@@ -17,6 +18,7 @@ transfer_NAME.csv and transfer_NAME.png (pez/probes/transfer.py).
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
@@ -26,8 +28,9 @@ from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.transfer import transfer_figure
 from pez.files import write_csv
-from pez.probes.audit import AuditOptions, audit, clip_sets, in_two_digits
+from pez.probes.audit import Audit, AuditOptions, audit, audit_labels, clip_sets, in_two_digits, labelled_clips
 from pez.probes.data.groupings import GROUPINGS, default_grouping
+from pez.probes.data.labels import read_labels
 from pez.probes.options import BallOptions, add_arguments
 from pez.probes.runs import run_balls
 from pez.probes.summary import as_text, ball_tables, summarize_runs
@@ -57,6 +60,10 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
         choices=GROUPINGS,
         help="clips kept together (default: direction_spatial_sector; position of sets drawn in orbits)",
     )
+    parser.add_argument("--targets", type=Path, help="a file of labels of one's own, in place of what a ball set knows")
+    parser.add_argument("--variables", nargs="+", default=[], metavar="NAME:KIND", help="what to read of --targets")
+    parser.add_argument("--group", help="column of --targets that names groups of clips")
+    parser.add_argument("--skip-unlabelled", action="store_true", help="leave out clips without a label")
     parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
     parser.add_argument("--seed", type=int, default=0, help="of folds and clusters")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
@@ -83,9 +90,7 @@ def summarize(results_dir: Path) -> Path:
 def run_audit(args) -> list[Path]:
     """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
     written = []
-    for clips in clip_sets(args.feature_root, args.data_root):
-        options = AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed)
-        found = audit(clips, options)
+    for found in _audits(args):
         print(f"{found.name}: correlation\n{in_two_digits(found.correlation)}")
         print(f"{found.name}: R² decoded from it alone, nested\n{in_two_digits(found.r2)}\n")
         for line in found.found:
@@ -94,6 +99,19 @@ def run_audit(args) -> list[Path]:
         written += [write_csv(stem.with_suffix(".csv"), found.long()), *save_figure(audit_figure(found), stem)]
     print("\n".join(map(str, written)))
     return written
+
+
+def _audits(args) -> Iterator[Audit]:
+    if args.targets is None:
+        for clips in clip_sets(args.feature_root, args.data_root):
+            yield audit(clips, AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed))
+        return
+    clips = labelled_clips(args.targets, args.feature_root, args.data_root)
+    given = (args.targets, args.variables, clips.clips, clips.name, args.group, args.skip_unlabelled)
+    labels = read_labels(*given)
+    for line in labels.notes:
+        print(line)
+    yield audit_labels(clips, labels, AuditOptions(folds=args.folds, seed=args.seed), args.group)
 
 
 def transfer(args) -> list[Path]:

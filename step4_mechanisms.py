@@ -7,7 +7,7 @@
     python step4_mechanisms.py patches --run-name large --feature-root FEATURES
     python step4_mechanisms.py ablate --run-name large --zone-layers 5-9 --device cuda:0
     python step4_mechanisms.py tuning --run-name large --layers 0 8 23 --device cuda:0
-    python step4_mechanisms.py tasks --run-name large --feature-root FEATURES --task shuffled appearance count
+    python step4_mechanisms.py tasks --run-name large --feature-root FEATURES --task shuffled direction
     python step4_mechanisms.py coordinates --run-name large --feature-root FEATURES
 
 Each sub-command is a module of pez/mechanisms, which says what it computes and writes; definitions and choices are in
@@ -19,7 +19,7 @@ import argparse
 import sys
 
 from pez.cli import Parser, run_script
-from pez.mechanisms import attention, overlap, patches, sequence, steering
+from pez.mechanisms import ablation, attention, coordinates, overlap, patches, sequence, steering, tasks, tuning
 
 COMMANDS = {
     "attention": (attention, "how far every head looks (Figures 3 and 19)"),
@@ -27,6 +27,10 @@ COMMANDS = {
     "overlap": (overlap, "how far subspaces of two variables lie apart (Table 3)"),
     "steer": (steering, "edits that set the direction which probes read (Figure 24)"),
     "patches": (patches, "direction at single places and across halves of the frame (Figure 18)"),
+    "ablate": (ablation, "what is still read without near attention (Tables 2 and 4)"),
+    "tuning": (tuning, "units tuned to direction and speed (Figures 4, 20, 21)"),
+    "tasks": (tasks, "other tasks by layer (Figure 12)"),
+    "coordinates": (coordinates, "polar or Cartesian: what features follow (Table 1)"),
 }
 
 

@@ -206,6 +206,26 @@ def test_a_folder_s_own_normalisation_counts(tmp_path):
     assert encoder.settings()["mean"] == [0.1, 0.2, 0.3]
 
 
+def test_an_edited_configuration_is_another_encoder(tmp_path):
+    make("ViTModel").save_pretrained(tmp_path)
+    first = load_encoder(str(tmp_path))
+    assert first.remarks == (f"{tmp_path}: ViT (vit)",)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
+    second = load_encoder(str(tmp_path))
+    assert first.weights_sha256 == second.weights_sha256 and first.settings() != second.settings()
+    for options, said in (
+        ({"num_heads": 4}, "has 2 heads, not --num-heads 4"),
+        ({"checkpoint_key": "model"}, "--checkpoint-key is for original files"),
+        ({"family": "dinov2"}, "is of family vit, not dinov2: leave --family out"),
+        ({"positions": "rebuilt"}, "--positions is for V-JEPA 1, this is ViT"),
+        ({"resolution": 40}, "--model-resolution 40 is not a multiple of the patch size 16"),
+        ({"weights": "other.pt"}, "names weights already"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_encoder(str(tmp_path), **options)
+
+
 def test_lengths_and_sizes_that_a_class_cannot_take(tmp_path):
     for name in ("VivitModel", "TimesformerModel"):
         make(name).save_pretrained(tmp_path / name)

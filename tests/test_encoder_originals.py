@@ -13,6 +13,7 @@ from pez.encoder.extract import encode_pooled
 from pez.encoder.loading import load_encoder
 from pez.errors import UserError
 from pez.store import tensor_name
+from pez.surprise.forecaster import load_forecaster
 
 CASES = {  # expected file: checkpoint, prefix of its arrays, options, family
     "vjepa21_small_large": ("vjepa21_small_large.pt", "", {}, "vjepa2_1"),
@@ -33,10 +34,10 @@ CASES = {  # expected file: checkpoint, prefix of its arrays, options, family
 VECTORS = ["mean", "temporal_last", "temporal_first"]
 
 
-def states_of(encoder, clip: np.ndarray, poolings: list[str]) -> dict[str, torch.Tensor]:
+def states_of(encoder, clip: np.ndarray, poolings: list[str], dtype: str = "float32") -> dict[str, torch.Tensor]:
     frames = torch.from_numpy(clip).permute(0, 3, 1, 2)[None]
     n_tubelets = encoder.layout.n_tubelets(frames.shape[1])
-    settings = {"captures": ["resid_pre", "resid_post"], "poolings": poolings, "dtype": "float32"}
+    settings = {"captures": ["resid_pre", "resid_post"], "poolings": poolings, "dtype": dtype}
     return encode_pooled(encoder, frames, settings | {"n_tubelets": n_tubelets})
 
 
@@ -347,3 +348,24 @@ def test_positions_are_vjepa_1_s_alone():
         load_encoder("custom", str(DATA / "videomae2_small_distill.pth"), num_heads=3, positions="rebuilt")
     with pytest.raises(UserError, match="is VideoMAE, --model vjepa2_1_large is V-JEPA 2.1"):
         load_encoder("vjepa2_1_large", str(DATA / "videomae2_small_distill.pth"))
+
+
+def test_surprise_is_of_vjepa_2_alone():
+    for file in ("vjepa21_small_large.pt", "vjepa1_small.pth.tar"):  # blocks of the same class, another pass
+        with pytest.raises(UserError, match="is no V-JEPA 2, which alone has the predictor"):
+            load_forecaster("custom", str(DATA / file), num_heads=2)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "_384" not in case])
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.05), ("float16", 0.02)])
+def test_lower_precisions_stay_near(case, dtype, most):
+    file, _, options, _ = CASES[case]
+    expected = np.load(DATA / f"{case.split()[0]}.expected.npz")
+    config = json.loads(str(expected["config_json"]))
+    encoder = load_encoder(
+        "custom", str(DATA / file), num_heads=config["heads"], resolution=config["resolution"], **options
+    )
+    full, lower = (states_of(encoder, expected["clip"], ["all"], each) for each in ("float32", dtype))
+    for name, state in full.items():
+        off = (state - lower[name]).square().mean().sqrt() / state.square().mean().sqrt()
+        assert off < most, (name, float(off))

@@ -24,8 +24,9 @@ from pez.figures.plots.curves import made_from
 from pez.figures.verdicts.evidence import judge
 from pez.figures.verdicts.verdict import verdict_text
 from pez.movies.intphys import INTPHYS
+from pez.probes.data.controls import time_reversed
 from pez.probes.data.movies import movie_data
-from pez.probes.data.probe_data import possible_variable
+from pez.probes.data.probe_data import Variable, possible_variable
 from pez.probes.folds import published_folds, published_scene_folds
 from pez.probes.options import BallOptions
 from pez.probes.predictions import from_table
@@ -266,6 +267,13 @@ def test_angles_run_the_pictures_way_from_minus_pi(root):
     assert set(rows["kind"]) == {"image_angle"}
     (again,) = from_table(results.predictions.query("variable == 'direction' and control == ''"))
     assert Scored(again, 50).curve("mae_deg").estimate[0] == pytest.approx(error)
+
+
+def test_a_turned_angle_is_the_angle_of_the_turned_direction():
+    degrees = np.array([[0.0], [45.0], [90.0], [135.0], [180.0], [-135.0], [-90.0], [-45.0]])
+    there = Variable("direction", "velocity", degrees, "degrees", ("angle",))
+    back = dataclasses.replace(there, targets=180.0 - np.mod(-degrees, 360.0))
+    np.testing.assert_allclose(time_reversed(as_published(there)).targets, as_published(back).targets, atol=1e-12)
 
 
 def test_pooled_r2_sums_squares_and_so_does_its_bootstrap(root):

@@ -1,6 +1,7 @@
 """Command-line options of every script that runs an encoder, and what they mean."""
 
 import argparse
+from typing import Any
 
 from constants import DEFAULT_MODEL, MODELS
 from pez.controls import frame_orders
@@ -85,7 +86,7 @@ def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
     return encoder
 
 
-def pass_options(args: argparse.Namespace) -> dict:
+def pass_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of pez.encoder.extract.extract_features that the options decide."""
     names = ("transform", "frame_order", "dtype", "store_dtype", "batch_size", "workers")
     return {name: getattr(args, name) for name in names}

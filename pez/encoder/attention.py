@@ -12,11 +12,12 @@ to the bit.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
 from pez.encoder.protocol import Encoder
 from pez.errors import UserError
@@ -44,19 +45,31 @@ class Plan:
 _plans: WeakKeyDictionary[nn.Module, tuple[Plan, str]] = WeakKeyDictionary()
 
 
-def _attend(module, query, key, value, attention_mask, **options):
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """transformers' attention function: [B, heads, N, w] each -> ([B, N, heads, w], weights or None)."""
     plan, before = _plans[module]
     if plan.receive is not None:
         plan.receive(query.detach(), key.detach(), options["scaling"])
     mask = attention_mask if plan.keep is None else plan.keep
-    out, weights = AttentionInterface()[before](module, query, key, value, mask, **options)
+    interface = AttentionInterface()  # type: ignore[no-untyped-call]  # transformers gives it no types
+    out, weights = interface[before](module, query, key, value, mask, **options)
     if plan.silent is not None:
         out = out.masked_fill(plan.silent.T[None, :, :, None], 0.0)
     return out, weights
 
 
 AttentionInterface.register(NAME, _attend)
+
+
+def _config(module: nn.Module) -> PreTrainedConfig:
+    return cast(PreTrainedConfig, module.config)
 
 
 def attention_modules(encoder: Encoder) -> list[nn.Module]:
@@ -68,7 +81,8 @@ def attention_modules(encoder: Encoder) -> list[nn.Module]:
             for module in block.modules()
             if hasattr(module, "scaling") and hasattr(getattr(module, "config", None), "_attn_implementation")
         ]
-        if len(own) != 1 or own[0].config._attn_implementation not in AttentionInterface():
+        interface = AttentionInterface()  # type: ignore[no-untyped-call]  # transformers gives it no types
+        if len(own) != 1 or _config(own[0])._attn_implementation not in interface:
             raise UserError(
                 f"the attention of {encoder.title or type(encoder).__name__} is not accessible: it does not go through "
                 "transformers' attention interface (or is set to eager): use a V-JEPA 2 encoder, as it is loaded here"
@@ -90,14 +104,14 @@ def attention_plans(encoder: Encoder, plans: Mapping[int, Plan]) -> Iterator[Non
             raise UserError(f"block {block} is not in 0 ... {len(modules) - 1}, the blocks of this encoder")
         if plan.keep is not None and not bool(plan.keep.any(-1).all()):
             raise ValueError("a query may look nowhere: let it look everywhere and make it `silent`, or leave it")
-    configurations = {id(module.config): module.config for module in modules}
-    before = {key: config._attn_implementation for key, config in configurations.items()}
+    configurations = {id(_config(module)): _config(module) for module in modules}
+    before = {key: cast(str, config._attn_implementation) for key, config in configurations.items()}
     if NAME in before.values():
         raise ValueError("attention_plans inside attention_plans of the same encoder")
     planned = {block: plans.get(block, Plan()) for block in range(len(modules))}
     try:
         for block, module in enumerate(modules):
-            _plans[module] = (planned[block], before[id(module.config)])
+            _plans[module] = (planned[block], before[id(_config(module))])
         for config in configurations.values():
             config._attn_implementation = NAME
         yield

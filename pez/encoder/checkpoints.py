@@ -29,7 +29,8 @@ _PATCHES_HUGGING_FACE = "embeddings.patch_embeddings.proj.weight"
 _DEEPEST = 4  # of dicts in dicts
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMPY_TYPES = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"] + [type(np.dtype("S1")), type(np.dtype("U1"))]
-SAFE_TYPES = [  # beside tensors, numbers, text and containers; by every name that a file may call them
+_scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # what pickles call has no types
+SAFE_TYPES: list[Any] = [  # beside tensors, numbers, text and containers; by every name that a file may call them
     argparse.Namespace,
     pathlib.PurePosixPath,
     pathlib.PureWindowsPath,
@@ -39,7 +40,7 @@ SAFE_TYPES = [  # beside tensors, numbers, text and containers; by every name th
     (pathlib.PureWindowsPath, "pathlib._local.PureWindowsPath"),
     np.dtype,
     *_NUMPY_TYPES,
-    *((np._core.multiarray.scalar, f"{where}.multiarray.scalar") for where in ("numpy.core", "numpy._core")),
+    *((_scalar, f"{where}.multiarray.scalar") for where in ("numpy.core", "numpy._core")),
 ]
 
 
@@ -219,6 +220,11 @@ def checked(entry: Entry, path: str | Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in entry.tensors.items() if not name.endswith("_extra_state")}
 
 
+def tensors_of(content: Any, key: str, path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of the entry that `key` names, under names without wrapping prefixes; UserError as of both above."""
+    return checked(entry_called(content, key, path), path)
+
+
 def _kind(value: Any) -> str:
     return "nothing (None)" if value is None else f"of type {type(value).__name__}"
 
@@ -231,7 +237,7 @@ def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     return name[1:]
 
 
-def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path, model: str) -> None:
+def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: str | Path, model: str) -> None:
     """Raise UserError naming the file and the first tensor that is missing, unknown, of another shape, not finite."""
     mend = f"is this the checkpoint of --model {model}? (any other size: --model custom --num-heads N)"
     for name, tensor in expected.items():
@@ -250,7 +256,9 @@ def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 # ---------------------------------------------------------------- sizes
 
 
-def vit_spec(kind, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path, **more) -> ModelSpec:
+def vit_spec(
+    kind: Any, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path, **more: Any
+) -> ModelSpec:
     """Sizes of a ViT under its original names: width, depth, MLP width, patch and tubelet size; `more` are others.
 
     Heads leave no trace in the tensors: they come from `heads`, or from `kind.known_heads`. Nor does the resolution.

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from pez.encoder.flops import matmul_rate
 from pez.encoder.protocol import Encoder
 
+Moment = float | torch.cuda.Event
 BACKEND = "inductor"
 GPU_WRITERS = 3  # threads that write shards; each holds one in memory
 RATE_SECONDS = 15.0  # between measurements of what matrix products reach, beside the passes
@@ -48,7 +50,7 @@ def compiled(
 
 def _with_compiled_blocks(encoder: Encoder) -> Encoder:
     """The same weights in a shallow copy of the modules around the blocks, with other blocks in it."""
-    blocks = {block: torch.compile(block, backend=BACKEND) for block in encoder.blocks}
+    blocks = {block: cast(nn.Module, torch.compile(block, backend=BACKEND)) for block in encoder.blocks}
     return dataclasses.replace(encoder, module=_with_modules(encoder.module, blocks))
 
 
@@ -94,7 +96,8 @@ def on_device(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    beside, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
+    main = torch.cuda.current_stream(device)
     for batch in batches:
         with torch.cuda.stream(beside):
             moved = batch.to(device, non_blocking=True)
@@ -113,23 +116,24 @@ class Writer:
     def __init__(self, device: torch.device):
         self._device = device
         self._at_once = GPU_WRITERS if device.type == "cuda" else 1
-        self._pending: deque[Future] = deque()
+        self._pending: deque[Future[None]] = deque()
         self._threads = ThreadPoolExecutor(self._at_once)
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind, *_error) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         self._threads.shutdown()
         if kind is None:
             self._wait_for(0)
 
-    def submit(self, work: Callable, *arguments) -> None:
+    def submit(self, work: Callable[..., object], *arguments: object) -> None:
         """Have `work(*arguments)` done; waits until fewer pieces than there are threads are left to do."""
         self._wait_for(self._at_once - 1)
         # a blocking event: the thread that waits for it sleeps
-        event = torch.cuda.Event(blocking=True) if self._device.type == "cuda" else None
-        if event is not None:
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
             event.record(torch.cuda.current_stream(self._device))
         self._pending.append(self._threads.submit(_after, event, work, arguments))
 
@@ -138,7 +142,7 @@ class Writer:
             self._pending.popleft().result()
 
 
-def _after(event, work: Callable, arguments: tuple) -> None:
+def _after(event: torch.cuda.Event | None, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
     if event is not None:
         event.synchronize()
     work(*arguments)
@@ -156,7 +160,9 @@ class Speed:
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None):
         self.device, self.dtype = device, dtype
-        self.clips, self.seconds, self._spans, self._begun = 0, 0.0, [], None
+        self.clips, self.seconds = 0, 0.0
+        self._spans: list[list[Moment]] = []
+        self._begun: Moment | None = None
         self._rates: list[float] = []
         self._measured = -math.inf  # when last, on the clock
 
@@ -207,16 +213,17 @@ class Speed:
             f"this {self.device.type}; {beside}, {all_in / rate:.0%}"
         )
 
-    def _now(self):
+    def _now(self) -> Moment:
         if self.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
         event.record(torch.cuda.current_stream(self.device))
         return event
 
 
-def _elapsed(start, end, device: torch.device) -> float:
+def _elapsed(start: Moment, end: Moment, device: torch.device) -> float:
     if device.type != "cuda":
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+        return cast(float, end) - cast(float, start)
+    begun, done = cast(torch.cuda.Event, start), cast(torch.cuda.Event, end)
+    done.synchronize()
+    return float(begun.elapsed_time(done)) / 1000

@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -104,7 +105,7 @@ class _PixelModule(nn.Module):
         self.block = nn.Identity()
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.block(self.embeddings(frames))
+        return cast(torch.Tensor, self.block(self.embeddings(frames)))
 
 
 class _PixelTokens(nn.Module):
@@ -125,12 +126,12 @@ class PixelEncoder(Encoder):
     @property
     def embeddings(self) -> nn.Module:
         """Averaging."""
-        return self.module.embeddings
+        return cast(_PixelModule, self.module).embeddings
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """One that does nothing."""
-        return [self.module.block]
+        return [cast(_PixelModule, self.module).block]
 
     @staticmethod
     def build(spec: ModelSpec) -> nn.Module:
@@ -168,13 +169,14 @@ def dense_flow(frames: torch.Tensor) -> torch.Tensor:
     Dense inverse search (Kroeger et al. 2016, Fast Optical Flow using Dense Inverse Search), OpenCV's medium preset
     down to the full resolution; every pair by itself, so that a flow does not depend on the batch it is in.
     """
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setFinestScale(0)
     found = np.empty((len(frames), frames.shape[1] - 1, 2, *frames.shape[3:]), dtype=np.float32)
     for clip, own in enumerate(frames.permute(0, 1, 3, 4, 2).cpu().numpy()):
         grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in own]
         for pair, (before, after) in enumerate(zip(grey, grey[1:])):
-            found[clip, pair] = search.calc(before, after, None).transpose(2, 0, 1)
+            flow = search.calc(before, after, None)  # type: ignore[call-overload]  # its stubs leave out None
+            found[clip, pair] = flow.transpose(2, 0, 1)
     return torch.from_numpy(found)
 
 
@@ -202,7 +204,7 @@ class _FlowTokens(nn.Module):
             flow = dense_flow(torch.cat([frames[:, :1], frames], dim=1))
             flow = torch.cat([dense_flow(frames[:, :2]), flow[:, 1:]], dim=1)
         else:
-            within = [dense_flow(tubelet).mean(1, keepdim=True) for tubelet in frames.split(size, dim=1)]
+            within = [dense_flow(tubelet).mean(1, keepdim=True) for tubelet in torch.split(frames, size, dim=1)]
             flow = torch.cat(within, dim=1)
         speed = flow.norm(dim=2, keepdim=True)
         pointed = flow * speed / (speed.square() + SLOW_PX**2)
@@ -218,7 +220,7 @@ class _FlowModule(nn.Module):
         self.block = nn.Identity()
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.block(self.embeddings(frames))
+        return cast(torch.Tensor, self.block(self.embeddings(frames)))
 
 
 class FlowEncoder(Encoder):
@@ -229,17 +231,17 @@ class FlowEncoder(Encoder):
     @property
     def embeddings(self) -> nn.Module:
         """Flow and averaging."""
-        return self.module.embeddings
+        return cast(_FlowModule, self.module).embeddings
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """One that does nothing."""
-        return [self.module.block]
+        return [cast(_FlowModule, self.module).block]
 
     @property
     def layout(self) -> TokenLayout:
         """That of the other encoder, without its prefix."""
-        return self.module.embeddings.layout
+        return cast(_FlowModule, self.module).embeddings.layout
 
     def prepare(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames as they are."""

@@ -11,15 +11,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
-from transformers import Dinov2Config, Dinov2WithRegistersConfig
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from constants import ModelSpec
 from pez.encoder.checkpoints import renamed, vit_spec
 from pez.encoder.hugging_face import Architecture, family_of
+from pez.encoder.protocol import TokenLayout
 from pez.errors import UserError
 
 OFFSET = 0.1  # patches added to the size that a table without registers is scaled to, in the authors' code
@@ -41,7 +43,9 @@ _NAMES = (  # the authors', transformers'
 
 
 class DINOv2(
-    family_of(Architecture("dinov2", "DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", prefix=lambda config: 1))
+    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
+        Architecture("dinov2", "DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", prefix=lambda config: 1)
+    )
 ):
     """`module` is transformers' Dinov2Model or Dinov2WithRegistersModel: [F, 3, H, W] -> [F, tokens, width]."""
 
@@ -50,14 +54,14 @@ class DINOv2(
     known_heads = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}
 
     @property
-    def layout(self):
+    def layout(self) -> TokenLayout:
         """A class token, then registers, then patches."""
-        return replace(super().layout, prefix=1 + self.spec.registers)
+        return replace(cast(TokenLayout, super().layout), prefix=1 + self.spec.registers)
 
     @classmethod
     def build(cls, spec: ModelSpec) -> nn.Module:
         """As the authors' files are, with a table of positions of the resolution's own size."""
-        values = {
+        values: dict[str, Any] = {
             "hidden_size": spec.width,
             "num_hidden_layers": spec.depth,
             "num_attention_heads": spec.heads,
@@ -74,15 +78,15 @@ class DINOv2(
         return _of_mlp_width(copy.deepcopy(self.module.config), self.spec)
 
     @classmethod
-    def spec_of(cls, config, weights: str, resolution: int | None) -> ModelSpec:
+    def spec_of(cls, config: Any, weights: str, resolution: int | None) -> ModelSpec:
         """With the width of a gated MLP, of which transformers keeps two thirds."""
-        spec = super().spec_of(config, weights, resolution)
+        spec: ModelSpec = super().spec_of(config, weights, resolution)
         if not config.use_swiglu_ffn:
             return spec
         return replace(spec, gated_mlp=True, mlp_width=(int(spec.mlp_width * 2 / 3) + 7) // 8 * 8)
 
     @classmethod
-    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping) -> bool:
+    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
         """A 2-D patch embedding and layer scale, of which both MLPs have one."""
         proj = tensors.get("patch_embed.proj.weight")
         return proj is not None and proj.ndim == 4 and any(name.endswith(".ls1.gamma") for name in tensors)
@@ -121,7 +125,7 @@ class DINOv2(
 
 
 class DINOv2WithRegisters(
-    family_of(
+    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
         Architecture(
             "dinov2_with_registers",
             "DINOv2 with registers",
@@ -140,7 +144,7 @@ def resampled(table: torch.Tensor, grid: int, has_registers: bool) -> torch.Tens
     side = math.isqrt(table.shape[1] - 1)
     if side == grid:
         return table
-    patches = table[:, 1:].float().unflatten(1, (side, side)).movedim(-1, 1)
+    patches = torch.unflatten(table[:, 1:].float(), 1, (side, side)).movedim(-1, 1)
     if has_registers:
         patches = interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
     else:
@@ -153,10 +157,10 @@ def _without_chunks(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
 
 
-def _of_mlp_width(config, spec: ModelSpec) -> nn.Module:
+def _of_mlp_width(config: Any, spec: ModelSpec) -> nn.Module:
     """An initialised model; transformers knows MLPs of whole multiples of the width only."""
     family = DINOv2WithRegisters if spec.registers else DINOv2
-    module = family.initialised(config)
+    module = cast(Dinov2Model | Dinov2WithRegistersModel, family.initialised(config))
     outer, inner = ("down_proj", _GATED) if spec.gated_mlp else ("fc2", ("fc1",))
     for block in module.encoder.layer:
         mlp = block.mlp
@@ -164,5 +168,5 @@ def _of_mlp_width(config, spec: ModelSpec) -> nn.Module:
             for name in inner:
                 setattr(mlp, name, nn.Linear(spec.width, spec.mlp_width))
             setattr(mlp, outer, nn.Linear(spec.mlp_width, spec.width))
-            mlp.apply(module._init_weights)
+            cast(nn.Module, mlp).apply(module._init_weights)
     return module

@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from pez.controls import frame_orders
 from pez.encoder.capture import captured_states
@@ -107,7 +109,9 @@ def extract_features(
     return store
 
 
-def _finished(directory: Path, settings: dict, clips: pd.DataFrame, reuse_existing: bool) -> FeatureStore | None:
+def _finished(
+    directory: Path, settings: dict[str, Any], clips: pd.DataFrame, reuse_existing: bool
+) -> FeatureStore | None:
     if store := FeatureStore.finished(directory, settings, clips):
         return store
     if reuse_existing and _holds(directory, settings, clips):
@@ -135,7 +139,9 @@ def _without_workers(error: Exception, store: FeatureStore) -> str:
     return f"{reason}{cause}: going on as with --workers 0"
 
 
-def _compiled(encoder: Encoder, n_frames: int, settings: dict, batch_size: int | None) -> tuple[Encoder, dict]:
+def _compiled(
+    encoder: Encoder, n_frames: int, settings: dict[str, Any], batch_size: int | None
+) -> tuple[Encoder, dict[str, Any]]:
     """The encoder to run and the settings of what it makes."""
     size = (batch_size or default_batch_size(encoder.device), n_frames, 3, *[encoder.resolution] * 2)
     frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -160,8 +166,15 @@ def with_content(source: ClipSource) -> pd.DataFrame:
 
 
 def store_settings(
-    encoder, source, captures, poolings, transform="resize", frame_order="original", dtype="auto", store_dtype="auto"
-) -> dict:
+    encoder: Encoder,
+    source: ClipSource,
+    captures: Sequence[str],
+    poolings: Sequence[str],
+    transform: str = "resize",
+    frame_order: str = "original",
+    dtype: str = "auto",
+    store_dtype: str = "auto",
+) -> dict[str, Any]:
     """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
     for name in poolings:
         check_choice("--pooling", name, POOLINGS)
@@ -207,7 +220,7 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
+def _holds(directory: Path, wanted: dict[str, Any], clips: pd.DataFrame) -> bool:
     """Whether a store there was made the same way of the same frames, with the wanted captures, poolings and more."""
     if not (directory / "features.json").is_file():
         return False
@@ -224,7 +237,14 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     return same and all(set(wanted[key]) <= set(there[key]) for key in several)
 
 
-def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size, workers, speed: Speed | None) -> None:
+def _fill(
+    store: FeatureStore,
+    encoder: Encoder,
+    source: ClipSource,
+    batch_size: int | None,
+    workers: int | None,
+    speed: Speed | None,
+) -> None:
     own = set(store.own_shards())
     missing = [shard for shard in store.missing_shards() if shard in own]
     n_own = int(store.clips["shard"].isin(own).sum())
@@ -262,7 +282,16 @@ def default_batch_size(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 2
 
 
-def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size: int, speed: Speed, bar) -> None:
+def _encode_shard(
+    tensors: dict[str, torch.Tensor],
+    n_clips: int,
+    batches: Iterator[torch.Tensor],
+    encoder: Encoder,
+    settings: dict[str, Any],
+    batch_size: int,
+    speed: Speed,
+    bar: tqdm,
+) -> None:
     """Fill a shard's tensors from the next batches. From a GPU they come back later: see `Writer`."""
     row, size = 0, batch_size if settings.get("compiled") else 0
     while row < n_clips:
@@ -276,10 +305,18 @@ def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size:
         bar.update(len(frames))
 
 
-def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[torch.Tensor]:
+def _batches(
+    store: FeatureStore,
+    encoder: Encoder,
+    source: ClipSource,
+    shards: Sequence[Sequence[str]],
+    batch_size: int,
+    workers: int | None,
+) -> Iterator[torch.Tensor]:
     """Decoded clips in batches that never cross shards, made by worker processes while the encoder runs."""
     clip_ids = [clip for clips in shards for clip in clips]
-    batches, start = [], 0
+    batches: list[list[int]] = []
+    start = 0
     for clips in shards:
         end = start + len(clips)
         batches += [list(range(first, min(first + batch_size, end))) for first in range(start, end, batch_size)]
@@ -291,7 +328,7 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
         source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.resolution
     )
 
-    def started(workers: int) -> Iterator:
+    def started(workers: int) -> Iterator[torch.Tensor | np.ndarray | UserError | PermissionError]:
         loader = DataLoader(
             dataset, batch_sampler=batches, collate_fn=stack_clips, num_workers=workers, pin_memory=on_gpu
         )
@@ -315,7 +352,8 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
 
 
 def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[str, torch.Tensor]:
-    settings, tensors, on_gpu = store.settings, {}, encoder.device.type == "cuda"
+    settings, on_gpu = store.settings, encoder.device.type == "cuda"
+    tensors: dict[str, torch.Tensor] = {}
     for pooling in settings["poolings"]:
         n_prefix = encoder.layout.n_prefix(settings["n_tubelets"])
         tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"], n_prefix)
@@ -330,12 +368,12 @@ def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[st
 def stored_dtype(store_dtype: str, pooling: str) -> torch.dtype:
     """Precision on disk that --store-dtype means for a pooling."""
     if store_dtype == "auto":
-        return torch.float16 if is_per_patch(pooling) else torch.float32
+        return torch.float16 if is_per_patch(pooling) and pooling != PREFIX else torch.float32  # which are few
     return DTYPES[store_dtype]
 
 
 @torch.inference_mode()
-def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     """One pass: uint8 [B, T, 3, R, R] on any device to every wanted pooled state, by tensor name, float32 on the
     encoder's.
 
@@ -344,7 +382,7 @@ def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dic
     """
     fits = _FITTED.get(encoder.module, len(frames))
     if len(frames) > fits:
-        parts = [encode_pooled(encoder, part, settings) for part in frames.split(fits)]
+        parts = [encode_pooled(encoder, part, settings) for part in torch.split(frames, fits)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     try:
         return _encode_pooled(encoder, frames, settings)
@@ -361,7 +399,7 @@ def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dic
     return encode_pooled(encoder, frames, settings)
 
 
-def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     pooled: dict[str, torch.Tensor] = {}
 
     def pool(state: int, hidden: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ attention count; what is done element by element does not.
 
 import contextlib
 import time
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -27,7 +28,7 @@ def counted_flops(encoder: Encoder, n_clips: int, n_frames: int, dtype: torch.dt
     counter = FlopCounterMode(display=False, custom_mapping={_ON_CPU: _attention})
     shape, device = (n_clips, n_frames, 3, *[encoder.resolution] * 2), encoder.device
 
-    def count(mode: contextlib.AbstractContextManager) -> int:
+    def count(mode: contextlib.AbstractContextManager[object]) -> int:
         autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
         with torch.inference_mode(), mode, counter, autocast:
             encoder.forward(torch.zeros(shape, dtype=torch.uint8, device=device))
@@ -46,8 +47,8 @@ def flops_per_clip(encoder: Encoder, n_frames: int, dtype: torch.dtype) -> int:
     return counted_flops(encoder, 1, n_frames, dtype)
 
 
-def _attention(query, key, value, *_args, out_shape=None, **_kwargs) -> int:
-    return sdpa_flop_count(query, key, value)
+def _attention(query: Any, key: Any, value: Any, *_args: Any, out_shape: Any = None, **_kwargs: Any) -> int:
+    return cast(int, sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # PyTorch gives it no types
 
 
 def encoder_flops(spec: ModelSpec, n_frames: int) -> int:

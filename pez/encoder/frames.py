@@ -9,11 +9,11 @@ only stretches around the wanted frames are decoded.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from pez.sampling import even_indices
 
 if TYPE_CHECKING:  # loaded where a film is opened: pictures do without it
     import av
+    from av.container import InputContainer
+    from av.sidedata.sidedata import SideData
+    from av.video.stream import VideoStream
 
 READING = 2  # goes up when the same files come to mean other frames, so that features of both never mix
 PICTURES = (
@@ -39,6 +42,7 @@ IMAGE_SUFFIXES, VIDEO_SUFFIXES = tuple(PICTURES.split()), tuple(FILMS.split())
 BACKGROUND = 0  # black, behind whatever is transparent
 FAR = 100  # frames that are worth a seek to the next keyframe, rather than decoding them
 MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding tells their frames
+_Packet = tuple[int | None, bool, bool, bool]  # time; is it a keyframe, not shown, corrupt
 
 
 def read_frames(
@@ -136,10 +140,10 @@ class Film:
 
         At a constant rate these are `even_indices`.
         """
-        if not self.is_variable:
+        if self.ticks is None or not self.is_variable:
             return even_indices(self.n_frames, n_frames)
         moments = np.linspace(self.ticks[0], self.ticks[-1], n_frames)
-        return np.rint(np.interp(moments, self.ticks, np.arange(self.n_frames))).astype(int).tolist()
+        return cast(list[int], np.rint(np.interp(moments, self.ticks, np.arange(self.n_frames))).astype(int).tolist())
 
     def seconds(self, indices: list[int]) -> list[float]:
         """Times of frames after the first one; empty where neither times nor a rate are known."""
@@ -184,8 +188,10 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
                 if packet.stream_index == stream.index:
                     packets.append((packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt))
             _refuse_cut_off(path, container, stream, packets, end)
-            n_streams, rate = len(_candidates(container)), stream.average_rate or stream.guessed_rate or 0
+            n_streams = len(_candidates(container))
+            rate: Fraction | float = stream.average_rate or stream.guessed_rate or 0
             tick, codec = stream.time_base, stream.codec_context.name
+            assert tick is not None  # a demuxer sets it
             packed = codec == "mpeg4" and container.format.name == "avi" and stream.codec_context.has_b_frames
             aspect = stream.sample_aspect_ratio or Fraction(1)
         with contextlib.closing(_decoded(path)) as frames:
@@ -249,8 +255,8 @@ def _read_film(path: Path, n_frames: int, mend: str, chosen: list[int] | None) -
         sizes = {array.shape for array in kept.values()}
         if len(sizes) > 1:
             raise _Damaged("its frames change their size: " + ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)))
-    frames = np.stack([kept[index] for index in indices])
-    frames = torch.from_numpy(_on_background(frames) if film.has_alpha else frames).permute(0, 3, 1, 2)
+    pixels = np.stack([kept[index] for index in indices])
+    frames = torch.from_numpy(_on_background(pixels) if film.has_alpha else pixels).permute(0, 3, 1, 2)
     height, width = frames.shape[-2:]
     if film.pixel_aspect > 1:
         frames = vision.resize(frames, [height, round(width * film.pixel_aspect)], antialias=True)
@@ -269,13 +275,14 @@ def _from_keyframes(
     """
     if film.ticks is None or not len(film.keys):
         return {}
-    stretches, following = [[0, []]], 0  # tick of the keyframe that it starts from, indices
+    stretches: list[tuple[int, list[int]]] = [(0, [])]  # tick of the keyframe that it starts from, indices
+    following = 0
     for number, index in enumerate(sorted(set(indices))):
         key = film.keys[max(0, int(np.searchsorted(film.keys, film.ticks[index], side="right")) - 1)]
         if number == 0 and everywhere:
-            stretches = [[int(key), []]]
+            stretches = [(int(key), [])]
         elif np.searchsorted(film.ticks, key) - following > FAR:
-            stretches.append([int(key), []])
+            stretches.append((int(key), []))
         stretches[-1][1].append(index)
         following = index + 1
     if len(stretches) == 1 and not everywhere:
@@ -292,7 +299,7 @@ def _from_keyframes(
     return kept
 
 
-def _decoded(path: Path, start_tick: int = 0) -> "Iterator[av.VideoFrame]":
+def _decoded(path: Path, start_tick: int = 0) -> "Generator[av.VideoFrame, None, None]":
     """Frames of a film one at a time, from a keyframe on (the first, or one no later than a tick, as far as the
     container can seek); `_Damaged` at one that is corrupt."""
     import av
@@ -335,14 +342,14 @@ def _one_line_errors(path: Path, mend: str) -> Iterator[None]:
         raise UserError(f"{path} is damaged or no film that can be decoded ({error.strerror}): {mend}") from None
 
 
-def _candidates(container) -> list:
+def _candidates(container: "InputContainer") -> "list[VideoStream]":
     from av.stream import Disposition
 
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
-def _shown_stream(container):
+def _shown_stream(container: "InputContainer") -> "VideoStream":
     """The stream that a player shows: the first one marked as default, else the first; never a cover picture."""
     from av.stream import Disposition
 
@@ -352,22 +359,24 @@ def _shown_stream(container):
     return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
 
 
-def _ticks_of_packets(packets: list[tuple]) -> np.ndarray | None:
+def _ticks_of_packets(packets: list[_Packet]) -> np.ndarray | None:
     """Times of the frames that will be shown, in order; None if packets do not tell them."""
     first = next((i for i, (_, is_keyframe, *_) in enumerate(packets) if is_keyframe), 0)
     start = packets[first][0]
     shown = [pts for pts, _, is_discard, _ in packets[first:] if not is_discard]
     if start is None or any(pts is None for pts in shown):
         return None
-    return _increasing(sorted(pts for pts in shown if pts >= start))
+    return _increasing(sorted(pts for pts in shown if pts is not None and pts >= start))
 
 
-def _increasing(ticks: list[int | None]) -> np.ndarray | None:
-    known = all(tick is not None for tick in ticks)
-    return np.array(ticks) if known and ticks and (np.diff(ticks) > 0).all() else None
+def _increasing(ticks: Sequence[int | None]) -> np.ndarray | None:
+    known = [tick for tick in ticks if tick is not None]
+    return np.array(known) if known and len(known) == len(ticks) and (np.diff(known) > 0).all() else None
 
 
-def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fraction) -> None:
+def _refuse_cut_off(
+    path: Path, container: "InputContainer", stream: "VideoStream", packets: list[_Packet], end: Fraction
+) -> None:
     """Compare what came with what the file's header promises, where it promises something."""
     import av
 
@@ -390,10 +399,10 @@ def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fr
 
 def _turn(frame: "av.VideoFrame") -> tuple[int, int, int, int]:
     """Signs of the display matrix of a frame, to the nearest quarter turn."""
-    from av.sidedata.sidedata import Type as SideData
+    from av.sidedata.sidedata import Type
 
-    for side_data in frame.side_data:
-        if side_data.type == SideData.DISPLAYMATRIX:
+    for side_data in cast("Iterator[SideData]", frame.side_data):  # PyAV's stubs say that it gives names
+        if side_data.type == Type.DISPLAYMATRIX:
             a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), np.int32).tolist()
             sign_a, sign_b, sign_c, sign_d = (-1 if value < 0 else 1 for value in (a, b, c, d))
             return (0, sign_b, sign_c, 0) if abs(b) + abs(c) > abs(a) + abs(d) else (sign_a, 0, 0, sign_d)

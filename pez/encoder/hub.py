@@ -7,7 +7,7 @@ import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import constants as hub_constants
@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 from pez.encoder.checkpoints import reason
 from pez.errors import UserError
 
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers gives it no types
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers gives it no types
 
 ERRORS = (
     OSError,
@@ -134,29 +134,38 @@ def _reachable(endpoint: str) -> bool:
     return answered.is_set()
 
 
-def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "", **options) -> PreTrainedModel:
+def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "", **options: Any) -> PreTrainedModel:
     """A model in fp32 from a folder or hub id: safetensors if there are, else pytorch_model.bin without its pickles.
 
     Raises UserError if it cannot be had, or lacks a tensor whose name starts with `needed`.
     """
     local = Path(weights).is_dir()
-    bins = local and any(Path(weights).glob("*.bin")) and not any(Path(weights).glob("*.safetensors"))
-    try:
-        loaded, report = model_class.from_pretrained(
-            weights,
-            local_files_only=local or not _must_download(weights),
-            use_safetensors=not bins,
-            weights_only=True,  # of a .bin: never a pickle's objects
-            output_loading_info=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            **options,
-        )
-    except ERRORS as error:
-        raise UserError(
-            f"{weights} cannot be read as {model_class.__name__} in Hugging Face's format ({reason(error)}): download "
-            "it again"
-        ) from None
+    if local:
+        bins = any(Path(weights).glob("*.bin")) and not any(Path(weights).glob("*.safetensors"))
+        formats = [not bins]
+    else:
+        formats = [True, False]
+    for use_safetensors in formats:
+        try:
+            found = model_class.from_pretrained(
+                weights,
+                local_files_only=local or not _must_download(weights),
+                use_safetensors=use_safetensors,
+                weights_only=True,  # of a .bin: never a pickle's objects
+                output_loading_info=True,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                **options,
+            )
+        except ERRORS as error:
+            if isinstance(error, OSError) and use_safetensors is not formats[-1]:
+                continue
+            raise UserError(
+                f"{weights} cannot be read as {model_class.__name__} in Hugging Face's format ({reason(error)}): "
+                "download it again"
+            ) from None
+        loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], found)  # their types know the model alone
+        break
     missing = sorted(name for name in report["missing_keys"] if name.startswith(needed))
     if missing:
         raise UserError(

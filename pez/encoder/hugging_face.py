@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import transformers
@@ -56,11 +56,11 @@ _NO_POOLER = {"add_pooling_layer": False}
 _NO_HEAD = {"vision_use_head": False}
 
 
-def _class_and_registers(config) -> int:
-    return 1 + config.num_register_tokens
+def _class_and_registers(config: Any) -> int:
+    return 1 + int(config.num_register_tokens)
 
 
-def _class(config) -> int:
+def _class(config: Any) -> int:
     return 1
 
 
@@ -108,7 +108,7 @@ class HuggingFace(Encoder):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """Where the architecture says."""
-        return self.module.get_submodule(self.architecture.blocks)
+        return cast(Sequence[nn.Module], self.module.get_submodule(self.architecture.blocks))
 
     @property
     def layout(self) -> TokenLayout:
@@ -117,7 +117,7 @@ class HuggingFace(Encoder):
         prefix = kind.prefix(self.module.config)
         return TokenLayout(self.spec.tubelet_size, side, side, prefix, kind.per_frame, kind.space_first)
 
-    def forward(self, frames: torch.Tensor):
+    def forward(self, frames: torch.Tensor) -> Any:
         """One pass over uint8 [B, T, 3, R, R]."""
         return self.module(**self.inputs(self.prepare(frames)), **self.architecture.forward)
 
@@ -128,9 +128,10 @@ class HuggingFace(Encoder):
     def own_states(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
         """The class's own `hidden_states` of a clip, if it gives them."""
         inputs = self.inputs(self.prepare(frames))
-        return self.module(**inputs, **self.architecture.forward, output_hidden_states=True).hidden_states
+        output = self.module(**inputs, **self.architecture.forward, output_hidden_states=True)
+        return cast(tuple[torch.Tensor, ...] | None, output.hidden_states)
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """Also the whole configuration, in which a folder may differ from the released one."""
         return super().settings() | {"config": plain_config(self.module.config)}
 
@@ -152,7 +153,7 @@ class HuggingFace(Encoder):
         return self.initialised(copy.deepcopy(self.module.config))
 
     @classmethod
-    def initialised(cls, config) -> nn.Module:
+    def initialised(cls, config: Any) -> nn.Module:
         """A module with random weights, initialised as transformers does, from torch's generator."""
         return cls.finished(_class_of(cls.architecture)(config, **cls.architecture.build))
 
@@ -169,7 +170,7 @@ class HuggingFace(Encoder):
         return cls.finished(module), cls.spec_of(config, weights, resolution)
 
     @classmethod
-    def tower_config(cls, weights: str, resolution: int | None):
+    def tower_config(cls, weights: str, resolution: int | None) -> Any:
         """The class's configuration in a folder or hub id; UserError for one that cannot be."""
         values = read_config(weights)
         kind = cls.architecture
@@ -177,7 +178,7 @@ class HuggingFace(Encoder):
             values = values.get("vision_config") or {}
         values = {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
         try:
-            config = _class_of(kind).config_class(**values)
+            config = cast(Callable[..., Any], _class_of(kind).config_class)(**values)
             for name, value in kind.configure.items():
                 setattr(config, name, value)
             cls.resize(config, resolution)
@@ -193,11 +194,11 @@ class HuggingFace(Encoder):
         return config
 
     @classmethod
-    def resize(cls, config, resolution: int | None) -> None:
+    def resize(cls, config: Any, resolution: int | None) -> None:
         """Change a configuration for another resolution, where tables of positions do not settle it."""
 
     @classmethod
-    def spec_of(cls, config, weights: str, resolution: int | None) -> ModelSpec:
+    def spec_of(cls, config: Any, weights: str, resolution: int | None) -> ModelSpec:
         """Sizes from a configuration; UserError for a resolution that it cannot have."""
         patch, tubelet = cls.patch_and_tubelet(config)
         own = cls.own_resolution(config, patch)
@@ -222,17 +223,17 @@ class HuggingFace(Encoder):
         return sized(spec, resolution)
 
     @classmethod
-    def depth_of(cls, config) -> int:
+    def depth_of(cls, config: Any) -> int:
         """Number of blocks."""
-        return config.num_hidden_layers
+        return int(config.num_hidden_layers)
 
     @classmethod
-    def own_resolution(cls, config, patch: int) -> int:
+    def own_resolution(cls, config: Any, patch: int) -> int:
         """Pixels a side that it was made for."""
         return _one(config.image_size, "image_size")
 
     @classmethod
-    def patch_and_tubelet(cls, config) -> tuple[int, int]:
+    def patch_and_tubelet(cls, config: Any) -> tuple[int, int]:
         """Pixels a side of a patch, frames of a token."""
         tubelet = getattr(config, "tubelet_size", 1)
         if isinstance(tubelet, (list, tuple)):
@@ -262,33 +263,32 @@ class Siglip2(HuggingFace):
     def inputs(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pixels of every patch by row, column and colour."""
         patch, side = self.spec.patch_size, self.layout.height
-        cut = frames.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 3, 5, 1)
+        rows = torch.unflatten(torch.unflatten(frames, 3, (side, patch)), 2, (side, patch))
+        cut = rows.permute(0, 2, 4, 3, 5, 1)
         size = torch.full((len(frames), 2), side, device=frames.device)
         mask = torch.ones(len(frames), side**2, dtype=torch.long, device=frames.device)
         return {"pixel_values": cut.flatten(3).flatten(1, 2), "pixel_attention_mask": mask, "spatial_shapes": size}
 
     @classmethod
-    def own_resolution(cls, config, patch: int) -> int:
+    def own_resolution(cls, config: Any, patch: int) -> int:
         """That of its table of positions."""
-        return round(config.num_patches**0.5) * patch
+        return int(round(config.num_patches**0.5) * patch)
 
 
-def plain_config(config) -> dict:
-    """What a configuration says beyond where and with what it was saved; fit for JSON."""
+def plain_config(config: Any) -> dict[str, Any]:
+    """What a configuration says beyond its class's defaults, but not where and with what it was saved; fit for JSON."""
     left_out = (
         "_name_or_path",
         "transformers_version",
         "architectures",
         "dtype",
+        "model_type",
         "torch_dtype",
         "id2label",
         "label2id",
     )
-    return json.loads(
-        json.dumps(
-            {name: value for name, value in sorted(config.to_dict().items()) if name not in left_out}, default=str
-        )
-    )
+    kept = {name: value for name, value in sorted(config.to_diff_dict().items()) if name not in left_out}
+    return cast(dict[str, Any], json.loads(json.dumps(kept, default=str)))
 
 
 def normalisation(weights: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -308,17 +308,17 @@ def normalisation(weights: str) -> tuple[tuple[float, ...] | None, tuple[float, 
     return None, None
 
 
-def _class_of(architecture: Architecture) -> type:
+def _class_of(architecture: Architecture) -> type[transformers.PreTrainedModel]:
     found = getattr(transformers, architecture.model_class, None)
     if found is None:
         raise UserError(
             f"transformers {transformers.__version__} has no {architecture.model_class}: install a later one"
         )
-    return found
+    return cast(type[transformers.PreTrainedModel], found)
 
 
 def _one(value: Any, name: str) -> int:
     values = set(value) if isinstance(value, (list, tuple)) else {value}
     if len(values) != 1 or not isinstance(next(iter(values)), int):
         raise UserError(f"config.json has {name} = {value}: only square frames and patches are read")
-    return values.pop()
+    return int(values.pop())

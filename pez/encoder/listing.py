@@ -1,6 +1,7 @@
 """What an encoder is, before any clip is encoded: blocks, states, tokens, poolings, sizes, cost (--list-layers)."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -57,5 +58,5 @@ def listing(encoder: Encoder, n_frames: int) -> list[str]:
     return lines
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)

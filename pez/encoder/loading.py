@@ -106,7 +106,13 @@ def load_encoder(
             raise UserError("--model custom has no sizes of its own to fill with random weights: name a model")
         loaded = random_encoder(model, _changed(spec, resolution, positions), seed, target)
     elif (source := _hugging_face_source(weights)) is not None:
+        if checkpoint_key is not None:
+            raise UserError(
+                f"--checkpoint-key is for original files, {source} is in Hugging Face's format: leave it out"
+            )
         loaded = _from_hugging_face(model, spec, source, family, resolution, target)
+        if num_heads not in (None, loaded.spec.heads):
+            raise UserError(f"{source} has {loaded.spec.heads} heads, not --num-heads {num_heads}: leave it out")
         loaded = loaded.random_like(seed) if untrained else loaded
     elif untrained:
         raise UserError(f"--weights random takes sizes from a registered model or a Hugging Face folder, not {weights}")
@@ -156,10 +162,10 @@ def _chosen(content: Any, said: str | None, registered: str | None, key: str | N
     if not there:
         raise missing
     beside = content if isinstance(content, dict) else {}
-    found = [(entry, _family_of(entry, beside)) for entry in there]
+    guessed = [(entry, _family_of(entry, beside)) for entry in there]
     if said is not None:
-        found = [(entry, said) for entry, family in found if family == said]
-    found = [(entry, family) for entry, family in found if family is not None]
+        guessed = [(entry, said) for entry, family in guessed if family == said]
+    found = [(entry, family) for entry, family in guessed if family is not None]
     if not found and len(there) == 1:
         return there[0], default  # reading it says what is missing
     if key is not None:
@@ -175,7 +181,7 @@ def _chosen(content: Any, said: str | None, registered: str | None, key: str | N
     return usable[0]
 
 
-def _family_of(entry: Entry, beside: dict) -> str | None:
+def _family_of(entry: Entry, beside: dict[Any, Any]) -> str | None:
     tensors = {name: value for name, value in entry.tensors.items() if isinstance(value, torch.Tensor)}
     return next((name for name, family in FAMILIES.items() if family.recognises(tensors, beside)), None)
 
@@ -202,6 +208,7 @@ def _registered_checkpoint(model: str) -> Path:
     if model == CUSTOM:
         raise UserError("--model custom needs --weights FILE: an original checkpoint or a Hugging Face folder")
     spec = MODELS[model]
+    assert spec.file is not None
     return CHECKPOINT_DIR / spec.file if spec.sha256 is None else _shipped(SHIPPED_WEIGHTS_DIR / spec.file, spec.sha256)
 
 
@@ -229,7 +236,7 @@ def _hugging_face_source(weights: str) -> str | None:
     return str(folder)
 
 
-def _family_of_type(model_type: str) -> str | None:
+def _family_of_type(model_type: str | None) -> str | None:
     return next((name for name, family in FAMILIES.items() if model_type in family.model_types), None)
 
 
@@ -255,7 +262,8 @@ def _from_hugging_face(
         if getattr(found, size) != getattr(spec, size):
             came, expected = getattr(found, size), getattr(spec, size)
             raise UserError(f"{weights} has {size} {came}, --model {model} has {expected}: choose the model it is of")
-    return FAMILIES[family].of(module, replace(found, family=family), model, Path(weights).name, None, device)
+    encoder = FAMILIES[family].of(module, replace(found, family=family), model, Path(weights).name, None, device)
+    return encoder if spec is not None else replace(encoder, remarks=(f"{weights}: {encoder.title} ({model_type})",))
 
 
 # ---------------------------------------------------------------- a user's own
@@ -268,6 +276,7 @@ def _from_function(model: str, device: torch.device) -> Encoder:
     if not path.is_file():
         raise UserError(f"no file {path}: --model FILE.py:FUNCTION names a function of yours that returns an Encoder")
     there = importlib.util.spec_from_file_location(path.stem, path)
+    assert there is not None and there.loader is not None  # the name ends with .py
     module = importlib.util.module_from_spec(there)
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickles look there
     there.loader.exec_module(module)
@@ -291,15 +300,16 @@ def verified(encoder: Encoder) -> Encoder:
     layout, n_frames = encoder.layout, encoder.layout.tubelet
     is_class, own = isinstance(encoder, HuggingFace), None
     is_real = is_class or encoder.device.type == "mps"  # which lacks operations: better known now
-    if is_class and not encoder.architecture.any_length:
+    if isinstance(encoder, HuggingFace) and not encoder.architecture.any_length:
         n_frames = encoder.spec.n_frames
-    shape, found = (1, n_frames, 3, *[encoder.resolution] * 2), {}
+    shape = (1, n_frames, 3, *[encoder.resolution] * 2)
+    found: dict[int, torch.Tensor] = {}
     # shapes alone take no time; a class's own states need values
     mode = contextlib.nullcontext() if is_real else FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with torch.inference_mode(), mode, captured_states(encoder, list(range(encoder.depth + 1)), found.__setitem__):
             frames = torch.full(shape, 100, dtype=torch.uint8, device=encoder.device)
-            if is_class:
+            if isinstance(encoder, HuggingFace):
                 frames[..., ::3, :] = 200
                 own = encoder.own_states(frames)
             else:

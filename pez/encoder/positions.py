@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def size_of_table(table: torch.Tensor) -> tuple[int, int] | None:
     return None
 
 
-def uses_table(tensors: Mapping, beside: Mapping) -> bool:
+def uses_table(tensors: Mapping[str, Any], beside: Mapping[Any, Any]) -> bool:
     """Whether an encoder of the V-JEPA kind adds its `pos_embed` (V-JEPA 1), which else is left over (V-JEPA 2).
 
     A table in use has the values of the formula; what is left over is zeros, or has the size of nothing. A predictor
@@ -77,8 +78,8 @@ class WithTable(nn.Module):
         """Float32 [1 or nothing, n_tokens, width] for a clip of frames of `side` pixels; VideoMAE's."""
         return torch.from_numpy(sincos_1d(n_tokens, width))
 
-    def forward(self, frames: torch.Tensor, *_unused) -> torch.Tensor:
+    def forward(self, frames: torch.Tensor, *_unused: object) -> torch.Tensor:
         """Tokens with positions."""
-        tokens = self.patch_embeddings(frames.transpose(1, 2) if self.channels_first else frames)
+        tokens: torch.Tensor = self.patch_embeddings(frames.transpose(1, 2) if self.channels_first else frames)
         table = self.table(tokens.shape[1], frames.shape[1], frames.shape[-1], tokens.shape[2])
         return tokens + table.to(device=tokens.device, dtype=tokens.dtype)

@@ -1,6 +1,7 @@
 """From decoded frames (pez/encoder/frames.py) to the encoder's input: order, resize, normalise."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torchvision.transforms.v2 import functional as vision
@@ -18,12 +19,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def _resize(frames: torch.Tensor, resolution: int) -> torch.Tensor:
     if tuple(frames.shape[-2:]) == (resolution, resolution):
         return frames
-    return vision.resize(frames, [resolution, resolution], antialias=True)
+    return cast(torch.Tensor, vision.resize(frames, [resolution, resolution], antialias=True))
 
 
 def _eval_preprocessing(frames: torch.Tensor, resolution: int) -> torch.Tensor:
     short_side = int(resolution * 256 / 224)
-    return vision.center_crop(vision.resize(frames, [short_side], antialias=True), [resolution, resolution])
+    resized = vision.resize(frames, [short_side], antialias=True)
+    return cast(torch.Tensor, vision.center_crop(resized, [resolution, resolution]))
 
 
 TRANSFORMS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = dict(

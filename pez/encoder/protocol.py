@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -48,10 +48,11 @@ class TokenLayout:
         """
         self._check(state, n_tubelets)
         if self.per_frame:
-            return state[:, self.prefix :].unflatten(1, (self.height, self.width)).unflatten(0, (-1, n_tubelets))
+            frames = torch.unflatten(state[:, self.prefix :], 1, (self.height, self.width))
+            return torch.unflatten(frames, 0, (-1, n_tubelets))
         if self.space_first:
-            return state[:, self.prefix :].unflatten(1, (self.height, self.width, n_tubelets)).movedim(3, 1)
-        return state[:, self.prefix :].unflatten(1, (n_tubelets, self.height, self.width))
+            return torch.unflatten(state[:, self.prefix :], 1, (self.height, self.width, n_tubelets)).movedim(3, 1)
+        return torch.unflatten(state[:, self.prefix :], 1, (n_tubelets, self.height, self.width))
 
     def with_grid(self, state: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """The inverse: `state` with `grid` [B, T', height, width, D] in place of its patches; its prefix stays."""
@@ -66,7 +67,7 @@ class TokenLayout:
     def prefix_tokens(self, state: torch.Tensor, n_tubelets: int) -> torch.Tensor:
         """The tokens without a place, [B, sequences a clip, prefix, D]; a per-frame encoder has them in every frame."""
         self._check(state, n_tubelets)
-        return state[:, : self.prefix].unflatten(0, (-1, n_tubelets if self.per_frame else 1))
+        return torch.unflatten(state[:, : self.prefix], 0, (-1, n_tubelets if self.per_frame else 1))
 
     def _check(self, state: torch.Tensor, n_tubelets: int) -> None:
         expected = self.prefix + (1 if self.per_frame else n_tubelets) * self.n_patches
@@ -125,7 +126,7 @@ class Encoder(ABC):
         """
         return self
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """Every field that decides what the weights compute, beside depth, width and resolution; fit for JSON."""
         spec, layout = self.spec, self.layout
         return {
@@ -160,7 +161,7 @@ class Encoder(ABC):
         """Pixels a side of the input."""
         return self.spec.resolution
 
-    def forward(self, frames: torch.Tensor):
+    def forward(self, frames: torch.Tensor) -> Any:
         """One pass over uint8 [B, T, 3, R, R] on the encoder's device; what the module gives."""
         return self.module(self.prepare(frames))
 
@@ -173,7 +174,7 @@ class Encoder(ABC):
         """An initialised module that differs from this one in its weights alone."""
         return self.build(self.spec)
 
-    def description(self) -> dict:
+    def description(self) -> dict[str, Any]:
         """What a feature store says of the encoder that made it."""
         return {
             "model": self.model,
@@ -188,13 +189,15 @@ class Encoder(ABC):
         }
 
     @classmethod
-    def of(cls, module: nn.Module, spec: ModelSpec, model: str, label: str, key: str | None, device) -> "Encoder":
+    def of(
+        cls, module: nn.Module, spec: ModelSpec, model: str, label: str, key: str | None, device: torch.device
+    ) -> Self:
         """An encoder with a module that is on the CPU: frozen, in evaluation mode, moved to `device`."""
         sha256 = _sha256(module)
         return cls(module.to(device).eval().requires_grad_(False), spec, model, label, sha256, key, device)
 
     @classmethod
-    def random(cls, spec: ModelSpec, model: str, seed: int, device: torch.device) -> "Encoder":
+    def random(cls, spec: ModelSpec, model: str, seed: int, device: torch.device) -> Self:
         """An encoder of these sizes with random weights, the same for the same seed."""
         module = _seeded(lambda: cls.build(spec), seed)
         return cls.of(module, spec, model, f"random weights (seed {seed})", None, device)
@@ -208,7 +211,7 @@ class Encoder(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()  # `model_type` in Hugging Face's config.json
 
     @classmethod
-    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping) -> bool:
+    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
         """Whether tensors of an original file, under its names without wrapping prefixes, are of this family.
 
         `beside` is the whole file's content.

@@ -5,6 +5,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from pez.machine import available_cores
 from pez.sampling import even_indices
 from pez.stimuli.clipset import read_clip_set
 
+_Row = tuple[dict[str, Any], list[Path], list[int]]  # of the clip table, frame files, frames taken
 SKIP = "repair or replace it, or leave out what cannot be read with --skip-unreadable"
 
 
@@ -39,7 +41,7 @@ class ClipSource:
     clips: pd.DataFrame
     frames: pd.DataFrame | None
     paths: dict[str, list[Path]]
-    settings: dict
+    settings: dict[str, Any]
     n_frames: int = 16
     frames_option: str = ""
     mend: str = "restore it from where it came"
@@ -74,7 +76,7 @@ class Sampling:
         if self.window is not None and self.window < n_frames:
             raise UserError(f"--window {self.window} has not --num-frames {n_frames} in it: enlarge it, or read fewer")
 
-    def described(self) -> dict:
+    def described(self) -> dict[str, float]:
         """What is not left to its default."""
         said = {"frame_rate": self.rate, "frame_stride": self.stride, "window": self.window}
         if self.window is not None:
@@ -99,17 +101,18 @@ class Sampling:
 
     def _at_rate(self, path: Path, film: Film | None) -> list[int]:
         times = np.array(film.seconds(list(range(film.n_frames)))) if film is not None else np.empty(0)
-        if not len(times):
+        if film is None or not len(times):
             raise UserError(f"{path} does not say when its frames were taken: give --frame-stride, not --frame-rate")
+        assert self.rate is not None
         if self.rate > film.rate * 1.01:
             raise UserError(f"--frame-rate {self.rate:g} is above the {film.rate:.4g} a second of {path}: lower it")
         moments = np.arange(0, times[-1] + 0.5 / film.rate, 1 / self.rate)
-        return np.rint(np.interp(moments, times, np.arange(len(times)))).astype(int).tolist()
+        return cast(list[int], np.rint(np.interp(moments, times, np.arange(len(times)))).astype(int).tolist())
 
 
 def _evenly(stream: list[int], film: Film | None, n_frames: int) -> list[int]:
     """`n_frames` of a window: evenly in time where a film's rate varies, else by index."""
-    if film is None or not film.is_variable:
+    if film is None or film.ticks is None or not film.is_variable:
         return [stream[index] for index in even_indices(len(stream), n_frames)]
     ticks = film.ticks[stream]
     places = np.interp(np.linspace(ticks[0], ticks[-1], n_frames), ticks, np.arange(len(stream)))
@@ -165,7 +168,10 @@ def folder_source(
     with ThreadPoolExecutor(available_cores()) as pool:
         looked = list(pool.map(lambda clip: _look_at(clip, n_frames, skip_unreadable, sampling), found.clips))
     left_out = [{"clip_id": "", "path": as_text(str(path)), "reason": reason} for path, reason in found.left_out]
-    rows, paths, indices, of_remark = [], {}, {}, defaultdict(list)
+    rows: list[dict[str, Any]] = []
+    paths: dict[str, list[Path]] = {}
+    indices: dict[str, list[int]] = {}
+    of_remark: dict[str, list[str]] = defaultdict(list)
     for remark, clip_id in found.remarks:
         of_remark[remark].append(clip_id)
     for clip, (looked_at, remarks) in zip(found.clips, looked):
@@ -192,7 +198,7 @@ def folder_source(
             "--clips a folder of them, see docs/inputs.md"
         )
     content = [[clip, [(as_text(file.name), file.stat().st_size) for file in files]] for clip, files in paths.items()]
-    chosen = {"n_frames": n_frames, "reading": READING, **sampling.described()}
+    chosen: dict[str, float | str] = {"n_frames": n_frames, "reading": READING, **sampling.described()}
     if frame_pattern is not None:
         chosen["frame_pattern"] = frame_pattern
     settings = {"name": as_text(directory.name), "fingerprint": fingerprint(content), "settings": chosen}
@@ -211,7 +217,9 @@ def folder_source(
     )
 
 
-def _look_at(clip: FoundClip, n_frames: int, decode: bool, sampling: Sampling) -> tuple[list | Exception, list[str]]:
+def _look_at(
+    clip: FoundClip, n_frames: int, decode: bool, sampling: Sampling
+) -> tuple[list[_Row] | UserError | PermissionError, list[str]]:
     """Row, frame files and frames taken of each clip that an entry gives, and remarks; the error if it gives none."""
     try:
         looked_at, remarks = _rows(clip, n_frames, sampling)
@@ -222,28 +230,25 @@ def _look_at(clip: FoundClip, n_frames: int, decode: bool, sampling: Sampling) -
     return looked_at, remarks
 
 
-def _rows(
-    clip: FoundClip, n_frames: int, sampling: Sampling
-) -> tuple[list[tuple[dict, list[Path], list[int]]], list[str]]:
-    is_film = clip.files == [clip.entry]
-    film = look_at_film(clip.entry, SKIP) if is_film else None
-    n_there = film.n_frames if is_film else len(clip.files)
+def _rows(clip: FoundClip, n_frames: int, sampling: Sampling) -> tuple[list[_Row], list[str]]:
+    film = look_at_film(clip.entry, SKIP) if clip.files == [clip.entry] else None
+    n_there = len(clip.files) if film is None else film.n_frames
     if n_there < n_frames:
         raise UserError(
             f"{clip.entry} has {n_there} frames, {n_frames} are wanted: lower --num-frames, or leave out what is too "
             "short with --skip-unreadable"
         )
-    rows = []
+    rows: list[_Row] = []
     for number, indices in enumerate(sampling.of(clip.entry, n_there, film, n_frames)):
-        times = film.seconds(indices) if is_film else []
-        row = {
+        times = [] if film is None else film.seconds(indices)
+        row: dict[str, Any] = {
             "clip_id": clip.clip_id if sampling.window is None else f"{clip.clip_id}@{number:05d}",
             "n_frames": n_frames,
             "class_folder": clip.class_folder,
             "n_frames_there": n_there,
             "frame_indices": " ".join(map(str, indices)),
-            "frames_per_second": film.rate if is_film else float("nan"),
-            "variable_rate": is_film and film.is_variable,
+            "frames_per_second": float("nan") if film is None else film.rate,
+            "variable_rate": film is not None and film.is_variable,
             "frame_times_s": " ".join(f"{second:.4f}" for second in times),
         }
         if sampling.window is not None:
@@ -253,8 +258,8 @@ def _rows(
                 "window_start_s": times[0] if times else float("nan"),
                 "window_end_s": times[-1] if times else float("nan"),
             }
-        rows.append((row, clip.files if is_film else [clip.files[index] for index in indices], indices))
-    return rows, film.remarks if is_film else []
+        rows.append((row, [clip.files[index] for index in indices] if film is None else clip.files, indices))
+    return rows, [] if film is None else film.remarks
 
 
 def told(source: ClipSource) -> list[str]:
@@ -277,7 +282,7 @@ def _some(names: list[str], unit: str) -> str:
     return f"{len(names)} {units} ({', '.join(names[:3])}{more})"
 
 
-class ClipDataset(Dataset):
+class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
     """Decoded, ordered and resized clips: item i is uint8 [T, 3, R, R] of `clip_ids[i]`, or its error.
 
     An error (UserError or PermissionError) travels as a value: raised inside a worker process it would lose its one
@@ -301,10 +306,12 @@ class ClipDataset(Dataset):
             frames = read_frames(self.source.paths[clip_id], self.source.n_frames, self.source.mend, indices)
         except (UserError, PermissionError) as error:
             return error
-        return self.order(self.transform(frames, self.resolution), clip_id)
+        return cast(torch.Tensor, self.order(self.transform(frames, self.resolution), clip_id))
 
 
-def stack_clips(items: list) -> torch.Tensor | np.ndarray | UserError | PermissionError:
+def stack_clips(
+    items: list[torch.Tensor | UserError | PermissionError],
+) -> torch.Tensor | np.ndarray | UserError | PermissionError:
     """Collate clips into uint8 [B, T, 3, R, R]; the first error among them wins.
 
     In a worker process the batch lies in shared memory, or is an array where that is full: PyTorch would notice only
@@ -313,10 +320,10 @@ def stack_clips(items: list) -> torch.Tensor | np.ndarray | UserError | Permissi
     error = next((item for item in items if isinstance(item, Exception)), None)
     if error is not None:
         return error
-    batch = torch.stack(items)
+    batch = torch.stack(cast(list[torch.Tensor], items))
     if get_worker_info() is None:
         return batch
     try:
-        return batch.share_memory_()
+        return cast(torch.Tensor, batch.share_memory_())  # type: ignore[no-untyped-call]  # PyTorch gives it no types
     except RuntimeError:
         return batch.numpy()

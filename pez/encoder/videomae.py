@@ -7,10 +7,11 @@ or fine-tuned or distilled, with `fc_norm` and `head`. (github.com/MCG-NJU/Video
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import VideoMAEConfig
+from transformers import VideoMAEConfig, VideoMAEModel
 
 from constants import ModelSpec
 from pez.encoder.checkpoints import renamed, vit_spec
@@ -38,7 +39,9 @@ _NOT_STATES = (
 
 
 class VideoMAE(
-    family_of(Architecture("videomae", "VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False))
+    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
+        Architecture("videomae", "VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False)
+    )
 ):
     """`module` is transformers' VideoMAEModel, without its final norm: [B, T, 3, H, W] -> [B, tokens, width]."""
 
@@ -48,35 +51,35 @@ class VideoMAE(
     @classmethod
     def finished(cls, module: nn.Module) -> nn.Module:
         """With a table of positions for any number of tokens, which the class makes for one only."""
-        module.embeddings = WithTable(module.embeddings.patch_embeddings)
-        module.layernorm = None  # after the last state
+        model = cast(VideoMAEModel, module)
+        module.embeddings = WithTable(model.embeddings.patch_embeddings)
+        model.layernorm = None  # after the last state
         return module
 
     @classmethod
-    def resize(cls, config, resolution: int | None) -> None:
+    def resize(cls, config: Any, resolution: int | None) -> None:
         """It depends on the number of tokens alone."""
         config.image_size = resolution or config.image_size
 
     @classmethod
     def build(cls, spec: ModelSpec) -> nn.Module:
         """As the authors' files are."""
-        return cls.initialised(
-            VideoMAEConfig(
-                image_size=spec.resolution,
-                patch_size=spec.patch_size,
-                num_frames=spec.n_frames,
-                tubelet_size=spec.tubelet_size,
-                hidden_size=spec.width,
-                num_hidden_layers=spec.depth,
-                num_attention_heads=spec.heads,
-                intermediate_size=spec.mlp_width,
-                layer_norm_eps=1e-6,
-                use_mean_pooling=True,
-            )
+        config = VideoMAEConfig(
+            image_size=spec.resolution,
+            patch_size=spec.patch_size,
+            num_frames=spec.n_frames,
+            tubelet_size=spec.tubelet_size,
+            hidden_size=spec.width,
+            num_hidden_layers=spec.depth,
+            num_attention_heads=spec.heads,
+            intermediate_size=spec.mlp_width,
+            layer_norm_eps=1e-6,
+            use_mean_pooling=True,
         )
+        return cast(nn.Module, cls.initialised(config))
 
     @classmethod
-    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping) -> bool:
+    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
         """A 3-D patch embedding, and queries and values that have a bias while keys have none."""
         proj = tensors.get("patch_embed.proj.weight")
         return proj is not None and proj.ndim == 5 and "blocks.0.attn.q_bias" in tensors

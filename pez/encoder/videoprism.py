@@ -6,11 +6,15 @@ one has the norm and positions in it, so that every state has one layout.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from pez.encoder.hugging_face import Architecture, family_of
+
+if TYPE_CHECKING:
+    from transformers.models.videoprism.modeling_videoprism import VideoPrismTemporalEmbeddings, VideoPrismVisionModel
 
 
 class _Frames(nn.Module):
@@ -21,8 +25,8 @@ class _Frames(nn.Module):
         self.block, self.n_patches = block, n_patches
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        frames = state.unflatten(1, (-1, self.n_patches))
-        return self.block(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).flatten(1, 2)
+        frames = torch.unflatten(state, 1, (-1, self.n_patches))
+        return torch.unflatten(self.block(frames.flatten(0, 1)), 0, frames.shape[:2]).flatten(1, 2)
 
 
 class _Courses(nn.Module):
@@ -33,17 +37,17 @@ class _Courses(nn.Module):
         self.block, self.n_patches, self.before = block, n_patches, nn.ModuleList(before)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        courses = state.unflatten(1, (-1, self.n_patches)).transpose(1, 2)
+        courses = torch.unflatten(state, 1, (-1, self.n_patches)).transpose(1, 2)
         shape, courses = courses.shape[:2], courses.flatten(0, 1)
         for part in self.before:
             courses = part(courses)
-        return self.block(courses).unflatten(0, shape).transpose(1, 2).flatten(1, 2)
+        return torch.unflatten(self.block(courses), 0, shape).transpose(1, 2).flatten(1, 2)
 
 
 class _TimePositions(nn.Module):
     """Positions in time of [courses, frames, width]; interpolated for another length."""
 
-    def __init__(self, embeddings: nn.Module):
+    def __init__(self, embeddings: "VideoPrismTemporalEmbeddings"):
         super().__init__()
         self.embeddings = embeddings
 
@@ -60,13 +64,13 @@ class _Patches(nn.Module):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         tokens = self.embeddings(frames, interpolate_pos_encoding=True)
-        return tokens.unflatten(0, (len(frames), -1)).flatten(1, 2)
+        return torch.unflatten(tokens, 0, (len(frames), -1)).flatten(1, 2)
 
 
 class _Stream(nn.Module):
     """[B, T, 3, H, W] to [B, tokens, width], before the last norm."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: "VideoPrismVisionModel"):
         super().__init__()
         self.config = config = model.config
         patches = model.spatial_embeddings.patch_embeddings.num_patches
@@ -79,14 +83,14 @@ class _Stream(nn.Module):
         self.n_spatial = config.num_spatial_layers
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        state = self.embeddings(pixel_values_videos)
+        state: torch.Tensor = self.embeddings(pixel_values_videos)
         for block in self.blocks:
             state = block(state)
         return state
 
 
 class VideoPrism(
-    family_of(
+    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
         Architecture(
             "videoprism",
             "VideoPrism",
@@ -106,13 +110,13 @@ class VideoPrism(
     @classmethod
     def finished(cls, module: nn.Module) -> nn.Module:
         """One stream."""
-        return _Stream(module)
+        return _Stream(cast("VideoPrismVisionModel", module))
 
     def own_states(self, frames: torch.Tensor) -> None:
         """Runs the pass; the class's own have another layout in each stage."""
         self.forward(frames)
 
     @classmethod
-    def depth_of(cls, config) -> int:
+    def depth_of(cls, config: Any) -> int:
         """Blocks of both stages."""
-        return config.num_spatial_layers + config.num_temporal_layers
+        return int(config.num_spatial_layers + config.num_temporal_layers)

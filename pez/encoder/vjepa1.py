@@ -6,6 +6,7 @@ Files: `vitl16.pth.tar`, `vith16.pth.tar`, `vith16-384.pth.tar` (facebookresearc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ POSITIONS = ("rebuilt", "interpolated")  # the evaluations' reading at another s
 class Attention(VJEPA2RopeAttention):
     """Without positions."""
 
-    def apply_rotary_embeddings(self, qk: torch.Tensor, pos_ids) -> torch.Tensor:
+    def apply_rotary_embeddings(self, qk: torch.Tensor, pos_ids: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Nothing is rotated."""
         return qk
 
@@ -37,7 +38,8 @@ class Embeddings(WithTable):
         self.spec = spec
         self.size = spec.n_frames // spec.tubelet_size, (spec.table_resolution or spec.resolution) // spec.patch_size
         stored = torch.from_numpy(sincos_3d(*self.size, spec.width))[None]
-        self.stored = nn.Parameter(stored.to(self.patch_embeddings.proj.weight.device), requires_grad=False)
+        device = cast(nn.Conv3d, patch_embeddings.proj).weight.device
+        self.stored = nn.Parameter(stored.to(device), requires_grad=False)
 
     def table(self, n_tokens: int, n_frames: int, side: int, width: int) -> torch.Tensor:
         """As `spec.positions` says."""
@@ -46,7 +48,7 @@ class Embeddings(WithTable):
             return self.stored
         if self.spec.positions == "rebuilt":
             return torch.from_numpy(sincos_3d(*size, width))
-        there = self.stored.unflatten(1, (self.size[0], self.size[1], self.size[1])).movedim(-1, 1)
+        there = torch.unflatten(self.stored, 1, (self.size[0], self.size[1], self.size[1])).movedim(-1, 1)
         factors = [size[0] / self.size[0], *[size[1] / self.size[1]] * 2]
         return interpolate(there, scale_factor=factors, mode="trilinear").flatten(2).transpose(1, 2)
 
@@ -62,15 +64,15 @@ class VJEPA1(VJEPA2):
     @classmethod
     def with_positions(cls, embeddings: nn.Module, spec: ModelSpec) -> nn.Module:
         """Patches with the table."""
-        return Embeddings(embeddings.patch_embeddings, spec)
+        return Embeddings(cast(nn.Module, embeddings.patch_embeddings), spec)
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """Also the table's own size, and how it is read at another."""
-        table = {"positions": self.spec.positions, "table": list(self.module.embeddings.size)}
+        table = {"positions": self.spec.positions, "table": list(cast(Embeddings, self.module.embeddings).size)}
         return super().settings() | table
 
     @classmethod
-    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping) -> bool:
+    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
         """V-JEPA 2's tensors and a table of positions that is in use."""
         return is_vjepa(tensors) and "video_mod_embed" not in tensors and uses_table(tensors, beside)
 

@@ -7,10 +7,12 @@ A Meta checkpoint is a dict with `encoder`, `target_encoder`, `predictor`, ...; 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 from transformers import VJEPA2Config, VJEPA2Model
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer, VJEPA2RopeAttention
 
 from constants import ModelSpec
 from pez.encoder.blocks import own_blocks
@@ -39,23 +41,25 @@ class VJEPA2(Encoder):
     default_keys = ("target_encoder", "ema_encoder")
     other_keys = ("encoder",)  # the online network
     known_heads = {(1024, 24): 16, (1280, 32): 16, (1408, 40): 22}
-    model_types = ("vjepa2",)
-    attention: type[nn.Module] | None = None  # in place of transformers', of the same weights
+    model_types: ClassVar[tuple[str, ...]] = ("vjepa2",)
+    attention: type[VJEPA2RopeAttention] | None = None  # in place of transformers', of the same weights
 
     @property
     def embeddings(self) -> nn.Module:
         """Patch embedding: positions enter in the attention."""
-        return self.module.embeddings
+        return cast(nn.Module, self.module.embeddings)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """VJEPA2Layer modules."""
-        return self.module.layer
+        return cast(Sequence[nn.Module], self.module.layer)
 
     @classmethod
-    def of(cls, module: nn.Module, *arguments) -> Encoder:
+    def of(
+        cls, module: nn.Module, spec: ModelSpec, model: str, label: str, key: str | None, device: torch.device
+    ) -> Self:
         """With blocks that do the same in less time."""
-        return super().of(own_blocks(module), *arguments)
+        return super().of(own_blocks(module), spec, model, label, key, device)
 
     @classmethod
     def build(cls, spec: ModelSpec) -> nn.Module:
@@ -65,8 +69,9 @@ class VJEPA2(Encoder):
     @classmethod
     def _built(cls, spec: ModelSpec, config: VJEPA2Config) -> nn.Module:
         module = _encoder(config)
-        module.embeddings = cls.with_positions(module.embeddings, spec)
-        for block in module.layer if cls.attention else ():
+        module.embeddings = cls.with_positions(cast(nn.Module, module.embeddings), spec)
+        for block in cast(Sequence[VJEPA2Layer], module.layer) if cls.attention else ():
+            assert cls.attention is not None
             replacement = cls.attention(config, config.hidden_size, config.num_attention_heads)
             replacement.load_state_dict(block.attention.state_dict(), assign=True)
             block.attention = replacement
@@ -77,9 +82,9 @@ class VJEPA2(Encoder):
         """What stands in place of transformers' embeddings: here positions are in the attention alone."""
         return embeddings
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """Also what a Hugging Face configuration may change."""
-        config = self.module.config
+        config = cast(VJEPA2Config, self.module.config)
         return super().settings() | {
             "norm_eps": config.layer_norm_eps,
             "activation": config.hidden_act,
@@ -87,12 +92,12 @@ class VJEPA2(Encoder):
         }
 
     def _fresh(self) -> nn.Module:
-        mine, config = self.module.config, encoder_config(self.spec)
+        mine, config = cast(VJEPA2Config, self.module.config), encoder_config(self.spec)
         config.layer_norm_eps, config.hidden_act, config.qkv_bias = mine.layer_norm_eps, mine.hidden_act, mine.qkv_bias
         return self._built(self.spec, config)
 
     @classmethod
-    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping) -> bool:
+    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
         """A 3-D patch embedding and blocks with a fused qkv that has a bias; no embedding of V-JEPA 2.1, no positions
         of V-JEPA 1 in use. (A table of zeros is left over from the training code.)"""
         return (
@@ -116,16 +121,16 @@ class VJEPA2(Encoder):
     def from_hugging_face(cls, weights: str, resolution: int | None) -> tuple[nn.Module, ModelSpec]:
         """The encoder of a VJEPA2Model."""
         options = {"crop_size": resolution} if resolution else {}
-        loaded = pretrained(VJEPA2Model, weights, needed="encoder.", **options)
-        config = loaded.config
+        loaded = cast(VJEPA2Model, pretrained(VJEPA2Model, weights, needed="encoder.", **options))
+        config, first = loaded.config, cast(Sequence[VJEPA2Layer], loaded.encoder.layer)[0]
         spec = ModelSpec(
             width=config.hidden_size,
             depth=config.num_hidden_layers,
             heads=config.num_attention_heads,
-            mlp_width=loaded.encoder.layer[0].mlp.fc1.out_features,
+            mlp_width=first.mlp.fc1.out_features,
             file=None,
             resolution=config.crop_size,
-            patch_size=config.patch_size,
+            patch_size=cast(int, config.patch_size),
             tubelet_size=config.tubelet_size,
         )
         return loaded.encoder, sized(spec, resolution)
@@ -172,7 +177,7 @@ def encoder_and_predictor(
 @torch.no_grad()
 def rescale_blocks(encoder: nn.Module) -> None:
     """Divide each block's two output weights by sqrt(2 * block number), as the original initialisation does."""
-    for number, block in enumerate(encoder.layer, start=1):
+    for number, block in enumerate(cast(Sequence[VJEPA2Layer], encoder.layer), start=1):
         block.attention.proj.weight.div_(math.sqrt(2 * number))
         block.mlp.fc2.weight.div_(math.sqrt(2 * number))
 
@@ -195,8 +200,9 @@ def original_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in named.items():
         part = name.split(".")[-2] if "." in name else ""
         if part == PARTS[0]:
-            parts = [named.get(name.replace(f".{PARTS[0]}.", f".{each}.")) for each in PARTS]
-            if any(each is None for each in parts):
+            names = [name.replace(f".{PARTS[0]}.", f".{each}.") for each in PARTS]
+            parts = [named[each] for each in names if each in named]
+            if len(parts) < len(PARTS):
                 raise UserError(f"{name} has no key or value beside it: the state dict is not whole, save it again")
             joined[name.replace(f".{PARTS[0]}.", ".qkv.")] = torch.cat(parts)
         elif part not in PARTS:

@@ -7,6 +7,7 @@ Files: `vjepa2_1_vitb_dist_vitG_384.pt`, `vjepa2_1_vitl_dist_vitG_384.pt` (entry
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,15 +24,15 @@ ROPE_GRID = 16  # patches a side, of 256 pixels, over which row and column posit
 class Attention(VJEPA2RopeAttention):
     """Rows and columns scaled to 0 ... 15 whatever the grid; an axis's angles a, a, b, b, ... over its channels."""
 
-    def get_position_ids(self, x: torch.Tensor, masks=None) -> tuple[torch.Tensor, ...]:
+    def get_position_ids(self, x: torch.Tensor, masks: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Float positions in time, row and column, [tokens] each."""
-        frames, rows, columns = super().get_position_ids(x, masks)
+        frames, rows, columns = super().get_position_ids(x, masks)  # type: ignore[no-untyped-call]  # theirs has none
         scale = (ROPE_GRID - 1) / max(self.grid_size - 1, 1)
         return frames, rows * scale, columns * scale
 
     def apply_rotary_embeddings(self, qk: torch.Tensor, pos_ids: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Rotate neighbouring channels (2k, 2k + 1) of each axis by its position times the k-th frequency."""
-        parts = [_rotated(part, at) for part, at in zip(qk.split(self.d_dim, dim=-1), pos_ids)]
+        parts = [_rotated(part, at) for part, at in zip(torch.split(qk, self.d_dim, dim=-1), pos_ids)]
         return torch.cat([*parts, qk[..., 3 * self.d_dim :]], dim=-1)
 
 
@@ -39,7 +40,7 @@ def _rotated(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     frequencies = 1.0 / 10000 ** (torch.arange(half, dtype=torch.float32, device=x.device) / float(half))
     angles = (positions.unsqueeze(-1) * frequencies).repeat_interleave(2, dim=-1)
-    pairs = x.unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(x, -1, (-1, 2))
     turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
     return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)
 
@@ -50,11 +51,12 @@ class Embeddings(nn.Module):
     def __init__(self, patch_embeddings: nn.Module, width: int):
         super().__init__()
         self.patch_embeddings = patch_embeddings
-        self.video_mod_embed = nn.Parameter(torch.zeros(1, 1, width, device=self.patch_embeddings.proj.weight.device))
+        device = cast(nn.Conv3d, patch_embeddings.proj).weight.device
+        self.video_mod_embed = nn.Parameter(torch.zeros(1, 1, width, device=device))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """[B, T, 3, H, W] to [B, tokens, width]."""
-        return self.patch_embeddings(frames.transpose(1, 2)) + self.video_mod_embed
+        return cast(torch.Tensor, self.patch_embeddings(frames.transpose(1, 2)) + self.video_mod_embed)
 
 
 class VJEPA2_1(VJEPA2):
@@ -68,10 +70,10 @@ class VJEPA2_1(VJEPA2):
     @classmethod
     def with_positions(cls, embeddings: nn.Module, spec: ModelSpec) -> nn.Module:
         """Patches with the modality."""
-        return Embeddings(embeddings.patch_embeddings, spec.width)
+        return Embeddings(cast(nn.Module, embeddings.patch_embeddings), spec.width)
 
     @classmethod
-    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping) -> bool:
+    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
         """V-JEPA 2's tensors and an embedding of the modality."""
         return is_vjepa(tensors) and "video_mod_embed" in tensors
 

@@ -11,6 +11,8 @@
     figure8_verdict.md, .json
     compare_RUN_RUN....png, .pdf, .csv                       runs that are named, over each other
     figureN_NAME_RUN.png                each figure of each run of step4_mechanisms.py (pez/figures/plots/mechanisms.py)
+    mechanisms_verdict_RUN.md, .json    Table 1's claims, checked on it
+    figure_RUN_verdict.md, .json       a run of own labels; what it says is of --statements
 
 Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
 returns none. Of several runs the newest counts, of this project's recipe where there is one, unless `runs` names
@@ -31,6 +33,8 @@ from pez.figures.plots.movies import compare_table, draw_comparison, draw_metric
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.turns import turns_figure, turns_table
+from pez.figures.verdicts.mechanisms import build_mechanism_verdict
+from pez.figures.verdicts.statements import LABELS, STATEMENTS, Statement
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
 from pez.files import fingerprint, write_csv
@@ -47,17 +51,52 @@ FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Fig
 # ---------------------------------------------------------------- balls
 
 
-def build_figure2c(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure2c(
+    results_dir: str | Path,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Figure 2(c); the paths written, none (and a printed line) without a run of its kind."""
-    return _build_balls(results_dir, "2c", "Figure 2(c): scalar motion variables by layer", runs, FIGURE_2C, reference)
+    title = "Figure 2(c): scalar motion variables by layer"
+    return _build_balls(results_dir, "2c", title, runs, FIGURE_2C, reference, statements)
 
 
-def build_figure2b(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure2b(
+    results_dir: str | Path,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Figure 2(b); the paths written, none (and a printed line) without a run of its kind."""
-    return _build_balls(results_dir, "2b", "Figure 2(b): Cartesian motion by layer", runs, FIGURE_2B, reference)
+    title = "Figure 2(b): Cartesian motion by layer"
+    return _build_balls(results_dir, "2b", title, runs, FIGURE_2B, reference, statements)
 
 
-def ball_runs(results_dir, probe_set_prefix: str, names: Sequence[str] | None = None) -> list[Run]:
+def build_labels(
+    results_dir: str | Path,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
+    """The verdict file of every run of own labels, `statements` of its variables among them.
+
+    UserError for a statement about a variable that none of them has.
+    """
+    every = [run for run in read_runs(results_dir, runs) if run.kind == BALL and run.value("probe_set") == LABELS]
+    known = {name for run in every for name in run.variables}
+    strangers = [each.variable for each in statements if each.figure == LABELS and each.variable not in known]
+    if strangers:
+        there = f"only {', '.join(sorted(known))}" if known else "nor any run of own labels"
+        raise UserError(f"--statements: no run in {results_dir} has {strangers[0]}, {there}: name one that was probed")
+    return [
+        path
+        for run in every
+        for path in build_verdict(results_dir, LABELS, [(run, name) for name in run.variables], statements)
+    ]
+
+
+def ball_runs(results_dir: str | Path, probe_set_prefix: str, names: Sequence[str] | None = None) -> list[Run]:
     """Runs (all, or those named) whose probe set starts so."""
     every = read_runs(results_dir, names)
     return [run for run in every if run.kind == BALL and str(run.value("probe_set")).startswith(probe_set_prefix)]
@@ -80,7 +119,15 @@ def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tupl
     return found, absent
 
 
-def _build_balls(results_dir, figure: str, title: str, names, wanted, reference: bool) -> list[Path]:
+def _build_balls(
+    results_dir: str | Path,
+    figure: str,
+    title: str,
+    names: Sequence[str] | None,
+    wanted: Sequence[Sequence[str]],
+    reference: bool,
+    statements: Sequence[Statement],
+) -> list[Path]:
     runs = ball_runs(results_dir, f"fig{figure}", names)
     if not runs:
         print(f"figure {figure}: no run in {results_dir}; left out (make one with step3_probe.py run)")
@@ -95,7 +142,7 @@ def _build_balls(results_dir, figure: str, title: str, names, wanted, reference:
     stem = Path(results_dir) / f"figure{figure}_final"
     drawn = save_figure(curve_figure(rows, title, published, controls=controls), stem, ("png", "pdf"))
     table = write_csv(stem.with_suffix(".csv"), figure_table(rows, published))
-    return [*drawn, table, *build_verdict(results_dir, figure, curves)]
+    return [*drawn, table, *build_verdict(results_dir, figure, curves, statements)]
 
 
 def rows_of(curves: Sequence[tuple[Run, str]]) -> pd.DataFrame:
@@ -119,7 +166,7 @@ def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataF
     return rows.merge(theirs, on=["model", "variable", "layer"], how="left")
 
 
-def build_motion(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_motion(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Motion without place: velocity and direction of sets drawn in orbits, the newest run of every pooling."""
     found = ball_runs(results_dir, "motion", runs)
     if not found:
@@ -140,10 +187,11 @@ def build_motion(results_dir, runs: Sequence[str] | None = None, reference: bool
     controls = pd.concat(grey, ignore_index=True) if grey else pd.DataFrame()
     stem = Path(results_dir) / "figure_motion_final"
     drawn = save_figure(curve_figure(rows, "Motion without place, by layer", controls=controls), stem, ("png", "pdf"))
-    return [*drawn, write_csv(stem.with_suffix(".csv"), rows), *build_verdict(results_dir, "_motion", curves, named)]
+    table = write_csv(stem.with_suffix(".csv"), rows)
+    return [*drawn, table, *build_verdict(results_dir, "_motion", curves, named=named)]
 
 
-def build_turns(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_turns(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """The turns set by layer and tubelet, of the newest run of it (of those named); none is published of it."""
     found = ball_runs(results_dir, "turns", runs)
     if not found:
@@ -158,7 +206,7 @@ def build_turns(results_dir, runs: Sequence[str] | None = None, reference: bool 
 # ---------------------------------------------------------------- movies
 
 
-def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure1(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Figure 1 of one linear run: one named intphys_possible_impossible... if any, then Large, then the newest."""
     found = movie_runs(results_dir, "linear", runs)
     if not found:
@@ -173,19 +221,29 @@ def build_figure1(results_dir, runs: Sequence[str] | None = None, reference: boo
     return [draw_metrics(rows, published if reference else published.iloc[:0], path)]
 
 
-def build_figure6(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure6(
+    results_dir: str | Path,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Linear probes, models side by side."""
     found = movie_runs(results_dir, "linear", runs)
-    return _build_comparison(results_dir, 6, found, "linear", "step_intphys_probe.py", reference)
+    return _build_comparison(results_dir, 6, found, "linear", "step_intphys_probe.py", reference, statements)
 
 
-def build_figure8(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure8(
+    results_dir: str | Path,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """Attentive probes, models side by side."""
     found = movie_runs(results_dir, "attentive", runs)
-    return _build_comparison(results_dir, 8, found, "attentive", "step_intphys_attentive.py", reference)
+    return _build_comparison(results_dir, 8, found, "attentive", "step_intphys_attentive.py", reference, statements)
 
 
-def movie_runs(results_dir, probe: str, names: Sequence[str] | None = None) -> list[Run]:
+def movie_runs(results_dir: str | Path, probe: str, names: Sequence[str] | None = None) -> list[Run]:
     """Runs of movies (all, or those named) by one kind of probe, "linear" or "attentive"."""
     every = read_runs(results_dir, names)
     return [run for run in every if run.kind == MOVIES and str(run.value("probe_set")).endswith(f"_{probe}")]
@@ -199,7 +257,15 @@ def newest_by_model(runs: Sequence[Run]) -> list[Run]:
     return [newest[model] for model in order if model in newest]
 
 
-def _build_comparison(results_dir, number: int, runs, probe: str, script: str, reference: bool) -> list[Path]:
+def _build_comparison(
+    results_dir: str | Path,
+    number: int,
+    runs: Sequence[Run],
+    probe: str,
+    script: str,
+    reference: bool,
+    statements: Sequence[Statement],
+) -> list[Path]:
     if not runs:
         return _say_absent(f"Figure {number}", script)
     runs = newest_by_model(runs)
@@ -216,14 +282,14 @@ def _build_comparison(results_dir, number: int, runs, probe: str, script: str, r
     return [
         write_csv(stem.with_suffix(".csv"), table),
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
-        *build_movie_verdict(results_dir, number, title, runs, published, missing),
+        *build_movie_verdict(results_dir, number, title, runs, published, missing, statements),
     ]
 
 
 # ---------------------------------------------------------------- any runs, over each other
 
 
-def build_compare(results_dir, names: Sequence[str]) -> list[Path]:
+def build_compare(results_dir: str | Path, names: Sequence[str]) -> list[Path]:
     """compare_RUN_RUN....png, .pdf and .csv: the curves of the runs `names` over each other, against layer / depth.
 
     Balls and own labels have a panel per variable, movies one of all movies. UserError for runs of both kinds.
@@ -254,7 +320,7 @@ def _overall(run: Run) -> pd.DataFrame:
 # ---------------------------------------------------------------- mechanisms
 
 
-def mechanism_runs(results_dir, names: Sequence[str] | None = None) -> list[MechanismRun]:
+def mechanism_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> list[MechanismRun]:
     """Runs of step4_mechanisms.py (all, or those named), by name."""
     paths = sorted(Path(results_dir).glob("config_mechanisms_*.json"))
     found = [path.stem.removeprefix("config_mechanisms_") for path in paths]
@@ -262,7 +328,7 @@ def mechanism_runs(results_dir, names: Sequence[str] | None = None) -> list[Mech
 
 
 def build_mechanisms(
-    results_dir, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
+    results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
 ) -> list[Path]:
     """Every figure of mechanisms (or `only` these) that there is a table for; the paths written."""
     written = []
@@ -275,6 +341,8 @@ def build_mechanisms(
                 written += save_figure(drawn, Path(results_dir) / f"{figure.stem}_{run.name}.png")
             elif only:
                 print(f"figure {number}: run {run.name} has no results of step4_mechanisms.py {figure.command}")
+        if not only:
+            written += build_mechanism_verdict(run)
     return written
 
 

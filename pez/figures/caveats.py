@@ -24,6 +24,8 @@ from pez.stimuli.clipset import ClipSet
 from pez.stimuli.conditions import UNITS
 from pez.weights import CARD, TRAINED_HERE, comes_with_project, is_random
 
+Found = Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
+
 
 @dataclass(frozen=True)
 class Banner:
@@ -45,7 +47,7 @@ class Caveat:
 
     subject: str
     why: str
-    found: Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
+    found: Found
     told: Callable[[Judged], str] = lambda item: ""
 
 
@@ -136,12 +138,12 @@ _JUMP = "the target is an angle with a jump at ±180°; R² understates what is 
 # ---------------------------------------------------------------- in the files of a folder
 
 
-def _each(kind: str, check: Callable[[Run], Iterable[str]]):
+def _each(kind: str, check: Callable[[Run], Iterable[str]]) -> Found:
     """`found` of a caveat that is looked for in every run of a kind."""
     return lambda runs, _: [f"{run.name}: {text}" for run in runs if run.kind == kind for text in check(run)]
 
 
-def _both(*found):
+def _both(*found: Found) -> Found:
     return lambda runs, clip_sets: [line for each in found for line in each(runs, clip_sets)]
 
 
@@ -150,7 +152,7 @@ def unit_of(clip_set: ClipSet) -> str:
     return UNITS.get(clip_set.name, "").replace("^2", "²")
 
 
-def _leaves_view(_runs, clip_sets: Sequence[ClipSet]) -> Iterator[str]:
+def _leaves_view(_runs: Sequence[Run], clip_sets: Sequence[ClipSet]) -> Iterator[str]:
     for clip_set in clip_sets:
         clips = clip_set.clips
         left = clips["visible_fraction"] < 1
@@ -260,11 +262,12 @@ def _unscored_folds(run: Run) -> Iterator[str]:
         yield f"{spoken(row.variable)}, {row.n_folds - row.n_folds_scored} of {row.n_folds} folds."
 
 
-def _bare(kind: str, data: str):
+def _bare(kind: str, data: str) -> Found:
     """Runs by the controls that they lack, of those that mean something for their kind of data."""
 
-    def found(runs: Sequence[Run], _clip_sets) -> Iterator[str]:
-        wanted, by_missing = controls_for(data), {}
+    def found(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
+        wanted = controls_for(data)
+        by_missing: dict[tuple[str, ...], list[str]] = {}
         for run in (run for run in runs if run.kind == kind):
             there = set(run.controls["control"]) if "control" in run.controls else set()
             by_missing.setdefault(tuple(name for name in wanted if name not in there), []).append(run.name)
@@ -296,7 +299,7 @@ def _ties(run: Run) -> Iterator[str]:
         yield f"{text}, so that {above} decisions are above rounding."
 
 
-def _dirty(runs: Sequence[Run], _clip_sets) -> Iterator[str]:
+def _dirty(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
     dirty = [run.name for run in runs if "+dirty" in str(run.record.get("provenance", {}).get("code_version"))]
     if dirty:
         yield f"{listed(dirty)}."

@@ -37,14 +37,14 @@ def spoken(name: object) -> str:
     return METRICS.get(text) or VARIABLES.get(text) or text.replace("_", " ")
 
 
-def number(value, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """A number for people: a true minus sign, a dash for what is not there."""
     if value is None or pd.isna(value):
         return NONE
     return f"{float(value):.{digits}f}".replace("-", "−")
 
 
-def interval(low, high) -> str:
+def interval(low: float | None, high: float | None) -> str:
     """`0.01 to 0.41`; a dash without one."""
     return NONE if low is None or pd.isna(low) or pd.isna(high) else f"{number(low)} to {number(high)}"
 

@@ -1,6 +1,9 @@
 """Direction read at single places: per patch, across halves of the frame, far from the ball (C.5, Figure 18).
 
 Features are `time_mean_patch`, [clips, places, d]; direction as (cos, sin), ridge probes, scored on held-out clips.
+They are centred and not z-scored: where the ball hardly came in training, a feature hardly varied, and would be blown
+up by a held-out ball that crosses the place. For the same reason readings of per_place are cut to [-1, 1], which cosine
+and sine never leave: uncut, a few clips at the ball's own places make R^2 as low as -100.
 
     mean_pooled     the mean over places, as in the other experiments
     per_place       a probe for every place, its strength chosen on the next of the training folds
@@ -88,8 +91,8 @@ def per_place(data: ProbeData, folds: Folds, layer: int) -> tuple[np.ndarray, np
         rest = np.setdiff1d(train, judge)
         for first in range(0, n_places, CHUNK):
             places = slice(first, first + CHUNK)
-            x, validation, y, _, _ = _at_places(features[:, places], data.targets, rest, judge)
-            wanted = _at_places(features[:, places], data.targets, judge, judge, like=rest)[2]
+            x, validation, y, _, _ = _at_places(data.norm_mode, features[:, places], data.targets, rest, judge)
+            wanted = _at_places(data.norm_mode, features[:, places], data.targets, judge, judge, like=rest)[2]
             values, vectors = torch.linalg.eigh(x @ x.mT)
             coordinates, across = vectors.mT @ y, validation @ x.mT @ vectors
             error = [
@@ -97,19 +100,19 @@ def per_place(data: ProbeData, folds: Folds, layer: int) -> tuple[np.ndarray, np
                 for at in STRENGTHS
             ]
             chosen = torch.tensor(STRENGTHS, dtype=torch.float64)[torch.stack(error).argmin(0)]
-            x, kept, y, y_mean, y_scale = _at_places(features[:, places], data.targets, train, held)
+            x, kept, y, y_mean, y_scale = _at_places(data.norm_mode, features[:, places], data.targets, train, held)
             weights = ridge_at(x, y.expand(len(x), *y.shape), chosen)
             predicted[places, held] = (kept @ weights * y_scale + y_mean).numpy()
             strengths[fold, places] = chosen
     return predicted, strengths
 
 
-def _at_places(features, targets: torch.Tensor, train, held, like=None):
-    """Features [places, n, d] of training and held-out clips, z-scored by training clips, and standardised targets with
-    their mean and scale, as step 3 does it; `like`: clips by which targets are standardised, if not the training's."""
+def _at_places(norm: str, features, targets: torch.Tensor, train, held, like=None):
+    """Features [places, n, d] of training and held-out clips, normalised by training clips, and standardised targets
+    with their mean and scale, as step 3 does it; `like`: clips to standardise targets by, if not the training's."""
     x, kept = (features[torch.from_numpy(rows)].double().transpose(0, 1) for rows in (train, held))
     mean, scale = x.mean(1, keepdim=True), x.std(1, correction=0, keepdim=True)
-    scale = torch.where(scale > 1e-9 * mean.abs().clamp_min(1e-12), scale, 1.0)
+    scale = torch.where(scale > 1e-9 * mean.abs().clamp_min(1e-12), scale, 1.0) if norm == "zscore" else 1.0
     reference = targets[torch.from_numpy(train if like is None else like)]
     y_mean, y_scale = reference.mean(0), reference.std(0, correction=0)
     y = (targets[torch.from_numpy(train)] - y_mean) / y_scale
@@ -208,7 +211,7 @@ def measure(data: ProbeData, folds: Folds, table: Table, maps: list[dict], optio
         features = data.features(layer)
         n_places, side = features.shape[1], round(features.shape[1] ** 0.5)
         table.add(layer, "mean_pooled", "r2", table.r2(pooled[[at]]))
-        each, _ = per_place(data, folds, layer)
+        each = per_place(data, folds, layer)[0].clip(-1, 1)
         curve = table.r2(each)
         table.add(layer, "per_place", "r2_mean", curve.map(lambda rows: rows.mean(1, keepdims=True)))
         table.add(layer, "per_place", "r2_median", curve.map(lambda rows: np.median(rows, 1, keepdims=True)))
@@ -260,6 +263,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     allowed = [name for name in controls_for(BALLS) if name not in ("position", "reversed", "pixels")]
     add_feature_arguments(parser, "time_mean_patch", allowed)
+    parser.set_defaults(norm_mode="center")
 
 
 def main(args: argparse.Namespace) -> list[Path]:
@@ -281,7 +285,7 @@ def main(args: argparse.Namespace) -> list[Path]:
         rows, maps = [], []
         with progress(total=sum(len(data.layers) for data in balls.all), description="patches", unit="layer") as bar:
             for data in balls.all:
-                own = dataclasses.replace(of_variable(data, DIRECTION), norm_mode="zscore")
+                own = of_variable(data, DIRECTION)
                 named = {"control": data.control, "control_seed": data.control_seed}
                 table = Table(named, own.targets.numpy(), own.group, balls.folds.n_folds, args.bootstrap, args.seed)
                 measure(own, balls.folds, table, maps, options, bar)

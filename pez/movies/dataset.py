@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,13 +101,13 @@ class MovieDataset(ABC):
         """
 
     @abstractmethod
-    def frames(self, movie, n_sample: int) -> list[Path]:
+    def frames(self, movie: Any, n_sample: int) -> list[Path]:
         """Files of `n_sample` frames of a movie in time order, or its one video file if the benchmark has `films`.
 
         `movie`: a row of `movies`. UserError if it has fewer frames.
         """
 
-    def movies(self, root, *, skip_damaged: bool = False, max_scenes: int | None = None) -> pd.DataFrame:
+    def movies(self, root: str | Path, *, skip_damaged: bool = False, max_scenes: int | None = None) -> pd.DataFrame:
         """The movies under `root`, one row each: MOVIE_COLUMNS and `extra_columns`, in a fixed order.
 
         `clip_id` is unique; `block` and `scene` (str) together name a scene; `subtask` is the block's name in words;

@@ -18,6 +18,9 @@ clips, with a bootstrap interval over groups (ridge; "quadratic": on numbers, th
     of turns also the two frames of every tubelet: each reads its own velocity and no other
     of accelerations also mean speed, path, and the velocity of the first or last two frames alone
 
+Of labels of one's own (`audit_labels`) the same by what is known of their clips: the other labels, what the clip table
+says of a clip (frames, rate, ...), and, where the clips have ground-truth positions, all of the above.
+
 Each under the run's grouping *and* under one by start draw (`position`): a grouping can hide what place tells (it takes
 away the very sectors that a place reader needs) or invent it (the missing twin of an orbit gives the answer away). On
 sets drawn in orbits (matched, endless, turns) the balance that they promise is checked as well.
@@ -25,7 +28,7 @@ sets drawn in orbits (matched, endless, turns) the balance that they promise is 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -36,14 +39,23 @@ from pez.errors import UserError
 from pez.probes.data.ball import PROBE_SETS, direction_partner
 from pez.probes.data.controls import place_features, seen_positions
 from pez.probes.data.groupings import torn_orbit
+from pez.probes.data.labels import Labels, labelled_set
 from pez.probes.data.probe_data import Clips, ProbeData, Variable
-from pez.probes.folds import Folds, repeated_folds
+from pez.probes.folds import Folds, label_folds, repeated_folds
 from pez.probes.protocols import chosen_protocols
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate
 from pez.stimuli.clipset import ClipSet, read_clip_set
 from pez.store import FeatureStore, open_stores
+
+
+class LabelledClips(NamedTuple):
+    """Those clips of a set that have labels: its name, and their rows of the clip table."""
+
+    name: str
+    clips: pd.DataFrame
+
 
 SOURCES = {
     "start": ("start_x", "start_y"),
@@ -124,6 +136,18 @@ def clip_sets(feature_root: Path | None, data_root: Path | None) -> list[Clips]:
     return found
 
 
+def labelled_clips(targets: Path, feature_root: Path | None, data_root: Path | None) -> Clips:
+    """The clip set, of any kind, that a file of labels is of; UserError if that is not one."""
+    found: dict[str, Clips] = {}
+    if feature_root is not None:
+        found |= open_stores(feature_root)
+    elif data_root is not None:
+        found |= {path.parent.name: read_clip_set(path.parent) for path in sorted(data_root.glob("*/clipset.json"))}
+    if not found:
+        raise UserError(f"no clip set under {data_root}: make one with step1_generate.py, or name a --feature-root")
+    return labelled_set(targets, found, feature_root or data_root)
+
+
 def audit(clips: Clips, options: AuditOptions) -> Audit:
     """Audit one clip set. UserError if it has no ground truth or its grouping leaves fewer than 3 folds."""
     targets, numbers = audit_targets(clips), confounds(clips)
@@ -144,6 +168,70 @@ def audit(clips: Clips, options: AuditOptions) -> Audit:
     made = Audit(clips.name, len(clips.clips), folds[0].n_groups, options, correlation, r2, low, high, by_start)
     made.found.extend([*_what_place_tells(made, clips), *_balance(clips), *_torn(clips, folds[0])])
     return made
+
+
+def audit_labels(clips: Clips, labels: Labels, options: AuditOptions, group: str | None = None) -> Audit:
+    """Audit labels of clips: correlations with, and R^2 decoded from, what is known beside them.
+
+    `group`: the column of the labels that groups clips. Classes and pairs are numbers of 0 and 1 here. UserError if
+    the groups make fewer than 3 folds.
+    """
+    table = clips.clips.iloc[labels.rows].reset_index(drop=True)
+    parts = [
+        Variable(component, clips.name, variable.targets[:, [place]], "", (component,), kind="quantity")
+        for variable in labels.variables
+        for place, component in enumerate(_component_names(variable))
+    ]
+    of_part = [variable.name for variable in labels.variables for _ in variable.components]
+    has_frames = (clips.directory / "frames.parquet").is_file()
+    positions = has_frames and {"frame", "x_px", "y_px"} <= set(clips.frames.columns)
+    facts = _clip_facts(table)
+    numbers = (
+        pd.concat([confounds(clips).iloc[labels.rows].reset_index(drop=True), facts], axis=1) if positions else facts
+    )
+    numbers = numbers.assign(**{part.name: part.targets[:, 0] for part in parts})
+    correlation = pd.DataFrame(
+        {
+            name: [_correlation(part.targets[:, 0], values.to_numpy()) for part in parts]
+            for name, values in numbers.items()
+        },
+        index=[part.name for part in parts],
+    )
+    folds = label_folds(labels, group, options.folds, options.seed, 1)
+    known = (
+        {name: values[labels.rows] for name, values in readers(clips, confounds(clips)).items()} if positions else {}
+    )
+    if facts.shape[1]:
+        known["the clip table"] = facts.to_numpy()
+    tables: list[tuple[pd.DataFrame, ...]] = []
+    for name in dict.fromkeys(of_part):
+        own = [part for part, of in zip(parts, of_part) if of == name]
+        others = [part.targets for part, of in zip(parts, of_part) if of != name]
+        read = {**known, **({"the other labels": np.concatenate(others, axis=1)} if others else {})}
+        if not read:
+            raise UserError(
+                f"nothing is known of these clips beside {name}: give --variables several labels, or features of clips "
+                "with ground truth"
+            )
+        tables.append(decoded(LabelledClips(clips.name, table), own, read, folds))
+    r2, low, high = (pd.concat(each) for each in zip(*tables))
+    grouping = f"--group {group}" if group else "equal labels"
+    options = AuditOptions(grouping, options.folds, options.seed)
+    return Audit(f"{clips.name}_labels", len(table), folds[0].n_groups, options, correlation, r2, low, high)
+
+
+def _component_names(variable: Variable) -> list[str]:
+    """Names of a label's columns: of a direction cos and sin, of a class its classes."""
+    if variable.kind in ("sincos", "class"):
+        return [f"{variable.name} {component}" for component in variable.components]
+    return list(variable.components)
+
+
+def _clip_facts(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers that a clip table holds and that vary: frames, frames a second, ..."""
+    numeric = table.select_dtypes(["number", "bool"]).drop(columns=["shard", "row"], errors="ignore").astype(np.float64)
+    numeric = numeric.dropna(axis=1)
+    return numeric.loc[:, numeric.std() > 0]
 
 
 def audit_targets(clips: Clips) -> list[Variable]:
@@ -257,11 +345,11 @@ def _correlation(target: np.ndarray, values: np.ndarray) -> float:
 
 
 def decoded(
-    clips: Clips, targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
+    clips: "Clips | LabelledClips", targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """R^2 of every target (the index) by every reader (a column), and the ends of its interval."""
     protocols = chosen_protocols("nested", folds[0].n_folds)
-    features = [torch.from_numpy(np.ascontiguousarray(values)) for values in read.values()]
+    features = [torch.from_numpy(np.array(values)) for values in read.values()]
     varies = np.array([bool((values.std(0) > 1e-12).any()) for values in read.values()])
     layers = tuple(range(len(features)))  # a reader stands where an encoder has a layer
     data = ProbeData(clips.name, clips.clips, folds[0].group, tuple(targets), layers, len(layers), features.__getitem__)

@@ -11,6 +11,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from pez.errors import UserError
 from pez.probes.data.groupings import HELD_OUT, groups, published_groups, torn_orbit
+from pez.probes.data.labels import Labels
 from pez.probes.data.probe_data import NEVER, Clips, scene_names
 
 _DIVISIONS = 32  # drawn, of which the most even is taken
@@ -126,6 +127,20 @@ def unshuffled_folds(group: np.ndarray, n_folds: int, what: str = "the grouping"
     for index, (_, held_out) in enumerate(GroupKFold(min(n_folds, n_groups)).split(group, groups=group)):
         fold[held_out] = index
     return fold
+
+
+def label_folds(labels: Labels, named: str | None, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
+    """Folds of clips with labels of one's own: `named` is the column that groups them, None for equal labels; even in
+    the first class and in the mean of numbers."""
+    strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
+    numbers = [v.targets for v in labels.variables if v.kind != "class"]
+    targets = np.concatenate(numbers, axis=1) if numbers else None
+    what = f"--group {named}" if named else "equal labels"
+
+    def deal(own: int) -> np.ndarray:
+        return grouped_folds(labels.group, n_folds, own, strata, what, targets)
+
+    return different_folds(labels.group, deal, seed, repeats)
 
 
 def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:

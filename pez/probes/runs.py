@@ -29,7 +29,7 @@ from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, beyond_data, control_data
 from pez.probes.data.groupings import HELD_OUT, default_grouping
-from pez.probes.data.labels import label_ids, read_labels
+from pez.probes.data.labels import labelled_set, read_labels
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import (
     LEAST_VARIANCE,
@@ -42,8 +42,7 @@ from pez.probes.data.probe_data import (
 from pez.probes.folds import (
     Folds,
     check_n_folds,
-    different_folds,
-    grouped_folds,
+    label_folds,
     published_folds,
     published_scene_folds,
     repeated_folds,
@@ -178,7 +177,7 @@ def validated(
 
 
 def _until_converged(
-    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, found: list[Predictions]
+    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes | None, found: list[Predictions]
 ) -> list[Predictions]:
     """`found`, with the layers that had not converged probed again, each time for MORE_EPOCHS times as many epochs."""
     while (layers := unconverged_layers([each for each in found if each.protocol == "nested"])) and (
@@ -209,7 +208,7 @@ def plan(options: BallOptions) -> list[Curve]:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
         if options.swap:
             raise UserError("--swap is of the ball sets; with --targets name the factor with --group instead")
-        return [_labelled_curve(options, _labelled_store(options, stores))]
+        return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
     assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
@@ -246,21 +245,6 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
     return _curve(options, store, store.clips, probed, repeats, grouping)
 
 
-def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> FeatureStore:
-    """The store whose clips the labels are of: the only one, or the only one with a labelled clip."""
-    if len(stores) == 1:
-        return next(iter(stores.values()))
-    assert options.targets is not None
-    known = set(label_ids(options.targets))
-    fitting = [store for store in stores.values() if known & set(store.clips["clip_id"].astype(str))]
-    if len(fitting) != 1:
-        raise UserError(
-            f"{options.targets} has labels of {len(fitting)} of the clip sets of {options.feature_root} "
-            f"({', '.join(stores)}): give labels of one of them, with its clip ids"
-        )
-    return fitting[0]
-
-
 def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
     assert options.targets is not None
     labels = read_labels(
@@ -269,15 +253,7 @@ def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
     for line in labels.notes:
         print(line)
     clips = store.clips.iloc[labels.rows].reset_index(drop=True)
-    strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
-    numbers = [v.targets for v in labels.variables if v.kind != "class"]
-    targets = np.concatenate(numbers, axis=1) if numbers else None
-    what = f"--group {options.group}" if options.group else "equal labels"
-
-    def deal(seed: int) -> np.ndarray:
-        return grouped_folds(labels.group, options.folds, seed, strata, what, targets)
-
-    repeats = different_folds(labels.group, deal, options.seed, options.repeats)
+    repeats = label_folds(labels, options.group, options.folds, options.seed, options.repeats)
     return _curve(options, store, clips, labels.variables, repeats, options.group or "equal labels")
 
 
@@ -365,7 +341,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     options = by_recipe(options)
     solver: LinearSolver | MLPSolver
     if options.solver == MLP:
-        epochs = {} if options.max_epochs is None else {"epochs": options.max_epochs}
+        epochs: dict[str, Any] = {} if options.max_epochs is None else {"epochs": options.max_epochs}
         solver = MLPSolver(device=options.device, threads=options.threads, seed=options.seed, **epochs)
     else:
         solver = linear_solver(

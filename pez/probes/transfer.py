@@ -15,6 +15,7 @@ bootstrap over groups) and transfer_R.png.
 import argparse
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def transfer(options: TransferOptions, curve: Curve) -> pd.DataFrame:
     data = curve.data
     if is_per_patch(curve.pooling) or KINDS[data.variables[0].kind].loss != "mse":
         raise UserError("transfer reads numbers from one vector a clip: choose a --pooling without patches, no classes")
-    asked = {"device": options.device, "threads": options.threads, "memory_gib": options.memory_gib}
+    asked: dict[str, Any] = {"device": options.device, "threads": options.threads, "memory_gib": options.memory_gib}
     solver = linear_solver(options.solver, options.max_epochs, **asked)
     probes: dict[str, torch.Tensor] = {}
     total = count_steps(solver, ("nested",), len(data.layers), curve.repeats)

@@ -35,6 +35,7 @@ outer corner of the top-left pixel, so the centre of that pixel is (0.5, 0.5).
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -50,7 +51,7 @@ class ClipSet:
     """A clip set that has been read: `clips` has one row a clip, `frames` one row a frame."""
 
     directory: Path
-    settings: dict
+    settings: dict[str, Any]
     clips: pd.DataFrame
     frames: pd.DataFrame
 

@@ -9,13 +9,17 @@ With controls there is a panel per variable.
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pez.figures.plots.style import (
     X_LABEL,
+    End,
     LineStyle,
     control_style,
     draw_band,
@@ -118,7 +122,7 @@ def curve_figure(
     reference: pd.DataFrame | None = None,
     note: str = "",
     controls: pd.DataFrame | None = None,
-):
+) -> Figure:
     """Draw every variable of `results`, rows of results tables of balls or own labels; see `shown`.
 
     `reference`, if given, has variable, layer_fraction, mean and label, and is drawn thinly behind. `controls` are
@@ -134,7 +138,7 @@ def curve_figure(
     size = (_PANEL[0] * columns + 0.4, _PANEL[1] * n_rows + 0.6) if len(controls) else (6.4, 4.1)
     with drawing_style():
         figure, grid = plt.subplots(n_rows, columns, figsize=size, layout="constrained", squeeze=False)
-        ends = []
+        ends: list[list[End]] = []
         for ax, own in zip(grid.flat, panels):
             ends.append([])
             grey = controls[controls["variable"] == own[0]] if len(controls) else controls
@@ -156,11 +160,12 @@ def curve_figure(
             figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
         write_notes(figure, _notes(curves, reference, controls, note))
         for ax, placed in zip(figure.axes, ends):
-            label_ends(ax, [(x, max(y, _FLOOR), *rest) for x, y, *rest in placed], 7.5 if len(controls) else 8.5)
+            kept = [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed]
+            label_ends(ax, kept, 7.5 if len(controls) else 8.5)
     return figure
 
 
-def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[str] = ()):
+def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[str] = ()) -> Figure:
     """The curves of several runs over each other, against layer / depth, a panel per variable that any of them has.
 
     `runs`: rows of their results tables by what the figure calls them; of movies the rows of one sub-task. A run has
@@ -172,7 +177,7 @@ def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[st
     size = (_PANEL[0] * columns + 1.2, _PANEL[1] * n_rows + 0.6)
     with drawing_style():
         figure, grid = plt.subplots(n_rows, columns, figsize=size, layout="constrained", squeeze=False)
-        ends: list[list] = []
+        ends: list[list[End]] = []
         for ax, name in zip(grid.flat, names):
             curves = {
                 label: shown(rows[rows["variable"] == name])
@@ -192,11 +197,11 @@ def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[st
             figure, [*notes, "Thin beside a curve: the paper protocol. Intervals: 95 %, bootstrap over groups."]
         )
         for ax, placed in zip(figure.axes, ends):
-            label_ends(ax, [(x, max(y, _FLOOR), *rest) for x, y, *rest in placed], 7.5)
+            label_ends(ax, [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed], 7.5)
     return figure
 
 
-def draw_controls(ax, controls: pd.DataFrame, metric: str, ends: list) -> list[np.ndarray]:
+def draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End]) -> list[np.ndarray]:
     """Draw the mean over each control's seeds, with their range as a band, and enter it in `ends`; the means.
 
     `controls` are rows of a controls table of one variable or one sub-task, a one-layer control at every layer.
@@ -221,7 +226,14 @@ def draw_controls(ax, controls: pd.DataFrame, metric: str, ends: list) -> list[n
 
 
 def _draw_variable(
-    ax, name: str, curve: Shown, reference, style: LineStyle, label: str, ends: list, thin_labels: bool
+    ax: Axes,
+    name: str,
+    curve: Shown,
+    reference: pd.DataFrame | None,
+    style: LineStyle,
+    label: str,
+    ends: list[End],
+    thin_labels: bool,
 ) -> None:
     """Draw one variable; with `thin_labels` the thin lines are named at their ends as well."""
     thin = []
@@ -245,15 +257,15 @@ def _draw_variable(
         ends.append((curve.x[known[-1]], curve.y[known[-1]], label, style.color))
 
 
-def draw_unconverged(ax, curve: Shown, style: LineStyle) -> None:
+def draw_unconverged(ax: Axes, curve: Shown, style: LineStyle) -> None:
     """Hollow markers where probes stopped before they had converged."""
     late = curve.unconverged
     if late.any():
-        look = {"marker": style.marker, "mfc": "white", "mec": style.color, "mew": 0.9}
+        look: dict[str, Any] = {"marker": style.marker, "mfc": "white", "mec": style.color, "mew": 0.9}
         ax.plot(curve.x[late], curve.y[late], ls="", zorder=3, gid="unconverged", **look)
 
 
-def _finish_axes(ax, curves: list[Shown], values: list[np.ndarray], width: int) -> None:
+def _finish_axes(ax: Axes, curves: list[Shown], values: list[np.ndarray], width: int) -> None:
     ax.set_ylim(max(np.nanmin(np.concatenate([*values, np.zeros(1)])) - 0.05, _FLOOR), 1.03)
     ax.set_xlim(-0.02, 1.0)
     ax.set_xlabel(X_LABEL)
@@ -268,7 +280,7 @@ def _finish_axes(ax, curves: list[Shown], values: list[np.ndarray], width: int) 
     draw_band(ax)
 
 
-def _notes(curves: dict[str, Shown], reference, controls: pd.DataFrame, note: str) -> list[str]:
+def _notes(curves: dict[str, Shown], reference: pd.DataFrame | None, controls: pd.DataFrame, note: str) -> list[str]:
     notes = [note] if note else []
     scores = [curve.y for curve in curves.values()]
     scores += [controls[name].to_numpy() for name in {f"{c.metric}_pooled" for c in curves.values()} & set(controls)]

@@ -10,11 +10,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
@@ -32,10 +35,10 @@ class MechanismRun:
 
     results_dir: Path
     name: str
-    record: dict
+    record: dict[str, Any]
 
     @classmethod
-    def open(cls, results_dir, name: str) -> "MechanismRun":
+    def open(cls, results_dir: str | Path, name: str) -> "MechanismRun":
         """The run of that name; UserError if its record is damaged or missing."""
         return cls(Path(results_dir), name, read_json(Path(results_dir) / f"config_mechanisms_{name}.json"))
 
@@ -44,13 +47,13 @@ class MechanismRun:
         path = self.results_dir / f"{stem}_{self.name}.csv"
         if path.is_file():
             table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
-            return table.assign(control=table["control"].fillna("")) if "control" in table else table
+            return table.assign(control=table["control"].astype(object).fillna("")) if "control" in table else table
         path = path.with_suffix(".parquet")
         return pd.read_parquet(path) if path.is_file() else None
 
-    def about(self, command: str) -> dict:
+    def about(self, command: str) -> dict[str, Any]:
         """What the record says of a sub-command; empty if it was not run."""
-        return self.record["commands"].get(command, {})
+        return cast(dict[str, Any], self.record["commands"].get(command, {}))
 
     def title(self, text: str) -> str:
         """`text` with the model, and what must be said of its weights."""
@@ -68,32 +71,38 @@ class MechanismFigure:
     draw: Callable[[MechanismRun], Figure | None]
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+def _figure(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
     for ax in axes.flat:
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return figure, axes
 
 
-def _shade(ax, zone: Sequence[int], label: bool = True) -> None:
+def _shade(ax: Axes, zone: Sequence[int], label: bool = True) -> None:
     if len(zone):
         ax.axvspan(min(zone) - 0.5, max(zone) + 0.5, color=ZONE_COLOUR, lw=0, zorder=0)
         if label:
             ax.text(
-                np.mean(zone), 1.0, ZONE_LABEL, transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=7
+                float(np.mean(zone)),
+                1.0,
+                ZONE_LABEL,
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                fontsize=7,
             )
 
 
-def _legend(figure: Figure, ax) -> None:
+def _legend(figure: Figure, ax: Axes) -> None:
     figure.legend(*ax.get_legend_handles_labels(), fontsize=7, loc="outside right center")
 
 
-def _curve(ax, rows: pd.DataFrame, number: int, label: str, x: str = "layer", y: str = "mean") -> None:
+def _curve(ax: Axes, rows: pd.DataFrame, number: int, label: str, x: str = "layer", y: str = "mean") -> None:
     rows = rows.sort_values(x)
     draw_interval(ax, rows[x], rows[y], rows["low"], rows["high"], line_style(number), label)
 
 
-def _control_curves(ax, rows: pd.DataFrame, x: str = "layer", y: str = "mean") -> None:
+def _control_curves(ax: Axes, rows: pd.DataFrame, x: str = "layer", y: str = "mean") -> None:
     """The mean over seeds of every control, thin and grey."""
     for number, (name, own) in enumerate(rows[rows["control"] != ""].groupby("control", sort=False)):
         means, style = own.groupby(x)[y].mean(), control_style(number)
@@ -101,7 +110,9 @@ def _control_curves(ax, rows: pd.DataFrame, x: str = "layer", y: str = "mean") -
                 label=spoken(name))  # fmt: skip
 
 
-def _heat(ax, values: np.ndarray, lowest: float, highest: float, cmap: str, numbers: str | None = None):
+def _heat(
+    ax: Axes, values: np.ndarray, lowest: float, highest: float, cmap: str, numbers: str | None = None
+) -> AxesImage:
     image = ax.imshow(values, vmin=lowest, vmax=highest, cmap=cmap, aspect="auto", interpolation="nearest")
     ax.grid(False)
     if numbers and values.size <= 400:
@@ -218,7 +229,7 @@ def draw_dimensions(run: MechanismRun) -> Figure | None:
         notes = [
             f"{probe} probes, features {norm}; bands: smallest and largest of the folds. Triangles: the cap came first."
         ]
-        notes += ["K counts rounds of this probe and rule, not dimensions of a code: whitened features always give 1."]
+        notes += ["K counts rounds of this probe and rule, not dimensions: of a planted code whitened features give 1."]
         write_notes(figure, notes)
     return figure
 
@@ -298,7 +309,8 @@ def draw_overlap(run: MechanismRun) -> Figure | None:
             axes[0, -1].plot(own["layer"], own["mean_angle"], color=style.color, ls=style.line, marker=style.marker,
                              label=f"{name}: its two halves")  # fmt: skip
         axes[0, -1].set(title="The same variable, halves\nof the clips (5 probes)", xlabel="Layer")
-        handles, labels = (sum(each, []) for each in zip(*[ax.get_legend_handles_labels() for ax in axes[0, [0, -1]]]))
+        both = [ax.get_legend_handles_labels() for ax in axes[0, [0, -1]]]
+        handles, labels = ([one for each in side for one in each] for side in zip(*both))
         figure.legend(handles, labels, fontsize=7, loc="outside right center")
         figure.suptitle(run.title("Table 3: angles between subspaces of two variables"), ha="left", x=0.01)
         notes = ["All probes of a sequence. 90° is orthogonal; a larger subspace is nearer to everything."]
@@ -325,8 +337,8 @@ def draw_steering(run: MechanismRun) -> Figure | None:
     rows = table[(table["target"] == "all") & (table["judge"] == "split")]
     main, about = rows[rows["control"] == ""], run.about("steer")
     probes = main[main["arm"] == "probes"]
-    others = {"covariance_edit": "1 probe along\nthe covariance", "mean_difference": "class means",
-              "plane_rotation": "turned in\nthe ring's plane", "transplant": "another clip"}  # fmt: skip
+    others = {"covariance_edit": "1 probe along the covariance", "mean_difference": "class means",
+              "plane_rotation": "turned in the ring's plane", "transplant": "another clip"}  # fmt: skip
     with drawing_style():
         figure, axes = _figure(1, 3, 12, 3.6)
         ax = axes[0, 0]
@@ -385,13 +397,18 @@ def draw_steering(run: MechanismRun) -> Figure | None:
                 xytext=(3, 3),
                 textcoords="offset points",
             )
-        for name, label in others.items():
-            part = main[main["arm"] == name]
-            ax.plot(part["edit_ratio"], part["mae_target"], ls="none", marker="D", color="black", ms=4)
-            for row in part.itertuples():
-                ax.annotate(
-                    label, (row.edit_ratio, row.mae_target), fontsize=6.5, xytext=(4, -2), textcoords="offset points"
-                )
+        for number, (name, label) in enumerate(others.items()):
+            part, style = main[main["arm"] == name], line_style(number + 1)
+            ax.plot(
+                part["edit_ratio"],
+                part["mae_target"],
+                ls="none",
+                marker=style.marker,
+                color=style.color,
+                ms=6,
+                label=label,
+            )
+        ax.legend(fontsize=7)
         ax.set(xlabel="Length of the edit / of the features", ylabel="Error to the target (degrees)", ylim=(0, 100),
                title="Edits of other kinds (N beside the line)")  # fmt: skip
         figure.legend(handles, labels, fontsize=7, loc="outside right center")
@@ -477,15 +494,15 @@ def draw_patches(run: MechanismRun) -> Figure | None:
     )
     with drawing_style():
         figure = plt.figure(figsize=(12, 6.2), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+        top, bottom = cast(np.ndarray, figure.subfigures(2, 1, height_ratios=(1.35, 1)))
         axes = top.subplots(1, 3, sharey=True)
         curves = (("mean_pooled", "r2", "mean over places"), ("pooled_patch", "r2", "one probe for all places"),
-                  ("per_place", "r2_mean", "a probe a place, mean"))  # fmt: skip
+                  ("per_place", "r2_median", "a probe a place, median"))  # fmt: skip
         for number, (readout, statistic, label) in enumerate(curves):
             _curve(axes[0], rows(readout, statistic), number, label)
         controls = table[table["control"] != ""]
         _control_curves(
-            axes[0], rows("per_place", "r2_mean", controls).assign(control=lambda own: own["control"] + ", a place")
+            axes[0], rows("per_place", "r2_median", controls).assign(control=lambda own: own["control"] + ", a place")
         )
         axes[0].set_title("(a) Single places")
         for number, (statistic, label) in enumerate(
@@ -522,6 +539,223 @@ def draw_patches(run: MechanismRun) -> Figure | None:
     return figure
 
 
+# ---------------------------------------------------------------- ablation
+
+
+_READ = {
+    "direction": "Direction R²",
+    "per_patch": "Direction R², a place",
+    "speed": "Speed R²",
+    "possible": "Movies, accuracy",
+}
+
+
+def draw_ablation(run: MechanismRun) -> Figure | None:
+    """Table 4 as curves: what is read against the share of attention that was taken away, refit and frozen."""
+    table = run.table("ablation")
+    if table is None:
+        return None
+    last = table["read_layer"].min()
+    rows = table[(table["read_layer"] == table.groupby("band")["read_layer"].transform("min"))]
+    names = [name for name in _READ if name in set(rows["variable"])]
+    kinds = [kind for kind in rows["kind"].unique() if kind != "none"]
+    readouts = list(rows["readout"].unique())
+    with drawing_style():
+        figure, axes = _figure(len(readouts), len(names), 3 * len(names) + 2, 2.6 * len(readouts) + 0.7, sharex=True)
+        for across, name in enumerate(names):
+            for down, readout in enumerate(readouts):
+                ax = axes[down, across]
+                own = rows[(rows["variable"] == name) & (rows["readout"] == readout)]
+                main = own[(own["control"] == "") & (own["band"] == "zone")]
+                base = main[main["kind"] == "none"].iloc[0]
+                ax.axhspan(base["low"], base["high"], color="#0072B2", alpha=0.08, lw=0)
+                ax.axhline(base["score"], color="#0072B2", lw=0.8, label="no mask")
+                ax.axhline(0.5 if name == "possible" else 0, ls=(0, (1, 1.6)), **_THIN)
+                for number, kind in enumerate(kinds):
+                    part, style = main[main["kind"] == kind].sort_values("removed_mass"), line_style(number)
+                    ax.errorbar(
+                        part["removed_mass"],
+                        part["score"],
+                        [part["score"] - part["low"], part["high"] - part["score"]],
+                        color=style.color,
+                        ls=style.line,
+                        marker=style.marker,
+                        lw=1,
+                        elinewidth=0.7,
+                        label=kind,
+                    )
+                others = own[(own["kind"] != "none") & ((own["band"] != "zone") | (own["control"] != ""))]
+                for number, ((band, control), part) in enumerate(others.groupby(["band", "control"], sort=False)):
+                    style, part = control_style(number), part.sort_values("removed_mass")
+                    label = f"{band} layers" if not control else f"{spoken(control)}, {band}"
+                    ax.plot(
+                        part["removed_mass"],
+                        part["score"],
+                        ls="none",
+                        marker=style.marker,
+                        mfc="white",
+                        ms=4,
+                        color=style.color,
+                        label=label,
+                    )
+                ax.set(
+                    ylabel=_READ[name] if down == 0 or across == 0 else "",
+                    title=readout if across == 0 else "",
+                    xlabel="Share of attention removed" if down == len(readouts) - 1 else "",
+                    xlim=(-0.02, 1.02),
+                )
+        _legend(figure, axes[0, 0])
+        figure.suptitle(run.title("Table 4: reading without near attention"), ha="left", x=0.01)
+        notes = [
+            f"Read at the last masked layer (zone: {last}). refit: probes of ablated features; frozen: of unablated."
+        ]
+        notes += ["Random and farthest masks take as many keys: compare at equal shares. Bars: 95 %."]
+        write_notes(figure, notes)
+    return figure
+
+
+# ---------------------------------------------------------------- tuned units
+
+
+def draw_tuning(run: MechanismRun) -> Figure | None:
+    """Figures 4 and 20: preferred directions of units, by layer, trained above random weights; and how strongly."""
+    table, layers = run.table("tuning"), run.table("tuning_layers")
+    if table is None or layers is None:
+        return None
+    curves = list(dict.fromkeys(table["control"]))
+    shown = sorted(table["layer"].unique())
+    statistics = layers.pivot_table(index=["control", "layer"], columns="statistic", values="value")
+    with drawing_style():
+        figure, axes = _figure(len(curves), len(shown) + 1, 3 * (len(shown) + 1) + 0.5, 3.0 * len(curves) + 0.6)
+        for down, control in enumerate(curves):
+            for across, layer in enumerate(shown):
+                ax = axes[down, across]
+                own = table[(table["control"] == control) & (table["layer"] == layer)]
+                floor = max(0.1, run.about("tuning")["place_only"], own["shuffled_r2"].max())
+                angle, strength = np.deg2rad(own["pd_deg"]), own["delta_r2"].clip(lower=0)
+                tuned = own["delta_r2"] > floor
+                for chosen, colour, size in ((~tuned, "#b9b9b9", 3), (tuned, "#0072B2", 7)):
+                    x, y = strength[chosen] * np.cos(angle[chosen]), strength[chosen] * np.sin(angle[chosen])
+                    ax.scatter(x, y, s=size, color=colour, lw=0)
+                circle = np.linspace(0, 2 * np.pi, 100)
+                ax.plot(floor * np.cos(circle), floor * np.sin(circle), ls=(0, (1, 1.6)), **_THIN)
+                row = statistics.loc[(control, layer)]
+                pooled = f"pooled over places: {row['share_tuned_pooled']:.0%}"
+                words = f"{row['share_tuned']:.0%} above the floor ({floor:.2f})\n{pooled}"
+                ax.text(0.02, 0.98, words, transform=ax.transAxes, va="top", fontsize=6.5)
+                ax.set(title=f"{spoken(control) or 'trained'}, layer {layer}", xlim=(-1, 1), ylim=(-1, 1),
+                       aspect="equal",
+                       xlabel="ΔR² · cos(preferred)", ylabel="ΔR² · sin(preferred)")  # fmt: skip
+            ax = axes[down, -1]
+            for number, layer in enumerate(shown):
+                own = table[(table["control"] == control) & (table["layer"] == layer)]
+                style = line_style(number)
+                for name, line in (("delta_r2", "-"), ("shuffled_r2", ":")):
+                    values = np.sort(own[name])[::-1]
+                    ax.plot(np.arange(1, len(values) + 1) / len(values), values, color=style.color, ls=line,
+                            label=f"layer {layer}" + (", shuffled labels" if line == ":" else ""))  # fmt: skip
+            ax.axhline(run.about("tuning")["place_only"], ls=(0, (4, 1)), label="place-only units, highest", **_THIN)
+            ax.set(xlabel="Share of units", ylabel="ΔR² at the best position", xlim=(0, 1), ylim=(-0.05, 1))
+            ax.xaxis.set_major_locator(MaxNLocator(5))
+        _legend(figure, axes[0, -1])
+        figure.suptitle(run.title("Figures 4, 20: MLP units' preferred directions"), ha="left", x=0.01)
+        notes = ["A dot a unit, at the position of its highest ΔR²: a choice among many, compared with the same choice"]
+        notes += [
+            "for shuffled labels and place-only units (dotted circle). 8 directions: harmonics above 4 cannot be seen."
+        ]
+        write_notes(figure, notes)
+    return figure
+
+
+def draw_tuning_heat(run: MechanismRun) -> Figure | None:
+    """C.7's heat map, and Figure 21: preferred speeds."""
+    heat, table = run.table("tuning_heat"), run.table("tuning")
+    if heat is None or table is None:
+        return None
+    shown = sorted(heat["layer"].unique())
+    with drawing_style():
+        figure, axes = _figure(2, len(shown), 3.2 * len(shown) + 1, 6)
+        for ax, layer in zip(axes[0], shown):
+            own = heat[(heat["layer"] == layer) & (heat["control"] == "")].filter(like="bin_").to_numpy()
+            order = np.lexsort((-own.max(1), own.argmax(1)))
+            image = _heat(ax, own[order], 0, 0.6, "magma")
+            ax.set(title=f"layer {layer}", xlabel="Preferred direction", ylabel="Unit, by preferred bin")
+            ax.xaxis.set_major_locator(FixedLocator([-0.5, 5.5, 11.5, 17.5, 23.5]))
+            ax.set_xticklabels(["-180°", "-90°", "0°", "90°", "180°"])
+        figure.colorbar(image, ax=axes[0].tolist(), label="highest ΔR² in the bin")
+        for ax, layer in zip(axes[1], shown):
+            for number, control in enumerate(dict.fromkeys(table["control"])):
+                own = table[(table["layer"] == layer) & (table["control"] == control) & (table["delta_r2_speed"] > 0.1)]
+                style = line_style(number)
+                peaked = (own["speed_shape"] == "peaked").mean() if len(own) else 0
+                ax.hist(own["preferred_speed"], bins=24, histtype="step", color=style.color, lw=1.2,
+                        label=f"{spoken(control) or 'trained'}: {len(own)} ({peaked:.0%} peaked)")  # fmt: skip
+            ax.set(xlabel="Preferred speed (m/s)", ylabel="Units with ΔR² > 0.1")
+            ax.legend(fontsize=6.5)
+        figure.suptitle(run.title("Figures 20, 21: preferred direction, speed"), ha="left", x=0.01, fontsize=9)
+        write_notes(
+            figure,
+            ["Few speeds: between them the preferred one is interpolated, and monotone units pile up at the ends."],
+        )
+    return figure
+
+
+# ---------------------------------------------------------------- coordinates and control tasks
+
+
+def draw_coordinates(run: MechanismRun) -> Figure | None:
+    """Polar or Cartesian: share of feature variance explained at matched rank, by layer."""
+    table = run.table("coordinates")
+    if table is None:
+        return None
+    with drawing_style():
+        figure, axes = _figure(1, 2, 9.5, 3.3)
+        for ax, names, label in (
+            (
+                axes[0, 0],
+                ("polar_2", "cartesian_2", "polar_3", "cartesian_3", "cells"),
+                "Feature variance explained, held out",
+            ),
+            (axes[0, 1], ("polar_less_cartesian_2", "polar_less_cartesian_3"), "Polar less Cartesian"),
+        ):
+            for number, name in enumerate(names):
+                own = table[(table["model"] == name) & (table["control"] == "")].rename(columns={"value": "mean"})
+                _curve(ax, own, number, name.replace("_", " "))
+                other = table[(table["model"] == name) & (table["control"] != "")].groupby("layer")["value"].mean()
+                ax.plot(other.index, other, color=line_style(number).color, lw=0.8, ls=":", alpha=0.8)
+            ax.axhline(0, ls=(0, (1, 1.6)), **_THIN)
+            ax.set(xlabel="Layer", ylabel=label)
+            ax.legend(fontsize=6.5)
+            _shade(ax, run.about("coordinates")["zone"])
+        figure.suptitle(run.title("Polar or Cartesian: what features follow"), ha="left", x=0.01)
+        note = "2: [cos, sin] or [vx, vy]; 3: and speed. cells: a mean a direction and speed. Dotted: random weights."
+        write_notes(figure, [note])
+    return figure
+
+
+def draw_tasks(run: MechanismRun) -> Figure | None:
+    """Figure 12: where tasks become readable, each beside random weights."""
+    table = run.table("tasks")
+    if table is None:
+        return None
+    tasks = list(dict.fromkeys(table["task"]))
+    with drawing_style():
+        figure, axes = _figure(1, len(tasks), 3.4 * len(tasks) + 1, 3.2)
+        for ax, task in zip(axes[0], tasks):
+            own = table[table["task"] == task].rename(columns={"value": "mean"})
+            _control_curves(ax, own)
+            _curve(ax, own[own["control"] == ""], 0, "trained")
+            ax.axhline(own["chance"].iloc[0], ls=(0, (1, 1.6)), **_THIN)
+            ax.set(title=task.replace("_", " "), xlabel="Layer", ylabel=own["metric"].iloc[0])
+            ax.legend(fontsize=6.5)
+            _shade(ax, run.about("tasks")["zone"])
+        figure.suptitle(run.title("Figure 12: other tasks by layer"), ha="left", x=0.01)
+        write_notes(
+            figure, ["Dotted: chance. Bands: 95 % over groups of clips. ImageNet, SSv2 and CLEVRER are not run here."]
+        )
+    return figure
+
+
 FIGURES: dict[str, MechanismFigure] = {
     "3": MechanismFigure("figure3_attention", "How far each head looks", "attention", draw_attention_heads),
     "19": MechanismFigure("figure19_attention", "Attention distance by layer", "attention", draw_attention_layers),
@@ -532,4 +766,9 @@ FIGURES: dict[str, MechanismFigure] = {
     "24targets": MechanismFigure("figure24_targets", "Edits, every target", "steer", draw_steering_targets),
     "24downstream": MechanismFigure("figure24_downstream", "Edits that run on", "steer", draw_downstream),
     "18": MechanismFigure("figure18_patches", "Direction at single places", "patches", draw_patches),
+    "table4": MechanismFigure("figure_ablation", "Reading without near attention", "ablate", draw_ablation),
+    "20": MechanismFigure("figure20_tuning", "Units' preferred directions", "tuning", draw_tuning),
+    "21": MechanismFigure("figure21_tuning", "Units by direction and speed", "tuning", draw_tuning_heat),
+    "12": MechanismFigure("figure12_tasks", "Other tasks by layer", "tasks", draw_tasks),
+    "coordinates": MechanismFigure("figure_coordinates", "Polar or Cartesian", "coordinates", draw_coordinates),
 }

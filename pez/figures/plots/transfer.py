@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from pez.figures.plots.style import drawing_style, write_notes
 from pez.figures.words import spoken
@@ -9,7 +10,7 @@ from pez.figures.words import spoken
 _PANEL = 3.3  # inches
 
 
-def transfer_figure(table: pd.DataFrame, title: str, note: str = ""):
+def transfer_figure(table: pd.DataFrame, title: str, note: str = "") -> Figure:
     """Draw rows of transfer_RUN.csv, probes up and features across; returns the matplotlib figure."""
     names = list(dict.fromkeys(table["variable"]))
     columns = min(3, len(names))

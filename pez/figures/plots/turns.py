@@ -9,6 +9,7 @@ the number of readable ones stands for it.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from pez.controls import is_floor
 from pez.encoder.pooling import seen_tubelets
@@ -85,7 +86,7 @@ def kept(run: Run) -> pd.DataFrame:
     )
 
 
-def turns_figure(run: Run):
+def turns_figure(run: Run) -> Figure:
     """Heat maps of R^2 by layer and tubelet, directions and speeds; returns the matplotlib figure."""
     table = turns_table(run)
     n_layers, n_tubelets = table["layer"].nunique(), table["tubelet"].nunique()

@@ -11,11 +11,13 @@ has them if they are not there.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 import constants
 from pez.errors import UserError
+from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
 from pez.figures.words import dataset_of
 from pez.files import read_json
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
@@ -84,7 +86,7 @@ class Verdict:
     spec: FigureSpec
     path: Path
     text: str
-    record: dict
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,15 @@ class Movies:
     sheet: Path | None
 
 
+@dataclass(frozen=True)
+class Mechanisms:
+    """A run of step4_mechanisms.py: its figures as (title, path), and its verdict where there is one."""
+
+    name: str
+    figures: tuple[tuple[str, Path], ...]
+    verdict: str | None
+
+
 @dataclass
 class Report:
     """All that a report shows, runs newest first; `absent` names in words what was looked for and not found."""
@@ -117,6 +128,7 @@ class Report:
     pictures: list[Picture] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
+    mechanisms: list[Mechanisms] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
     def of_kind(self, kind: str) -> list[Run]:
@@ -124,7 +136,7 @@ class Report:
         return [run for run in self.runs if run.kind == kind]
 
 
-def gather(results_dir, runs: Sequence[str] | None = None) -> Report:
+def gather(results_dir: str | Path, runs: Sequence[str] | None = None) -> Report:
     """Read everything there is about the runs of a results folder (all, or those named)."""
     report = Report(Path(results_dir))
     report.runs = _runs(report, runs)
@@ -132,6 +144,7 @@ def gather(results_dir, runs: Sequence[str] | None = None) -> Report:
     report.clip_sets = _clip_sets(report)
     report.movies = _movies(report)
     report.audits = _audits(report)
+    report.mechanisms = _mechanisms(report)
     return report
 
 
@@ -223,13 +236,29 @@ def _audits(report: Report) -> list[Audit]:
     return found
 
 
+def _mechanisms(report: Report) -> list[Mechanisms]:
+    """Figures and verdicts of the runs of step4_mechanisms.py that have some."""
+    found = []
+    for record in sorted(report.results_dir.glob("config_mechanisms_*.json")):
+        name = record.stem.removeprefix("config_mechanisms_")
+        drawn = [
+            (figure.title, report.results_dir / f"{figure.stem}_{name}.png") for figure in MECHANISM_FIGURES.values()
+        ]
+        verdict = report.results_dir / f"mechanisms_verdict_{name}.md"
+        text = verdict.read_text(encoding="utf-8", errors="replace") if verdict.is_file() else None
+        figures = tuple((title, path) for title, path in drawn if path.is_file())
+        if figures or text:
+            found.append(Mechanisms(name, figures, text))
+    return found
+
+
 def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:
     """The folder `name` next to the results folder if there is one, else `otherwise`."""
     folder = results_dir.resolve().parent / name
     return folder if folder.is_dir() else otherwise
 
 
-def _record(report: Report, path: Path) -> dict:
+def _record(report: Report, path: Path) -> dict[str, Any]:
     """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
     try:
         return read_json(path)

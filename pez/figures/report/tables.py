@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from pez.figures.words import INTERVAL, NONE, dataset_of, interval, number, spok
 from pez.probes.results import BALL, MOVIES, Run
 from pez.probes.summary import one_third
 from pez.stimuli.clipset import ClipSet
+from pez.weights import licences
 
 _BROAD = 6  # columns
 
@@ -173,7 +175,7 @@ def provenance_table(report: Report) -> Table:
     return Table("How each run was made", columns, [_made_row(run.name, run.record) for run in report.runs])
 
 
-def _made_row(name: str, record: dict) -> list[str]:
+def _made_row(name: str, record: dict[str, Any]) -> list[str]:
     made = record.get("provenance", {})
     libraries = [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
     python = [f"Python {made['python']}"] if "python" in made else []
@@ -183,13 +185,23 @@ def _made_row(name: str, record: dict) -> list[str]:
 
 def features_table(report: Report) -> Table:
     """Weights and clips behind each run's features, by fingerprint."""
-    columns = ["run", "clips", "clip-set fingerprint", "weights", "SHA-256 of weights", "precision", "frame order"]
+    columns = [
+        "run",
+        "clips",
+        "clip-set fingerprint",
+        "weights",
+        "licence",
+        "SHA-256 of weights",
+        "precision",
+        "frame order",
+    ]
     rows = [
         [
             run.name,
             name,
             str(features.get("clip_set", {}).get("fingerprint", NONE)),
             str(features.get("weights_label", NONE)),
+            licences([features.get("weights_label")]).get(str(features.get("weights_label")), NONE),
             str(features.get("weights_sha256") or NONE)[:16],
             str(features.get("dtype", NONE)),
             spoken(features.get("frame_order", NONE)),

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pez.controls import BESIDE, UNIQUE, is_floor
-from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, beyond, checked
+from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, Statement, beyond, checked
 from pez.figures.words import spoken
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.kinds import chance_of
@@ -75,9 +75,9 @@ class Judged:
         """Why nothing is decided of a curve that the probe's training has shaped; empty where all layers converged."""
         return f"{TRAINING}: not converged at layers {spans(self.unconverged)}" if self.unconverged else ""
 
-    def checked(self, figure: str) -> list[Checked]:
-        """The paper's statements of `figure` about this variable, each with its verdict."""
-        mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
+    def checked(self, figure: str, statements: Sequence[Statement] = STATEMENTS) -> list[Checked]:
+        """Those of `statements` (by default the paper's) of `figure` about this variable, each with its verdict."""
+        mine = [each for each in statements if (each.figure, each.variable) == (figure, self.variable)]
         own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
         mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
         found = [checked(self.of, statement, self.key, self.too_few) for statement in mine]
@@ -136,14 +136,14 @@ def judge(run: Run, variable: str, of: str) -> Judged:
     others = [name for name in names if name in BESIDE]
     curves = {}
     for part, metric in wanted:
-        if main.curve(metric, part) is not None:
+        curve = main.curve(metric, part)
+        if curve is not None:
             every = {name: scores.control(variable, name, metric, part) for name in [*floors, *others]}
-            controls = {name: every[name] for name in floors if every[name] is not None}
+            known = {name: control for name, control in every.items() if control is not None}
+            controls = {name: known[name] for name in floors if name in known}
+            beside = {name: known[name] for name in others if name in known}
             chance = kind.chance if metric == kind.headline else chance_of(metric)
-            beside = {name: curve for name, curve in every.items() if name in BESIDE and curve is not None}
             unique = scores.unique(variable)[1] if UNIQUE in names and metric == kind.headline else None
-            curves[part, metric] = Evidence(
-                main.layers, run.depth, main.curve(metric, part), controls, chance, beside, unique
-            )
+            curves[part, metric] = Evidence(main.layers, run.depth, curve, controls, chance, beside, unique)
     seeds = {name: len(scores.of(variable, None, name)) for name in names}
     return Judged(of, run, main, curves, seeds)

@@ -9,8 +9,8 @@ one third  appears at about one third: half-rise onset within a tenth of the dep
 middle     peaks in the middle: the mean over the middle third of the depth minus that over the outer third that
            is higher; means, for the highest of many layers is higher by luck too
 fades      declines toward the output: the mean over the middle third minus that over the last tenth
+readable   some layer is above: one test over all layers (max-T); does not hold if no layer's interval reaches 0.1
 
-read       some layer is above: one test over all layers (max-T); does not hold if no layer's interval reaches 0.1
 beyond     the same of a control without an encoder, such as optical flow, which is no floor: it reads the motion itself
 
 Without an onset "early" and "one third" do not hold if the curve stays, with its interval, less than 0.1 above; a
@@ -18,15 +18,21 @@ curve that might be higher but was not shown to be leaves them undecided. Layers
 what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided. So is
 every statement about a curve with layers whose probes stopped before they had converged: it may show the probe's
 training, not the encoder.
+
+STATEMENTS are the paper's; `read_statements` reads others from a file, of variables of one's own (docs/labels.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.controls import TOGETHER
+from pez.errors import UserError, check_choice
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.scores.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
 
@@ -37,13 +43,15 @@ EARLY = 0.1  # of the depth
 AROUND = 0.1  # of the depth, on either side of one third
 LAST = 0.9  # of the depth: where the last tenth begins
 MOVIES = "movies"
+LABELS = "labels"
+FIGURES = ("2c", "2b", MOVIES, LABELS)
 READABLE = 0.1  # least R^2 above control that would count as readable
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What the paper says of a variable of a figure (MOVIES: of both figures of movies): `claim` in words, `check` a
-    key of CHECKS."""
+    """What is said of a variable of a figure (MOVIES: of both figures of movies; LABELS: of runs of own labels):
+    `claim` in words, `check` a key of CHECKS."""
 
     figure: str
     variable: str
@@ -91,7 +99,7 @@ STATEMENTS = (
         part
         for name in ("velocity_xy", "direction_sincos")
         for part in (
-            Statement("_motion", name, "is read by some layer where place is silent", "read"),
+            Statement("_motion", name, "is read by some layer where place is silent", "readable"),
             *_statements("_motion", name, "one third"),
         )
     ),
@@ -162,7 +170,7 @@ def _reads_more(evidence: Evidence, curve: BootstrapCurve, control: BootstrapCur
     return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
 
 
-def verdict_record(statements: Sequence[Checked], **more) -> dict:
+def verdict_record(statements: Sequence[Checked], **more: Any) -> dict[str, Any]:
     """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more` in front."""
     return {**more, "statements": [asdict(statement) for statement in statements]}
 
@@ -231,14 +239,42 @@ def _difference(rise: BootstrapCurve, one: np.ndarray, other: np.ndarray, name: 
     return FAILS if high < 0 else UNDECIDED, words
 
 
-def _read(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
+def _readable(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
     return _reads_more(evidence, evidence.main, control)
 
 
 CHECKS = {
-    "read": _read,
     "early": _onset_within(0.0, EARLY),
     "one third": _onset_within(EMERGENCE_DEPTH - AROUND, EMERGENCE_DEPTH + AROUND),
     "middle": _middle,
     "fades": _fades,
+    "readable": _readable,
 }
+COLUMNS = ("variable", "claim", "check")
+
+
+def read_statements(path: str | Path) -> tuple[Statement, ...]:
+    """Statements from a CSV with the columns variable, claim, check, and figure where they are not of own labels.
+
+    Raises UserError for a file that cannot be read, a column that is missing, an empty cell, or a check or figure that
+    is not known.
+    """
+    path = Path(path)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except FileNotFoundError:
+        raise UserError(f"--statements {path} is missing: give a CSV with {', '.join(COLUMNS)}") from None
+    except (ValueError, OSError) as error:  # pandas' errors and broken text are ValueErrors
+        raise UserError(f"--statements {path} cannot be read ({error}): save it as CSV") from None
+    lacking = [name for name in COLUMNS if name not in table]
+    if lacking or table.empty:
+        what = f"has no column {lacking[0]}" if lacking else "has no rows"
+        raise UserError(f"--statements {path} {what}: it needs {', '.join(COLUMNS)}, as docs/statements.csv")
+    table = table.assign(figure=table.get("figure", LABELS)).replace({"figure": {"": LABELS}})
+    for number, row in enumerate(table.to_dict("records"), start=2):
+        empty = [name for name in COLUMNS if not row[name].strip()]
+        if empty:
+            raise UserError(f"--statements {path}, line {number} has no {empty[0]}: fill it in")
+        check_choice(f"--statements {path}, line {number}: check", row["check"], CHECKS)
+        check_choice(f"--statements {path}, line {number}: figure", row["figure"], FIGURES)
+    return tuple(Statement(row.figure, row.variable, row.claim, row.check) for row in table.itertuples())

@@ -10,15 +10,25 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pez.controls import CONTROLS
 from pez.errors import UserError
 from pez.figures.caveats import run_words, verdict_notes
-from pez.figures.verdicts import published, statements
+from pez.figures.verdicts import published
+from pez.figures.verdicts import statements as rules
 from pez.figures.verdicts.evidence import Judged, judge
-from pez.figures.verdicts.statements import MOVIES, UNDECIDED, Checked, verdict_record
+from pez.figures.verdicts.statements import (
+    LABELS,
+    MOVIES,
+    STATEMENTS,
+    UNDECIDED,
+    Checked,
+    Statement,
+    verdict_record,
+)
 from pez.figures.words import dataset_of, spoken
 from pez.files import write_json, write_text
 from pez.probes.results import Run
@@ -28,6 +38,7 @@ from pez.probes.scores.possibility import OVERALL
 TITLES = {
     "2c": "Figure 2(c): scalar motion variables",
     "2b": "Figure 2(b): Cartesian motion",
+    LABELS: "Labels of one's own",
     "_motion": "Motion without place",
 }
 MOVIE_RULES = """Statements are about relative accuracy over all scenes (where a benchmark numbers its pairs, pairwise
@@ -40,12 +51,17 @@ the pooled score, and are made against chance and every control that was run (th
 
 
 def build_verdict(
-    results_dir, figure: str, curves: Sequence[tuple[Run, str]], named: Callable[[Run, str], str] | None = None
+    results_dir: str | Path,
+    figure: str,
+    curves: Sequence[tuple[Run, str]],
+    statements: Sequence[Statement] = STATEMENTS,
+    named: Callable[[Run, str], str] | None = None,
 ) -> list[Path]:
     """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
 
-    `curves`: the variables of a ball figure, each with its run; `named` says what each is called. A run without
-    readable predictions is named in the file and left out of it.
+    `curves`: the variables of a ball figure, each with its run; with the figure LABELS of a run of own labels, for
+    which FIGURE is "_" and the run's name. `named` says what each is called. A run without readable predictions is
+    named in the file and left out of it.
     """
     judged, notes = [], []
     for run, variable in curves:
@@ -55,12 +71,21 @@ def build_verdict(
         except UserError as error:
             notes.append(f"{of} left out: {error}")
     more = [asdict(each) for item in judged for each in item.beyond()]
-    found = [each for item in judged for each in item.checked(figure)]
+    found = [each for item in judged for each in item.checked(figure, statements)]
     record = verdict_record(found, **({"beyond": more} if more else {}), emergence=emergence_record(judged))
-    return _write(results_dir, figure, verdict_text(figure, judged, notes), record)
+    stem = f"_{curves[0][0].name}" if figure == LABELS else figure
+    return _write(results_dir, stem, verdict_text(figure, judged, notes, statements), record)
 
 
-def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run], theirs, missing) -> list[Path]:
+def build_movie_verdict(
+    results_dir: str | Path,
+    figure: int,
+    title: str,
+    runs: Sequence[Run],
+    theirs: pd.DataFrame,
+    missing: Sequence[str],
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """The same of Figure 6 or 8: `runs`, one per model; `theirs`, published values as of `published_movies`; `missing`
     models without a run."""
     judged: list[Judged | UserError] = []
@@ -69,13 +94,13 @@ def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run
             judged.append(judge(run, run.variables[0], str(run.value("model"))))
         except UserError as error:
             judged.append(error)
-    found = [each for item in judged if isinstance(item, Judged) for each in item.checked(MOVIES)]
-    emerging = emergence_record([item for item in judged if isinstance(item, Judged)])
-    record = verdict_record(found, status=published.status(runs, theirs), emergence=emerging)
-    return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing), record)
+    shown = [item for item in judged if isinstance(item, Judged)]
+    found = [each for item in shown for each in item.checked(MOVIES, statements)]
+    record = verdict_record(found, status=published.status(runs, theirs), emergence=emergence_record(shown))
+    return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing, statements), record)
 
 
-def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
+def _write(results_dir: str | Path, figure: object, text: str, record: dict[str, Any]) -> list[Path]:
     path = Path(results_dir) / f"figure{figure}_verdict.md"
     return [write_text(path, text), write_json(path.with_suffix(".json"), record)]
 
@@ -83,12 +108,19 @@ def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
 # ---------------------------------------------------------------- balls and own labels
 
 
-def verdict_text(figure: str, judged: Sequence[Judged], notes: Sequence[str] = ()) -> str:
-    """The Markdown of a verdict file of ball curves; `notes` are further lines about it."""
-    lines = [f"# {TITLES.get(figure, figure)}, the paper's statements checked", ""]
+def verdict_text(
+    figure: str, judged: Sequence[Judged], notes: Sequence[str] = (), statements: Sequence[Statement] = STATEMENTS
+) -> str:
+    """The Markdown of a verdict file of ball curves, or of own labels; `notes` are further lines about it."""
+    whose = "statements" if figure == LABELS or statements is not STATEMENTS else "the paper's statements"
+    lines = [f"# {TITLES.get(figure, figure)}, {whose} checked", ""]
     lines += [*_made_from(judged), *(f"- {note}" for note in [*verdict_notes(judged), *notes])]
-    checked = [each for item in judged for each in item.checked(figure)]
-    lines += ["", "## Statements", "", *statement_lines(checked, named=True)]
+    checked = [each for item in judged for each in item.checked(figure, statements)]
+    lines += ["", "## Statements", ""]
+    if figure == LABELS and not checked:
+        lines += ["None is about these variables. Write some and name their file with `--statements` (docs/labels.md)."]
+    else:
+        lines += statement_lines(checked, named=True, says="it is said" if whose == "statements" else "")
     if more := [each for item in judged for each in item.beyond()]:
         lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
@@ -123,6 +155,7 @@ def movie_verdict_text(
     judged: Sequence[Judged | UserError],
     theirs: pd.DataFrame,
     missing: Sequence[str],
+    statements: Sequence[Statement] = STATEMENTS,
 ) -> str:
     """The Markdown of a verdict file of movies: of each run, facts, differences to `theirs`, statements and onsets.
 
@@ -137,11 +170,13 @@ def movie_verdict_text(
             lines.append(f"- Statements and onsets left out: {item}")
             continue
         words = dataset_of(run.table).words
+
+        def cells(_: Judged, part: str, metric: str, words: Callable[[str], str] = words) -> tuple[str, str]:
+            return words(part), spoken(metric)
+
         lines += [f"- {note}" for note in run_words(item)]
-        lines += ["", *statement_lines(item.checked(MOVIES), named=False), ""]
-        lines += onset_lines(
-            [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
-        )
+        lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
+        lines += onset_lines([item], ("row", "metric"), cells)
     lines += emergence_lines([item for item in judged if isinstance(item, Judged)], "model")
     return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
 
@@ -188,7 +223,7 @@ def emergence_lines(judged: Sequence[Judged], column: str) -> list[str]:
     return lines
 
 
-def emergence_record(judged: Sequence[Judged]) -> list[dict]:
+def emergence_record(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     """The same as data."""
     found = [(item.of, item.emergence()) for item in judged]
     return [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
@@ -196,6 +231,6 @@ def emergence_record(judged: Sequence[Judged]) -> list[dict]:
 
 def _rules(*first: str) -> list[str]:
     """How it was computed, from the docstrings of the modules that do."""
-    checks = statements.__doc__.partition("\n\n")[2].strip()
+    checks = rules.__doc__.partition("\n\n")[2].strip()
     onsets = "The rules" + onset_rules.__doc__.partition("The rules")[2].strip()
     return ["---", "How this was computed:", "", "```", "\n\n".join([*first, checks, onsets]), "```", ""]

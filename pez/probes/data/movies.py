@@ -6,6 +6,7 @@ always used again.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,8 @@ def _store(
 def _default_root(args: argparse.Namespace, encoder: Encoder, pooling: str) -> Path:
     """A feature root of its own for every model, capture, transform, pooling and set of weights."""
     weights = encoder.weights_sha256[:8]
-    return FEATURES_DIR / f"intphys_{encoder.model}_{weights}_{args.capture}_{args.transform}_{pooling}"
+    model = re.sub(r"[^\w.-]+", "--", encoder.model)  # an id of the hub has a slash
+    return FEATURES_DIR / f"intphys_{model}_{weights}_{args.capture}_{args.transform}_{pooling}"
 
 
 def _is_complete(directory: Path, args: argparse.Namespace, encoder: Encoder, source: ClipSource, pooling: str) -> bool:

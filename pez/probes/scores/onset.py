@@ -134,16 +134,16 @@ class Emergence:
         return "; ".join(words if holds else f"not {words}" for words, holds in self.conditions.items())
 
 
-def emergence(layers, curve: np.ndarray, depth: int, chance: float = 0.0) -> Emergence | None:
+def emergence(layers: npt.ArrayLike, curve: np.ndarray, depth: int, chance: float = 0.0) -> Emergence | None:
     """The criterion of the paper's authors on a `curve` [L] over `layers` [L] of an encoder of `depth` layers.
 
     None with fewer than 5 layers that have a score: four parameters fit any four.
     """
-    layers, curve = np.asarray(layers, dtype=np.float64), np.asarray(curve, dtype=np.float64)
-    layers, curve = layers[np.isfinite(curve)], curve[np.isfinite(curve)]
-    if len(layers) < _FEWEST_LAYERS:
+    places, curve = np.asarray(layers, dtype=np.float64), np.asarray(curve, dtype=np.float64)
+    places, curve = places[np.isfinite(curve)], curve[np.isfinite(curve)]
+    if len(places) < _FEWEST_LAYERS:
         return None
-    inflection, width, error = fit_logistic(layers, curve)
+    inflection, width, error = fit_logistic(places, curve)
     total = np.square(curve - curve.mean()).sum()
     fit_r2 = 1 - error / total if total > 0 else 0.0
     return Emergence(inflection, width, float(fit_r2), float(curve.max() - chance), depth)
@@ -162,7 +162,8 @@ def fit_logistic(layers: np.ndarray, curve: np.ndarray) -> tuple[float, float, f
         shape = shape - shape.mean(-1, keepdims=True)
         size = np.square(shape).sum(-1)
         along = np.maximum(shape @ centred, 0.0)
-        return np.square(centred).sum() - np.divide(along**2, size, out=np.zeros_like(along), where=size > 1e-15)
+        explained = np.divide(along**2, size, out=np.zeros_like(along), where=size > 1e-15)
+        return cast(np.ndarray, np.square(centred).sum() - explained)
 
     inflections = np.linspace(layers[0], layers[-1], _INFLECTIONS)
     tried = error(*np.broadcast_arrays(inflections[:, None], _WIDTHS))

@@ -216,10 +216,11 @@ class Scores:
         main = self.main(variable)
         protocol, metric = main.predictions.protocol, main.kind.headline
         joined, alone = (self.of(variable, protocol, name)[0] for name in (UNIQUE, TOGETHER))
-        curves = joined.curve(metric), alone.curve(metric)
+        both, without = joined.curve(metric), alone.curve(metric)
         gained = joined.pooled(metric) - alone.pooled(metric)
-        known = all(curve is not None for curve in curves)
-        return gained, curves[0] - curves[1].over_layers(len(joined.layers)) if known else None
+        if both is None or without is None:
+            return gained, None
+        return gained, both - without.over_layers(len(joined.layers))
 
 
 def _is(scored: Scored, variable: str, control: str) -> bool:

@@ -131,7 +131,7 @@ def train(
             pool.shutdown(cancel_futures=True)
 
 
-def _train_halving(problems: list[Problem], options: dict) -> list[np.ndarray]:
+def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.ndarray]:
     """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
     try:
         return train_stack(problems, **options)

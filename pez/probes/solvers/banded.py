@@ -78,9 +78,12 @@ class BandedSolver:
             rows += [] if fit.read is None else [folds.rows(fit.read)]
             predicted = self._predicted(held[1], targets, train, np.concatenate(rows))
             step()
-            yield BandedFitted(fit, self.settings, predicted.split([len(each) for each in rows], dim=1), data, folds)
+            parts = torch.split(predicted, [len(each) for each in rows], dim=1)
+            yield BandedFitted(fit, self.settings, parts, data, folds)
 
-    def _predicted(self, features: torch.Tensor, targets: torch.Tensor, train, rows) -> torch.Tensor:
+    def _predicted(
+        self, features: torch.Tensor, targets: torch.Tensor, train: np.ndarray, rows: np.ndarray
+    ) -> torch.Tensor:
         """Predictions of every setting, [S, rows, k]."""
         layer, other = self.kernels(features, train, np.concatenate([train, rows]))
         mean = targets[train].mean(0)
@@ -94,16 +97,16 @@ class BandedSolver:
             found.append(kernel[len(train) :] @ dual + mean)
         return torch.cat(found)
 
-    def kernels(self, features: torch.Tensor, train, rows) -> tuple[torch.Tensor, torch.Tensor]:
+    def kernels(self, features: torch.Tensor, train: np.ndarray, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Kernels of the layer and of the others between `rows` and the training rows, [rows, train] each."""
         widths = [part.width for part in self.others]
-        layer, *others = features.split([features.shape[1] - sum(widths), *widths], dim=1)
+        layer, *others = torch.split(features, [features.shape[1] - sum(widths), *widths], dim=1)
         modes = [self.layer_norm, *(part.norm_mode for part in self.others)]
         own, *rest = [_kernel(part, mode, train, rows) for part, mode in zip((layer, *others), modes)]
         return own, torch.stack(rest).mean(0)
 
 
-def _kernel(features: torch.Tensor, norm_mode: str, train, rows) -> torch.Tensor:
+def _kernel(features: torch.Tensor, norm_mode: str, train: np.ndarray, rows: np.ndarray) -> torch.Tensor:
     """[rows, train]; of no features, or of such that do not vary, 0."""
     if not features.shape[1]:
         return features.new_zeros(len(rows), len(train))
@@ -131,15 +134,13 @@ class BandedFitted:
         predicted = self.parts[self.fit.validated_on.index(fold)]
         targets = self.data.targets
         errors = (predicted - targets[self.folds.rows(fold)]).square().mean(1) / targets.var(0, correction=0)
-        loss = torch.stack([part.mean(1) for part in errors.split(list(self.data.outputs), dim=1)], dim=1)
+        loss = torch.stack([part.mean(1) for part in torch.split(errors, list(self.data.outputs), dim=1)], dim=1)
         return Trials(loss, torch.zeros(loss.shape, dtype=torch.int64), predicted)
 
     def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
         """[m, k] of the fold that is read; a Fit that validates and reads none is read where it validates."""
-        found = [
-            part[choice.setting] for choice, part in zip(choices, self.parts[-1].split(list(self.data.outputs), dim=2))
-        ]
-        return torch.cat(found, dim=1)
+        parts = torch.split(self.parts[-1], list(self.data.outputs), dim=2)
+        return torch.cat([part[choice.setting] for choice, part in zip(choices, parts)], dim=1)
 
     def exactly(self, choices: tuple[Choice, ...]) -> None:
         """Least squares has no ties to settle."""

@@ -77,7 +77,9 @@ class MLPSolver:
         finally:
             torch.set_num_threads(before)
 
-    def _fitted(self, fit: Fit, data: ProbeData, folds: Folds, features: torch.Tensor, read: torch.Tensor):
+    def _fitted(
+        self, fit: Fit, data: ProbeData, folds: Folds, features: torch.Tensor, read: torch.Tensor
+    ) -> "MLPFitted":
         train = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
         judged = [folds.rows(fold) for fold in fit.validated_on]
         mean, scale = _scaling(features[train], data.norm_mode)
@@ -162,7 +164,7 @@ def _train(
                 _adamw_step(parameter, gradient, mean, square, epoch, rate, decay)
             if not sizes and epoch < epochs:
                 continue
-            *parts, last = forward(together).split([*sizes, len(read)], dim=1)
+            *parts, last = torch.split(forward(together), [*sizes, len(read)], dim=1)
             better = torch.ones(len(settings), dtype=torch.bool, device=x.device)
             for place in reversed(range(len(sizes))):
                 now = losses(parts[place], targets[place])
@@ -174,7 +176,15 @@ def _train(
     return _Trained(best, epoch_of, kept[:-1], kept[-1])
 
 
-def _adamw_step(parameter, gradient, mean, square, step: int, rate, decay) -> None:
+def _adamw_step(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    step: int,
+    rate: torch.Tensor,
+    decay: torch.Tensor,
+) -> None:
     """One step of AdamW as torch.optim.AdamW does it, in place, with a `rate` and a `decay` per setting [S, 1, 1]."""
     first, second, epsilon = 0.9, 0.999, 1e-8
     mean.lerp_(gradient, 1 - first)

@@ -173,7 +173,7 @@ def _device_bytes(device: torch.device, memory_gib: float | None) -> float:
     return memory_gib * 2**30 if memory_gib else 0.4 * torch.cuda.get_device_properties(device).total_memory
 
 
-def _solve_mixed(problems: list[Problem], options: dict) -> list[SweepResult]:
+def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
     """Results in the problems' order, like ones solved together."""
     alike = collections.defaultdict(list)
     for place, problem in enumerate(problems):
@@ -184,7 +184,7 @@ def _solve_mixed(problems: list[Problem], options: dict) -> list[SweepResult]:
     return [found[place] for place in range(len(problems))]
 
 
-def _solve_halving(batch: list[Problem], options: dict) -> list[SweepResult]:
+def _solve_halving(batch: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
     """`_solve_batch`, in halves where a GPU's memory runs out; UserError if it does with one problem."""
     try:
         return _solve_batch(batch, **options)
