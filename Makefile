@@ -28,23 +28,31 @@ $(INSTALLED): requirements.txt
 # stand-in is small, and its attentive probes are shallow and short: Figure 8 proper needs a GPU.
 QUICK := PEZ_ARTIFACTS_DIR=artifacts/quick
 FEATURES := artifacts/quick/features
+MATCHED := artifacts/quick/data_matched
 ENCODER := --model tiny --device cpu
 PROBE := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/tiny --solver trainable \
 	--residual-capture resid_post --preprocessing resize --device cpu
+CONTROLS := --control shuffled_labels random_weights pixels position static_last --control-seeds 1
+MOTION := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/matched --probe-set motion --solver ridge \
+	--protocol nested --residual-capture resid_post --preprocessing resize --device cpu --unique \
+	--control shuffled_labels random_weights pixels optical_flow position static_last --control-seeds 1
 MECHANISMS := $(QUICK) $(RUN) step4_mechanisms.py
 RUN_NAME := --run-name mechanisms_quick
-CONTROLS := --control shuffled_labels random_weights pixels position static_last --control-seeds 2
 INTPHYS := $(ENCODER) --intphys-root artifacts/quick/intphys_mini/dev --capture resid_pre --transform resize \
 	--n-frames-sample 16 --reuse-features
 
 reproduce: $(INSTALLED)
 	@echo "== Step 1: render the quick preset, and a small stand-in for IntPhys"
 	@$(QUICK) $(RUN) step1_generate.py --preset quick
+	@$(QUICK) $(RUN) step1_generate.py --preset quick --dataset velocity --start-positions matched --output-root $(MATCHED)
 	@$(QUICK) $(RUN) step1_generate.py --dataset intphys_mini --scenes-per-block 4
 	@echo "== Step 2: features of every layer, all poolings in one pass; the controls"
 	@$(QUICK) $(RUN) step2_extract.py $(ENCODER) --capture resid_post --transform resize \
 		--pooling temporal_last temporal_last_patch mean time_mean_patch --control random_weights pixels static_last \
-		--control-seeds 2 --output-root $(FEATURES)/tiny
+		--control-seeds 1 --output-root $(FEATURES)/tiny
+	@$(QUICK) $(RUN) step2_extract.py $(ENCODER) --capture resid_post --transform resize --data-root $(MATCHED) \
+		--dataset velocity --pooling mean temporal_last --control random_weights pixels optical_flow static_last \
+		--control-seeds 1 --output-root $(FEATURES)/matched
 	@echo "== Step 3: probes of Figure 2(c) and 2(b)"
 	@$(PROBE) --run-name fig2c_quick --probe-set fig2c --pooling temporal_last \
 		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle $(CONTROLS)
@@ -53,6 +61,9 @@ reproduce: $(INSTALLED)
 	@$(PROBE) --run-name fig2b_acceleration_quick --probe-set fig2b_acceleration_xy --pooling temporal_last \
 		--norm-mode center --grouping magnitude --direction-target vxy $(CONTROLS)
 	@$(QUICK) $(RUN) step3_probe.py audit --feature-root $(FEATURES)/tiny
+	@echo "== Step 3: motion without place, the mean of all tokens beside the last tubelet's"
+	@$(MOTION) --run-name motion_mean_quick --pooling mean
+	@$(MOTION) --run-name motion_last_quick --pooling temporal_last
 	@echo "== IntPhys stand-in: linear and attentive probes"
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
 		--selection-metric relative_accuracy --control shuffled_labels random_weights pixels static_last \

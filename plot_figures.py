@@ -28,6 +28,7 @@ from pez.figures.build import (
     build_figure8,
     build_labels,
     build_mechanisms,
+    build_motion,
     build_turns,
     mechanism_runs,
 )
@@ -41,6 +42,7 @@ from pez.probes.results import result_paths
 BUILDERS = {
     "2c": build_figure2c,
     "2b": build_figure2b,
+    "motion": build_motion,
     "turns": build_turns,
     "1": build_figure1,
     "6": build_figure6,

@@ -7,11 +7,13 @@
     python step3_probe.py summarize
     python step3_probe.py audit --data-root ./artifacts/data
     python step3_probe.py audit --feature-root OUT --targets labels.csv --variables height:scalar material:class
+    python step3_probe.py transfer --run-name R --feature-root ROOT --probe-set fig2b_velocity_xy --pooling mean
 
 `run` writes results_NAME.csv, predictions_NAME.parquet (out of fold), config_NAME.json, figure_NAME.png and, with
 --control, controls_NAME.csv (pez/controls.py) into artifacts/results; `summarize` prints one table over all
 runs there and writes it as summary_runs.csv; `audit` says what targets share with where the ball is, in audit_SET.csv
-and audit_SET.png (pez/probes/audit.py).
+and audit_SET.png (pez/probes/audit.py); `transfer` reads every layer with the probes of every other, into
+transfer_NAME.csv and transfer_NAME.png (pez/probes/transfer.py).
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pez.cli import Parser, run_script
 from pez.figures.plots.audit import audit_figure
 from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
+from pez.figures.plots.transfer import transfer_figure
 from pez.files import write_csv
 from pez.probes.audit import Audit, AuditOptions, audit, audit_labels, clip_sets, in_two_digits, labelled_clips
 from pez.probes.data.groupings import GROUPINGS, default_grouping
@@ -31,15 +34,18 @@ from pez.probes.data.labels import read_labels
 from pez.probes.options import BallOptions, add_arguments
 from pez.probes.runs import run_balls
 from pez.probes.summary import as_text, ball_tables, summarize_runs
+from pez.probes.transfer import TransferOptions, run_transfer
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|summarize|audit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|summarize|audit|transfer")
     add_arguments(commands.add_parser("run", help="probe every layer of a feature root"), BallOptions)
     table = commands.add_parser("summarize", help="one table over all runs of the results folder")
     table.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="folder of the runs")
     _add_audit(commands.add_parser("audit", help="what the targets of a clip set share with where the ball is"))
+    crossed = commands.add_parser("transfer", help="read every layer with the probes of every other")
+    add_arguments(crossed, TransferOptions)
     for command in commands.choices.values():  # run_script gives it to the parser before the command
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -108,8 +114,20 @@ def _audits(args) -> Iterator[Audit]:
     yield audit_labels(clips, labels, AuditOptions(folds=args.folds, seed=args.seed), args.group)
 
 
+def transfer(args) -> list[Path]:
+    """Read every layer with the probes of every other; write the table and its picture."""
+    table = run_transfer(args)
+    scale = "Layers as they are." if args.align == "none" else "Layers on the scale of the probe's."
+    figure = transfer_figure(table, f"Transfer, {args.run_name}: probes of one layer on another", scale)
+    paths = save_figure(figure, args.results_dir / f"transfer_{args.run_name}")
+    print("\n".join(map(str, paths)))
+    return paths
+
+
 def main(args) -> None:
-    if args.command == "audit":
+    if args.command == "transfer":
+        transfer(args)
+    elif args.command == "audit":
         run_audit(args)
     elif args.command == "summarize":
         summarize(args.results_dir)

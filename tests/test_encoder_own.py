@@ -123,6 +123,9 @@ def test_auto_is_the_best_device_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(there["cuda"]))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
     assert find_device("auto") == torch.device("cpu") and probe_device("auto") == "cpu"
     with pytest.raises(UserError, match="--device mps is not there"):
@@ -131,7 +134,8 @@ def test_auto_is_the_best_device_there_is(monkeypatch):
     assert find_device("auto") == find_device("mps") == torch.device("mps")
     assert probe_device("auto") == probe_device("mps") == "cpu"
     there["cuda"] = True
-    assert find_device("auto") == torch.device("cuda:0") and probe_device("auto") == "cuda:0"
+    assert find_device("auto") == torch.device("cuda:0") and chosen == [torch.device("cuda:0")]
+    assert probe_device("auto") == "cuda:0"
     assert probe_device("cuda:0") == "cuda:0" and probe_device("cpu") == "cpu"
     assert pass_dtype("auto", torch.device("mps")) == "float32"
     with pytest.raises(UserError, match="--dtype bfloat16 is not for --device mps"):

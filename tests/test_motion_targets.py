@@ -190,3 +190,34 @@ def test_files_of_several_balls_go_through_figures_and_verdicts(balls, tmp_path)
         encoding="utf-8"
     )  # the paper says nothing of it
     assert "object 2: velocity (x, y)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_motion_without_place_is_drawn_and_judged_by_pooling_and_opens_the_report(tmp_path):
+    clips, frames = drawn("velocity")
+    order, rng = clips.sort_values("clip_id"), np.random.default_rng(2)
+    held = unit(order["direction_deg"]) * order[["magnitude"]].to_numpy()
+    for pooling, strength in (("mean", 1.0), ("temporal_last", 0.0)):
+        states = {
+            state: torch.tensor(
+                strength * (state > 0) * held @ rng.normal(size=(2, 12)) + 0.3 * rng.normal(size=(len(order), 12)),
+                dtype=torch.float32,
+            )
+            for state in range(7)
+        }
+        root = tmp_path / pooling
+        write_store(root, "velocity", clips, frames, states, pooling, "tiny", "random weights (seed 0)")
+        arguments = ["run", "--run-name", f"motion_{pooling}", "--feature-root", root, "--probe-set", "motion"]
+        arguments += ["--solver", "ridge", "--protocol", "nested", "--bootstrap", "200", "--control", "position"]
+        arguments += ["--results-dir", tmp_path / "r"]
+        assert run_script(step3_probe.make_parser(), step3_probe.main, list(map(str, arguments))) == 0
+    assert run_script(plot_figures.make_parser(), plot_figures.main, ["--results-dir", str(tmp_path / "r")]) == 0
+    rows = pd.read_csv(tmp_path / "r" / "figure_motion_final.csv").groupby("variable")["r2_pooled"].max()
+    assert rows["velocity (x, y), mean"] > 0.95 and rows["velocity (x, y), temporal_last"] < 0.1
+    assert 0.6 < rows["direction (cos, sin), mean"] < 0.9  # a linear code of velocity reads (cos, sin) no better
+    text = (tmp_path / "r" / "figure_motion_verdict.md").read_text(encoding="utf-8")
+    assert text.startswith("# Motion without place") and "| velocity (x, y), temporal_last | appears at" in text
+    read = [line for line in text.splitlines() if "is read by some layer where place is silent" in line]
+    assert ["holds" in line for line in read] == ["mean" in line for line in read] and len(read) == 4
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert page.index("Figure motion: Motion without place") < page.index("In numbers")
+    assert not (tmp_path / "r" / "figure2b_final.png").exists()  # the paper's figures are of the paper's sets

@@ -305,7 +305,7 @@ def test_warnings_are_found(results):
     assert "temporal_last. R² from position alone: speed 0.070, direction 0.070." in said["The pooling sees position"]
     assert "adds 0.100 R² on average" in said["Optimistic protocol"]
     assert "sine and cosine were not probed" in said["Scalar angle"]
-    assert "without random weights, pixels, optical flow, static last" in said["Controls not run"]
+    assert "without random weights, pixels, static last" in said["Controls not run"]
     assert "of 72 scene comparisons over all layers 12 tie and 57 are" in said["Ties and near-ties"]
     scenes = "overall 12, object permanence 12, shape constancy 12, spatio-temporal continuity 12"
     assert said["Few groups"] == f"movies: scenes: {scenes}."

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score
 
+from pez.controls import BESIDE
 from pez.figures.build import build_figure2c
 from pez.figures.verdicts import statements
 from pez.figures.verdicts.evidence import judge
@@ -60,7 +61,8 @@ def evidence(curve, controls=None, **options) -> statements.Evidence:
 def evidence_in(scores) -> statements.Evidence:
     main = scores.main("speed")
     found = {name: scores.control("speed", name) for name in scores.controls("speed")}
-    return statements.Evidence(main.layers, DEPTH, main.curve("r2"), found)
+    beside = {name: found.pop(name) for name in BESIDE if name in found}
+    return statements.Evidence(main.layers, DEPTH, main.curve("r2"), found, beside=beside)
 
 
 def verdict(check: str, curve, controls=None) -> str:

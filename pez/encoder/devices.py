@@ -14,9 +14,8 @@ def probe_device(name: str) -> str:
 def find_device(name: str) -> torch.device:
     """The torch device of that name; `auto` is the best there is. UserError if this machine has none such."""
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        apple = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else apple
     try:
         device = torch.device(name)
     except RuntimeError:

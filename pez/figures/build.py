@@ -2,6 +2,7 @@
 
     figure2c_final.png, .pdf, .csv     speed, direction, acceleration; figure2c_verdict.md, .json
     figure2b_final.png, .pdf, .csv     Cartesian velocity and acceleration; figure2b_verdict.md, .json
+    figure_motion_final.png, .pdf, .csv    motion without place, by pooling; figure_motion_verdict.md, .json
     figure_turns_final.png, .pdf, .csv     directions and speeds of the turns set by layer and tubelet
     figure_intphys_possible_impossible_full_metrics16.png    one linear run of movies, every metric (Figure 1)
     figure6_intphys_overall_compare.csv, .png                linear probes, models side by side
@@ -163,6 +164,31 @@ def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataF
     names = {"mean": f"{LABEL}_mean", "std": f"{LABEL}_std"}
     theirs = published[["model", "variable", "layer", *names]].rename(columns=names)
     return rows.merge(theirs, on=["model", "variable", "layer"], how="left")
+
+
+def build_motion(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """Motion without place: velocity and direction of sets drawn in orbits, the newest run of every pooling."""
+    found = ball_runs(results_dir, "motion", runs)
+    if not found:
+        return []
+    newest = {str(run.value("pooling")): run for run in sorted(found, key=lambda run: run.written)}
+    curves = [(run, name) for run in newest.values() for name in run.variables]
+    for run in newest.values():
+        print(f"figure motion: {run.value('pooling')} from run {run.name}")
+
+    def named(run: Run, variable: str) -> str:
+        return f"{spoken(variable)}, {run.value('pooling')}"
+
+    def renamed(table: pd.DataFrame, run: Run) -> pd.DataFrame:
+        return table.assign(variable=[named(run, name) for name in table["variable"]])
+
+    rows = pd.concat([renamed(run.table, run) for run in newest.values()], ignore_index=True)
+    grey = [renamed(run.controls, run) for run in newest.values() if len(run.controls)]
+    controls = pd.concat(grey, ignore_index=True) if grey else pd.DataFrame()
+    stem = Path(results_dir) / "figure_motion_final"
+    drawn = save_figure(curve_figure(rows, "Motion without place, by layer", controls=controls), stem, ("png", "pdf"))
+    table = write_csv(stem.with_suffix(".csv"), rows)
+    return [*drawn, table, *build_verdict(results_dir, "_motion", curves, named=named)]
 
 
 def build_turns(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:

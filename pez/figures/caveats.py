@@ -164,12 +164,14 @@ def _leaves_view(_runs: Sequence[Run], clip_sets: Sequence[ClipSet]) -> Iterator
 
 
 def _other_clips(runs: Sequence[Run], clip_sets: Sequence[ClipSet]) -> Iterator[str]:
-    here = {clip_set.name: clip_set.fingerprint for clip_set in clip_sets}
+    here: dict[str, list[str]] = {}
+    for clip_set in clip_sets:
+        here.setdefault(clip_set.name, []).append(clip_set.fingerprint)
     for run in (run for run in runs if run.kind == BALL):
         for name, features in run.features.items():
             theirs = features.get("clip_set", {}).get("fingerprint")
-            if name in here and theirs not in (None, here[name]):
-                yield f"{run.name}: {name} set {theirs}; shown here: {here[name]}."
+            if name in here and theirs not in (None, *here[name]):
+                yield f"{run.name}: {name} set {theirs}; shown here: {listed(here[name])}."
 
 
 def _frame_order(run: Run) -> Iterator[str]:

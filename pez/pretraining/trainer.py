@@ -165,13 +165,12 @@ class Trainer:
                     row |= evaluate(self)
                 self.log.append(row)
                 self._tell(row)
-                if ends or time.monotonic() - last_save >= save_every_s:
-                    self._save()
-                    if saved:
-                        saved(self)
+                if time.monotonic() - last_save >= save_every_s:
+                    self._save(saved)
                     last_save = time.monotonic()
                 last_row = time.monotonic()
                 self.seconds = before + last_row - begun
+            self._save(saved)
 
     def _update(self) -> dict:
         """One update; the random numbers depend on seed and step alone, so a resumed run goes on as it would have."""
@@ -257,7 +256,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.clips, self.seconds, self.log = (state[name] for name in ("step", "clips", "seconds", "log"))
 
-    def _save(self) -> None:
+    def _save(self, saved: Callable[["Trainer"], None] | None) -> None:
         state = {
             "fingerprint": self.settings.fingerprint,
             "step": self.step,
@@ -270,6 +269,8 @@ class Trainer:
         with atomic_path(self.directory / STATE) as temporary:
             torch.save(state, temporary)
         write_csv(self.directory / LOG, pd.DataFrame(self.log))
+        if saved:
+            saved(self)
 
 
 def normalised(clips: torch.Tensor) -> torch.Tensor:

@@ -83,6 +83,25 @@ def repeated_folds(
     return different_folds(group, lambda own: grouped_folds(group, n_folds, own, strata, what, targets), seed, repeats)
 
 
+def swapped_folds(clips: pd.DataFrame, group: np.ndarray, factor: str) -> Folds:
+    """A fold per level of a factor that varies (a column of the clip table): the others train, it is read.
+
+    Raises UserError for a factor that does not vary, or a group whose clips have several levels.
+    """
+    if factor not in clips or clips[factor].nunique() < 2:
+        raise UserError(
+            f"--swap {factor}: the clips do not vary in it: make some with step1_generate.py --vary {factor}"
+        )
+    levels, fold = np.unique(clips[factor].to_numpy(), return_inverse=True)
+    torn = pd.Series(fold).groupby(group).nunique()
+    if (torn > 1).any():
+        raise UserError(
+            f"--swap {factor} parts the clips of {torn.idxmax()}, which --grouping keeps together: use --grouping "
+            "video, or a set drawn in orbits, where an orbit has one level"
+        )
+    return Folds(group, fold.astype(np.int64))
+
+
 def _check_orbits(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> None:
     if torn := torn_orbit(clips, group):
         raise UserError(

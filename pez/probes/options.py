@@ -19,7 +19,7 @@ from pez.encoder.pooling import POOLINGS
 from pez.errors import UserError
 from pez.files import check_run_name
 from pez.probes.data.ball import DIRECTION_TARGETS, PROBE_SETS
-from pez.probes.data.controls import known_control
+from pez.probes.data.controls import MODES, REFIT, known_control
 from pez.probes.data.groupings import GROUPINGS
 from pez.probes.protocols import CHOICES, FIXED_CHOICES
 from pez.probes.recipes import OURS, RECIPES, HasRecipe, IsDataclass, with_recipe
@@ -28,7 +28,9 @@ from pez.probes.scores.possibility import SELECTION_METRICS
 from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
 from pez.probes.solvers.attentive_training import SCHEDULES, TOKEN_NORMS
 from pez.probes.solvers.linear import SOLVERS
+from pez.probes.solvers.mlp import MLP
 from pez.probes.solvers.problems import NORM_MODES
+from pez.stimuli.variation import FACTORS
 from pez.store import CAPTURES, TRANSFORM_NAMES
 
 Options = TypeVar("Options", bound=IsDataclass)
@@ -119,7 +121,9 @@ class BallOptions(RunOptions):
         None, "column of --targets that names groups of clips (default: those with equal labels)"
     )
     skip_unlabelled: bool = option(False, "leave out clips without a label, and labels without a clip", flag=True)
-    solver: str = option("trainable", "trainable: 20 AdamW settings", choices=lambda: SOLVERS)
+    solver: str = option(
+        "trainable", "trainable: 20 AdamW settings; mlp: one hidden layer", choices=lambda: (*SOLVERS, MLP)
+    )
     norm_mode: str = option("zscore", "of features, by training clips", choices=lambda: NORM_MODES)
     grouping: str | None = option(
         None,
@@ -127,6 +131,11 @@ class BallOptions(RunOptions):
         choices=lambda: GROUPINGS,
     )
     tear_orbits: bool = option(False, "allow a --grouping that parts clips of one orbit", flag=True)
+    swap: str | None = option(
+        None,
+        "a factor of step1_generate.py --vary: each of its values is read by probes trained on the others",
+        choices=lambda: FACTORS,
+    )
     direction_target: str | None = option(
         None, "default: angle for fig2c, vxy for the others", choices=lambda: DIRECTION_TARGETS
     )
@@ -135,6 +144,19 @@ class BallOptions(RunOptions):
     pooling: str | None = option(None, "needed if the features hold several", choices=lambda: list(POOLINGS))
     control: tuple[str, ...] = option(
         (), "curves to read the main ones against", choices=lambda: controls_for(BALLS), several=True
+    )
+    control_mode: tuple[str, ...] = option(
+        (REFIT,),
+        "of controls of frames in another order: refit trains a probe on them, read reads them with the probe of the "
+        "clips as they are; both: refit read",
+        choices=lambda: MODES,
+        several=True,
+    )
+    unique: bool = option(
+        False,
+        "also what each layer tells beyond position, pixels and optical flow together, by banded ridge "
+        "(pez/probes/solvers/banded.py)",
+        flag=True,
     )
     layers: tuple[int, ...] | None = option(None, "only these (default: all)", type=int, several=True)
     threads: int | None = option(

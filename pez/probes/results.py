@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pez.controls import UNIQUE
 from pez.errors import UserError
 from pez.files import read_json, write_csv, write_json, write_parquet
 from pez.movies import dataset_titled
@@ -35,7 +36,7 @@ from pez.probes.protocols import FIXED, spoken_protocol
 from pez.probes.recipes import OURS
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
-from pez.probes.scores.score import Scored, Scores, score
+from pez.probes.scores.score import Scored, Scores, ends_of, score
 from pez.probes.validation.convergence import converged
 from pez.runs import provenance
 
@@ -223,7 +224,12 @@ def ball_controls(
         rows = rows.loc[rows.index.repeat(len(scored.layers))].reset_index(drop=True)
         rows = rows.assign(variable=name, layer=scored.layers)
         rows["layer_fraction"] = layer_fraction(rows["layer"], depths[name])
-        rows = pd.concat([rows.assign(protocol=predictions.protocol), ball_columns(scored)], axis=1)
+        columns = ball_columns(scored)
+        if control == UNIQUE:  # of the layer and the others together: what is told is what it adds
+            gained, curve = scores.unique(name)
+            stem, ends = f"{main.kind.headline}_pooled", ends_of(curve, len(gained))
+            columns = pd.DataFrame({stem: gained, f"{stem}_low": ends[:, 0], f"{stem}_high": ends[:, 1]})
+        rows = pd.concat([rows.assign(protocol=predictions.protocol), columns], axis=1)
         rows = over_layers(rows.assign(**made(scored)), main.layers, depths[name])
         if floor(name, control) and len(rows) == len(main.layers):
             gained, ends = scores.selectivity(name, control)

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pez.controls import BALLS, is_floor
+from pez.controls import BALLS, BESIDE, is_floor
 from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
@@ -27,7 +27,7 @@ from pez.movies.intphys2 import write_leaderboard
 from pez.probes.audit import grouping_notes
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
-from pez.probes.data.controls import ControlSource, control_data
+from pez.probes.data.controls import ControlSource, beyond_data, control_data
 from pez.probes.data.groupings import HELD_OUT, default_grouping
 from pez.probes.data.labels import labelled_set, read_labels
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
@@ -47,6 +47,7 @@ from pez.probes.folds import (
     published_scene_folds,
     repeated_folds,
     repeated_scene_folds,
+    swapped_folds,
 )
 from pez.probes.options import (
     AttentiveOptions,
@@ -79,8 +80,11 @@ from pez.probes.scores.possibility import METRIC_OF, score_movies
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
+from pez.probes.solvers.banded import BandedSolver, Part
 from pez.probes.solvers.linear import LinearSolver, linear_solver
+from pez.probes.solvers.mlp import MLP, MLPSolver
 from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.solver import Solver
 from pez.probes.summary import movie_facts
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
 from pez.probes.validation.convergence import RIDGE, beside_ridge, unconverged_layers
@@ -111,6 +115,12 @@ class Curve:
     protocols: tuple[str, ...]
     grouping: str = "scene"
     controls: tuple[ProbeData, ...] = ()
+    solved_apart: tuple[tuple[ProbeData, Solver], ...] = ()  # controls that have solvers of their own
+
+    @property
+    def all_controls(self) -> tuple[ProbeData, ...]:
+        """Controls by whatever solver."""
+        return (*self.controls, *(data for data, _ in self.solved_apart))
 
     @property
     def folds(self) -> Folds:
@@ -140,23 +150,25 @@ class Tables:
 
 
 def validated(
-    options: RunOptions, curves: Sequence[Curve], solver: LinearSolver, metric: str | None, probes: Probes
+    options: RunOptions, curves: Sequence[Curve], solver: Solver, metric: str | None, probes: Probes | None
 ) -> list[Predictions]:
     """Predictions of main curves, then of their controls, under one progress bar.
 
-    `probes` is filled with the main curves' nested refits. Main curves are checked for convergence; with
-    --until-converged layers that had not are probed again, for more epochs.
+    `probes`, unless None, is filled with the main curves' nested refits. Linear main curves are checked for
+    convergence; with --until-converged layers that had not are probed again, for more epochs.
     """
-    mains = [(curve, curve.data, curve.protocols) for curve in curves]
-    others = [(curve, data, curve.protocols[-1:]) for curve in curves for data in curve.controls]
-    total = sum(count_steps(solver, own, len(data.layers), curve.repeats) for curve, data, own in mains + others)
+    work: list[tuple[Curve, ProbeData, tuple[str, ...], Solver]] = []
+    work += [(curve, curve.data, curve.protocols, solver) for curve in curves]
+    work += [(curve, data, curve.protocols[-1:], solver) for curve in curves for data in curve.controls]
+    work += [(curve, data, curve.protocols[-1:], own) for curve in curves for data, own in curve.solved_apart]
+    total = sum(count_steps(by, own, len(data.layers), curve.repeats) for curve, data, own, by in work)
     found: list[Predictions] = []
     with progress(total=total, description=options.run_name, unit="probe") as bar:
-        for curve, data, own in mains + others:
+        for curve, data, own, by in work:
             kept = None if data.control else probes
             asked: dict[str, Any] = {"metric": metric, "step": bar.update, "probes": kept}
-            own_predictions = cross_validate(data, curve.repeats, solver, own, **asked)
-            if not data.control:
+            own_predictions = cross_validate(data, curve.repeats, by, own, **asked)
+            if not data.control and isinstance(solver, LinearSolver):
                 own_predictions = beside_ridge(data, curve.repeats, solver, own_predictions)
                 if options.until_converged:
                     own_predictions = _until_converged(curve, solver, metric, probes, own_predictions)
@@ -165,7 +177,7 @@ def validated(
 
 
 def _until_converged(
-    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, found: list[Predictions]
+    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes | None, found: list[Predictions]
 ) -> list[Predictions]:
     """`found`, with the layers that had not converged probed again, each time for MORE_EPOCHS times as many epochs."""
     while (layers := unconverged_layers([each for each in found if each.protocol == "nested"])) and (
@@ -194,6 +206,8 @@ def plan(options: BallOptions) -> list[Curve]:
     if options.targets is not None:
         if options.recipe == PUBLISHED:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
+        if options.swap:
+            raise UserError("--swap is of the ball sets; with --targets name the factor with --group instead")
         return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
     assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
@@ -217,12 +231,18 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
     probed = tuple(variables(options.probe_set, store, direction_target))
     grouping = options.grouping or default_grouping(store.clips)
     if options.recipe == PUBLISHED:
+        if options.swap:
+            raise UserError("--swap does not go with --recipe published, which has folds of its own: leave one out")
         probed = tuple(map(as_published, probed))
         folds = published_folds(store, grouping, options.folds, options.tear_orbits)
         return _curve(options, store, store.clips, probed, folds, grouping)
     targets = np.concatenate([variable.targets for variable in probed], axis=1)
     asked = (grouping, options.folds, options.seed, options.repeats, targets, options.tear_orbits)
-    return _curve(options, store, store.clips, probed, repeated_folds(store, *asked), grouping)
+    repeats = repeated_folds(store, *asked)
+    if options.swap:
+        repeats = (swapped_folds(store.clips, repeats[0].group, options.swap),)
+        grouping = f"{grouping}, {options.swap} swapped"
+    return _curve(options, store, store.clips, probed, repeats, grouping)
 
 
 def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
@@ -264,6 +284,15 @@ def _curve(
         raise UserError(
             "--variables: classes and pairs are trained otherwise than numbers: probe them in a run of their own"
         )
+    if options.solver == MLP:
+        if is_per_patch(pooling):
+            raise UserError(
+                f"--solver mlp reads one vector a clip, not --pooling {pooling}: choose one without patches"
+            )
+        if options.save_probes or options.until_converged:
+            raise UserError(
+                "--save-probes and --until-converged are of linear probes: leave them out with --solver mlp"
+            )
     if options.solver == "ridge" and losses == {"logistic"}:
         raise UserError("--solver ridge is for numbers: use --solver trainable for classes and pairs")
     data = ProbeData(
@@ -285,8 +314,21 @@ def _curve(
 def with_controls(options: BallOptions, curve: Curve) -> Curve:
     """`curve` with the controls asked for; UserError, with the command that makes it, for a missing store."""
     stores = Companions(Path(options.feature_root), curve.store, curve.capture, curve.pooling, options.control_seeds)
-    source = ControlSource(curve.store, curve.capture, curve.pooling, stores, BALLS, options.control_seeds)
-    return dataclasses.replace(curve, controls=tuple(control_data(curve.data, options.control, source)))
+    where = (curve.store, curve.capture, curve.pooling, stores)
+    source = ControlSource(*where, BALLS, options.control_seeds, modes=options.control_mode)
+    apart: tuple[tuple[ProbeData, Solver], ...] = ()
+    if options.unique:
+        if KINDS[curve.data.variables[0].kind].loss != "mse":
+            raise UserError("--unique is a share of a variance: leave it out for classes and pairs")
+        beyond = beyond_data(curve.data, source)
+        parts = tuple(itertools.starmap(Part, zip(beyond.widths, beyond.norm_modes)))
+        layer_norm = "zscore" if options.norm_mode == "zscore" else "center"
+        apart = (
+            (beyond.together, BandedSolver(parts, shares=(0.0,))),
+            (beyond.joined, BandedSolver(parts, layer_norm)),
+        )
+    controls = tuple(control_data(curve.data, options.control, source))
+    return dataclasses.replace(curve, controls=controls, solved_apart=apart)
 
 
 def probe_curves(options: BallOptions) -> Tables:
@@ -297,15 +339,20 @@ def probe_curves(options: BallOptions) -> Tables:
 def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     """Probe curves that were laid out before."""
     options = by_recipe(options)
-    solver = linear_solver(
-        options.solver,
-        options.max_epochs,
-        options.recipe,
-        device=options.device,
-        threads=options.threads,
-        memory_gib=options.memory_gib,
-    )
-    probes: Probes = {}
+    solver: LinearSolver | MLPSolver
+    if options.solver == MLP:
+        epochs: dict[str, Any] = {} if options.max_epochs is None else {"epochs": options.max_epochs}
+        solver = MLPSolver(device=options.device, threads=options.threads, seed=options.seed, **epochs)
+    else:
+        solver = linear_solver(
+            options.solver,
+            options.max_epochs,
+            options.recipe,
+            device=options.device,
+            threads=options.threads,
+            memory_gib=options.memory_gib,
+        )
+    probes: Probes | None = None if options.solver == MLP else {}
     # by the published recipe clips choose by R², patches by their own loss
     metric = "r2" if options.recipe == PUBLISHED and not is_per_patch(curves[0].pooling) else None
     predictions = validated(options, curves, solver, metric, probes)
@@ -321,7 +368,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
             "weights": data.described.get("weights_label", ""),
         }
         for curve in curves
-        for data in curve.controls
+        for data in curve.all_controls
         for variable in data.variables
     }
 
@@ -330,7 +377,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         return made[key.variable.name, key.control, key.control_seed]
 
     def floor(variable: str, control: str) -> bool:
-        return is_floor(control, of_variable[variable].pooling)
+        return control in BESIDE or is_floor(control, of_variable[variable].pooling)
 
     return Tables(
         results=ball_results(options.run_name, scores, depths, described),
@@ -338,7 +385,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         convergence=run_convergence(scores),
         predictions=prediction_table(options.run_name, BALL, predictions, with_epoch=False),
         record=_ball_record(options, curves, solver),
-        probes=probes if options.save_probes else {},
+        probes=probes if options.save_probes and probes else {},
     ).told(options.recipe)
 
 
@@ -372,7 +419,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[s
     }
 
 
-def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict[str, Any]:
+def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: Solver) -> dict[str, Any]:
     """What the config file says of a run, provenance aside."""
     return {
         "options": recorded(options),
@@ -399,7 +446,7 @@ def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSo
                 "note": data.note,
             }
             for curve in curves
-            for data in curve.controls
+            for data in curve.all_controls
         ],
     }
 
@@ -411,7 +458,8 @@ def run_balls(args: argparse.Namespace) -> Tables:
     curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store is said before any work
     for curve in curves:
         said = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]
-        place = grouping_notes(curve.store, curve.pooling, curve.repeats, curve.grouping, options.seed)
+        asked = (curve.store, curve.pooling, curve.repeats, curve.grouping, options.seed)
+        place = [] if options.swap else grouping_notes(*asked)
         for line in [*notes(options, curve), *place, *said]:
             print(line)
     with run_lock(options.results_dir, options.run_name):
@@ -428,7 +476,10 @@ def notes(options: BallOptions, curve: Curve) -> list[str]:
         f"{name}: {len(folds.fold)} clips, {folds.n_groups} groups ({curve.grouping}), {folds.n_folds} folds, "
         f"{curve.pooling}, {curve.store.settings['model']}, {curve.store.settings['weights_label']}"
     ]
-    if curve.grouping in HELD_OUT:
+    if options.swap:
+        levels = ", ".join(map(str, np.unique(curve.data.clips[options.swap])))
+        lines.append(f"note: each {options.swap} ({levels}) is read by probes trained on the others")
+    elif curve.grouping in HELD_OUT:
         lines.append(f"note: one value a fold is held out ({folds.n_folds} in all): read r2_pooled and mae")
     elif folds.n_folds < options.folds:
         lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")

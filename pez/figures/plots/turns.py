@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pez.controls import is_floor
 from pez.encoder.pooling import seen_tubelets
 from pez.figures.plots.curves import made_from, shown
 from pez.figures.plots.style import drawing_style, titled, write_notes
@@ -32,8 +33,10 @@ def turns_table(run: Run) -> pd.DataFrame:
         above = np.nan_to_num(curve.low, nan=-1.0) > 0
         controls = run.controls[run.controls["variable"] == name] if len(run.controls) else run.controls
         if "selectivity_low" in controls:
+            pooling = str(run.value("pooling"))
+            controls = controls[[is_floor(control, pooling) for control in controls["control"]]]
             lowest = controls.groupby("layer")["selectivity_low"].min().reindex(curve.layers)
-            above &= ~(lowest <= 0).to_numpy()  # a control that is no floor has none
+            above &= ~(lowest <= 0).to_numpy()  # without one there is nothing to be below
         rows.append(
             pd.DataFrame(
                 {

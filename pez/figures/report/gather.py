@@ -3,8 +3,9 @@
     gather(results_dir)    -> Report; what is absent is left out and named in `Report.absent`, never an error
 
 Files read, all optional: in the results folder those of its runs (pez/probes/results.py), figure*.png,
-figure*_verdict.md and .json, audit_*.csv and .png; beside it the clip sets (data/velocity, data/acceleration) and the
-stand-in for IntPhys (intphys_mini/dev), or where constants.py has them if they are not there.
+figure*_verdict.md and .json, audit_*.csv and .png; beside it the clip sets (data/velocity, data/acceleration,
+data/turns, and those of folders named data_...) and the stand-in for IntPhys (intphys_mini/dev), or where constants.py
+has them if they are not there.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ class FigureSpec:
 
 
 FIGURES = (
+    FigureSpec(
+        "motion", "Motion without place", "figure_motion_final", "figure_motion_verdict", "step3_probe.py run", True
+    ),
     FigureSpec("2(c)", "Scalar motion by layer", "figure2c_final", "figure2c_verdict", "step3_probe.py run"),
     FigureSpec("2(b)", "Cartesian motion by layer", "figure2b_final", "figure2b_verdict", "step3_probe.py run"),
     FigureSpec("turns", "Direction and speed before each turn", "figure_turns_final", None, "step3_probe.py run", True),
@@ -191,6 +195,12 @@ def _clip_sets(report: Report) -> list[ClipSet]:
             found.append(read_clip_set(root / name))
         except UserError as error:
             report.absent.append(f"Clips of the {name} set: {error}")
+    more = sorted([*root.glob("turns/clipset.json"), *root.parent.glob(f"{root.name}_*/*/clipset.json")])
+    for path in more:  # sets that were asked for besides, such as data_matched/velocity
+        try:
+            found.append(read_clip_set(path.parent))
+        except UserError as error:
+            report.absent.append(f"Clips of {path.parent}: {error}")
     return found
 
 

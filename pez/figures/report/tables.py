@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from pez.controls import CONTROLS
+from pez.controls import CONTROLS, READ, meaning
 from pez.figures.caveats import unit_of
 from pez.figures.plots.audit import shown_readers
 from pez.figures.plots.turns import kept
@@ -125,7 +125,8 @@ def control_tables(report: Report) -> list[Table]:
 def control_meanings(report: Report) -> dict[str, str]:
     """What each control is, of those that were run."""
     there = {name for run in report.runs if "control" in run.controls for name in run.controls["control"]}
-    return {spoken(name): control.meaning for name, control in CONTROLS.items() if name in there}
+    order = [each for name in CONTROLS for each in (name, f"{name}{READ}")]
+    return {spoken(name): meaning(name) for name in order if name in there}
 
 
 # ---------------------------------------------------------------- what was run, and how

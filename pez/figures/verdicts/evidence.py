@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from pez.controls import is_floor
+from pez.controls import BESIDE, UNIQUE, is_floor
 from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, Statement, beyond, checked
 from pez.figures.words import spoken
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.kinds import chance_of
-from pez.probes.scores.onset import Onset, find_onsets
+from pez.probes.scores.onset import Emergence, Onset, emergence, find_onsets
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored
 
@@ -55,7 +55,7 @@ class Judged:
     @property
     def controls(self) -> list[str]:
         """Names of the controls it is compared with."""
-        return list(self.key.controls) if self.key else []
+        return [*self.key.controls, *self.key.beside] if self.key else []
 
     @property
     def too_few(self) -> str:
@@ -87,7 +87,13 @@ class Judged:
 
     def beyond(self) -> list[Checked]:
         """Whether its layers read more than the controls without an encoder that were run."""
-        return [] if self.too_few or self.key is None else beyond(self.of, self.key)
+        found = [] if self.too_few or self.key is None else beyond(self.of, self.key)
+        return [replace(each, verdict=UNDECIDED, why=self.training) for each in found] if self.training else found
+
+    def emergence(self) -> Emergence | None:
+        """The criterion of the paper's authors on the curve that is quoted; None where it has too few layers."""
+        curve = self.scored.pooled(self.scored.kind.headline)
+        return emergence(self.scored.layers, curve, self.run.depth, self.scored.kind.chance)
 
     def onsets(self) -> list[tuple[str, str, str, Onset]]:
         """(part, metric, against, onset) of every curve, comparison and rule."""
@@ -127,13 +133,17 @@ def judge(run: Run, variable: str, of: str) -> Judged:
     else:
         wanted, names = [(OVERALL, kind.headline)], sorted(names)
     floors = [name for name in names if is_floor(name, str(run.value("pooling")))]
+    others = [name for name in names if name in BESIDE]
     curves = {}
     for part, metric in wanted:
         curve = main.curve(metric, part)
         if curve is not None:
-            every = {name: scores.control(variable, name, metric, part) for name in floors}
-            controls = {name: control for name, control in every.items() if control is not None}
+            every = {name: scores.control(variable, name, metric, part) for name in [*floors, *others]}
+            known = {name: control for name, control in every.items() if control is not None}
+            controls = {name: known[name] for name in floors if name in known}
+            beside = {name: known[name] for name in others if name in known}
             chance = kind.chance if metric == kind.headline else chance_of(metric)
-            curves[part, metric] = Evidence(main.layers, run.depth, curve, controls, chance)
+            unique = scores.unique(variable)[1] if UNIQUE in names and metric == kind.headline else None
+            curves[part, metric] = Evidence(main.layers, run.depth, curve, controls, chance, beside, unique)
     seeds = {name: len(scores.of(variable, None, name)) for name in names}
     return Judged(of, run, main, curves, seeds)

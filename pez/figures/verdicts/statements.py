@@ -9,10 +9,9 @@ one third  appears at about one third: half-rise onset within a tenth of the dep
 middle     peaks in the middle: the mean over the middle third of the depth minus that over the outer third that
            is higher; means, for the highest of many layers is higher by luck too
 fades      declines toward the output: the mean over the middle third minus that over the last tenth
-readable   stands above, at some layer (pez.probes.scores.onset's detection)
+readable   some layer is above: one test over all layers (max-T); does not hold if no layer's interval reaches 0.1
 
-beyond     some layer reads more than a control without an encoder: tested over all layers together (max-T); does not
-           hold if no layer's interval reaches 0.1
+beyond     the same of a control without an encoder, such as optical flow, which is no floor: it reads the motion itself
 
 Without an onset "early" and "one third" do not hold if the curve stays, with its interval, less than 0.1 above; a
 curve that might be higher but was not shown to be leaves them undecided. Layers that were not probed leave undecided
@@ -23,8 +22,8 @@ training, not the encoder.
 STATEMENTS are the paper's; `read_statements` reads others from a file, of variables of one's own (docs/labels.md).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ import numpy as np
 import pandas as pd
 
 from constants import EMERGENCE_DEPTH
+from pez.controls import TOGETHER
 from pez.errors import UserError, check_choice
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.scores.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
@@ -44,7 +44,7 @@ AROUND = 0.1  # of the depth, on either side of one third
 LAST = 0.9  # of the depth: where the last tenth begins
 MOVIES = "movies"
 LABELS = "labels"
-FIGURES = ("2c", "2b", MOVIES, LABELS)
+FIGURES = ("2c", "2b", "_motion", MOVIES, LABELS)
 READABLE = 0.1  # least R^2 above control that would count as readable
 
 
@@ -95,6 +95,14 @@ STATEMENTS = (
     *_statements("2c", "direction_sincos", "one third"),
     *(part for name in ("velocity_xy", "vx", "vy") for part in _statements("2b", name, "one third")),
     *(part for name in ("acceleration_xy", "ax", "ay") for part in _statements("2b", name, "one third")),
+    *(
+        part
+        for name in ("velocity_xy", "direction_sincos")
+        for part in (
+            Statement("_motion", name, "is read by some layer where place is silent", "readable"),
+            *_statements("_motion", name, "one third"),
+        )
+    ),
     Statement(MOVIES, "possible", "possible versus impossible appears at about one third of the depth", "one third"),
     Statement(MOVIES, "possible", "relative accuracy peaks in the middle layers", "middle"),
     Statement(MOVIES, "possible", "relative accuracy declines late", "fades"),
@@ -111,6 +119,8 @@ class Evidence:
     main: BootstrapCurve
     controls: dict[str, BootstrapCurve]
     chance: float = 0.0
+    beside: Mapping[str, BootstrapCurve] = field(default_factory=dict)  # of pez.controls.BESIDE
+    unique: BootstrapCurve | None = None  # what each layer adds to the controls without an encoder
 
     @property
     def comparisons(self) -> dict[str, BootstrapCurve | None]:
@@ -132,25 +142,25 @@ def checked(of: str, statement: Statement, evidence: Evidence | None, why: str =
     return Checked(of, statement.claim, overall(findings), tuple(findings))
 
 
-# Controls that read the clips without an encoder: whether a layer reads more is said of each, whatever the paper says.
-WITHOUT_ENCODER = ("optical_flow",)
-
-
 def beyond(of: str, evidence: Evidence) -> list[Checked]:
-    """Of each of WITHOUT_ENCODER that was run: whether some layer reads more, tested over all layers together."""
+    """Of what reads the motion without an encoder, where it was run: whether some layer reads more, tested over all
+    layers together; and whether some layer adds to it."""
     found = []
-    for name in WITHOUT_ENCODER:
-        if name not in evidence.controls:
-            continue
-        verdict, words = _reads_more(evidence, evidence.controls[name])
+    for name in [name for name in evidence.beside if name != TOGETHER]:
+        verdict, words = _reads_more(evidence, evidence.main, evidence.beside[name])
         claim = f"is read by some layer beyond {name.replace('_', ' ')}"
         found.append(Checked(of, claim, verdict, (Finding(name, verdict, words),)))
+    if evidence.unique is not None:
+        verdict, words = _reads_more(evidence, evidence.unique, None)
+        claim = "is told by some layer beyond position, pixels and optical flow together (R² that it adds)"
+        found.append(Checked(of, claim, verdict, (Finding(TOGETHER, verdict, words),)))
     return found
 
 
-def _reads_more(evidence: Evidence, control: BootstrapCurve) -> tuple[str, str]:
-    rise = rise_above(evidence.main, control, evidence.chance)
-    detection, best = above_control(evidence.main, control, evidence.chance), int(np.nanargmax(rise.estimate))
+def _reads_more(evidence: Evidence, curve: BootstrapCurve, control: BootstrapCurve | None) -> tuple[str, str]:
+    chance = 0.0 if curve is evidence.unique else evidence.chance
+    rise = rise_above(curve, control, chance)
+    detection, best = above_control(curve, control, chance), int(np.nanargmax(rise.estimate))
     low, high = rise.interval()[best]
     words = f"most at layer {evidence.layers[best]}: {rise.estimate[best]:+.2f} [{low:+.2f}, {high:+.2f}]"
     words += f", p = {detection.p_value:.2g} over all layers"
@@ -230,14 +240,7 @@ def _difference(rise: BootstrapCurve, one: np.ndarray, other: np.ndarray, name: 
 
 
 def _readable(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
-    detection = above_control(evidence.main, control, evidence.chance)
-    rise = rise_above(evidence.main, control, evidence.chance)
-    at = int(np.argmax(rise.estimate))
-    low, high = rise.interval()[at]
-    words = f"at most {rise.estimate[at]:+.3f} [{low:+.3f}, {high:+.3f}], at layer {evidence.layers[at]}"
-    if detection.found:
-        return HOLDS, words
-    return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
+    return _reads_more(evidence, evidence.main, control)
 
 
 CHECKS = {

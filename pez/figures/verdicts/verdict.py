@@ -39,6 +39,7 @@ TITLES = {
     "2c": "Figure 2(c): scalar motion variables",
     "2b": "Figure 2(b): Cartesian motion",
     LABELS: "Labels of one's own",
+    "_motion": "Motion without place",
 }
 MOVIE_RULES = """Statements are about relative accuracy over all scenes (where a benchmark numbers its pairs, pairwise
 accuracy): it appears at about one third of the depth, peaks in the middle, declines late. The checks, their words and
@@ -54,23 +55,26 @@ def build_verdict(
     figure: str,
     curves: Sequence[tuple[Run, str]],
     statements: Sequence[Statement] = STATEMENTS,
+    named: Callable[[Run, str], str] | None = None,
 ) -> list[Path]:
     """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
 
     `curves`: the variables of a ball figure, each with its run; with the figure LABELS of a run of own labels, for
-    which FIGURE is "_" and the run's name. A run without readable predictions is named in the file and left out of it.
+    which FIGURE is "_" and the run's name. `named` says what each is called. A run without readable predictions is
+    named in the file and left out of it.
     """
     judged, notes = [], []
     for run, variable in curves:
+        of = spoken(variable) if named is None else named(run, variable)
         try:
-            judged.append(judge(run, variable, spoken(variable)))
+            judged.append(judge(run, variable, of))
         except UserError as error:
-            notes.append(f"{spoken(variable)} left out: {error}")
+            notes.append(f"{of} left out: {error}")
     more = [asdict(each) for item in judged for each in item.beyond()]
     found = [each for item in judged for each in item.checked(figure, statements)]
-    record = verdict_record(found, **({"beyond": more} if more else {}))
-    named = f"_{curves[0][0].name}" if figure == LABELS else figure
-    return _write(results_dir, named, verdict_text(figure, judged, notes, statements), record)
+    record = verdict_record(found, **({"beyond": more} if more else {}), emergence=emergence_record(judged))
+    stem = f"_{curves[0][0].name}" if figure == LABELS else figure
+    return _write(results_dir, stem, verdict_text(figure, judged, notes, statements), record)
 
 
 def build_movie_verdict(
@@ -90,8 +94,9 @@ def build_movie_verdict(
             judged.append(judge(run, run.variables[0], str(run.value("model"))))
         except UserError as error:
             judged.append(error)
-    found = [each for item in judged if isinstance(item, Judged) for each in item.checked(MOVIES, statements)]
-    record = verdict_record(found, status=published.status(runs, theirs))
+    shown = [item for item in judged if isinstance(item, Judged)]
+    found = [each for item in shown for each in item.checked(MOVIES, statements)]
+    record = verdict_record(found, status=published.status(runs, theirs), emergence=emergence_record(shown))
     return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing, statements), record)
 
 
@@ -119,6 +124,7 @@ def verdict_text(
     if more := [each for item in judged for each in item.beyond()]:
         lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
+    lines += emergence_lines(judged, "variable")
     return "\n".join([*lines, "", *_rules()])
 
 
@@ -171,6 +177,7 @@ def movie_verdict_text(
         lines += [f"- {note}" for note in run_words(item)]
         lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
         lines += onset_lines([item], ("row", "metric"), cells)
+    lines += emergence_lines([item for item in judged if isinstance(item, Judged)], "model")
     return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
@@ -203,6 +210,23 @@ def onset_lines(
             text = f"{UNDECIDED} ({item.training}); as drawn {onset.text()}" if item.training else onset.text()
             lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {text} |")
     return lines
+
+
+def emergence_lines(judged: Sequence[Judged], column: str) -> list[str]:
+    """A table of what the criterion of the paper's authors says of the curves that are quoted."""
+    lines = ["", "## Emergence by the criterion of the paper's authors", ""]
+    lines += [f"| {column} | emerges | why |", "|---|---|---|"]
+    for item in judged:
+        found = item.emergence()
+        why = "too few layers for four parameters" if found is None else found.text()
+        lines.append(f"| {item.of} | {'yes' if found and found.emerges else 'no'} | {why} |")
+    return lines
+
+
+def emergence_record(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """The same as data."""
+    found = [(item.of, item.emergence()) for item in judged]
+    return [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
 
 
 def _rules(*first: str) -> list[str]:

@@ -57,6 +57,10 @@ def _axes(store: ClipTables, direction_target: str) -> list[Variable]:
     ]
 
 
+def _motion(store: ClipTables, direction_target: str) -> list[Variable]:
+    return [*_cartesian(store, direction_target), direction_partner(store, "angle")]
+
+
 def _turns(store: ClipTables, _direction_target: str) -> list[Variable]:
     """Direction (cos, sin) and speed of every tubelet: `direction_t0` ..., `speed_t0` ..."""
     numbers = range(sum(column.startswith("direction_deg_t") for column in store.clips.columns))
@@ -79,6 +83,7 @@ PROBE_SETS: dict[str, ProbeSet] = {
     "fig2b_acceleration_xy": ProbeSet(("acceleration",), _cartesian),
     "fig2b_velocity_axes": ProbeSet(("velocity",), _axes),
     "fig2b_acceleration_axes": ProbeSet(("acceleration",), _axes),
+    "motion": ProbeSet(("velocity",), _motion, "sincos"),
     "turns": ProbeSet(("turns",), _turns, "sincos"),
 }
 

@@ -11,7 +11,14 @@ What each control means, and for which data, is in the one table pez/controls.py
                        the first and the last tubelet, and so do two points, which hold motion: no floor
     reversed           a transfer: the probe trained on the features of the clips as they are reads the held-out clips
                        played backwards, scored against targets turned around. High: it reads motion; negative: place
-    all others         features of another store: of every layer, or of the one that there is without an encoder
+    all others         features of another store: of every layer, or of the one that there is without an encoder.
+                       Those of frames in another order also read by the probe of the clips as they are, against the
+                       targets as they are (`--control-mode read`, curves named NAME_read): how far the code itself
+                       changes where motion is gone. No floor: what another probe could read is in the refitted curve
+
+`--unique` asks what a layer tells beyond position, pixels and optical flow together: banded ridge reads those alone
+("without_encoder") and with the layer; R^2 of the second less that of the first is "unique"
+(pez/probes/solvers/banded.py).
 
 `selectivity` is the main curve less the mean of a control's seeds, under the same protocol, with a paired bootstrap
 interval; a control with one layer stands for every layer. None for what is no floor (pez.controls.is_floor). Controls
@@ -28,21 +35,23 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import PolynomialFeatures
 
-from pez.controls import CONTROLS, controls_for
-from pez.encoder.pooling import seen_tubelets
+from pez.controls import CONTROLS, PARTS, READ, TOGETHER, UNIQUE, can_be_read, controls_for
+from pez.encoder.pooling import is_per_patch, seen_tubelets
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import n_objects
 from pez.probes.data.permutations import shuffle_note, shuffled_variables, shuffled_within
 from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, feature_precision, store_features
 from pez.store import FeatureStore
 
+MODES = REFIT, READ_BY_MAIN = "refit", "read"
 Stores = Callable[[str], Sequence[tuple[FeatureStore, int]]]  # name of a control -> its stores, with the seed of each
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlSource:
     """Where the controls of one main curve come from: its `store`, `capture` and `pooling`; `stores` of controls that
-    need a pass; `n_seeds` draws of shuffled labels, from `first_seed` on; `kind` BALLS or MOVIES."""
+    need a pass; `n_seeds` draws of shuffled labels, from `first_seed` on; `kind` BALLS or MOVIES; `modes` of MODES, for
+    controls of frames in another order."""
 
     store: FeatureStore
     capture: str
@@ -51,12 +60,15 @@ class ControlSource:
     kind: str
     n_seeds: int
     first_seed: int = 0
+    modes: tuple[str, ...] = (REFIT,)
 
 
 def known_control(name: str, kind: str) -> str:
     """`name` if it is a control of `kind`; else UserError, with the reason where there is one."""
     if name in CONTROLS and kind in CONTROLS[name].not_for:
         raise UserError(f"--control {name} is not for IntPhys: {CONTROLS[name].not_for[kind]}: leave it out")
+    if name in CONTROLS and CONTROLS[name].option:
+        raise UserError(f"--control {name} is run by {CONTROLS[name].option}: give that instead")
     return check_choice("--control", name, controls_for(kind))
 
 
@@ -68,6 +80,34 @@ def control_data(main: ProbeData, names: Sequence[str], source: ControlSource) -
         make = {"shuffled_labels": _shuffled_labels, "position": _position}.get(name, _of_other_stores)
         found += make(dataclasses.replace(main, control=name), source)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Beyond:
+    """What `--unique` probes: PARTS `together`, in one layer, and every layer with them (`joined`), the layer's columns
+    first; `widths` and `norm_modes` of the PARTS' columns, in order."""
+
+    together: ProbeData
+    joined: ProbeData
+    widths: tuple[int, ...]
+    norm_modes: tuple[str, ...]
+
+
+def beyond_data(main: ProbeData, source: ControlSource) -> Beyond:
+    """What a layer is compared with, and with it; UserError for a missing store or a pooling that keeps patches."""
+    if is_per_patch(source.pooling):
+        raise UserError(f"--unique reads one vector a clip, not --pooling {source.pooling}: choose one without patches")
+    parts = control_data(main, PARTS, source)
+    columns = [part.features(part.layers[0]).double() for part in parts]
+    others = torch.cat(columns, dim=1)
+    return Beyond(
+        dataclasses.replace(main, control=TOGETHER, features=lambda layer: others, layers=(0,), described={}),
+        dataclasses.replace(
+            main, control=UNIQUE, features=lambda layer: torch.cat([main.features(layer).double(), others], dim=1)
+        ),
+        tuple(each.shape[1] for each in columns),
+        tuple("center" if part.norm_mode == "center" and part.control != "position" else "zscore" for part in parts),
+    )
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
@@ -108,7 +148,10 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
         if control.reads_back:
             turned = played_backwards(base.variables)
             yield dataclasses.replace(base, read_features=features, read_variables=turned, **made)
-        else:
+            continue
+        if can_be_read(base.control) and READ_BY_MAIN in source.modes:
+            yield dataclasses.replace(base, control=f"{base.control}{READ}", read_features=features, **made)
+        if not can_be_read(base.control) or REFIT in source.modes:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
             yield dataclasses.replace(base, features=features, layers=layers, **made)
 

@@ -4,6 +4,7 @@
     own = scores.main("speed")                       # a Scored: its table and its bootstrap curves
     scores.control("speed", "pixels")                # the mean over seeds, at every layer of the main curve
     scores.selectivity("speed", "pixels")            # the main curve less that
+    scores.unique("speed")                           # what each layer adds to position, pixels and flow together
 
 Tables, verdicts, figures and the report read these. Columns of `Scored.table`, one row per part of the clips and layer:
 
@@ -21,6 +22,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
+from pez.controls import TOGETHER, UNIQUE
 from pez.errors import UserError
 from pez.probes.predictions import MAIN, Predictions, curves_of
 from pez.probes.protocols import quoted_protocol
@@ -205,6 +207,20 @@ class Scores:
         gained = main.pooled(metric, part) - np.mean([seed.pooled(metric, part) for seed in seeds], axis=0)
         own, other = main.curve(metric, part), self.control(variable, control, metric, part)
         return gained, ends_of(None if own is None or other is None else own - other, len(main.layers))
+
+    def unique(self, variable: str) -> tuple[np.ndarray, BootstrapCurve | None]:
+        """What each layer adds to TOGETHER: the score of both less that of TOGETHER alone, [L]; None: no interval.
+
+        Under the control's protocol; resample by resample the same groups in both.
+        """
+        main = self.main(variable)
+        protocol, metric = main.predictions.protocol, main.kind.headline
+        joined, alone = (self.of(variable, protocol, name)[0] for name in (UNIQUE, TOGETHER))
+        both, without = joined.curve(metric), alone.curve(metric)
+        gained = joined.pooled(metric) - alone.pooled(metric)
+        if both is None or without is None:
+            return gained, None
+        return gained, both - without.over_layers(len(joined.layers))
 
 
 def _is(scored: Scored, variable: str, control: str) -> bool:

@@ -1,6 +1,8 @@
 """What a solver is: it trains the probes that validation asks for, a Fit each, and tells how they did.
 
 linear       pez/probes/solvers/linear.py: 20 settings of AdamW together, or ridge in closed form
+mlp          pez/probes/solvers/mlp.py: one hidden layer, for what is there but not linear
+banded       pez/probes/solvers/banded.py: ridge on a layer and on what it is compared with, a penalty each
 attentive    pez/probes/solvers/attentive.py: V-JEPA 2's attentive classifier, stacked
 """
 
