@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from constants import RESULTS_DIR
-from pez.cli import Parser, run_script
+from pez.cli import Parser, first_line, run_script
 from pez.errors import UserError, check_choice
 from pez.figures.build import build_figure1, build_figure2b, build_figure2c, build_figure6, build_figure8
 from pez.figures.report.page import build_report
-from pez.files import exclusive
+from pez.files import exclusive, remove_dead_partial
 from pez.probes.results import result_paths
 
 # Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths.
@@ -31,7 +31,7 @@ BUILDERS = {
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="folder of the runs")
     parser.add_argument("--figures", nargs="+", choices=list(BUILDERS), default=list(BUILDERS), help="only these")
     parser.add_argument("--runs", nargs="+", metavar="NAME", help="only these runs (default: the newest of a kind)")
@@ -51,6 +51,7 @@ def check_runs(results_dir: Path, runs: list[str] | None) -> None:
 def main(args) -> None:
     check_runs(args.results_dir, args.runs)
     with exclusive(args.results_dir / ".locks" / "figures"):
+        remove_dead_partial(args.results_dir)
         written = [
             path
             for name, build in BUILDERS.items()
@@ -58,7 +59,9 @@ def main(args) -> None:
             for path in build(args.results_dir, args.runs, args.reference)
         ]
     if not written:
-        raise UserError(f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn")
+        raise UserError(
+            f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn: name others"
+        )
     print("\n".join(str(path) for path in written))
 
 

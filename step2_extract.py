@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from constants import DATA_DIR, N_FRAMES
-from pez.cli import Parser, run_script
+from pez.cli import COUNT, Parser, first_line, run_script
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.compute import Speed
 from pez.encoder.controls import control_directory, control_passes, controls
@@ -35,7 +35,7 @@ BALL_SETS = ("velocity", "acceleration")
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     parser.add_argument(
         "--output-root", type=Path, required=True, help="feature root; a folder a clip set is made in it"
     )
@@ -44,7 +44,9 @@ def make_parser() -> Parser:
     parser.add_argument("--dataset", default="all", choices=["all", *BALL_SETS], help="ball sets to encode")
     parser.add_argument("--data-root", type=Path, default=DATA_DIR, help="where step 1 wrote the ball sets")
     parser.add_argument("--clips", type=Path, help="instead: a folder of clip folders with images, or of video files")
-    parser.add_argument("--num-frames", type=int, default=N_FRAMES, help="frames sampled evenly from a clip of --clips")
+    parser.add_argument(
+        "--num-frames", type=COUNT, default=N_FRAMES, help="frames sampled evenly from a clip of --clips"
+    )
     parser.add_argument("--frame-pattern", help="pictures of a clip folder of --clips, as a glob such as 'rgba_*'")
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="leave out clips of --clips that are too short or damaged"
@@ -54,7 +56,12 @@ def make_parser() -> Parser:
         "--reuse-existing", action="store_true", help="keep a complete store that holds what is asked for, and more"
     )
     parser.add_argument("--control", nargs="+", default=[], choices=control_passes(), help="further passes")
-    parser.add_argument("--control-seeds", type=int, default=3, help="random encoders of --control random_weights")
+    parser.add_argument(
+        "--control-seeds",
+        type=COUNT,
+        default=3,
+        help="random encoders of --control random_weights",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; says why where that fails")
     add_encoder_arguments(parser)
     add_shard_arguments(parser)

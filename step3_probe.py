@@ -18,20 +18,22 @@ import sys
 from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
-from pez.cli import Parser, run_script
+from pez.cli import Number, Parser, first_line, run_script
 from pez.figures.plots.audit import audit_figure
 from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
-from pez.files import write_csv
+from pez.files import remove_dead_partial, write_csv
 from pez.probes.audit import AuditOptions, audit, clip_sets, in_two_digits
 from pez.probes.data.groupings import GROUPINGS
 from pez.probes.options import BallOptions, add_arguments
 from pez.probes.runs import run_balls
 from pez.probes.summary import as_text, ball_tables, summarize_runs
 
+FOLDS = Number(int, least=2, sane=10_000)
+
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|summarize|audit")
     add_arguments(commands.add_parser("run", help="probe every layer of a feature root"), BallOptions)
     table = commands.add_parser("summarize", help="one table over all runs of the results folder")
@@ -47,8 +49,8 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--feature-root", type=Path, help="what step2_extract.py wrote, or")
     where.add_argument("--data-root", type=Path, help="what step1_generate.py wrote")
     parser.add_argument("--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together")
-    parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
-    parser.add_argument("--seed", type=int, default=0, help="of folds and clusters")
+    parser.add_argument("--folds", type=FOLDS, default=N_FOLDS, help="of the grouped cross-validation")
+    parser.add_argument("--seed", type=Number(int, least=0, most=2**32 - 1), default=0, help="of folds and clusters")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
 
 
@@ -73,6 +75,7 @@ def summarize(results_dir: Path) -> Path:
 def run_audit(args) -> list[Path]:
     """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
     options = AuditOptions(args.grouping, args.folds, args.seed)
+    remove_dead_partial(args.results_dir)
     written = []
     for clips in clip_sets(args.feature_root, args.data_root):
         found = audit(clips, options)

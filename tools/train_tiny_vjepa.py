@@ -31,7 +31,7 @@ DEFAULTS = TrainingSettings()
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output-dir", type=Path, default=ARTIFACTS_DIR / "tiny_vjepa", help="where to write")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")

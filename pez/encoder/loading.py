@@ -52,7 +52,7 @@ def load_encoder(
     check_choice("--model", model, [*MODELS, CUSTOM])
     for option, value in (("--num-heads", num_heads), ("--model-resolution", resolution)):
         if value is not None and value < 1:
-            raise UserError(f"{option} must be at least 1; got {value}")
+            raise UserError(f"{option} must be at least 1; got {value}: give a number in that range")
     spec = None if model == CUSTOM else MODELS[model]
     if family is not None:
         check_choice("--family", family, FAMILIES)
@@ -109,7 +109,7 @@ def _recognised(content: Any, family: str | None, key: str | None) -> tuple[str,
 
 def _registered_checkpoint(model: str) -> Path:
     if model == CUSTOM:
-        raise UserError("--model custom needs --weights FILE: an original checkpoint or a Hugging Face folder")
+        raise UserError("--model custom needs --weights FILE: give an original checkpoint or a Hugging Face folder")
     spec = MODELS[model]
     return CHECKPOINT_DIR / spec.file if spec.sha256 is None else _shipped(SHIPPED_WEIGHTS_DIR / spec.file, spec.sha256)
 
@@ -139,12 +139,14 @@ def _hugging_face_family(weights: str) -> str:
         config, _ = PretrainedConfig.get_config_dict(weights, local_files_only=Path(weights).is_dir())
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{weights} is not a model in Hugging Face's format ({reason})") from None
+        raise UserError(f"{weights} is not a model in Hugging Face's format ({reason}): give another") from None
     model_type = config.get("model_type")
     family = next((name for name, family in FAMILIES.items() if model_type in family.model_types), None)
     if family is None:
         known = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
-        raise UserError(f"{weights} is a model of type {model_type}, which no family here reads (they read {known})")
+        raise UserError(
+            f"{weights} is a model of type {model_type}, which no family here reads (they read {known}): give another"
+        )
     return family
 
 

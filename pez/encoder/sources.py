@@ -75,13 +75,15 @@ def folder_source(
     """
     directory = Path(directory).resolve()  # `.` has no name
     if n_frames < 1:
-        raise UserError(f"--num-frames must be at least 1; got {n_frames}")
+        raise UserError(f"--num-frames must be at least 1; got {n_frames}: give a number in that range")
     if directory.suffix.lower() in VIDEO_SUFFIXES and directory.is_file():
         raise UserError(f"{directory} is itself a clip: give the folder that it is in, --clips {directory.parent}")
     if not directory.is_dir():
-        raise UserError(f"no folder {directory}: --clips takes a folder of clip folders or of video files")
+        raise UserError(f"no folder {directory}: give --clips a folder of clip folders or of video files")
     if frame_pattern is not None and (not frame_pattern or frame_pattern.startswith("/")):
-        raise UserError(f"--frame-pattern is relative to a clip's folder, such as 'rgba_*'; got {frame_pattern!r}")
+        raise UserError(
+            f"--frame-pattern is relative to a clip's folder, such as 'rgba_*'; got {frame_pattern!r}: give one"
+        )
     found = find_clips(directory, n_frames, frame_pattern)
 
     with ThreadPoolExecutor(available_cores()) as pool:

@@ -83,16 +83,19 @@ class VJEPA2(Encoder):
         The resolution leaves none either: it is ModelSpec's default.
         """
         if heads is None:
-            raise UserError("--model custom needs --num-heads N: a checkpoint does not say how many heads it has")
+            raise UserError(
+                "--model custom needs --num-heads N, for a checkpoint does not say how many heads it has: "
+                "give the number"
+            )
         try:
             width, _, tubelet, patch, _ = tensors["patch_embed.proj.weight"].shape
             mlp_width = tensors["blocks.0.mlp.fc1.weight"].shape[0]
         except (KeyError, ValueError):
             raise UserError(
-                f"{path} holds no V-JEPA 2 encoder: no 3-D patch_embed.proj.weight or blocks.0.mlp"
+                f"{path} holds no V-JEPA 2 encoder: no 3-D patch_embed.proj.weight or blocks.0.mlp: give another file"
             ) from None
         if width % heads:
-            raise UserError(f"--num-heads {heads} does not divide the width {width} of {path}")
+            raise UserError(f"--num-heads {heads} does not divide the width {width} of {path}: give a divisor")
         depth = 1 + max(int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name)))
         return ModelSpec(
             width=width,
@@ -124,10 +127,14 @@ class VJEPA2(Encoder):
             )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{weights} is not a V-JEPA 2 model in Hugging Face's format ({reason})") from None
+            raise UserError(
+                f"{weights} is not a V-JEPA 2 model in Hugging Face's format ({reason}): give another"
+            ) from None
         missing = sorted(name for name in report["missing_keys"] if name.startswith("encoder."))
         if missing:
-            raise UserError(f"{weights}: {missing[0]} is missing ({len(missing)} encoder tensors in all)")
+            raise UserError(
+                f"{weights}: {missing[0]} is missing ({len(missing)} encoder tensors in all): download it again"
+            )
         config = loaded.config
         spec = ModelSpec(
             width=config.hidden_size,

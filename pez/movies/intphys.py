@@ -24,9 +24,9 @@ from PIL import Image, UnidentifiedImageError
 
 from constants import INTPHYS_MINI_ROOT, INTPHYS_ROOT
 from pez.errors import UserError
-from pez.files import read_json
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask, sample_frames
 from pez.movies.problems import Problem, listed, print_problems, summary
+from pez.records import StandInRecord, read_record
 from pez.runs import progress
 
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
@@ -361,7 +361,7 @@ def _missing_scenes(
     for block, scene in there:
         numbers[block].add(int(scene))
     known = n_scenes is not None
-    count = n_scenes if known else read_json(root / STAND_IN_FILE).get("scenes_per_block", 0)
+    count = n_scenes if known else read_record(root / STAND_IN_FILE, StandInRecord).get("scenes_per_block", 0)
     every = set().union(*numbers.values())
     first = 0 if 0 in every and count not in every else 1
     expected = set(range(first, first + count)) | (set() if known else every)

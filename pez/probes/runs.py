@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from pez.controls import BALLS, is_floor
 from pez.encoder.devices import find_device
 from pez.errors import UserError
-from pez.files import atomic_path, run_lock
+from pez.files import atomic_path, remove_dead_partial, run_lock
 from pez.probes.audit import grouping_notes
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
@@ -267,6 +267,7 @@ def _curve(
         norm_mode=options.norm_mode,
         described=store.settings,
         precision=feature_precision(store.settings, pooling),
+        stores=(store,),
     )
     protocols = chosen_protocols(options.protocol, repeats[0].n_folds)
     return Curve(store, capture, pooling, data, repeats, protocols, grouping)
@@ -355,6 +356,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
         "n_bootstrap": options.bootstrap,
         "seed": options.seed,
         "note": ANGLE_NOTE if variable.kind == "angle" else "",
+        "features_fingerprint": curve.store.content,
     }
 
 
@@ -491,7 +493,7 @@ def score_movie_run(
         {"run_name": options.run_name, "probe_set": probe_set, "variable": scores.variables()[0]}.items()
     ):
         rows.insert(place, column, value)
-    rows = rows.assign(**movie_settings(described), **settings)
+    rows = rows.assign(**movie_settings(described), **settings, features_fingerprint=curve.store.content)
     record = {
         "run_name": options.run_name,
         "probe_set": probe_set,
@@ -590,7 +592,7 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
             "selection_metric": options.selection_metric,
         }
         whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
-        return {**made, **asked, **dataclasses.asdict(solver.recipe), **chosen, **whose}
+        return {**made, **asked, **dataclasses.asdict(solver.recipe), **chosen, **whose, "store": data.described}
 
     work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
     return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
@@ -605,6 +607,7 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
     shard = check_shard(args.num_shards, args.shard_index)
     locks = options.results_dir / ".locks" / options.run_name
     with holding(locks, shard):
+        remove_dead_partial(options.results_dir)
         features = movie_features(args, options.patch_pool, options.control, shard)
         curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
         return _attentive(options, solver, curve, locks, shard)

@@ -16,9 +16,9 @@ import pandas as pd
 import constants
 from pez.errors import UserError
 from pez.figures.words import dataset_of
-from pez.files import read_json
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
 from pez.probes.results import MOVIES, RECORDS, Run, read_runs, read_table, result_paths
+from pez.records import VerdictRecord, read_record
 from pez.stimuli.clipset import ClipSet, read_clip_set
 
 CLIP_SETS = ("velocity", "acceleration")
@@ -220,7 +220,7 @@ def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:
 def _record(report: Report, path: Path) -> dict:
     """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
     try:
-        return read_json(path)
+        return read_record(path, VerdictRecord)
     except UserError as error:
         report.absent.append(str(error))
         return {}

@@ -9,6 +9,7 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 
@@ -128,7 +129,7 @@ def movie_verdict_text(
         lines += onset_lines(
             [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
         )
-    return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
+    return "\n".join([*lines, "", *_rules(_words(published).partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
 # ---------------------------------------------------------------- of both
@@ -160,8 +161,13 @@ def onset_lines(
     return lines
 
 
+def _words(module: ModuleType) -> str:
+    """A module's docstring, which `python -OO` takes away."""
+    return module.__doc__ or f"\n\nThe rules are in {module.__name__}."
+
+
 def _rules(*first: str) -> list[str]:
     """How it was computed, from the docstrings of the modules that do."""
-    checks = statements.__doc__.partition("\n\n")[2].strip()
-    onsets = "The rules" + onset_rules.__doc__.partition("The rules")[2].strip()
+    checks = _words(statements).partition("\n\n")[2].strip()
+    onsets = "The rules" + _words(onset_rules).partition("The rules")[2].strip()
     return ["---", "How this was computed:", "", "```", "\n\n".join([*first, checks, onsets]), "```", ""]

@@ -91,7 +91,7 @@ def _position(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
     places = seen_positions(source.store, source.pooling)
     rows = pd.Series(range(len(places)), index=source.store.clips["clip_id"])[base.clips["clip_id"]].to_numpy()
     given = torch.from_numpy(place_features(places[rows]))
-    yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={})
+    yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={}, stores=(source.store,))
 
 
 def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
@@ -102,10 +102,11 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
         made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
             turned = tuple(_turned(variable) for variable in base.variables)
-            yield dataclasses.replace(base, read_features=features, read_variables=turned, **made)
+            both = (*base.stores, store)
+            yield dataclasses.replace(base, read_features=features, read_variables=turned, stores=both, **made)
         else:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
-            yield dataclasses.replace(base, features=features, layers=layers, **made)
+            yield dataclasses.replace(base, features=features, layers=layers, stores=(store,), **made)
 
 
 def _turned(variable: Variable) -> Variable:
@@ -151,12 +152,18 @@ def _tubelet_positions(store: FeatureStore) -> np.ndarray:
     """Mean position over the frames of every tubelet, [clips, tubelets, 2] in px."""
     order = store.settings.get("frame_order", "original")
     if order != "original":
-        raise UserError(f"{store.directory} has --frame-order {order}: --control position needs original")
+        raise UserError(
+            f"{store.directory} has --frame-order {order}: --control position needs original: leave that control out"
+        )
     table = store.frames
     if not {"x_px", "y_px"} <= set(table.columns):
-        raise UserError(f"{store.directory}: its frames carry no x_px, y_px, which --control position needs")
+        raise UserError(
+            f"{store.directory}: its frames carry no x_px, y_px, which --control position needs: leave it out"
+        )
     wide = table.pivot_table(index="clip_id", columns="frame", values=["x_px", "y_px"]).reindex(store.clips["clip_id"])
     places = wide.to_numpy(dtype=np.float64).reshape(len(wide), 2, store.settings["n_tubelets"], -1)
     if not np.isfinite(places).all():
-        raise UserError(f"{store.directory}: a clip has no position in some frame, which --control position needs")
+        raise UserError(
+            f"{store.directory}: a clip has no position in some frame, which --control position needs: leave it out"
+        )
     return places.mean(3).swapaxes(1, 2)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from constants import FEATURES_DIR, N_FRAMES
+from pez.cli import COUNT
 from pez.controls import CONTROLS, MOVIES, controls_for
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.controls import control_directory, controls
@@ -45,8 +46,8 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
     movies.add_argument(
         "--intphys-root", "--benchmark-root", type=Path, help="folder of the movies (default: the benchmark's)"
     )
-    movies.add_argument("--n-frames-sample", type=int, default=N_FRAMES, help="frames taken evenly from a movie")
-    movies.add_argument("--max-scenes-per-block", type=int, help="the first scenes of each block (default: all)")
+    movies.add_argument("--n-frames-sample", type=COUNT, default=N_FRAMES, help="frames taken evenly from a movie")
+    movies.add_argument("--max-scenes-per-block", type=COUNT, help="the first scenes of each block (default: all)")
     movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
     features = parser.add_argument_group("features")
     features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
@@ -176,6 +177,7 @@ def movie_data(
         described=store.settings,
         precision=feature_precision(store.settings, pooling),
         parts=dataset_parts(dataset),
+        stores=(store,),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
 from pez.errors import UserError, check_choice
+from pez.machine import available_cores
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
@@ -78,7 +79,7 @@ class LinearSolver:
         if self.closed_form:
             # small problems on busy cores are fastest on one thread
             before = torch.get_num_threads()
-            torch.set_num_threads(self.threads or before)
+            torch.set_num_threads(min(self.threads or before, available_cores()))
             try:
                 yield from solve_ridge(problems)
             finally:
