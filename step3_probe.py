@@ -23,7 +23,7 @@ from pez.figures.plots.audit import audit_figure
 from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
 from pez.files import remove_dead_partial, write_csv
-from pez.probes.audit import AuditOptions, audit, clip_sets, in_two_digits
+from pez.probes.audit import AuditOptions, audit, clip_sets, in_two_digits, truth_fingerprint
 from pez.probes.data.groupings import GROUPINGS
 from pez.probes.options import BallOptions, add_arguments
 from pez.probes.runs import run_balls
@@ -82,7 +82,8 @@ def run_audit(args) -> list[Path]:
         print(f"{found.name}: correlation\n{in_two_digits(found.correlation)}")
         print(f"{found.name}: R² decoded from it alone, nested\n{in_two_digits(found.r2)}\n")
         stem = args.results_dir / f"audit_{found.name}"
-        written += [write_csv(stem.with_suffix(".csv"), found.long()), *save_figure(audit_figure(found), stem)]
+        table = found.long().assign(clips_fingerprint=truth_fingerprint(clips))
+        written += [write_csv(stem.with_suffix(".csv"), table), *save_figure(audit_figure(found), stem)]
     print("\n".join(map(str, written)))
     return written
 

@@ -142,7 +142,11 @@ class FeatureStore:
 
     @classmethod
     def finished(
-        cls, directory: str | os.PathLike[str], settings: dict[str, Any], clips: pd.DataFrame
+        cls,
+        directory: str | os.PathLike[str],
+        settings: dict[str, Any],
+        clips: pd.DataFrame,
+        frames: pd.DataFrame | None = None,
     ) -> "FeatureStore | None":
         """The store that `plan` would go on with, if nothing is left to do; else None. Only reads."""
         directory, clips = Path(directory), _planned(clips, settings)
@@ -153,6 +157,8 @@ class FeatureStore:
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
+            return None
+        if frames is not None and not _holds_table(directory / "frames.parquet", frames):
             return None
         return store if all(map(store._is_of_these_clips, range(store.n_shards))) else None
 

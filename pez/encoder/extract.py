@@ -85,7 +85,7 @@ def extract_features(
     if compile_blocks:
         encoder, settings = _compiled(encoder, source.n_frames, settings, batch_size)
     clips = with_content(source)
-    if not overwrite and (done := _finished(directory, settings, clips, reuse_existing)):
+    if not overwrite and (done := _finished(directory, settings, clips, source.frames, reuse_existing)):
         return done  # looked at without a lock: it may lie where nothing can be written
     for writer in _in_turn(shard) if finish else [shard]:
         with holding(directory, writer):
@@ -112,8 +112,8 @@ def extract_features(
     return store
 
 
-def _finished(directory: Path, settings: dict, clips: pd.DataFrame, reuse_existing: bool) -> FeatureStore | None:
-    if store := FeatureStore.finished(directory, settings, clips):
+def _finished(directory: Path, settings: dict, clips, frames, reuse_existing: bool) -> FeatureStore | None:
+    if store := FeatureStore.finished(directory, settings, clips, frames):
         return store
     if reuse_existing and _holds(directory, settings, clips):
         with contextlib.suppress(UserError):  # incomplete

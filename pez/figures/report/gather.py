@@ -17,6 +17,7 @@ import constants
 from pez.errors import UserError
 from pez.figures.words import dataset_of
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
+from pez.probes.audit import truth_fingerprint
 from pez.probes.results import MOVIES, RECORDS, Run, read_runs, read_table, result_paths
 from pez.records import VerdictRecord, read_record
 from pez.stimuli.clipset import ClipSet, read_clip_set
@@ -205,7 +206,13 @@ def _audits(report: Report) -> list[Audit]:
             rows = read_table(table) if table.is_file() else None
         except UserError as error:
             report.absent.append(str(error))
-        found.append(Audit(stem.removeprefix("audit_"), rows, picture if picture.is_file() else None))
+        name = stem.removeprefix("audit_")
+        clips = next((each for each in report.clip_sets if each.name == name), None)
+        told = clips is not None and rows is not None and "clips_fingerprint" in rows  # of earlier versions not
+        if told and set(rows["clips_fingerprint"]) != {truth_fingerprint(clips)}:
+            report.absent.append(f"{table} is of other clips than {clips.directory}: rerun step3_probe.py audit")
+            continue
+        found.append(Audit(name, rows, picture if picture.is_file() else None))
     if not found:
         report.absent.append("Confound audit: no audit_*.csv (step3_probe.py audit)")
     return found

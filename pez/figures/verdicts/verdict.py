@@ -47,7 +47,8 @@ def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -
             judged.append(judge(run, variable, spoken(variable)))
         except UserError as error:
             notes.append(f"{spoken(variable)} left out: {error}")
-    record = verdict_record([each for item in judged for each in item.checked(figure)])
+    found = [each for item in judged for each in item.checked(figure)]
+    record = verdict_record(found, made_from=_fingerprints([run for run, _ in curves]))
     return _write(results_dir, figure, verdict_text(figure, judged, notes), record)
 
 
@@ -61,8 +62,14 @@ def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run
         except UserError as error:
             judged.append(error)
     found = [each for item in judged if isinstance(item, Judged) for each in item.checked(MOVIES)]
-    record = verdict_record(found, status=published.status(runs, theirs))
+    record = verdict_record(found, status=published.status(runs, theirs), made_from=_fingerprints(runs))
     return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing), record)
+
+
+def _fingerprints(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """What each run was made from, by its name."""
+    columns = ("features_fingerprint", "predictions_fingerprint")
+    return {run.name: {column: str(run.value(column)) for column in columns} for run in runs}
 
 
 def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
