@@ -65,7 +65,14 @@ STORE_CLIPS = Schema(
 )
 STORE_FRAMES = Schema({"clip_id": "text", "frame": "integer"}, _STEP2, ("clip_id", "frame"), _TRUTH)
 PIECE = Schema(
-    {"clip_id": "text", "layer": "integer", "fold": "integer", "score": "any number", "protocol": "text"},
+    {
+        "clip_id": "text",
+        "layer": "integer",
+        "repeat": "integer",
+        "fold": "integer",
+        "score": "any number",
+        "protocol": "text",
+    },
     "remove it and rerun the same command",
     ("clip_id", "protocol"),
 )

@@ -252,13 +252,15 @@ def _find_movies(block: str, scene: str, folder: Path) -> tuple[list[Movie], lis
 
 def _status(path: Path) -> tuple[bool | None, list[tuple[Path, str, str]]]:
     """The label in a status file, and what is wrong with the file."""
+    if path.exists() and not path.is_file():  # a pipe would never answer
+        return None, [(path, "unreadable status files", "no file")]
     try:
         possible = json.loads(path.read_bytes())["header"]["is_possible"]  # of bytes: any Unicode, byte order marks
     except FileNotFoundError:
         return None, [(path, "missing status files", "missing")]
     except (KeyError, TypeError):
         return None, [(path, "status files without a label", "has no header.is_possible")]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         return None, [(path, "unreadable status files", f"unreadable status ({error})")]
     if not isinstance(possible, bool):
         what = f"header.is_possible is {possible!r}, neither true nor false"

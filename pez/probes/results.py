@@ -466,6 +466,9 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
             continue
         table = read_table(path)
         kind = run_kind(table)
+        records = [Path(results_dir) / f"{record}_{name}.json" for record in RECORDS.values()]
+        if kind is None and any(record.is_file() for record in records):
+            raise UserError(f"{path} is not a whole table of results: rerun the command that made run {name}")
         if kind is not None:
             run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime)
             yield run.check()

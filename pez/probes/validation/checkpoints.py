@@ -114,15 +114,23 @@ class PieceFolder:
         """Keep the scores of a piece."""
         write_parquet(self.path(piece), table, self.shard.owner)
 
-    def read(self, pieces: Iterable[Piece]) -> pd.DataFrame:
-        """The scores of `pieces`, one after another; UserError for a damaged file, or one of another piece."""
+    def read(self, curve: LongCurve) -> pd.DataFrame:
+        """The scores of every piece of a curve, one after another; UserError for a damaged file, or one of another
+        piece or other movies."""
         tables = []
-        for piece in pieces:
+        for piece in curve.pieces():
             path = self.path(piece)
             table = read_parquet(path, PIECE)
-            numbers = (table["layer"], table["repeat"] if "repeat" in table else pd.Series([0]), table["fold"])
-            if table.empty or any(set(column) != {number} for column, number in zip(numbers, piece, strict=True)):
+            if table.empty or any(set(table[name]) != {number} for name, number in piece._asdict().items()):
                 raise UserError(f"{path} is not of the layer and fold of its name: {PIECE.mend}")
+            movies = curve.data.clips.iloc[curve.repeats[piece.repeat].rows(piece.fold)]
+            expected = pd.concat([movies] * len(curve.protocols), ignore_index=True)
+            there = table.reindex(columns=expected.columns).astype(object)
+            same = len(there) == len(expected) and ((there == expected) | (there.isna() & expected.isna())).all(
+                axis=None
+            )
+            if not same:
+                raise UserError(f"{path} is not of the movies of its fold: {PIECE.mend}")
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
@@ -153,7 +161,7 @@ def cross_validate_long(
     found: list[Predictions] = []
     for folder, curve in zip(folders, curves):
         data = curve.data
-        table = folder.read(curve.pieces()).assign(control=data.control, control_seed=data.control_seed)
+        table = folder.read(curve).assign(control=data.control, control_seed=data.control_seed)
         try:
             found += from_table(table, data.parts)
         except DamagedPredictions as error:
