@@ -13,7 +13,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help reproduce reproduce-paper reproduce-intphys kubric test faults lint checks types layers benchmarks clean
+.PHONY: help reproduce reproduce-paper reproduce-intphys reproduce-mechanisms kubric test faults lint checks types layers \
+	benchmarks clean
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -28,21 +29,31 @@ $(INSTALLED): requirements.txt
 # stand-in is small, and its attentive probes are shallow and short: Figure 8 proper needs a GPU.
 QUICK := PEZ_ARTIFACTS_DIR=artifacts/quick
 FEATURES := artifacts/quick/features
+MATCHED := artifacts/quick/data_matched
 ENCODER := --model tiny --device cpu
 PROBE := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/tiny --solver trainable \
 	--residual-capture resid_post --preprocessing resize --device cpu
-CONTROLS := --control shuffled_labels random_weights pixels position static_last --control-seeds 2
+CONTROLS := --control shuffled_labels random_weights pixels position static_last --control-seeds 1
+MOTION := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/matched --probe-set motion --solver ridge \
+	--protocol nested --residual-capture resid_post --preprocessing resize --device cpu --unique \
+	--control shuffled_labels random_weights pixels optical_flow position static_last --control-seeds 1
+MECHANISMS := $(QUICK) $(RUN) step4_mechanisms.py
+RUN_NAME := --run-name mechanisms_quick
 INTPHYS := $(ENCODER) --intphys-root artifacts/quick/intphys_mini/dev --capture resid_pre --transform resize \
 	--n-frames-sample 16 --reuse-features
 
 reproduce: $(INSTALLED)
 	@echo "== Step 1: render the quick preset, and a small stand-in for IntPhys"
 	@$(QUICK) $(RUN) step1_generate.py --preset quick
+	@$(QUICK) $(RUN) step1_generate.py --preset quick --dataset velocity --start-positions matched --output-root $(MATCHED)
 	@$(QUICK) $(RUN) step1_generate.py --dataset intphys_mini --scenes-per-block 4
 	@echo "== Step 2: features of every layer, all poolings in one pass; the controls"
 	@$(QUICK) $(RUN) step2_extract.py $(ENCODER) --capture resid_post --transform resize \
-		--pooling temporal_last temporal_last_patch --control random_weights pixels static_last \
-		--control-seeds 2 --output-root $(FEATURES)/tiny
+		--pooling temporal_last temporal_last_patch mean time_mean_patch --control random_weights pixels static_last \
+		--control-seeds 1 --output-root $(FEATURES)/tiny
+	@$(QUICK) $(RUN) step2_extract.py $(ENCODER) --capture resid_post --transform resize --data-root $(MATCHED) \
+		--dataset velocity --pooling mean temporal_last --control random_weights pixels optical_flow static_last \
+		--control-seeds 1 --output-root $(FEATURES)/matched
 	@echo "== Step 3: probes of Figure 2(c) and 2(b)"
 	@$(PROBE) --run-name fig2c_quick --probe-set fig2c --pooling temporal_last \
 		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle $(CONTROLS)
@@ -51,6 +62,9 @@ reproduce: $(INSTALLED)
 	@$(PROBE) --run-name fig2b_acceleration_quick --probe-set fig2b_acceleration_xy --pooling temporal_last \
 		--norm-mode center --grouping magnitude --direction-target vxy $(CONTROLS)
 	@$(QUICK) $(RUN) step3_probe.py audit --feature-root $(FEATURES)/tiny
+	@echo "== Step 3: motion without place, the mean of all tokens beside the last tubelet's"
+	@$(MOTION) --run-name motion_mean_quick --pooling mean
+	@$(MOTION) --run-name motion_last_quick --pooling temporal_last
 	@echo "== IntPhys stand-in: linear and attentive probes"
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
 		--selection-metric relative_accuracy --control shuffled_labels random_weights pixels static_last \
@@ -58,6 +72,16 @@ reproduce: $(INSTALLED)
 	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
 		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2 \
 		--control shuffled_labels
+	@echo "== Mechanisms: attention, probe sequences, subspaces, edits, places; an ablation of a few clips"
+	@$(MECHANISMS) attention $(RUN_NAME) $(ENCODER) --max-clips 12 --control random_weights --control-seeds 1
+	@$(MECHANISMS) sequence $(RUN_NAME) --feature-root $(FEATURES)/tiny --null-draws 100 --control-seeds 1 \
+		--control random_weights shuffled_labels \
+		--intphys-root "$$(dirname $(FEATURES)/intphys_tiny_*_resid_pre_resize_mean/intphys)"
+	@$(MECHANISMS) overlap $(RUN_NAME)
+	@$(MECHANISMS) steer $(RUN_NAME) --feature-root $(FEATURES)/tiny --control random_weights --control-seeds 1
+	@$(MECHANISMS) patches $(RUN_NAME) --feature-root $(FEATURES)/tiny --control random_weights --control-seeds 1 \
+		--layers 0 2 3 4 8
+	@$(MECHANISMS) ablate $(RUN_NAME) $(ENCODER) --max-clips 32 --conditions union_s3_t1 random_s3_t1
 	@echo "== Figures and report"
 	@$(QUICK) $(RUN) plot_figures.py --reference
 
@@ -92,8 +116,8 @@ reproduce-paper: $(INSTALLED) $(KUBRIC_INSTALLED)
 	@$(RUN) step1_generate.py --backend kubric
 	@echo "== Step 2: features of every layer, both poolings in one pass"
 	@$(RUN) step2_extract.py $(PAPER_ENCODER) --capture resid_post --transform resize \
-		--pooling temporal_last temporal_last_patch --control random_weights pixels static_last \
-		--output-root $(PAPER_FEATURES)
+		--pooling temporal_last temporal_last_patch mean time_mean_patch \
+		--control random_weights pixels static_last shuffled_frames --output-root $(PAPER_FEATURES)
 	@echo "== Step 3: probes of Figure 2(c) and 2(b)"
 	@$(PAPER_PROBE) --run-name fig2c_iter11_residpost_tlast_dirsector_angle --probe-set fig2c --pooling temporal_last \
 		--norm-mode zscore --grouping direction_spatial_sector --direction-target angle $(PAPER_CONTROLS)
@@ -106,8 +130,28 @@ reproduce-paper: $(INSTALLED) $(KUBRIC_INSTALLED)
 	@echo "== IntPhys: Figures 1, 6 and 8"
 	@if [ -d $(ARTIFACTS)/intphys/dev ]; then $(MAKE) --no-print-directory reproduce-intphys; \
 		else echo "skipped: no IntPhys dev split at $(ARTIFACTS)/intphys/dev"; fi
+	@$(MAKE) --no-print-directory reproduce-mechanisms
 	@echo "== Figures"
 	@$(RUN) plot_figures.py --reference
+
+MECHANISM_STEP := $(RUN) step4_mechanisms.py
+MECHANISM_RUN := --run-name mechanisms_$(MODEL)
+MECHANISM_FEATURES := $(MECHANISM_RUN) --feature-root $(PAPER_FEATURES)
+INTPHYS_FEATURES := $(firstword $(wildcard $(ARTIFACTS)/features/intphys_$(MODEL)_*_resid_pre_resize_mean))
+
+reproduce-mechanisms: $(INSTALLED)
+	@echo "== Mechanisms: Figures 3, 4, 12, 18 to 24, Tables 2 to 4"
+	@$(MECHANISM_STEP) attention $(MECHANISM_RUN) $(PAPER_ENCODER) --control random_weights static_last
+	@$(MECHANISM_STEP) sequence $(MECHANISM_FEATURES) --probe ridge adam --norms zscore center whiten \
+		--control random_weights shuffled_labels $(if $(INTPHYS_FEATURES),--intphys-root $(INTPHYS_FEATURES))
+	@$(MECHANISM_STEP) overlap $(MECHANISM_RUN)
+	@$(MECHANISM_STEP) steer $(MECHANISM_FEATURES) --control random_weights shuffled_labels --downstream $(PAPER_ENCODER)
+	@$(MECHANISM_STEP) patches $(MECHANISM_FEATURES) --control random_weights static_last shuffled_labels
+	@$(MECHANISM_STEP) ablate $(MECHANISM_RUN) $(PAPER_ENCODER) --bands zone early late --control random_weights \
+		$(if $(wildcard $(ARTIFACTS)/intphys/dev),--benchmark-root $(ARTIFACTS)/intphys/dev)
+	@$(MECHANISM_STEP) tuning $(MECHANISM_RUN) $(PAPER_ENCODER) --control random_weights
+	@$(MECHANISM_STEP) tasks $(MECHANISM_FEATURES) --control random_weights
+	@$(MECHANISM_STEP) coordinates $(MECHANISM_FEATURES) --control random_weights static_last
 
 reproduce-intphys: $(INSTALLED)
 	@$(RUN) step_intphys_probe.py $(PAPER_ENCODER) --capture resid_pre --transform resize --n-frames-sample 16 \

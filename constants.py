@@ -8,6 +8,7 @@ win over what is written here.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent
 
@@ -50,13 +51,26 @@ class ModelSpec:
     patch_size: int = 16
     tubelet_size: int = 2
     family: str = "vjepa2"  # an entry of pez.encoder.families.FAMILIES
+    # what some families need beside
+    n_frames: int = 16  # that a table of positions was made for
+    table_resolution: int | None = None  # pixels a side that it was made for; None: the resolution
+    positions: str = "rebuilt"  # or interpolated: V-JEPA 1's table at another size
+    registers: int = 0  # tokens without a place, beside the class token
+    gated_mlp: bool = False
+    mean: tuple[float, ...] | None = None  # of RGB in 0 ... 1; None: the family's
+    std: tuple[float, ...] | None = None
+    # what whoever quotes the curve must know
+    licence: str = ""  # of the weights
+    caveat: str = ""
 
 
 MODELS = {
-    "large": ModelSpec(width=1024, depth=24, heads=16, mlp_width=4096, file="vitl.pt"),
-    "huge": ModelSpec(width=1280, depth=32, heads=16, mlp_width=5120, file="vith.pt"),
-    "giant": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg.pt"),
-    "giant_384": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384),
+    "large": ModelSpec(width=1024, depth=24, heads=16, mlp_width=4096, file="vitl.pt", licence="MIT"),
+    "huge": ModelSpec(width=1280, depth=32, heads=16, mlp_width=5120, file="vith.pt", licence="MIT"),
+    "giant": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg.pt", licence="MIT"),
+    "giant_384": ModelSpec(
+        width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384, licence="MIT"
+    ),
     # trained here on videos of moving shapes, not Meta's: docs/tiny_vjepa.md
     "tiny": ModelSpec(
         width=192,
@@ -67,8 +81,75 @@ MODELS = {
         sha256="334f9955df6ec3eac0488aafe2f73d1afd45ca06e8201e14dfda41cad82b129b",
         checkpoint_key="encoder",
         resolution=192,
+        licence="MIT",
     ),
 }
+
+
+def _more(sizes: dict[str, tuple[Any, ...]], **shared: Any) -> dict[str, ModelSpec]:
+    """Entries of one family: name to (width, depth, heads, MLP width, file, anything else)."""
+    names = ("width", "depth", "heads", "mlp_width", "file")
+    return {
+        name: ModelSpec(**{**shared, **dict(zip(names, values)), **dict(*values[len(names) :])})
+        for name, values in sizes.items()
+    }
+
+
+_DISTILLED = "distilled from a larger encoder, not trained by itself"
+MODELS |= _more(
+    {
+        "vjepa2_1_base": (768, 12, 12, 3072, "vjepa2_1_vitb_dist_vitG_384.pt", {"caveat": _DISTILLED}),
+        "vjepa2_1_large": (1024, 24, 16, 4096, "vjepa2_1_vitl_dist_vitG_384.pt", {"caveat": _DISTILLED}),
+        "vjepa2_1_giant": (1408, 40, 22, 6144, "vjepa2_1_vitg_384.pt"),
+        "vjepa2_1_gigantic": (1664, 48, 26, 8192, "vjepa2_1_vitG_384.pt"),
+    },
+    resolution=384,
+    family="vjepa2_1",
+    licence="MIT",
+)
+MODELS |= _more(
+    {
+        "vjepa1_large": (1024, 24, 16, 4096, "vitl16.pth.tar"),
+        "vjepa1_huge": (1280, 32, 16, 5120, "vith16.pth.tar"),
+        "vjepa1_huge_384": (1280, 32, 16, 5120, "vith16-384.pth.tar", {"resolution": 384, "table_resolution": 384}),
+    },
+    resolution=224,
+    table_resolution=224,
+    family="vjepa1",
+    licence="CC BY-NC 4.0",
+)
+MODELS |= _more(
+    {
+        "videomae2_small": (384, 12, 6, 1536, "vit_s_k710_dl_from_giant.pth"),
+        "videomae2_base": (768, 12, 12, 3072, "vit_b_k710_dl_from_giant.pth"),
+    },
+    resolution=224,
+    caveat="distilled from a giant that was fine-tuned on the labels of Kinetics-710",
+    family="videomae",
+    licence="CC BY-NC 4.0",
+)
+MODELS |= _more(
+    {"videomae2_giant": (1408, 40, 16, 6144, "vit_g_hybrid_pt_1200e.pth", {"patch_size": 14})},
+    resolution=224,
+    family="videomae",
+    licence="CC BY-NC 4.0",
+)
+MODELS |= _more(
+    {
+        "dinov2_small": (384, 12, 6, 1536, "dinov2_vits14_pretrain.pth"),
+        "dinov2_base": (768, 12, 12, 3072, "dinov2_vitb14_pretrain.pth"),
+        "dinov2_large": (1024, 24, 16, 4096, "dinov2_vitl14_pretrain.pth"),
+        "dinov2_giant": (1536, 40, 24, 4096, "dinov2_vitg14_pretrain.pth", {"gated_mlp": True}),
+        "dinov2_large_reg": (1024, 24, 16, 4096, "dinov2_vitl14_reg4_pretrain.pth", {"registers": 4}),
+    },
+    resolution=224,
+    patch_size=14,
+    tubelet_size=1,
+    table_resolution=518,
+    family="dinov2",
+    licence="Apache 2.0",
+    caveat="every frame on its own: it cannot see motion",
+)
 DEFAULT_MODEL = "large"
 
 # ---------------------------------------------------------------- stimuli

@@ -60,10 +60,10 @@ def make_parser() -> Parser:
     movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
     movies.add_argument("--held-out", type=Path, help="IntPhys 2's split without labels, for --leaderboard")
     cut = parser.add_argument_group("windows: pez/surprise/windows.py")
-    cut.add_argument("--frame-step", type=int, help="see every so manieth frame (default: the benchmark's)")
+    cut.add_argument("--frame-step", type=COUNT, help="see every so manieth frame (default: the benchmark's)")
     cut.add_argument("--window-frames", type=int, default=Windows.window, help="frames of a window")
     cut.add_argument("--context-frames", type=int, default=Windows.context, help="of them, those that are known")
-    cut.add_argument("--stride", type=int, default=Windows.stride, help="frames from window to window")
+    cut.add_argument("--stride", type=COUNT, default=Windows.stride, help="frames from window to window")
     cut.add_argument(
         "--short-contexts",
         action=argparse.BooleanOptionalAction,
@@ -86,9 +86,11 @@ def make_parser() -> Parser:
         "--checkpoint-key", help="entry of a Meta file that encodes context and target (default: `encoder` the context)"
     )
     model.add_argument("--num-heads", type=COUNT, help="attention heads of the encoder, for --model custom")
-    model.add_argument("--predictor-heads", type=int, default=PREDICTOR_HEADS, help="of a Meta file's predictor")
-    model.add_argument("--mask-token", type=int, default=MASK_TOKEN, help="the predictor's token for what is to come")
-    model.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")
+    model.add_argument("--predictor-heads", type=COUNT, default=PREDICTOR_HEADS, help="of a Meta file's predictor")
+    model.add_argument(
+        "--mask-token", type=COUNT_OR_NONE, default=MASK_TOKEN, help="the predictor's token for what is to come"
+    )
+    model.add_argument("--model-resolution", type=COUNT, help="pixels a side (default: the model's)")
     model.add_argument("--weights-seed", type=SEED, default=0, help="seed of random weights")
     model.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     model.add_argument(

@@ -8,11 +8,16 @@ one, add an entry: a control that only changes the order of a clip's frames need
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 BALLS, MOVIES = "balls", "movies"
+TOGETHER, UNIQUE = "without_encoder", "unique"
+# no floors, for they read the motion itself: whether a layer beats them is said apart
+BESIDE = ("optical_flow", TOGETHER)
+READ = "_read"  # ends the name of a control that the main curve's probe reads (--control-mode read)
+PARTS = ("position", "pixels", "optical_flow")  # what TOGETHER reads: place, pictures and motion without an encoder
 Frames = Callable[[Any, str], Any]  # frames [T, ...] (tensor or array) and clip id -> frames
 
 
@@ -27,21 +32,25 @@ class Control:
 
     meaning: what its curve is, in one line for people.
     needs_pass: features of its own, from step 2.
+    encoder: what that pass runs: the main encoder, the same architecture "untrained", or "none".
     frames: the order of frames that its pass sees, if that is all that is different.
     seeded: drawn at random, so worth several seeds.
     norm_mode: of its features, where it is not the run's.
     reads_back: the probe is the main curve's; only what it reads is the control's, against turned targets.
     not_for: kinds of data that it means nothing for, and why.
+    option: the option that runs it, where it is no choice of --control.
     floor: (pooling) -> whether a high score is a rival explanation of the main curve.
     """
 
     meaning: str
     needs_pass: bool = True
+    encoder: Literal["main", "untrained", "none"] = "main"
     frames: Frames | None = None
     seeded: bool = False
     norm_mode: str | None = None
     reads_back: bool = False
     not_for: Mapping[str, str] = field(default_factory=dict)
+    option: str = ""
     floor: Callable[[str], bool] = field(default=lambda pooling: True)
 
 
@@ -52,9 +61,11 @@ CONTROLS: dict[str, Control] = {
         needs_pass=False,
         seeded=True,
     ),
-    "random_weights": Control("the same architecture, never trained, over several seeds", seeded=True),
+    "random_weights": Control(
+        "the same architecture, never trained, over several seeds", encoder="untrained", seeded=True
+    ),
     # never z-scored: a pixel that hardly changes in training would be blown up where a held-out ball crosses it
-    "pixels": Control("downsampled pixels in place of features", norm_mode="center"),
+    "pixels": Control("downsampled pixels in place of features", encoder="none", norm_mode="center"),
     "position": Control(
         "the ball's true place, a point a tubelet that the pooling sees, with squares and products",
         needs_pass=False,
@@ -79,12 +90,35 @@ CONTROLS: dict[str, Control] = {
         },
         floor=lambda pooling: False,
     ),
+    "optical_flow": Control(
+        "dense optical flow without learning (DIS), averaged over the encoder's patches: what a classical reader of "
+        "motion gets",
+        encoder="none",
+        norm_mode="zscore",  # its channels have units of their own
+        floor=lambda pooling: False,
+        not_for={
+            MOVIES: "the flow of a movie, averaged over frames, holds none of its events; pixels and shuffled_frames "
+            "are the controls there that need no trained encoder"
+        },
+    ),
+    TOGETHER: Control(
+        f"{', '.join(PARTS[:-1]).replace('_', ' ')} and {PARTS[-1].replace('_', ' ')} together, by banded ridge",
+        needs_pass=False,
+        option="--unique",
+        floor=lambda pooling: False,
+    ),
+    UNIQUE: Control(
+        "what a layer adds: R² of the layer and those together, less R² of those together",
+        needs_pass=False,
+        option="--unique",
+        floor=lambda pooling: False,
+    ),
 }
 
 
 def controls_for(data: str) -> list[str]:
     """Names of the controls that mean something for BALLS or MOVIES, in order."""
-    return [name for name, control in CONTROLS.items() if data not in control.not_for]
+    return [name for name, control in CONTROLS.items() if data not in control.not_for and not control.option]
 
 
 def passes() -> list[str]:
@@ -99,9 +133,26 @@ def frame_orders() -> dict[str, Frames]:
 
 
 def is_floor(control: str, pooling: str) -> bool:
-    """Whether a high score of `control` is a rival explanation of the main curve under `pooling`."""
+    """Whether a high score of `control` is a rival explanation of the main curve under `pooling`.
+
+    Not that of a probe trained on other frames: what it fails to read may be there all the same.
+    """
+    if control.endswith(READ):
+        return False
     known = CONTROLS.get(control)
     return known is None or known.floor(pooling)
+
+
+def can_be_read(control: str) -> bool:
+    """Whether the main curve's probe can read it: it is the main encoder's features of the frames in another order."""
+    known = CONTROLS[control]
+    return known.frames is not None and known.encoder == "main"
+
+
+def meaning(control: str) -> str:
+    """What a control's curve is, in one line for people; of one that is read, that too."""
+    known = CONTROLS[control.removesuffix(READ)].meaning
+    return f"{known}; read by the probe of the clips as they are" if control.endswith(READ) else known
 
 
 def spoken(name: str) -> str:

@@ -109,13 +109,16 @@ class FeatureStore:
         """
         directory, clips = Path(directory), _planned(clips, settings)
         remove_dead_partial(directory)
-        store = cls(directory, settings, clips, writer)
         tables = {"clips.parquet": clips} | ({} if frames is None else {"frames.parquet": frames})
         if not (directory / "features.json").is_file():
+            store = cls(directory, settings, clips, writer)
             store._write_tables(tables)
             return store
         described = read_record(directory / "features.json", FeatureRecord)
+        _tell_of_earlier_version(directory, described["settings"])
+        settings = as_recorded(described["settings"], settings)
         _refuse_difference(directory, described["settings"], settings)
+        store = cls(directory, settings, clips, writer)
         remove_partial(directory / "shards", writer.owner)
         there = [shard for shard in range(store.n_shards) if store.shard_path(shard).is_file()]
         store._stale = {shard for shard in there if not store._is_of_these_clips(shard)}
@@ -153,14 +156,19 @@ class FeatureStore:
         if not (directory / "features.json").is_file():
             return None
         described = read_record(directory / "features.json", FeatureRecord)
-        if described["settings"] != settings or not _as_recorded(directory, described):
+        there = described["settings"]
+        settings = as_recorded(there, settings)
+        if there != settings or not _as_recorded(directory, described):
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
             return None
         if frames is not None and not _holds_table(directory / "frames.parquet", frames):
             return None
-        return store if all(map(store._is_of_these_clips, range(store.n_shards))) else None
+        if not all(map(store._is_of_these_clips, range(store.n_shards))):
+            return None
+        _tell_of_earlier_version(directory, there)
+        return store
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> "FeatureStore":
@@ -261,7 +269,7 @@ class FeatureStore:
         """
         clips = self.clips_of(shard)["clip_id"].tolist()
         for name, tensor in tensors.items():
-            finite = tensor.flatten(1).isfinite().all(dim=1)
+            finite = _finite(tensor)
             if not bool(finite.all()):
                 clip = clips[int((~finite).nonzero()[0, 0])]
                 raise UserError(
@@ -315,7 +323,7 @@ class FeatureStore:
         name = tensor_name(pooling, state_index(capture, layer))
         parts = [self.read_shard(shard, [name])[name] for shard in range(self.n_shards)]
         features = torch.cat(parts)
-        finite = features.flatten(1).isfinite().all(dim=1)
+        finite = _finite(features)
         if not bool(finite.all()):
             clip = self.clips["clip_id"].iloc[int((~finite).nonzero()[0, 0])]
             raise UserError(
@@ -391,6 +399,11 @@ def _check_rows(path: Path, clips: pd.DataFrame, shard_clips: int) -> None:
         raise UserError(f"{path}: clip {clip} is not at its place in the shards: {STORE_CLIPS.mend}")
 
 
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all of each clip's values are finite, [clips]; the largest is NaN if one is."""
+    return tensor.flatten(1).abs().amax(dim=1).isfinite()
+
+
 def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     """A clip table in the order of its ids, with `shard` and `row`."""
     clips = clips.sort_values("clip_id").reset_index(drop=True)
@@ -414,6 +427,19 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
     return error
 
 
+def as_recorded(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """`wanted` without what the version that made a store `there` did not record yet."""
+    return wanted if "encoder" in there else {key: value for key, value in wanted.items() if key != "encoder"}
+
+
+def _tell_of_earlier_version(directory: Path, there: dict[str, Any]) -> None:
+    if "encoder" not in there:
+        print(
+            f"{directory}: made by an earlier version, which did not record heads, patch size and the like: they are "
+            "taken to be those of now"
+        )
+
+
 def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     different = first_difference(there, dict(sorted(wanted.items())))
     if different:
@@ -426,7 +452,8 @@ def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str,
 
 def _holds_table(path: Path, table: pd.DataFrame) -> bool:
     try:
-        return bool(unchecked_parquet(path, "").equals(table))
+        there: bool = unchecked_parquet(path, "").equals(table)
+        return there
     except UserError:  # missing or damaged
         return False
 
@@ -437,7 +464,7 @@ def _table_checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _as_recorded(directory: Path, described: dict[str, Any]) -> bool:
     """Whether the tables are those of features.json, which an earlier version's does not know."""
-    recorded = described.get("tables", {})
+    recorded: dict[str, str] = described.get("tables", {})
     return _table_checksums(directory, recorded) == recorded
 
 

@@ -18,8 +18,20 @@ def comes_with_project(label: object) -> bool:
     return str(label) in {spec.file for spec in MODELS.values() if spec.sha256}
 
 
+def released(label: object) -> list[str]:
+    """Caveats of the registered models whose file this is."""
+    return sorted({spec.caveat for spec in MODELS.values() if spec.file == str(label) and spec.caveat})
+
+
+def licences(labels: Iterable[object]) -> dict[str, str]:
+    """Licence of the weights, by the label of those whose licence is registered."""
+    known = {spec.file: spec.licence for spec in MODELS.values() if spec.licence}
+    return {label: known[label] for label in sorted({str(label) for label in labels}) if label in known}
+
+
 def caveats(labels: Iterable[object]) -> list[str]:
-    """What a title must say of the weights: that they are random, or not those of a released model."""
+    """What a title must say of the weights: that they are random, not those of a released model, or what they are."""
     known = sorted({str(label) for label in labels})
     random = [label for label in known if is_random(label)]
-    return random + [TRAINED_HERE for label in known if comes_with_project(label)]
+    here = [TRAINED_HERE for label in known if comes_with_project(label)]
+    return random + here + list(dict.fromkeys(caveat for label in known for caveat in released(label)))

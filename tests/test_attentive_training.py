@@ -177,3 +177,25 @@ def test_results_of_other_settings_are_refused_by_name(store, tmp_path):
 def test_layers_that_are_not_there_are_refused_first(store, tmp_path):
     with pytest.raises(UserError, match="--layers 3 not in 0 ... 2"):
         probe(store, tmp_path / "run", layers=[0, 3])
+
+
+def test_a_stack_that_does_not_fit_is_halved(monkeypatch):
+    tokens, labels = toy()
+    group = problems()
+    options = {"tokens": tokens.__getitem__, "labels": labels, "recipe": RECIPE, "device": "cpu"}
+    expected, sizes = train_stack(group, **options), []
+
+    def bounded(given, **others):
+        sizes.append(len(given))
+        if len(given) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train_stack(given, **others)
+
+    monkeypatch.setattr(attentive_training, "train_stack", bounded)
+    found = attentive_training._train_halving(group, options)
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=2e-4, atol=2e-5)
+    monkeypatch.setattr(attentive_training, "train_stack", lambda *_, **__: bounded(group))
+    with pytest.raises(UserError, match="not enough memory for one attentive probe"):
+        attentive_training._train_halving(group, options)

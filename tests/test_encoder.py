@@ -203,5 +203,5 @@ def test_a_checkpoint_of_torch_before_1_6_is_read_too(tmp_path):
 
 
 def test_unknown_entry_names_what_there_is():
-    with pytest.raises(UserError, match="must be one of target_encoder, encoder"):
+    with pytest.raises(UserError, match="no entry 'ema', only: encoder, target_encoder; choose one"):
         load_fixture("vjepa2_small_headdim64", checkpoint_key="ema")

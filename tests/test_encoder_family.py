@@ -65,7 +65,7 @@ class Toy(Encoder):
     """The whole of what a family needs."""
 
     title, mean, std = "toy", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    checkpoint_keys, default_keys = ("net",), ("net",)
+    default_keys = ("net",)
 
     @property
     def embeddings(self):
@@ -84,7 +84,7 @@ class Toy(Encoder):
         return FrameNet(spec)
 
     @classmethod
-    def recognises(cls, tensors):
+    def recognises(cls, tensors, beside):
         return "class_token" in tensors
 
     @classmethod
@@ -220,11 +220,11 @@ def test_a_family_that_is_not_the_model_s(toy):
     path, _ = toy
     with pytest.raises(UserError, match="--model tiny is of --family vjepa2, not toy"):
         load_encoder("tiny", str(path), family="toy")
-    with pytest.raises(UserError, match="--family must be one of vjepa2, toy.* Did you mean 'vjepa2'"):
+    with pytest.raises(UserError, match="--family must be one of vjepa2, .*, toy.* Did you mean 'vjepa2'"):
         load_encoder("custom", str(path), family="vjepa")
-    with pytest.raises(UserError, match="no entry 'target_encoder', only: net"):
+    with pytest.raises(UserError, match="holds no V-JEPA 2 encoder"):
         load_encoder("custom", str(path), num_heads=1, family="vjepa2")
-    with pytest.raises(UserError, match="toy is not read in Hugging Face's format"):
+    with pytest.raises(UserError, match="not a model in Hugging Face's format: no config.json in it, only frames.pt"):
         load_encoder("custom", str(path.parent), family="toy")
 
 
@@ -361,5 +361,34 @@ def test_an_edited_hugging_face_folder_is_another_encoder(squares, tmp_path, fie
 
 def test_a_folder_of_another_type_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
-    with pytest.raises(UserError, match="is a model of type swin, which no family here reads"):
+    with pytest.raises(UserError, match="is a swin, whose grid of tokens changes from stage to stage"):
         load_encoder("custom", str(tmp_path))
+
+
+def test_a_store_from_before_encoders_were_recorded_is_used_again_and_said(squares, tmp_path, monkeypatch, capsys):
+    fixture, source = str(DATA / "vjepa2_small_giantlike.pt"), ball_source(squares / "velocity")
+    encoder = load_encoder("custom", fixture, num_heads=2, resolution=32)
+    options = {"captures": ["resid_post"], "poolings": ["mean"], "workers": 0}
+    described = Encoder.description
+    monkeypatch.setattr(
+        Encoder, "description", lambda self: {k: v for k, v in described(self).items() if k != "encoder"}
+    )
+    store = extract_features(encoder, source, tmp_path / "features", **options)
+    before = {path: path.read_bytes() for path in store.directory.rglob("*") if path.is_file()}
+    assert "encoder" not in store.settings
+    monkeypatch.undo()
+    again = extract_features(encoder, source, tmp_path / "features", **options)
+    assert "made by an earlier version, which did not record heads" in capsys.readouterr().out
+    assert torch.equal(again.layer("resid_post", "mean", 0), store.layer("resid_post", "mean", 0))
+    reused = extract_features(
+        encoder, source, tmp_path / "features", **options | {"captures": ["resid_post"]}, reuse_existing=True
+    )
+    assert reused.settings == store.settings
+    assert {path: path.read_bytes() for path in store.directory.rglob("*") if path.is_file()} == before
+    store.shard_path(0).unlink()  # what is missing is made, and the folder stays as it was
+    capsys.readouterr()
+    extract_features(encoder, source, tmp_path / "features", **options)
+    assert "made by an earlier version, which did not record heads" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in store.directory.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="made with transform = 'resize', now asked for 'eval_preproc'"):
+        extract_features(encoder, source, tmp_path / "features", **options, transform="eval_preproc")

@@ -300,9 +300,12 @@ def test_batch_halves_when_memory_runs_out(encoder, squares, monkeypatch):
         return plain(encoder, frames, settings)
 
     monkeypatch.setattr(extract, "_encode_pooled", small_memory)
+    monkeypatch.setattr(extract, "_FITTED", {})
     halved = extract.encode_pooled(encoder, frames, settings)
-    assert sizes == [5, 3, 2, 1, 2]
-    assert all(torch.allclose(halved[name], whole[name], atol=1e-5) for name in whole)
+    again = extract.encode_pooled(encoder, frames, settings)
+    assert sizes == [5, 3, 2, 1, 2, 2, 2, 1]  # the second time in sizes that fitted the first time
+    for found in (halved, again):
+        assert all(torch.allclose(found[name], whole[name], atol=1e-5) for name in whole)
     monkeypatch.setattr(extract, "_encode_pooled", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(UserError, match="not enough memory for one clip"):
         extract.encode_pooled(encoder, frames, settings)

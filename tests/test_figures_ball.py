@@ -13,7 +13,7 @@ import plot_figures
 from constants import MODELS
 from pez.cli import run_script
 from pez.figures.build import ball_runs, controls_of, newest_of_each
-from pez.figures.plots.curves import curve_figure, shown
+from pez.figures.plots.curves import compare_figure, curve_figure, shown
 from pez.figures.plots.reference import published_curves
 from pez.figures.plots.style import LINE_STYLES, drawing_style, label_ends, spread_out, titled
 
@@ -247,3 +247,37 @@ def test_classes_are_drawn_by_their_own_metric_against_their_own_chance():
     assert "ROC AUC" in figure.axes[0].get_ylabel()
     assert any(set(line.get_ydata()) == {0.5} for line in figure.axes[0].lines)  # chance
     plt.close(figure)
+
+
+def test_layers_that_had_not_converged_are_hollow_with_ridge_beside_them():
+    rows = with_nested(curve("r", "fig2c", "speed"))
+    late = rows["layer"].isin([0, 1, 4])
+    rows = rows.assign(converged=~late, r2_ridge_pooled=np.where(late, 0.9, np.nan))
+    figure = curve_figure(rows, "a run")
+    (ax,) = figure.axes
+    (hollow,) = [line for line in ax.lines if line.get_gid() == "unconverged"]
+    np.testing.assert_allclose(hollow.get_xdata(), np.array([0, 1, 4]) / 24, atol=1e-6)
+    (ridge,) = [line for line in ax.lines if line.get_gid() == "ridge"]
+    assert np.isfinite(ridge.get_ydata()).sum() == 3 and "Hollow: probes that" in figure.get_supxlabel()
+    plt.close(figure)
+    assert not [
+        line for line in curve_figure(rows.assign(converged=True), "r").axes[0].lines if line.get_gid() == "unconverged"
+    ]
+
+
+def test_runs_over_each_other_keep_their_own_depths_and_names(results, capsys):
+    write_run(results, "deep", with_nested(curve("deep", "fig2c", "speed")).assign(model="large"))
+    write_run(results, "flat", with_nested(curve("flat", "fig2c", "speed", depth=12)).assign(model="dinov2"))
+    assert plot("--results-dir", results, "--compare", "deep", "flat") == 0
+    table = pd.read_csv(results / "compare_deep_flat.csv")
+    assert table.groupby("run_name")["layer"].size().to_dict() == {"deep": 24, "flat": 12}
+    assert (results / "compare_deep_flat.png").is_file() and not (results / "report.html").exists()
+    runs = {"large": table[table["model"] == "large"], "dinov2": table[table["model"] == "dinov2"]}
+    figure = compare_figure(runs, "two")
+    (ax,) = figure.axes
+    assert {"large", "dinov2"} <= {text.get_text() for text in ax.texts}
+    drawn = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) in (12, 24)]
+    assert sorted({round(max(x), 4) for x in drawn}) == [round(11 / 12, 4), round(23 / 24, 4)]
+    plt.close(figure)
+    assert plot("--results-dir", results, "--compare", "deep", "nothing") == 2
+    assert "--compare must be one of" in capsys.readouterr().err

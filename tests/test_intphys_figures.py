@@ -9,6 +9,7 @@ from PIL import Image
 
 from pez.errors import UserError
 from pez.figures.build import build_figure1, build_figure6, build_figure8, movie_runs, newest_by_model
+from pez.figures.caveats import CAVEATS
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_run
 from pez.figures.plots.reference import published_movies
 from pez.figures.verdicts.verdict import movie_verdict_text
@@ -16,7 +17,7 @@ from pez.movies import dataset_at
 from pez.movies.intphys import INTPHYS, INTPHYS_MINI, STAND_IN_FILE
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.possibility import COUNTS, METRICS
-from pez.probes.summary import curve_facts
+from pez.probes.summary import curve_facts, movie_text
 
 SUBTASK_ROWS = tuple(subtask.name for subtask in INTPHYS.subtasks)
 
@@ -112,10 +113,34 @@ def test_a_verdict_states_onset_decline_ties_and_differences():
     curve = np.r_[np.full(8, 0.5), np.linspace(0.6, 0.9, 8), np.linspace(0.85, 0.6, 8)]
     text = verdict("Figure 8", [results(curve=curve)], published_movies("attentive"), [])
     assert "onset at 0.46 of the depth, after one third; peak at 0.62 of the depth; declines by 0.300" in text
-    assert "At layer 0: 90 ties and 90 such near-ties in 90 scenes." in text
+    assert "At layer 0: 90 ties and 90 such near-ties in 90 scenes. 0 of the 90 decisions are above rounding." in text
     assert "Ties: 90 of 2160 scene comparisons" in text
     line = next(line for line in text.splitlines() if line.startswith("- Relative accuracy minus published"))
     assert "first layer +0.500 (0 is what ties counted as wrong give), peak +0.011 (layer 15, published 10)" in line
+
+
+def test_decisions_above_rounding_at_layer_0_are_counted(capsys):
+    rows = results(curve=published_relative())
+    rows.loc[rows["layer"] == 0, ["n_ties", "n_near_ties"]] = 70, 88
+    said = "At layer 0: 70 ties and 88 such near-ties in 90 scenes. 20 of the 90 decisions are above rounding."
+    assert said in verdict("Figure 6", [rows], published_movies("linear"), [])
+    assert "at layer 0 20 of 90 decisions are above rounding" in movie_text(rows)
+    (ties,) = next(caveat for caveat in CAVEATS if caveat.subject == "Ties and near-ties").found([run(rows)], [])
+    assert ties.endswith("at layer 0, 70 and 88 of 90, so that 20 decisions are above rounding.")
+
+
+def test_a_figure_says_what_was_chosen_on_what(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("pez.figures.plots.movies.save_figure", lambda figure, path: drawn.append(figure) or [path])
+    chosen = "nested: epoch by loss, on scenes of the training folds; paper: epoch by loss, on the reported scenes"
+    rows = results(curve=published_relative()).assign(chosen=chosen, data=INTPHYS.title)
+    draw_run(rows, tmp_path / "x.png")
+    (legend,) = drawn[0].legends
+    assert f"Chosen, {chosen}." in " ".join(legend.get_title().get_text().split())
+    table = compare_table(rows, published_movies("linear"))
+    assert set(table["chosen"]) == {chosen}
+    names = {text.get_text() for ax in drawn[0].axes for text in ax.texts}
+    assert "ROC AUC" in names  # stands beside relative accuracy
 
 
 def test_a_stand_in_is_called_so_and_compared_with_nothing(tmp_path):

@@ -62,6 +62,8 @@ def test_the_linear_script_writes_what_it_names(probed):
     summary = json.loads((probed / "results/summary_lin.json").read_text())
     assert summary["features"]["clip_set"]["settings"]["n_frames_sample"] == 16
     assert set(summary["curves"]["overall"]) >= {"auc", "relative_accuracy"}
+    where = "epoch by loss and setting by relative accuracy, on "
+    assert set(rows["chosen"]) == {f"paper: {where}the reported scenes; nested: {where}scenes of the training folds"}
     predictions = pd.read_parquet(probed / "results/predictions_lin.parquet")
     assert len(predictions) == 2 * 12 * 12 and set(predictions["protocol"]) == {"nested", "paper"}
     assert (probed / "results/figure_lin.png").is_file()

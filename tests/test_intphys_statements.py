@@ -110,6 +110,17 @@ def test_a_curve_as_published_holds_against_chance_and_shuffled_labels(tmp_path)
         assert 7 <= onset.layer <= 8 and onset.low <= onset.layer <= onset.high
 
 
+def test_a_verdict_says_what_was_chosen_on_what_and_the_auc_at_the_peak(tmp_path):
+    rows, _ = write_run(tmp_path)
+    chosen = "nested: epoch by loss, on scenes of the training folds; paper: epoch by loss, on the reported scenes"
+    said = run_words(judged(tmp_path, rows.assign(chosen=chosen)))
+    assert f"Chosen, {chosen}." in said
+    overall = rows[rows["subtask"] == "overall"].set_index("layer")
+    peak = overall["relative_accuracy_mean"].idxmax()
+    auc, highest = overall.loc[peak, ["auc_mean", "relative_accuracy_mean"]]
+    assert f"Overall relative accuracy is highest at layer {peak}: {highest:.3f}; ROC AUC is {auc:.3f} there." in said
+
+
 def test_a_late_curve_that_stays_up_does_not_hold(tmp_path):
     rows = write_predictions(tmp_path, LATE)
     found = verdicts(lines_of(judged(tmp_path, rows)))

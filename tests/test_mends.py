@@ -7,9 +7,9 @@ import pytest
 from conftest import REPOSITORY
 
 VERBS = (
-    "add adjust ask attach begin change choose close complete download draw extract fill free give install leave look "
-    "lower make mend move name pass probe put raise read regroup remove rename repair replace rerun restore retry run "
-    "save say score see set shorten start stay stop submit take try unpack use wait write"
+    "add adjust ask attach begin change check choose close complete download draw extract fill free give install leave "
+    "look lower make mend move name pass probe put raise read regroup remove rename repair replace rerun restore retry "
+    "run save say score see set shorten start stay stop submit take try unpack use wait write"
 )
 # a clause begins after a mark, or a word that joins it to another
 CLAUSE = re.compile(

@@ -1,10 +1,13 @@
 """Onset rules against closed forms and planted curves; a short run of studies/onset/calibration.py."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.optimize import curve_fit
 
 from pez.probes.scores import onset
 from pez.probes.scores.bootstrap import BootstrapCurve, Resamples
+from pez.probes.scores.onset import emergence, fit_logistic
 from studies.onset import calibration
 
 LAYERS = np.arange(13.0)
@@ -201,3 +204,73 @@ def test_planted_onsets_are_found_and_their_intervals_hold(simulated, scenario, 
 
 def test_where_nothing_is_planted_there_is_no_onset(simulated):
     assert (simulated.loc["nothing", "no onset"] >= 0.95).all()
+
+
+@pytest.mark.parametrize(("where", "width"), [(7.3, 1.2), (3.0, 0.5), (15.0, 2.0)])
+def test_the_logistic_fit_is_scipys_curve_fit_and_finds_what_was_planted(where, width):
+    layers, rng = np.arange(24.0), np.random.default_rng(0)
+    planted = 0.1 + 0.6 / (1 + np.exp(-(layers - where) / width))
+    assert fit_logistic(layers, planted) == (
+        pytest.approx(where, abs=1e-2),
+        pytest.approx(width, rel=1e-2),
+        pytest.approx(0, abs=1e-6),
+    )
+    noisy = planted + 0.03 * rng.normal(size=24)
+
+    def logistic(x, low, rise, at, wide):
+        return low + rise / (1 + np.exp(-(x - at) / wide))
+
+    best, _ = curve_fit(logistic, layers, noisy, p0=(0.1, 0.6, where, width))
+    inflection, wide, error = fit_logistic(layers, noisy)
+    assert error == pytest.approx(np.square(logistic(layers, *best) - noisy).sum(), rel=1e-4)
+    assert (inflection, wide) == (pytest.approx(best[2], abs=0.02), pytest.approx(best[3], rel=0.05))
+
+
+@pytest.mark.parametrize(
+    ("curve", "failing"),
+    [
+        (0.05 + 0.7 / (1 + np.exp(-(np.arange(24) - 8) / 0.7)), []),
+        (0.05 + 0.7 / (1 + np.exp(-(np.arange(24) - 16) / 0.7)), ["inflection"]),
+        (0.12 / (1 + np.exp(-(np.arange(24) - 8) / 0.7)), ["peak"]),
+        (0.5 + 0.3 * (np.arange(24) % 2), ["fit"]),
+        (
+            0.8 - 0.7 / (1 + np.exp(-(np.arange(24) - 8) / 0.7)),
+            ["fit"],
+        ),  # it falls, and a rise fits it no better than a line
+    ],
+)
+def test_the_authors_criterion_needs_all_three(curve, failing):
+    found = emergence(np.arange(24), curve, 24)
+    assert [words.split()[0] for words, holds in found.conditions.items() if not holds] == failing
+    assert found.emerges == (not failing) and found.text().count("not ") == len(failing)
+
+
+def test_the_authors_criterion_on_accuracies_and_on_too_few_layers():
+    curve = 0.5 + 0.2 / (1 + np.exp(-(np.arange(12) - 4) / 0.5))
+    assert emergence(np.arange(12), curve, 12, chance=0.5).rise == pytest.approx(0.2, abs=1e-3)
+    assert not emergence(np.arange(12), curve - 0.06, 12, chance=0.5).emerges
+    assert emergence(np.arange(4), curve[:4], 12) is None
+    assert not emergence(np.arange(12), np.full(12, 0.3), 12).emerges  # a flat curve has no fit
+
+
+def test_the_study_finds_what_was_planted_and_counts_curves_of_random_weights(tmp_path):
+    from studies.onset.calibration import SCENARIOS
+    from studies.onset.emergence import row_of, simulated, untrained
+
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    nothing, emerges = (
+        row_of(name, [simulated(by_name[name], seed, 100) for seed in range(3)]) for name in ("nothing", "emerges at 8")
+    )
+    assert (
+        nothing["emerge"] == 0
+        and emerges["emerge"] == 1
+        and emerges["median inflection"] == pytest.approx(1 / 3, abs=0.05)
+    )
+    layers = np.arange(6)
+    rows = pd.DataFrame({"control": "random_weights", "control_seed": np.repeat([1, 2], 6), "variable": "speed"})
+    rows = rows.assign(layer=np.tile(layers, 2), r2_pooled=np.concatenate([0.3 * (layers >= 2), 0 * layers]))
+    rows.assign(r2_pooled_low=rows["r2_pooled"] - 0.1).to_csv(tmp_path / "controls_run.csv", index=False)
+    table = pd.DataFrame({"run_name": "run", "variable": "speed", "layer": layers, "weights": "x"})
+    table.assign(layer_fraction=layers / 6).to_csv(tmp_path / "results_run.csv", index=False)
+    found = untrained(tmp_path)
+    assert [(each.emerges, onset) for each, onset in found] == [(True, True), (False, False)]

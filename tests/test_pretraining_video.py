@@ -14,7 +14,7 @@ def generator(seed: int) -> torch.Generator:
 
 def paths(n: int, seed: int = 0, **changes) -> torch.Tensor:
     settings = VideoSettings(**{"resolution": 64, **changes})
-    draw = video_module._Draw(generator(seed))
+    draw = video_module.Draw(generator(seed))
     return shape_path(n, settings, draw, torch.full((n,), 6.0))
 
 

@@ -10,7 +10,8 @@ from pez.cli import run_script
 from pez.errors import UserError
 from pez.figures.plots.audit import audit_figure
 from pez.figures.plots.style import save_figure
-from pez.probes.audit import AuditOptions, audit, clip_sets, confounds
+from pez.probes.audit import WORST, AuditOptions, audit, clip_sets, confounds, grouping_notes
+from pez.probes.folds import repeated_folds
 
 
 def make(root, change=lambda clips, frames: (clips, frames), kind="velocity"):
@@ -93,3 +94,91 @@ def test_roots_without_sets_are_said(tmp_path, capsys):
         clip_sets(None, tmp_path)
     assert run_script(step3_probe.make_parser(), step3_probe.main, ["audit", "--feature-root", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- two groupings, readers of place, orbits
+
+
+def by_start_place(clips, frames):
+    """Balls of each direction start at one place, drawn at random: place tells direction, but only where clips of that
+    direction were trained on."""
+    rng = np.random.default_rng(4)
+    place = {direction: rng.uniform(-90, 90, 2) for direction in clips["direction_deg"].unique()}
+    start = np.stack(clips.set_index("clip_id")["direction_deg"].map(place)[frames["clip_id"]].to_numpy())
+    moved = frames[["x_px", "y_px"]] - frames.groupby("clip_id")[["x_px", "y_px"]].transform("first")
+    frames = frames.assign(x_px=128 + start[:, 0] + 0.1 * moved["x_px"], y_px=128 + start[:, 1] + 0.1 * moved["y_px"])
+    return clips, frames
+
+
+def test_a_grouping_that_hides_what_place_tells_is_told_of(tmp_path):
+    """Groups of direction take away the only places that direction is told from; start draws do not."""
+    store = make(tmp_path, by_start_place)
+    folds = repeated_folds(store, "direction", 5, 0, 1)
+    said = grouping_notes(store, "temporal_last", folds, "direction", 0)
+    assert any("reads cos" in line and "hides what place tells" in line for line in said)
+    assert all(line.startswith("note: the place that is seen reads ") and "by start draw" in line for line in said)
+    found = audit(store, AuditOptions("direction"))
+    assert found.by_start.options.grouping == "position"
+    assert found.by_start.r2.loc["cos", "start"] > 0.7 and found.r2.loc["cos", "start"] < 0.1
+    assert any(
+        line.startswith("last tubelet reads cos") and line.endswith("hides what place tells") for line in found.found
+    )
+    long = found.long()
+    assert set(long["grouping"]) == {"direction", "position"}
+    value = long.query("grouping == 'position' and of == 'start' and target == 'cos' and measure == 'r2'")[
+        "value"
+    ].item()
+    assert value == found.by_start.r2.loc["cos", "start"]
+
+
+def test_groupings_that_agree_say_nothing(tmp_path):
+    store = make(tmp_path)  # starts are drawn at random: place in the first frame tells nothing either way
+    frames = store.frames.assign(x_px=store.frames.groupby("clip_id")["x_px"].transform("first"))
+    frames["y_px"] = store.frames.groupby("clip_id")["y_px"].transform("first")
+    still = make(tmp_path / "still", lambda clips, _: (clips, frames))
+    folds = repeated_folds(still, "direction_spatial_sector", 5, 0, 1)
+    assert grouping_notes(still, "temporal_last", folds, "direction_spatial_sector", 0) == []
+    assert grouping_notes(store, "temporal_last", folds, "position", 0) == []  # the same grouping twice
+
+
+def test_step_3_says_before_its_curves_that_groupings_disagree(tmp_path, capsys):
+    root = tmp_path / "features"
+    make(root, by_start_place)
+    make(root, kind="acceleration")
+    given = ["run", "--run-name", "r", "--feature-root", str(root), "--probe-set", "fig2b_velocity_xy"]
+    given += ["--grouping", "direction", "--solver", "ridge", "--results-dir", str(tmp_path), "--bootstrap", "0"]
+    assert run_script(step3_probe.make_parser(), step3_probe.main, given) == 0
+    assert "note: the place that is seen reads cos at" in capsys.readouterr().out
+
+
+def test_frames_ahead_hold_motion_as_the_readers_say(plain):
+    """Two frames hold velocity, three places acceleration; one place alone neither, at its worst frame."""
+    _, found = plain
+    assert found.r2.loc[["vx", "vy"], "two frames, linear"].min() > 0.99
+    assert found.r2.loc[["cos", "sin", "speed"], "two frames"].min() > 0.95
+    assert found.r2.loc["speed", "two frames, linear"] < 0.2  # a length is not linear in a difference
+    frames = [name for name in found.r2 if name.startswith("frame ")]
+    assert len([name for name in frames if not name.endswith("kernel")]) == 16
+    for target in found.r2.index:
+        assert found.r2.loc[target, WORST] == found.r2.loc[target, frames].max()
+
+
+def test_acceleration_is_in_three_places_and_in_no_single_velocity(tmp_path):
+    found = audit(make(tmp_path, kind="acceleration"), AuditOptions())
+    assert found.r2.loc[["ax", "ay"], "three places"].min() > 0.99
+    assert found.r2.loc[["ax", "ay"], "last velocity"].min() > 0.95  # from rest the last velocity is acceleration
+    assert found.r2.loc[["ax", "ay"], "first velocity"].min() > 0.9
+    assert found.r2.loc["acceleration", "mean speed, path"] > 0.9
+    assert {"last tubelet, kernel", "mean place, kernel"} <= set(found.r2)
+
+
+def test_an_unbalanced_set_of_orbits_is_named(tmp_path):
+    def orbits(clips, frames, spoil=False):
+        clips = clips.assign(point=clips["start_index"])
+        return (clips.iloc[1:] if spoil else clips), frames
+
+    whole = audit(make(tmp_path / "whole", orbits), AuditOptions("position"))
+    assert not [line for line in whole.found if "do not sum to 0" in line] and whole.by_start is None
+    spoilt = audit(make(tmp_path / "spoilt", lambda c, f: orbits(c, f, True)), AuditOptions("position"))
+    (unit, motion) = [line for line in spoilt.found if "do not sum to 0 at point 0" in line]
+    assert unit.startswith("unit vectors") and motion.startswith("motions")

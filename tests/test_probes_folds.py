@@ -12,6 +12,7 @@ from pez.probes.data.groupings import GROUPINGS, HELD_OUT, groups
 from pez.probes.data.probe_data import NEVER
 from pez.probes.folds import grouped_folds, make_folds
 from pez.probes.scores.r2 import r2
+from pez.stimuli.clipset import ClipSet
 
 
 def make_store(root, kind, preset="quick", change=lambda clips, frames: (clips, frames)):
@@ -67,6 +68,13 @@ def test_sector_and_region_are_where_the_ball_is(velocity):
     for name, clip in zip(groups(velocity, "pixel_region"), clips["clip_id"]):
         _, row, _, column = name.split()
         assert int(column) == int(pixels.loc[clip, "x_px"] // 64) and int(row) == int(pixels.loc[clip, "y_px"] // 64)
+
+
+def test_regions_of_a_clip_set_are_of_its_own_resolution(velocity, tmp_path):
+    """The same clips at half the resolution, before any encoder has seen them, fall into the same cells."""
+    smaller = velocity.frames.assign(**{name: velocity.frames[name] / 2 for name in ("x_px", "y_px")})
+    clips = ClipSet(tmp_path / "velocity", {"resolution": SIZE // 2}, velocity.clips, smaller)
+    assert groups(clips, "pixel_region").tolist() == groups(velocity, "pixel_region").tolist()
 
 
 def test_every_fold_gets_its_share_of_directions(velocity):

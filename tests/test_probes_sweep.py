@@ -298,3 +298,56 @@ def test_bad_problems_are_refused(data):
         row_problem(x, y, TRAIN, [])
     with pytest.raises(UserError, match="zscore"):
         row_problem(x, y, TRAIN, VALIDATION, normalise="zscored")
+
+
+def unlike_problems(data):
+    """Problems of one judge and of two in turn, as a layer's outer and inner fits follow each other."""
+    x, y = data
+    for shift in range(3):
+        rows = np.roll(np.arange(N), shift)
+        train, validation, read = rows[:70], rows[70:95], rows[95:]
+        yield row_problem(x, y, train, validation, read, settings=FEW, outputs=(1, 2))
+        yield row_problem(x, y, train, validation, settings=FEW, outputs=(1, 2), judges=(10, 15))
+
+
+def test_like_problems_share_a_batch_wherever_they_stand(data, monkeypatch):
+    alone = [result for problem in unlike_problems(data) for result in solve([problem], epochs=30)]
+    sizes, solve_batch = [], sweep._solve_batch
+    options = {"epochs": 30, "patience": 40, "keep_weights": False, "tell_losses": False, "device": torch.device("cpu")}
+
+    def counted(batch, **given):
+        sizes.append(len(batch))
+        return solve_batch(batch, **given)
+
+    monkeypatch.setattr(sweep, "_solve_batch", counted)
+    together = sweep._solve_mixed(list(unlike_problems(data)), options)
+    assert sizes == [3, 3]
+    for own, other in zip(together, alone, strict=True):
+        assert own.judges == other.judges
+        assert torch.equal(own.best_epoch, other.best_epoch)
+        assert torch.allclose(own.validation_prediction, other.validation_prediction, rtol=1e-5)
+        assert torch.allclose(own.prediction, other.prediction, rtol=1e-5)
+
+
+def test_a_batch_that_does_not_fit_is_halved(data, monkeypatch):
+    options = {"epochs": 5, "patience": 40, "keep_weights": False, "tell_losses": False, "device": torch.device("cpu")}
+    expected = sweep._solve_mixed(list(unlike_problems(data)), options)
+    sizes, solve_batch = [], sweep._solve_batch
+
+    def bounded(batch, most, error, **given):
+        sizes.append(len(batch))
+        if len(batch) > most:
+            raise error
+        return solve_batch(batch, **given)
+
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED in gemm")):
+        monkeypatch.setattr(sweep, "_solve_batch", functools.partial(bounded, most=1, error=error))
+        found = sweep._solve_mixed(list(unlike_problems(data)), options)
+        assert all(torch.allclose(a.prediction, b.prediction, rtol=1e-5) for a, b in zip(found, expected, strict=True))
+    assert sizes == [3, 2, 1, 1, 1] * 4
+    monkeypatch.setattr(sweep, "_solve_batch", functools.partial(bounded, most=0, error=error))
+    with pytest.raises(UserError, match="not enough memory for one probe"):
+        sweep._solve_mixed(list(unlike_problems(data)), options)
+    monkeypatch.setattr(sweep, "_solve_batch", functools.partial(bounded, most=0, error=RuntimeError("a defect")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        sweep._solve_mixed(list(unlike_problems(data)), options)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score
 
+from pez.controls import BESIDE
 from pez.figures.build import build_figure2c
 from pez.figures.verdicts import statements
 from pez.figures.verdicts.evidence import judge
@@ -60,7 +61,8 @@ def evidence(curve, controls=None, **options) -> statements.Evidence:
 def evidence_in(scores) -> statements.Evidence:
     main = scores.main("speed")
     found = {name: scores.control("speed", name) for name in scores.controls("speed")}
-    return statements.Evidence(main.layers, DEPTH, main.curve("r2"), found)
+    beside = {name: found.pop(name) for name in BESIDE if name in found}
+    return statements.Evidence(main.layers, DEPTH, main.curve("r2"), found, beside=beside)
 
 
 def verdict(check: str, curve, controls=None) -> str:
@@ -91,6 +93,41 @@ NOTHING = {"shuffled_labels": np.full(DEPTH, -0.1)}
 )
 def test_planted_curves_get_the_verdict_they_were_planted_for(check, curve, expected):
     assert verdict(check, curve, NOTHING) == expected
+
+
+@pytest.mark.parametrize(
+    ("curve", "flow", "expected"),
+    [
+        (EMERGES, np.full(DEPTH, 0.4), "holds"),
+        (EMERGES, EMERGES + 0.1, "does not hold"),
+        (np.full(DEPTH, -0.3), np.full(DEPTH, -0.6), "does not hold"),  # above a control that is below chance
+    ],
+)
+def test_whether_a_layer_reads_more_than_optical_flow(curve, flow, expected):
+    (found,) = statements.beyond("speed", evidence(curve, {"optical_flow": flow, **NOTHING}))
+    assert found.verdict == expected and found.claim == "is read by some layer beyond optical flow"
+    if expected == "holds":
+        words = found.findings[0].measured
+        named = [
+            int(part)
+            for part in words.partition("layers ")[2].replace("over all layers", "").split(", ")
+            if part.isdigit()
+        ]
+        assert named and min(named) >= 7 and "[+0." in words  # it passes 0.4 at about layer 8
+    assert statements.beyond("speed", evidence(curve, NOTHING)) == []
+
+
+def test_the_sentence_about_flow_is_in_the_verdict_file_and_its_data(tmp_path):
+    curves = {MAIN: EMERGES, ("optical_flow", 0, 0): np.full(DEPTH, 0.3)}
+    predictions(curves).to_parquet(tmp_path / "predictions_run.parquet")
+    table = pd.DataFrame({"run_name": "run", "variable": "speed", "layer": range(DEPTH), "weights": "x"})
+    table = table.assign(layer_fraction=table["layer"] / DEPTH, protocol="nested", pooling="mean", n_clips=360)
+    run = Run(tmp_path, "run", BALL, table, 0.0)
+    written = build_verdict(tmp_path, "2c", [(run, "speed")])
+    text = written[0].read_text(encoding="utf-8")
+    assert "## Beyond what needs no encoder" in text and "| speed | is read by some layer beyond optical flow" in text
+    record = json.loads(written[1].read_text(encoding="utf-8"))
+    assert record["beyond"][0]["verdict"] == "holds" and len(record["statements"]) == 3
 
 
 def test_an_onset_on_the_edge_of_the_zone_is_undecided():
@@ -296,3 +333,18 @@ def test_another_kind_of_target_is_judged_by_its_own_score(tmp_path, monkeypatch
     text = verdict_text("toy", [item])
     assert "| toy | `run` | large | vitl.pt | nested | 360 | 60 | shuffled labels (1 seed) |" in text
     assert "| toy | chance | threshold | layer" in text and "score 0.8)" in text
+
+
+def test_a_curve_of_unconverged_probes_decides_nothing_and_says_where(tmp_path):
+    table = predictions({MAIN: FLAT, ("shuffled_labels", 0, 0): NOTHING["shuffled_labels"]})
+    rows = results().assign(converged=[layer not in (0, 1, 5) for layer in range(DEPTH)])
+    write(tmp_path, [table], rows)
+    read = pd.read_csv(tmp_path / "results_run.csv")
+    text = verdict_of(tmp_path, read).split("\n---")[0]
+    why = "the probe's training, not the encoder: not converged at layers 0 to 1, 5"
+    assert text.count(f"| **undecided** | | {why} |") == 3
+    assert "**holds**" not in text and "| holds | chance |" in text  # what would have been found still stands there
+    assert f"- speed: {why}." in text and f"undecided ({why}); as drawn" in text.split("## Onset")[1]
+    record = json.loads((tmp_path / "figure2c_verdict.json").read_text())
+    assert {each["verdict"] for each in record["statements"]} == {"undecided"}
+    assert "**holds**" in verdict_of(tmp_path, read.assign(converged=True))

@@ -2,12 +2,14 @@
 
     python tools/card_tiny_vjepa.py --training-dir artifacts/tiny_vjepa --machine "one core of an AMD EPYC"
 
-Writes docs/tiny_vjepa.md and its two figures. Reads settings.json and log.csv of tools/train_tiny_vjepa.py, and what
+Writes docs/tiny_vjepa.md and its two figures. Reads settings.json, log.csv and result.json of
+tools/train_tiny_vjepa.py (its --export-dir has all three), and what
 `make reproduce` wrote of its run fig2c_quick.
 """
 
 import argparse
 import hashlib
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -67,15 +69,18 @@ def described_weights(path: Path) -> dict:
 def described_training(directory: Path, output: Path) -> dict:
     """What the card says of the training, whose log it draws."""
     training, log = read_json(directory / "settings.json"), pd.read_csv(directory / "log.csv")
+    result, settings = read_json(directory / "result.json"), training["settings"]
     card.draw_training(log, output / "tiny_vjepa_training.png")
-    settings = training["settings"]
     return {
         "settings": settings,
-        "updates": int(log["step"].max()),
-        "clips": int(log["step"].max()) * settings["batch_size"],
-        "hours": log["seconds"].sum() / 3600,
+        "masks": card.MASKS_IN_WORDS[settings["masks"]],
+        "weigh": card.WEIGHTS_IN_WORDS[settings["weigh"]],
+        "updates": result["updates"],
+        "clips": result["clips"],
+        "minutes": log["seconds"].sum() / 60,
         "date": training["written"][:10],
-        "command": card.training_command(settings, int(log["step"].max())),
+        "command": shlex.join(["python", *result["command"]]),
+        "raced": card.race_rows(result),
     }
 
 

@@ -1,15 +1,17 @@
 """Command-line options of every script that runs an encoder, and what they mean."""
 
 import argparse
+from typing import Any
 
 from constants import DEFAULT_MODEL, MODELS
 from pez.cli import COUNT, COUNT_OR_NONE, SEED
 from pez.controls import frame_orders
 from pez.encoder.extract import DTYPES
-from pez.encoder.families import FAMILIES, checkpoint_keys
+from pez.encoder.families import FAMILIES
 from pez.encoder.loading import CUSTOM, load_encoder
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
+from pez.encoder.vjepa1 import POSITIONS
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
@@ -19,7 +21,10 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     """
     chosen = parser.add_argument_group("encoder")
     chosen.add_argument(
-        "--model", default=DEFAULT_MODEL, choices=[*MODELS, CUSTOM], help="an entry of constants.MODELS"
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"an entry of constants.MODELS ({', '.join(MODELS)}), a Hugging Face folder or hub id, FILE.py:FUNCTION "
+        f"(docs/encoders.md), or {CUSTOM}: what --weights is",
     )
     chosen.add_argument(
         "--weights",
@@ -27,22 +32,19 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     )
     chosen.add_argument(
         "--checkpoint-key",
-        choices=checkpoint_keys(),
-        help="entry of an original file (default: the registry's)",
+        help="entry of an original file (default: the registry's, else the one that its family's evaluations read)",
     )
     chosen.add_argument(
         "--family", choices=list(FAMILIES), help="of encoders (default: the registry's, else recognised by the weights)"
     )
     chosen.add_argument(
-        heads_option,
-        dest="num_heads",
-        type=COUNT,
-        help="attention heads, for --model custom",
+        "--positions", choices=POSITIONS, help="of V-JEPA 1 at another size than its own (default: rebuilt)"
     )
+    chosen.add_argument(heads_option, dest="num_heads", type=COUNT, help="attention heads, for --model custom")
     chosen.add_argument("--model-resolution", type=COUNT, help="pixels a side (default: the model's)")
     chosen.add_argument("--weights-seed", type=SEED, default=0, help="seed of random weights")
     passed = parser.add_argument_group("encoder pass")
-    passed.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
+    passed.add_argument("--device", default="cpu", help="cpu, cuda:0, mps, ..., or auto: the best there is")
     passed.add_argument(
         "--dtype", default="auto", choices=["auto", *DTYPES], help="auto: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -68,7 +70,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
 
 def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
     """Load the encoder that the options name; UserError if it cannot be had."""
-    return load_encoder(
+    encoder = load_encoder(
         args.model,
         args.weights,
         checkpoint_key=args.checkpoint_key,
@@ -77,10 +79,14 @@ def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
         seed=args.weights_seed,
         device=args.device,
         family=args.family,
+        positions=args.positions,
     )
+    for remark in encoder.remarks:
+        print(remark)
+    return encoder
 
 
-def pass_options(args: argparse.Namespace) -> dict:
+def pass_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of pez.encoder.extract.extract_features that the options decide."""
     names = ("transform", "frame_order", "dtype", "store_dtype", "batch_size", "workers")
     return {name: getattr(args, name) for name in names}

@@ -6,12 +6,15 @@ order in which they were set: enter `replaced_states` first for `captured_states
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from pez.encoder.protocol import Encoder
 from pez.errors import UserError
+
+Hook = Callable[[nn.Module, Any, Any], Any]  # module, inputs, output -> None, or what takes the output's place
 
 
 def hooked_modules(encoder: Encoder) -> dict[int, nn.Module]:
@@ -35,8 +38,8 @@ def captured_states(
         UserError: a state that the encoder does not have, before any forward.
     """
 
-    def hook(state: int):
-        def read(_module, _inputs, output):
+    def hook(state: int) -> Hook:
+        def read(_module: nn.Module, _inputs: Any, output: Any) -> None:
             receive(state, output[0] if isinstance(output, tuple) else output)
 
         return read
@@ -64,8 +67,8 @@ def replaced_states(
     layout = encoder.layout
     n_tubelets = layout.n_tubelets(n_frames)
 
-    def hook(state: int):
-        def replace(_module, _inputs, output):
+    def hook(state: int) -> Hook:
+        def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
             there = layout.grid(hidden, n_tubelets)
             put = changes[state](there)
@@ -81,7 +84,7 @@ def replaced_states(
 
 
 @contextlib.contextmanager
-def _hooked(encoder: Encoder, states: Iterable[int], hook: Callable[[int], Callable]) -> Iterator[None]:
+def _hooked(encoder: Encoder, states: Iterable[int], hook: Callable[[int], Hook]) -> Iterator[None]:
     modules = hooked_modules(encoder)
     unknown = [state for state in states if state not in modules]
     if unknown:

@@ -5,8 +5,10 @@ import dataclasses
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,7 +16,9 @@ from torch import nn
 from pez.encoder.flops import matmul_rate
 from pez.encoder.protocol import Encoder
 
+Moment = float | torch.cuda.Event
 BACKEND = "inductor"
+GPU_WRITERS = 3  # threads that write shards; each holds one in memory
 RATE_SECONDS = 15.0  # between measurements of what matrix products reach, beside the passes
 STEADY = 0.7  # the lowest of these rates as a share of the highest, if one of them is to stand for all
 MOST_OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of a state's root mean square
@@ -46,7 +50,7 @@ def compiled(
 
 def _with_compiled_blocks(encoder: Encoder) -> Encoder:
     """The same weights in a shallow copy of the modules around the blocks, with other blocks in it."""
-    blocks = {block: torch.compile(block, backend=BACKEND) for block in encoder.blocks}
+    blocks = {block: cast(nn.Module, torch.compile(block, backend=BACKEND)) for block in encoder.blocks}
     return dataclasses.replace(encoder, module=_with_modules(encoder.module, blocks))
 
 
@@ -92,7 +96,8 @@ def on_device(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    beside, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
+    main = torch.cuda.current_stream(device)
     for batch in batches:
         with torch.cuda.stream(beside):
             moved = batch.to(device, non_blocking=True)
@@ -102,39 +107,42 @@ def on_device(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator
 
 
 class Writer:
-    """Runs one piece of work at a time in a thread of its own, once the device has done what it was given before.
+    """Runs pieces of work in threads of its own, each once the device has done what it was given before.
 
-    The device goes on computing while a shard is written. An error of the work is raised by the next call.
+    The device goes on computing while shards are written: one at a time beside a CPU's computing, GPU_WRITERS beside a
+    GPU, which fills them faster than one thread checks and writes them. An error of the work is raised by a later call.
     """
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._pending: Future | None = None
-        self._thread = ThreadPoolExecutor(1)
+        self._at_once = GPU_WRITERS if device.type == "cuda" else 1
+        self._pending: deque[Future[None]] = deque()
+        self._threads = ThreadPoolExecutor(self._at_once)
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind, *_error) -> None:
-        self._thread.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        self._threads.shutdown()
         if kind is None:
-            self._finish()
+            self._wait_for(0)
 
-    def submit(self, work: Callable, *arguments) -> None:
-        """Have `work(*arguments)` done; waits for the piece before."""
-        self._finish()
-        event = torch.cuda.Event() if self._device.type == "cuda" else None
-        if event is not None:
+    def submit(self, work: Callable[..., object], *arguments: object) -> None:
+        """Have `work(*arguments)` done; waits until fewer pieces than there are threads are left to do."""
+        self._wait_for(self._at_once - 1)
+        # a blocking event: the thread that waits for it sleeps
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
             event.record(torch.cuda.current_stream(self._device))
-        self._pending = self._thread.submit(_after, event, work, arguments)
+        self._pending.append(self._threads.submit(_after, event, work, arguments))
 
-    def _finish(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+    def _wait_for(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
 
-def _after(event, work: Callable, arguments: tuple) -> None:
+def _after(event: torch.cuda.Event | None, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
     if event is not None:
         event.synchronize()
     work(*arguments)
@@ -152,7 +160,9 @@ class Speed:
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None):
         self.device, self.dtype = device, dtype
-        self.clips, self.seconds, self._spans, self._begun = 0, 0.0, [], None
+        self.clips, self.seconds = 0, 0.0
+        self._spans: list[list[Moment]] = []
+        self._begun: Moment | None = None
         self._rates: list[float] = []
         self._measured = -math.inf  # when last, on the clock
 
@@ -203,16 +213,17 @@ class Speed:
             f"this {self.device.type}; {beside}, {all_in / rate:.0%}"
         )
 
-    def _now(self):
+    def _now(self) -> Moment:
         if self.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
         event.record(torch.cuda.current_stream(self.device))
         return event
 
 
-def _elapsed(start, end, device: torch.device) -> float:
+def _elapsed(start: Moment, end: Moment, device: torch.device) -> float:
     if device.type != "cuda":
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+        return cast(float, end) - cast(float, start)
+    begun, done = cast(torch.cuda.Event, start), cast(torch.cuda.Event, end)
+    done.synchronize()
+    return float(begun.elapsed_time(done)) / 1000

@@ -2,6 +2,7 @@
 
     random_weights    the same architecture with random weights, one store a seed
     pixels            no encoder: each tubelet's frames, averaged down to 16 x 16 pixels
+    optical_flow      no encoder: dense flow between the frames of each tubelet, averaged over the encoder's patches
     static_last, static_first      one frame repeated: what position alone gives
     shuffled_frames, reversed      the same frames in another order
 
@@ -13,17 +14,22 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from constants import ModelSpec
 from pez.controls import frame_orders
-from pez.encoder.protocol import Encoder
+from pez.encoder.protocol import Encoder, TokenLayout
 from pez.errors import UserError, check_choice
 
 PIXELS_A_SIDE = 16
+FLOW_CHANNELS = ("u", "v", "speed", "cos", "sin")
+SLOW_PX = 0.5  # a frame: flow much slower than this may be noise, and its direction counts for little
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,15 @@ def _pixels(encoder: Encoder, frame_order: str, n_seeds: int) -> Iterator[Contro
     yield Control("pixels", pixel_encoder(encoder), frame_order)
 
 
+def _optical_flow(encoder: Encoder, frame_order: str, n_seeds: int) -> Iterator[Control]:
+    yield Control("optical_flow", flow_encoder(encoder), frame_order)
+
+
 # from the main encoder, the run's order of frames and how many seeds are drawn, to one pass or several
 PASSES: dict[str, Callable[[Encoder, str, int], Iterator[Control]]] = {
     "random_weights": _random_weights,
     "pixels": _pixels,
+    "optical_flow": _optical_flow,
 }
 
 
@@ -96,7 +107,7 @@ class _PixelModule(nn.Module):
         self.block = nn.Identity()
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.block(self.embeddings(frames))
+        return cast(torch.Tensor, self.block(self.embeddings(frames)))
 
 
 class _PixelTokens(nn.Module):
@@ -117,12 +128,12 @@ class PixelEncoder(Encoder):
     @property
     def embeddings(self) -> nn.Module:
         """Averaging."""
-        return self.module.embeddings
+        return cast(_PixelModule, self.module).embeddings
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """One that does nothing."""
-        return [self.module.block]
+        return [cast(_PixelModule, self.module).block]
 
     @staticmethod
     def build(spec: ModelSpec) -> nn.Module:
@@ -147,3 +158,118 @@ def pixel_encoder(encoder: Encoder) -> PixelEncoder:
     pixels = PixelEncoder.of(PixelEncoder.build(spec), spec, "pixels", "downsampled pixels", None, encoder.device)
     described = f"pixels {PIXELS_A_SIDE} x {PIXELS_A_SIDE}"
     return replace(pixels, weights_sha256=hashlib.sha256(described.encode()).hexdigest())
+
+
+# ---------------------------------------------------------------- optical flow
+
+
+@torch.library.custom_op("pez::dense_flow", mutates_args=())
+def dense_flow(frames: torch.Tensor) -> torch.Tensor:
+    """Flow between neighbouring frames, uint8 [B, T, 3, H, W] to float32 [B, T - 1, 2, H, W]: (u, v) in pixels a frame,
+    x right, y down.
+
+    Dense inverse search (Kroeger et al. 2016, Fast Optical Flow using Dense Inverse Search), OpenCV's medium preset
+    down to the full resolution; every pair by itself, so that a flow does not depend on the batch it is in.
+    """
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setFinestScale(0)
+    found = np.empty((len(frames), frames.shape[1] - 1, 2, *frames.shape[3:]), dtype=np.float32)
+    for clip, own in enumerate(frames.permute(0, 1, 3, 4, 2).cpu().numpy()):
+        grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in own]
+        for pair, (before, after) in enumerate(zip(grey, grey[1:])):
+            flow = search.calc(before, after, None)  # type: ignore[call-overload]  # its stubs leave out None
+            found[clip, pair] = flow.transpose(2, 0, 1)
+    return torch.from_numpy(found)
+
+
+@dense_flow.register_fake
+def _(frames: torch.Tensor) -> torch.Tensor:
+    n_clips, n_frames, _, height, width = frames.shape
+    return torch.empty((n_clips, n_frames - 1, 2, height, width), dtype=torch.float32)
+
+
+class _FlowTokens(nn.Module):
+    """uint8 [B, T, 3, R, R] to the means of FLOW_CHANNELS over each tubelet's patches, [B, T / tubelet * patches, 5].
+
+    Of the flows between the frames of a tubelet the mean; where a tubelet is one frame, the flow that leads to it, and
+    of the first the one that leads on. `speed` is the length of the flow, (`cos`, `sin`) its unit vector times
+    speed^2 / (speed^2 + SLOW_PX^2): a linear probe of u and v alone cannot tell the direction apart from the speed.
+    """
+
+    def __init__(self, layout: TokenLayout):
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        size = self.layout.tubelet
+        if size == 1:
+            flow = dense_flow(torch.cat([frames[:, :1], frames], dim=1))
+            flow = torch.cat([dense_flow(frames[:, :2]), flow[:, 1:]], dim=1)
+        else:
+            within = [dense_flow(tubelet).mean(1, keepdim=True) for tubelet in torch.split(frames, size, dim=1)]
+            flow = torch.cat(within, dim=1)
+        speed = flow.norm(dim=2, keepdim=True)
+        pointed = flow * speed / (speed.square() + SLOW_PX**2)
+        channels = torch.cat([flow, speed, pointed], dim=2)  # [B, T', 5, R, R]
+        patches = adaptive_avg_pool2d(channels.flatten(0, 1), (self.layout.height, self.layout.width))
+        return patches.flatten(2).mT.reshape(len(frames), -1, len(FLOW_CHANNELS))
+
+
+class _FlowModule(nn.Module):
+    def __init__(self, layout: TokenLayout):
+        super().__init__()
+        self.embeddings = _FlowTokens(layout)
+        self.block = nn.Identity()
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.block(self.embeddings(frames)))
+
+
+class FlowEncoder(Encoder):
+    """Optical flow on the grid of another encoder's tokens: a network of one block and no weights, on the CPU."""
+
+    title = "optical flow"
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """Flow and averaging."""
+        return cast(_FlowModule, self.module).embeddings
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """One that does nothing."""
+        return [cast(_FlowModule, self.module).block]
+
+    @property
+    def layout(self) -> TokenLayout:
+        """That of the other encoder, without its prefix."""
+        return cast(_FlowModule, self.module).embeddings.layout
+
+    def prepare(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames as they are."""
+        return frames
+
+    @staticmethod
+    def build(spec: ModelSpec) -> nn.Module:
+        """There is nothing to initialise."""
+        side = spec.resolution // spec.patch_size
+        return _FlowModule(TokenLayout(spec.tubelet_size, side, side))
+
+
+def flow_encoder(encoder: Encoder) -> FlowEncoder:
+    """The optical_flow control of `encoder`: its resolution, its tubelets and the grid of its patches."""
+    layout = TokenLayout(encoder.layout.tubelet, encoder.layout.height, encoder.layout.width)
+    spec = ModelSpec(
+        family="optical_flow",
+        width=len(FLOW_CHANNELS),
+        depth=1,
+        heads=1,
+        mlp_width=0,
+        file=None,
+        resolution=encoder.resolution,
+        patch_size=encoder.resolution // layout.height,
+        tubelet_size=layout.tubelet,
+    )
+    label = f"DIS optical flow, OpenCV {cv2.__version__}"
+    flow = FlowEncoder.of(_FlowModule(layout), spec, "optical_flow", label, None, torch.device("cpu"))
+    return replace(flow, weights_sha256=hashlib.sha256(label.encode()).hexdigest())

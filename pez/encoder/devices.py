@@ -5,17 +5,36 @@ import torch
 from pez.errors import UserError
 
 
+def probe_device(name: str) -> str:
+    """Where probes run if an encoder runs on device `name`: an Apple GPU (`mps`) has no float64, which they need."""
+    found = find_device(name)
+    return "cpu" if found.type == "mps" else str(found) if name == "auto" else name
+
+
 def find_device(name: str) -> torch.device:
-    """The torch device of that name; UserError if this machine has none such."""
+    """The torch device of that name; `auto` is the best there is. UserError if this machine has none such."""
+    if name == "auto":
+        apple = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else apple
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name} is not a device: use cpu, cuda or cuda:0, cuda:1, ...") from None
+        raise UserError(f"--device {name} is not a device: use auto, cpu, mps, cuda or cuda:0, cuda:1, ...") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         n = torch.cuda.device_count()
         raise UserError(f"--device {name} is not there ({n} CUDA devices visible): use --device cpu or another index")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name} is not supported: use cpu or cuda:N")
-    if device.type == "cpu" and device.index:
-        raise UserError(f"--device {name} is not there: a machine has one cpu device; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name} is not there (an Apple GPU, and PyTorch built for it): use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name} is not supported: use auto, cpu, mps or cuda:N")
+    if device.type in ("cpu", "mps") and device.index:
+        raise UserError(f"--device {name} is not there: a machine has one {device.type} device; use {device.type}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else pinned memory and libraries would open a context on the first GPU as well
+        torch.backends.cudnn.allow_tf32 = False  # of convolutions, where float32 is asked for; products have it off
     return device
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory ran out: PyTorch's own, or that of a library that it calls."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)

@@ -6,16 +6,20 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from pez.controls import frame_orders
 from pez.encoder.capture import captured_states
 from pez.encoder.compute import Speed, Writer, compiled, filled, on_device
-from pez.encoder.pooling import POOLINGS, is_per_patch, pooled_tokens
+from pez.encoder.devices import out_of_memory
+from pez.encoder.pooling import POOLINGS, PREFIX, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
@@ -25,11 +29,12 @@ from pez.machine import available_cores
 from pez.records import FeatureRecord, read_record
 from pez.runs import progress
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
-from pez.store import SHARD_CLIPS, FeatureStore, states_of, tensor_name
+from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_name
 from pez.tables import STORE_CLIPS, read_parquet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
+_FITTED: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()  # clips a pass, once a GPU's memory ran out
 HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 
 
@@ -112,7 +117,9 @@ def extract_features(
     return store
 
 
-def _finished(directory: Path, settings: dict, clips, frames, reuse_existing: bool) -> FeatureStore | None:
+def _finished(
+    directory: Path, settings: dict[str, Any], clips: pd.DataFrame, frames: pd.DataFrame | None, reuse_existing: bool
+) -> FeatureStore | None:
     if store := FeatureStore.finished(directory, settings, clips, frames):
         return store
     if reuse_existing and _holds(directory, settings, clips):
@@ -140,7 +147,9 @@ def _without_workers(error: Exception, store: FeatureStore) -> str:
     return f"{reason}{cause}: going on as with --workers 0"
 
 
-def _compiled(encoder: Encoder, n_frames: int, settings: dict, batch_size: int | None) -> tuple[Encoder, dict]:
+def _compiled(
+    encoder: Encoder, n_frames: int, settings: dict[str, Any], batch_size: int | None
+) -> tuple[Encoder, dict[str, Any]]:
     """The encoder to run and the settings of what it makes."""
     size = (batch_size or default_batch_size(encoder.device), n_frames, 3, *[encoder.resolution] * 2)
     frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -157,17 +166,28 @@ def _in_turn(shard: Shard) -> list[Shard]:
 
 def with_content(source: ClipSource) -> pd.DataFrame:
     """The source's clip table with `content`, a hash of every clip's frames."""
-    paths = [source.paths[clip] for clip in source.clips["clip_id"]]
+    paths = [tuple(source.paths[clip]) for clip in source.clips["clip_id"]]
+    different = list(dict.fromkeys(paths))  # windows of a film share it
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return source.clips.assign(content=list(pool.map(fingerprint_of_files, paths)))
+        content = dict(zip(different, pool.map(fingerprint_of_files, different)))
+    return source.clips.assign(content=[content[files] for files in paths])
 
 
 def store_settings(
-    encoder, source, captures, poolings, transform="resize", frame_order="original", dtype="auto", store_dtype="auto"
-) -> dict:
+    encoder: Encoder,
+    source: ClipSource,
+    captures: Sequence[str],
+    poolings: Sequence[str],
+    transform: str = "resize",
+    frame_order: str = "original",
+    dtype: str = "auto",
+    store_dtype: str = "auto",
+) -> dict[str, Any]:
     """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
     for name in poolings:
         check_choice("--pooling", name, POOLINGS)
+    if PREFIX in poolings and not encoder.layout.prefix:
+        raise UserError(f"{encoder.model} has no tokens beside its patches: leave --pooling {PREFIX} out")
     tubelet = encoder.layout.tubelet
     if source.n_frames % tubelet:
         if source.frames_option:
@@ -181,6 +201,7 @@ def store_settings(
             f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}: "
             "make clips of such a number of frames"
         )
+    encoder.check_frames(source.n_frames)
     dtype = pass_dtype(dtype, encoder.device)
     check_choice("--store-dtype", store_dtype, ["auto", *DTYPES])
     captures = sorted(set(captures))
@@ -208,11 +229,12 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
+def _holds(directory: Path, wanted: dict[str, Any], clips: pd.DataFrame) -> bool:
     """Whether a store there was made the same way of the same frames, with the wanted captures, poolings and more."""
     if not (directory / "features.json").is_file():
         return False
     there = read_record(directory / "features.json", FeatureRecord)["settings"]
+    wanted = as_recorded(there, wanted)
     if there == wanted:
         return False  # it may be incomplete: whoever plans it goes on with it
     several = ("captures", "poolings")
@@ -223,7 +245,14 @@ def _holds(directory: Path, wanted: dict, clips: pd.DataFrame) -> bool:
     return same and all(set(wanted[key]) <= set(there[key]) for key in several)
 
 
-def _fill(store: FeatureStore, encoder: Encoder, source: ClipSource, batch_size, workers, speed: Speed | None) -> None:
+def _fill(
+    store: FeatureStore,
+    encoder: Encoder,
+    source: ClipSource,
+    batch_size: int | None,
+    workers: int | None,
+    speed: Speed | None,
+) -> None:
     own = set(store.own_shards())
     missing = [shard for shard in store.missing_shards() if shard in own]
     n_own = int(store.clips["shard"].isin(own).sum())
@@ -251,6 +280,8 @@ def pass_dtype(dtype: str, device: torch.device) -> str:
     """Precision of the pass that --dtype means on a device."""
     if dtype == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
+    if device.type == "mps" and dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 is not for --device mps: use float32 or float16")
     return check_choice("--dtype", dtype, DTYPES)
 
 
@@ -259,7 +290,16 @@ def default_batch_size(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 2
 
 
-def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size: int, speed: Speed, bar) -> None:
+def _encode_shard(
+    tensors: dict[str, torch.Tensor],
+    n_clips: int,
+    batches: Iterator[torch.Tensor],
+    encoder: Encoder,
+    settings: dict[str, Any],
+    batch_size: int,
+    speed: Speed,
+    bar: tqdm,
+) -> None:
     """Fill a shard's tensors from the next batches. From a GPU they come back later: see `Writer`."""
     row, size = 0, batch_size if settings.get("compiled") else 0
     while row < n_clips:
@@ -268,15 +308,23 @@ def _encode_shard(tensors, n_clips: int, batches, encoder, settings, batch_size:
         pooled = encode_pooled(encoder, filled(frames, size), settings)
         speed.stop(len(frames))
         for name, tensor in pooled.items():
-            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=True)
+            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=tensor.is_cuda)
         row += len(frames)
         bar.update(len(frames))
 
 
-def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[torch.Tensor]:
+def _batches(
+    store: FeatureStore,
+    encoder: Encoder,
+    source: ClipSource,
+    shards: Sequence[Sequence[str]],
+    batch_size: int,
+    workers: int | None,
+) -> Iterator[torch.Tensor]:
     """Decoded clips in batches that never cross shards, made by worker processes while the encoder runs."""
     clip_ids = [clip for clips in shards for clip in clips]
-    batches, start = [], 0
+    batches: list[list[int]] = []
+    start = 0
     for clips in shards:
         end = start + len(clips)
         batches += [list(range(first, min(first + batch_size, end))) for first in range(start, end, batch_size)]
@@ -288,7 +336,7 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
         source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.resolution
     )
 
-    def started(workers: int) -> Iterator:
+    def started(workers: int) -> Iterator[torch.Tensor | np.ndarray | UserError | PermissionError]:
         loader = DataLoader(
             dataset, batch_sampler=batches, collate_fn=stack_clips, num_workers=workers, pin_memory=on_gpu
         )
@@ -312,9 +360,11 @@ def _batches(store, encoder, source, shards, batch_size, workers) -> Iterator[to
 
 
 def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[str, torch.Tensor]:
-    settings, tensors, on_gpu = store.settings, {}, encoder.device.type == "cuda"
+    settings, on_gpu = store.settings, encoder.device.type == "cuda"
+    tensors: dict[str, torch.Tensor] = {}
     for pooling in settings["poolings"]:
-        tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"])
+        n_prefix = encoder.layout.n_prefix(settings["n_tubelets"])
+        tokens = pooled_tokens(pooling, settings["n_tubelets"], settings["n_patches"], n_prefix)
         shape = (n_clips, encoder.width) if tokens is None else (n_clips, tokens, encoder.width)
         dtype = stored_dtype(settings["store_dtype"], pooling)
         for state in states_of(settings["captures"], encoder.depth):
@@ -326,39 +376,47 @@ def _empty_shard(store: FeatureStore, encoder: Encoder, n_clips: int) -> dict[st
 def stored_dtype(store_dtype: str, pooling: str) -> torch.dtype:
     """Precision on disk that --store-dtype means for a pooling."""
     if store_dtype == "auto":
-        return torch.float16 if is_per_patch(pooling) else torch.float32
+        return torch.float16 if is_per_patch(pooling) and pooling != PREFIX else torch.float32  # which are few
     return DTYPES[store_dtype]
 
 
 @torch.inference_mode()
-def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+def encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     """One pass: uint8 [B, T, 3, R, R] on any device to every wanted pooled state, by tensor name, float32 on the
     encoder's.
 
-    When a GPU's memory runs out the batch is halved, down to one clip; then a UserError.
+    When a GPU's memory runs out the batch is halved, down to one clip; then a UserError. The size that fitted is
+    remembered for this encoder: failing takes as long as a pass.
     """
+    fits = _FITTED.get(encoder.module, len(frames))
+    if len(frames) > fits:
+        parts = [encode_pooled(encoder, part, settings) for part in torch.split(frames, fits)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     try:
         return _encode_pooled(encoder, frames, settings)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         if len(frames) == 1:
             raise UserError(
                 f"{encoder.device} has not enough memory for one clip of --model {encoder.model}: "
                 "free it, or use --dtype bfloat16 or --device cpu"
             ) from None
     torch.cuda.empty_cache()
-    halves = [encode_pooled(encoder, half, settings) for half in frames.split((len(frames) + 1) // 2)]
-    return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+    _FITTED[encoder.module] = (len(frames) + 1) // 2
+    return encode_pooled(encoder, frames, settings)
 
 
-def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict) -> dict[str, torch.Tensor]:
+def _encode_pooled(encoder: Encoder, frames: torch.Tensor, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     pooled: dict[str, torch.Tensor] = {}
 
     def pool(state: int, hidden: torch.Tensor) -> None:
         # [B, tubelets, patches, width]; averages are taken in float32 whatever the pass ran in
         grid = encoder.layout.grid(hidden, settings["n_tubelets"]).flatten(2, 3).float()
         for pooling in settings["poolings"]:
+            read = encoder.layout.prefix_tokens(hidden, settings["n_tubelets"]).float() if pooling == PREFIX else grid
             # a copy, so that keeping the last tubelet does not keep every token alive
-            pooled[tensor_name(pooling, state)] = POOLINGS[pooling](grid).clone()
+            pooled[tensor_name(pooling, state)] = POOLINGS[pooling](read).clone()
 
     states = states_of(settings["captures"], encoder.depth)
     lower = settings["dtype"] != "float32"

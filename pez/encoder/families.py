@@ -1,11 +1,21 @@
 """The registry of encoder families: ModelSpec.family names an entry."""
 
+from pez.encoder.dinov2 import DINOv2, DINOv2WithRegisters
+from pez.encoder.hugging_face import ARCHITECTURES, Siglip2, family_of
 from pez.encoder.protocol import Encoder
+from pez.encoder.videomae import VideoMAE
+from pez.encoder.videoprism import VideoPrism
+from pez.encoder.vjepa1 import VJEPA1
 from pez.encoder.vjepa2 import VJEPA2
+from pez.encoder.vjepa2_1 import VJEPA2_1
 
-FAMILIES: dict[str, type[Encoder]] = {"vjepa2": VJEPA2}
-
-
-def checkpoint_keys() -> list[str]:
-    """Every entry of an original file that --checkpoint-key may name."""
-    return list(dict.fromkeys(key for family in FAMILIES.values() for key in family.checkpoint_keys))
+FAMILIES: dict[str, type[Encoder]] = {
+    "vjepa2": VJEPA2,
+    "vjepa2_1": VJEPA2_1,
+    "vjepa1": VJEPA1,
+    "videomae": VideoMAE,
+    "dinov2": DINOv2,
+    "dinov2_with_registers": DINOv2WithRegisters,
+    "videoprism": VideoPrism,
+    **{row.name: family_of(row, Siglip2) if row.name == "siglip2" else family_of(row) for row in ARCHITECTURES},
+}

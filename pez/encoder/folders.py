@@ -46,7 +46,7 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def natural_key(name: str) -> tuple:
+def natural_key(name: str) -> tuple[list[int | str], str]:
     """Sorts names as people count: frame_2 before frame_10, upper and lower case alike."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if number % 2 else part.casefold() for number, part in enumerate(parts)], name
@@ -87,7 +87,9 @@ class _Entries:
     """What a folder holds by kind, each in natural order; the rest goes to `found.left_out`."""
 
     def __init__(self, folder: Path, found: FoundClips):
-        self.folders, self.films, self.pictures = [], [], []
+        self.folders: list[Path] = []
+        self.films: list[Path] = []
+        self.pictures: list[Path] = []
         with os.scandir(folder) as there:  # tells kinds without asking for every file
             entries = sorted(there, key=lambda entry: natural_key(entry.name))
         for entry in entries:
@@ -104,7 +106,7 @@ def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name.casefold() in SYSTEM_NAMES
 
 
-def _why_not(entry: os.DirEntry, path: Path) -> str:
+def _why_not(entry: os.DirEntry[str], path: Path) -> str:
     """Why a file is neither picture nor film, without opening it (a pipe would never answer); empty if it is one."""
     if _is_hidden(path):
         return "hidden or of the system"
@@ -211,7 +213,9 @@ def _last_numbers(folder: Path, files: list[Path]) -> list[int] | None:
         return None  # seconds with decimals
     prefixes: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
-        before, number = re.fullmatch(r"(.*?)([0-9]+)[^0-9]*", file.stem, re.DOTALL).groups()
+        match = re.fullmatch(r"(.*?)([0-9]+)[^0-9]*", file.stem, re.DOTALL)
+        assert match is not None, f"{file} has no number in its name"
+        before, number = match.groups()
         prefixes[before.casefold()][int(number)].append(file)
     numbers = [number for of_prefix in prefixes.values() for number in of_prefix]
     if len(prefixes) > 1 and len(set(numbers)) < len(numbers):

@@ -9,21 +9,25 @@ only stretches around the wanted frames are decoded.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-import av
 import numpy as np
 import torch
-from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as vision
 
 from pez.errors import UserError
 from pez.sampling import even_indices
+
+if TYPE_CHECKING:  # loaded where a film is opened: pictures do without it
+    import av
+    from av.container import InputContainer
+    from av.sidedata.sidedata import SideData
+    from av.video.stream import VideoStream
 
 READING = 2  # goes up when the same files come to mean other frames, so that features of both never mix
 PICTURES = (
@@ -38,16 +42,20 @@ IMAGE_SUFFIXES, VIDEO_SUFFIXES = tuple(PICTURES.split()), tuple(FILMS.split())
 BACKGROUND = 0  # black, behind whatever is transparent
 FAR = 100  # frames that are worth a seek to the next keyframe, rather than decoding them
 MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding tells their frames
+_Packet = tuple[int | None, bool, bool, bool]  # time; is it a keyframe, not shown, corrupt
 
 
-def read_frames(paths: list[Path], n_frames: int, mend: str = "repair or replace it") -> torch.Tensor:
-    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time.
+def read_frames(
+    paths: list[Path], n_frames: int, mend: str = "repair or replace it", indices: list[int] | None = None
+) -> torch.Tensor:
+    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time, or of the
+    film the frames `indices`, in which case nothing is decoded but stretches around them.
 
     Raises UserError naming the file that is missing, empty, cut off, damaged or of another size than the rest, with
     `mend` as what to do about it, and PermissionError for one that may not be read.
     """
     if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
-        return _read_film(paths[0], n_frames, mend)
+        return _read_film(paths[0], n_frames, mend, indices)
     frames = [_read_picture(path, mend) for path in paths]
     for path, frame in zip(paths, frames):
         if frame.shape != frames[0].shape:
@@ -132,10 +140,10 @@ class Film:
 
         At a constant rate these are `even_indices`.
         """
-        if not self.is_variable:
+        if self.ticks is None or not self.is_variable:
             return even_indices(self.n_frames, n_frames)
         moments = np.linspace(self.ticks[0], self.ticks[-1], n_frames)
-        return np.rint(np.interp(moments, self.ticks, np.arange(self.n_frames))).astype(int).tolist()
+        return cast(list[int], np.rint(np.interp(moments, self.ticks, np.arange(self.n_frames))).astype(int).tolist())
 
     def seconds(self, indices: list[int]) -> list[float]:
         """Times of frames after the first one; empty where neither times nor a rate are known."""
@@ -166,6 +174,8 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
 
     Raises UserError if it is no film, is cut off or damaged, PermissionError if it may not be read.
     """
+    import av
+
     with _one_line_errors(path, mend):
         with av.open(str(path)) as container:
             stream = _shown_stream(container)
@@ -178,8 +188,10 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
                 if packet.stream_index == stream.index:
                     packets.append((packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt))
             _refuse_cut_off(path, container, stream, packets, end)
-            n_streams, rate = len(_candidates(container)), stream.average_rate or stream.guessed_rate or 0
+            n_streams = len(_candidates(container))
+            rate: Fraction | float = stream.average_rate or stream.guessed_rate or 0
             tick, codec = stream.time_base, stream.codec_context.name
+            assert tick is not None  # a demuxer sets it
             packed = codec == "mpeg4" and container.format.name == "avi" and stream.codec_context.has_b_frames
             aspect = stream.sample_aspect_ratio or Fraction(1)
         with contextlib.closing(_decoded(path)) as frames:
@@ -211,14 +223,27 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
     )
 
 
-def _read_film(path: Path, n_frames: int, mend: str) -> torch.Tensor:
-    film = look_at_film(path, mend)
-    if film.n_frames < n_frames:
+@functools.lru_cache(maxsize=4)
+def _known_film(path: Path, mend: str, _size: int, _changed: int) -> Film:
+    """`look_at_film`, once for all windows of a film."""
+    return look_at_film(path, mend)
+
+
+def _read_film(path: Path, n_frames: int, mend: str, chosen: list[int] | None) -> torch.Tensor:
+    if chosen is None:
+        film = look_at_film(path, mend)
+    else:
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: {mend}") from None
+        film = _known_film(path, mend, found.st_size, found.st_mtime_ns)
+    if film.n_frames < n_frames or (chosen and film.n_frames <= max(chosen)):
         raise UserError(f"{path} has {film.n_frames} frames, {n_frames} are wanted: {mend}, or lower --num-frames")
-    indices = film.sampled(n_frames)
+    indices = film.sampled(n_frames) if chosen is None else chosen
     pixel_format = "rgba" if film.has_alpha else "rgb24"
     with _one_line_errors(path, mend):
-        kept = _from_keyframes(path, film, indices, pixel_format)
+        kept = _from_keyframes(path, film, indices, pixel_format, everywhere=chosen is not None)
         if len(kept) < len(set(indices)):
             wanted, n_there = set(indices), 0
             for frame in _decoded(path):  # one at a time: a whole film would not fit in memory
@@ -230,8 +255,8 @@ def _read_film(path: Path, n_frames: int, mend: str) -> torch.Tensor:
         sizes = {array.shape for array in kept.values()}
         if len(sizes) > 1:
             raise _Damaged("its frames change their size: " + ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)))
-    frames = np.stack([kept[index] for index in indices])
-    frames = torch.from_numpy(_on_background(frames) if film.has_alpha else frames).permute(0, 3, 1, 2)
+    pixels = np.stack([kept[index] for index in indices])
+    frames = torch.from_numpy(_on_background(pixels) if film.has_alpha else pixels).permute(0, 3, 1, 2)
     height, width = frames.shape[-2:]
     if film.pixel_aspect > 1:
         frames = vision.resize(frames, [height, round(width * film.pixel_aspect)], antialias=True)
@@ -240,21 +265,27 @@ def _read_film(path: Path, n_frames: int, mend: str) -> torch.Tensor:
     return _turned(frames, film.turn).contiguous()
 
 
-def _from_keyframes(path: Path, film: Film, indices: list[int], pixel_format: str) -> dict[int, np.ndarray]:
+def _from_keyframes(
+    path: Path, film: Film, indices: list[int], pixel_format: str, everywhere: bool
+) -> dict[int, np.ndarray]:
     """Wanted frames of a long film, by index, each stretch decoded from the keyframe before it.
 
-    Empty if that would not skip FAR frames at once anywhere; incomplete where seeking did not lead to a frame.
+    Empty if that would not skip FAR frames at once anywhere, unless `everywhere`; incomplete where seeking did not lead
+    to a frame.
     """
     if film.ticks is None or not len(film.keys):
         return {}
-    stretches, following = [[0, []]], 0  # tick of the keyframe that it starts from, indices
-    for index in sorted(set(indices)):
+    stretches: list[tuple[int, list[int]]] = [(0, [])]  # tick of the keyframe that it starts from, indices
+    following = 0
+    for number, index in enumerate(sorted(set(indices))):
         key = film.keys[max(0, int(np.searchsorted(film.keys, film.ticks[index], side="right")) - 1)]
-        if np.searchsorted(film.ticks, key) - following > FAR:
-            stretches.append([int(key), []])
+        if number == 0 and everywhere:
+            stretches = [(int(key), [])]
+        elif np.searchsorted(film.ticks, key) - following > FAR:
+            stretches.append((int(key), []))
         stretches[-1][1].append(index)
         following = index + 1
-    if len(stretches) == 1:
+    if len(stretches) == 1 and not everywhere:
         return {}
     kept = {}
     for start, wanted in stretches:
@@ -268,9 +299,11 @@ def _from_keyframes(path: Path, film: Film, indices: list[int], pixel_format: st
     return kept
 
 
-def _decoded(path: Path, start_tick: int = 0) -> Iterator[av.VideoFrame]:
+def _decoded(path: Path, start_tick: int = 0) -> "Generator[av.VideoFrame, None, None]":
     """Frames of a film one at a time, from a keyframe on (the first, or one no later than a tick, as far as the
     container can seek); `_Damaged` at one that is corrupt."""
+    import av
+
     with av.open(str(path)) as container:
         stream, start, started = _shown_stream(container), None, False
         if stream.codec_context.name == "mjpeg":  # other decoders mark a frame that they had to guess
@@ -295,6 +328,8 @@ class _Damaged(Exception):
 
 @contextlib.contextmanager
 def _one_line_errors(path: Path, mend: str) -> Iterator[None]:
+    import av
+
     try:
         yield
     except PermissionError as error:  # also an FFmpegError, which does not travel between processes
@@ -307,36 +342,44 @@ def _one_line_errors(path: Path, mend: str) -> Iterator[None]:
         raise UserError(f"{path} is damaged or no film that can be decoded ({error.strerror}): {mend}") from None
 
 
-def _candidates(container) -> list:
+def _candidates(container: "InputContainer") -> "list[VideoStream]":
+    from av.stream import Disposition
+
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
-def _shown_stream(container):
+def _shown_stream(container: "InputContainer") -> "VideoStream":
     """The stream that a player shows: the first one marked as default, else the first; never a cover picture."""
+    from av.stream import Disposition
+
     streams = _candidates(container)
     if not streams:
         raise _Damaged("it has no video stream")
     return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
 
 
-def _ticks_of_packets(packets: list[tuple]) -> np.ndarray | None:
+def _ticks_of_packets(packets: list[_Packet]) -> np.ndarray | None:
     """Times of the frames that will be shown, in order; None if packets do not tell them."""
     first = next((i for i, (_, is_keyframe, *_) in enumerate(packets) if is_keyframe), 0)
     start = packets[first][0]
     shown = [pts for pts, _, is_discard, _ in packets[first:] if not is_discard]
     if start is None or any(pts is None for pts in shown):
         return None
-    return _increasing(sorted(pts for pts in shown if pts >= start))
+    return _increasing(sorted(pts for pts in shown if pts is not None and pts >= start))
 
 
-def _increasing(ticks: list[int | None]) -> np.ndarray | None:
-    known = all(tick is not None for tick in ticks)
-    return np.array(ticks) if known and ticks and (np.diff(ticks) > 0).all() else None
+def _increasing(ticks: Sequence[int | None]) -> np.ndarray | None:
+    known = [tick for tick in ticks if tick is not None]
+    return np.array(known) if known and len(known) == len(ticks) and (np.diff(known) > 0).all() else None
 
 
-def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fraction) -> None:
+def _refuse_cut_off(
+    path: Path, container: "InputContainer", stream: "VideoStream", packets: list[_Packet], end: Fraction
+) -> None:
     """Compare what came with what the file's header promises, where it promises something."""
+    import av
+
     formats, rate = set(container.format.name.split(",")), stream.average_rate or stream.guessed_rate or 25
     if "mov" in formats and len(packets) < len(stream.index_entries):  # of which an edit list may leave out some
         raise _Damaged(f"{len(packets)} of its {len(stream.index_entries)} frames are there")
@@ -354,10 +397,12 @@ def _refuse_cut_off(path: Path, container, stream, packets: list[tuple], end: Fr
         raise _Damaged("some of its packets are corrupt")
 
 
-def _turn(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def _turn(frame: "av.VideoFrame") -> tuple[int, int, int, int]:
     """Signs of the display matrix of a frame, to the nearest quarter turn."""
-    for side_data in frame.side_data:
-        if side_data.type == SideData.DISPLAYMATRIX:
+    from av.sidedata.sidedata import Type
+
+    for side_data in cast("Iterator[SideData]", frame.side_data):  # PyAV's stubs say that it gives names
+        if side_data.type == Type.DISPLAYMATRIX:
             a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), np.int32).tolist()
             sign_a, sign_b, sign_c, sign_d = (-1 if value < 0 else 1 for value in (a, b, c, d))
             return (0, sign_b, sign_c, 0) if abs(b) + abs(c) > abs(a) + abs(d) else (sign_a, 0, 0, sign_d)

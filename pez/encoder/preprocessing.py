@@ -1,6 +1,7 @@
 """From decoded frames (pez/encoder/frames.py) to the encoder's input: order, resize, normalise."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torchvision.transforms.v2 import functional as vision
@@ -18,12 +19,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def _resize(frames: torch.Tensor, resolution: int) -> torch.Tensor:
     if tuple(frames.shape[-2:]) == (resolution, resolution):
         return frames
-    return vision.resize(frames, [resolution, resolution], antialias=True)
+    return cast(torch.Tensor, vision.resize(frames, [resolution, resolution], antialias=True))
 
 
 def _eval_preprocessing(frames: torch.Tensor, resolution: int) -> torch.Tensor:
     short_side = int(resolution * 256 / 224)
-    return vision.center_crop(vision.resize(frames, [short_side], antialias=True), [resolution, resolution])
+    resized = vision.resize(frames, [short_side], antialias=True)
+    return cast(torch.Tensor, vision.center_crop(resized, [resolution, resolution]))
 
 
 TRANSFORMS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = dict(
@@ -35,6 +37,7 @@ def normalise(
     frames: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
     """uint8 [..., 3, H, W] to float32 less a mean, over a standard deviation, on the frames' device."""
-    shift = torch.tensor(mean, device=frames.device)[:, None, None]
-    scale = torch.tensor(std, device=frames.device)[:, None, None]
+    shift, scale = (
+        torch.stack([torch.full((1, 1), value, device=frames.device) for value in values]) for values in (mean, std)
+    )  # filled on the device: a copy would wait for it
     return (frames.float() / 255 - shift) / scale

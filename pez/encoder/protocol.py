@@ -6,10 +6,10 @@ network of one's own needs `embeddings`, `blocks` and `build`; the rest says how
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -22,13 +22,15 @@ from pez.errors import UserError
 @dataclass(frozen=True)
 class TokenLayout:
     """Where a state's tokens lie: first `prefix` tokens that have no place (class, registers), then the patches, by
-    time, row and column. A `per_frame` encoder has every frame as a sequence of its own; its tubelet is one frame."""
+    time, row and column (by row, column and time if `space_first`). A `per_frame` encoder has every frame as a sequence
+    of its own; its tubelet is one frame."""
 
     tubelet: int  # frames a token spans
     height: int  # patches
     width: int
     prefix: int = 0
     per_frame: bool = False
+    space_first: bool = False
 
     @property
     def n_patches(self) -> int:
@@ -46,18 +48,26 @@ class TokenLayout:
         """
         self._check(state, n_tubelets)
         if self.per_frame:
-            return state[:, self.prefix :].unflatten(1, (self.height, self.width)).unflatten(0, (-1, n_tubelets))
-        return state[:, self.prefix :].unflatten(1, (n_tubelets, self.height, self.width))
+            frames = torch.unflatten(state[:, self.prefix :], 1, (self.height, self.width))
+            return torch.unflatten(frames, 0, (-1, n_tubelets))
+        if self.space_first:
+            return torch.unflatten(state[:, self.prefix :], 1, (self.height, self.width, n_tubelets)).movedim(3, 1)
+        return torch.unflatten(state[:, self.prefix :], 1, (n_tubelets, self.height, self.width))
 
     def with_grid(self, state: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """The inverse: `state` with `grid` [B, T', height, width, D] in place of its patches; its prefix stays."""
+        grid = grid.movedim(1, 3) if self.space_first else grid
         patches = grid.flatten(0, 1).flatten(1, 2) if self.per_frame else grid.flatten(1, 3)
         return torch.cat([state[:, : self.prefix], patches], dim=1) if self.prefix else patches
+
+    def n_prefix(self, n_tubelets: int) -> int:
+        """Prefix tokens of a clip: a per-frame encoder has them in every frame."""
+        return self.prefix * (n_tubelets if self.per_frame else 1)
 
     def prefix_tokens(self, state: torch.Tensor, n_tubelets: int) -> torch.Tensor:
         """The tokens without a place, [B, sequences a clip, prefix, D]; a per-frame encoder has them in every frame."""
         self._check(state, n_tubelets)
-        return state[:, : self.prefix].unflatten(0, (-1, n_tubelets if self.per_frame else 1))
+        return torch.unflatten(state[:, : self.prefix], 0, (-1, n_tubelets if self.per_frame else 1))
 
     def _check(self, state: torch.Tensor, n_tubelets: int) -> None:
         expected = self.prefix + (1 if self.per_frame else n_tubelets) * self.n_patches
@@ -76,6 +86,7 @@ class Encoder(ABC):
     weights_sha256: str  # over the encoder's tensors, so the same weights in another file agree
     checkpoint_key: str | None
     device: torch.device
+    remarks: tuple[str, ...] = ()  # what was recognised or assumed when it was loaded
 
     mean: ClassVar[Sequence[float]] = IMAGENET_MEAN  # of RGB in 0 ... 1
     std: ClassVar[Sequence[float]] = IMAGENET_STD
@@ -105,10 +116,17 @@ class Encoder(ABC):
 
     def prepare(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [B, T, 3, R, R] to the module's input: normalised; each frame a batch entry if `layout.per_frame`."""
-        normalised = normalise(frames, self.mean, self.std)
+        normalised = normalise(frames, self.spec.mean or self.mean, self.spec.std or self.std)
         return normalised.flatten(0, 1) if self.layout.per_frame else normalised
 
-    def settings(self) -> dict:
+    def inspectable(self) -> "Encoder":
+        """This encoder with blocks that pez/encoder/attention.py can look into: the modules of transformers' model.
+
+        A family that runs blocks of its own gives the same weights in transformers' here.
+        """
+        return self
+
+    def settings(self) -> dict[str, Any]:
         """Every field that decides what the weights compute, beside depth, width and resolution; fit for JSON."""
         spec, layout = self.spec, self.layout
         return {
@@ -119,9 +137,12 @@ class Encoder(ABC):
             "tubelet_size": spec.tubelet_size,
             "prefix_tokens": layout.prefix,
             "per_frame": layout.per_frame,
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "mean": list(self.spec.mean or self.mean),
+            "std": list(self.spec.std or self.std),
         }
+
+    def check_frames(self, n_frames: int) -> None:  # noqa: B027  # most take any
+        """Raise UserError for a clip length, a multiple of the tubelet, that the encoder cannot take."""
 
     # ---------------------------------------------------------------- the same for all
 
@@ -140,7 +161,7 @@ class Encoder(ABC):
         """Pixels a side of the input."""
         return self.spec.resolution
 
-    def forward(self, frames: torch.Tensor):
+    def forward(self, frames: torch.Tensor) -> Any:
         """One pass over uint8 [B, T, 3, R, R] on the encoder's device; what the module gives."""
         return self.module(self.prepare(frames))
 
@@ -153,7 +174,7 @@ class Encoder(ABC):
         """An initialised module that differs from this one in its weights alone."""
         return self.build(self.spec)
 
-    def description(self) -> dict:
+    def description(self) -> dict[str, Any]:
         """What a feature store says of the encoder that made it."""
         return {
             "model": self.model,
@@ -168,13 +189,15 @@ class Encoder(ABC):
         }
 
     @classmethod
-    def of(cls, module: nn.Module, spec: ModelSpec, model: str, label: str, key: str | None, device) -> "Encoder":
+    def of(
+        cls, module: nn.Module, spec: ModelSpec, model: str, label: str, key: str | None, device: torch.device
+    ) -> Self:
         """An encoder with a module that is on the CPU: frozen, in evaluation mode, moved to `device`."""
         sha256 = _sha256(module)
         return cls(module.to(device).eval().requires_grad_(False), spec, model, label, sha256, key, device)
 
     @classmethod
-    def random(cls, spec: ModelSpec, model: str, seed: int, device: torch.device) -> "Encoder":
+    def random(cls, spec: ModelSpec, model: str, seed: int, device: torch.device) -> Self:
         """An encoder of these sizes with random weights, the same for the same seed."""
         module = _seeded(lambda: cls.build(spec), seed)
         return cls.of(module, spec, model, f"random weights (seed {seed})", None, device)
@@ -182,13 +205,17 @@ class Encoder(ABC):
     # ---------------------------------------------------------------- weights of the family
 
     title: ClassVar[str] = ""  # how a message calls the family
-    checkpoint_keys: ClassVar[tuple[str, ...]] = ()  # entries of an original file that hold an encoder; none: flat
-    default_keys: ClassVar[tuple[str | None, ...]] = ()  # those looked into unless one is named; None: the file itself
+    default_keys: ClassVar[tuple[str, ...]] = ()  # entries of an original file that are taken, the first before others
+    other_keys: ClassVar[tuple[str, ...]] = ()  # those that hold another network, read only if they are named
+    known_heads: ClassVar[dict[tuple[int, int], int]] = {}  # heads of released encoders by (width, depth)
     model_types: ClassVar[tuple[str, ...]] = ()  # `model_type` in Hugging Face's config.json
 
     @classmethod
-    def recognises(cls, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether tensors of an original file, under its names without wrapping prefixes, are of this family."""
+    def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
+        """Whether tensors of an original file, under its names without wrapping prefixes, are of this family.
+
+        `beside` is the whole file's content.
+        """
         return False
 
     @classmethod
@@ -203,7 +230,7 @@ class Encoder(ABC):
 
     @classmethod
     def from_hugging_face(cls, weights: str, resolution: int | None) -> tuple[nn.Module, ModelSpec]:
-        """Module and sizes from a Hugging Face folder or hub id, safetensors only; UserError if it cannot be had."""
+        """Module and sizes from a Hugging Face folder or hub id, without remote code; UserError if it cannot be had."""
         raise UserError(f"{cls.title} is not read in Hugging Face's format: give an original checkpoint")
 
 

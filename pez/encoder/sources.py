@@ -1,9 +1,11 @@
 """Where clips come from: a ball set on disk, or any folder of clip folders or films (docs/inputs.md)."""
 
+import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from pez.controls import frame_orders
 from pez.encoder.folders import FoundClip, as_text, find_clips
-from pez.encoder.frames import READING, VIDEO_SUFFIXES, look_at_film, read_frames
+from pez.encoder.frames import READING, VIDEO_SUFFIXES, Film, look_at_film, read_frames
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.errors import UserError
 from pez.files import fingerprint
@@ -20,6 +22,7 @@ from pez.machine import available_cores
 from pez.sampling import even_indices
 from pez.stimuli.clipset import read_clip_set
 
+_Row = tuple[dict[str, Any], list[Path], list[int]]  # of the clip table, frame files, frames taken
 SKIP = "repair or replace it, or leave out what cannot be read with --skip-unreadable"
 
 
@@ -38,12 +41,82 @@ class ClipSource:
     clips: pd.DataFrame
     frames: pd.DataFrame | None
     paths: dict[str, list[Path]]
-    settings: dict
+    settings: dict[str, Any]
     n_frames: int = 16
     frames_option: str = ""
     mend: str = "restore it from where it came"
     remarks: tuple[str, ...] = ()
     left_out: pd.DataFrame | None = None
+    indices: dict[str, list[int]] = field(default_factory=dict)  # of films that are not read evenly from end to end
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are read, in place of so many evenly from its first to its last.
+
+    `rate` (frames a second) or `stride` (every so-many-th frame) make a stream of frames from the video's first on; by
+    itself that gives the first frames of the stream. `window` cuts the stream into windows of so many frames, a new one
+    every `window_stride` (default: one after another); each is a clip of its own, of frames taken evenly from it.
+    """
+
+    rate: float | None = None
+    stride: int | None = None
+    window: int | None = None
+    window_stride: int | None = None
+
+    def check(self, n_frames: int) -> None:
+        """UserError for values, or combinations, without a meaning."""
+        for option, value in (("frame-rate", self.rate), ("frame-stride", self.stride), ("window", self.window)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"--{option} must be more than 0; got {value}: give more")
+        if self.rate is not None and self.stride is not None:
+            raise UserError("--frame-rate and --frame-stride both say which frames are read: give one of them")
+        if self.window_stride is not None and (self.window is None or self.window_stride < 1):
+            raise UserError("--window-stride is for --window, and at least 1: give --window too, or leave it out")
+        if self.window is not None and self.window < n_frames:
+            raise UserError(f"--window {self.window} has not --num-frames {n_frames} in it: enlarge it, or read fewer")
+
+    def described(self) -> dict[str, float]:
+        """What is not left to its default."""
+        said = {"frame_rate": self.rate, "frame_stride": self.stride, "window": self.window}
+        if self.window is not None:
+            said["window_stride"] = self.window_stride or self.window
+        return {name: value for name, value in said.items() if value is not None}
+
+    def of(self, path: Path, n_there: int, film: Film | None, n_frames: int) -> list[list[int]]:
+        """Indices of the frames of each clip that a video gives; UserError if it is too short for one."""
+        if not self.described():
+            return [film.sampled(n_frames) if film is not None else even_indices(n_there, n_frames)]
+        stream = list(range(0, n_there, self.stride or 1)) if self.rate is None else self._at_rate(path, film)
+        needed = self.window or n_frames
+        if len(stream) < needed:
+            raise UserError(
+                f"{path} has {len(stream)} frames of those that are read, {needed} are wanted: lower --num-frames, "
+                "--window or --frame-stride, raise --frame-rate, or leave out what is too short with --skip-unreadable"
+            )
+        if self.window is None:
+            return [stream[:n_frames]]
+        starts = range(0, len(stream) - self.window + 1, self.window_stride or self.window)
+        return [_evenly(stream[start : start + self.window], film, n_frames) for start in starts]
+
+    def _at_rate(self, path: Path, film: Film | None) -> list[int]:
+        times = np.array(film.seconds(list(range(film.n_frames)))) if film is not None else np.empty(0)
+        if film is None or not len(times):
+            raise UserError(f"{path} does not say when its frames were taken: give --frame-stride, not --frame-rate")
+        assert self.rate is not None
+        if self.rate > film.rate * 1.01:
+            raise UserError(f"--frame-rate {self.rate:g} is above the {film.rate:.4g} a second of {path}: lower it")
+        moments = np.arange(0, times[-1] + 0.5 / film.rate, 1 / self.rate)
+        return cast(list[int], np.rint(np.interp(moments, times, np.arange(len(times)))).astype(int).tolist())
+
+
+def _evenly(stream: list[int], film: Film | None, n_frames: int) -> list[int]:
+    """`n_frames` of a window: evenly in time where a film's rate varies, else by index."""
+    if film is None or film.ticks is None or not film.is_variable:
+        return [stream[index] for index in even_indices(len(stream), n_frames)]
+    ticks = film.ticks[stream]
+    places = np.interp(np.linspace(ticks[0], ticks[-1], n_frames), ticks, np.arange(len(stream)))
+    return [stream[place] for place in np.rint(places).astype(int)]
 
 
 def ball_source(set_directory: str | Path) -> ClipSource:
@@ -57,17 +130,24 @@ def ball_source(set_directory: str | Path) -> ClipSource:
 
 
 def folder_source(
-    directory: str | Path, n_frames: int, frame_pattern: str | None = None, skip_unreadable: bool = False
+    directory: str | Path,
+    n_frames: int,
+    frame_pattern: str | None = None,
+    skip_unreadable: bool = False,
+    sampling: Sampling = Sampling(),  # noqa: B008  # cannot change
 ) -> ClipSource:
     """Any folder of clip folders with pictures, or of films, `n_frames` sampled evenly from each (see docs/inputs.md).
 
     Columns of `clips` beside `clip_id`, `n_frames`: `class_folder` (empty without one), `n_frames_there`,
     `frame_indices` (those taken, counted from 0), and of films `frames_per_second` (the mean), `variable_rate`,
-    `frame_times_s` (of those taken, after the first frame).
+    `frame_times_s` (of those taken, after the first frame). With windows a row is one of them, VIDEO@NUMBER, with
+    `video`, `window` (its number), `window_start_frame`, `window_end_frame` and, of films, `window_start_s` and
+    `window_end_s`: of the first and last frame taken.
 
     Args:
         frame_pattern: glob, relative to a clip's folder, that chooses its pictures.
         skip_unreadable: leave out clips that are too short or cannot be read. All clips are then decoded beforehand.
+        sampling: which frames, if not `n_frames` evenly from end to end.
 
     Raises:
         UserError: there are no clips, two have one name, one has fewer frames or several series of pictures, or
@@ -76,6 +156,7 @@ def folder_source(
     directory = Path(directory).resolve()  # `.` has no name
     if n_frames < 1:
         raise UserError(f"--num-frames must be at least 1; got {n_frames}: give a number in that range")
+    sampling.check(n_frames)
     if directory.suffix.lower() in VIDEO_SUFFIXES and directory.is_file():
         raise UserError(f"{directory} is itself a clip: give the folder that it is in, --clips {directory.parent}")
     if not directory.is_dir():
@@ -87,19 +168,26 @@ def folder_source(
     found = find_clips(directory, n_frames, frame_pattern)
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        looked = list(pool.map(lambda clip: _look_at(clip, n_frames, skip_unreadable), found.clips))
+        looked = list(pool.map(lambda clip: _look_at(clip, n_frames, skip_unreadable, sampling), found.clips))
     left_out = [{"clip_id": "", "path": as_text(str(path)), "reason": reason} for path, reason in found.left_out]
-    rows, paths, of_remark = [], {}, defaultdict(list)
+    rows: list[dict[str, Any]] = []
+    paths: dict[str, list[Path]] = {}
+    indices: dict[str, list[int]] = {}
+    of_remark: dict[str, list[str]] = defaultdict(list)
     for remark, clip_id in found.remarks:
         of_remark[remark].append(clip_id)
-    for clip, (row, files, remarks) in zip(found.clips, looked):
-        if isinstance(row, Exception):
+    for clip, (looked_at, remarks) in zip(found.clips, looked):
+        if isinstance(looked_at, Exception):
             if not skip_unreadable:
-                raise row
-            left_out.append({"clip_id": clip.clip_id, "path": as_text(str(clip.entry)), "reason": as_text(str(row))})
+                raise looked_at
+            reason = as_text(str(looked_at))
+            left_out.append({"clip_id": clip.clip_id, "path": as_text(str(clip.entry)), "reason": reason})
             continue
-        rows.append(row)
-        paths[clip.clip_id] = files
+        for row, files, taken in looked_at:
+            rows.append(row)
+            paths[row["clip_id"]] = files
+            if files == [clip.entry] and sampling.described():
+                indices[row["clip_id"]] = taken
         for remark in remarks:
             of_remark[remark].append(clip.clip_id)
     table = pd.DataFrame(left_out, columns=["clip_id", "path", "reason"])
@@ -112,7 +200,7 @@ def folder_source(
             "--clips a folder of them, see docs/inputs.md"
         )
     content = [[clip, [(as_text(file.name), file.stat().st_size) for file in files]] for clip, files in paths.items()]
-    chosen = {"n_frames": n_frames, "reading": READING}
+    chosen: dict[str, float | str] = {"n_frames": n_frames, "reading": READING, **sampling.described()}
     if frame_pattern is not None:
         chosen["frame_pattern"] = frame_pattern
     settings = {"name": as_text(directory.name), "fingerprint": fingerprint(content), "settings": chosen}
@@ -127,41 +215,53 @@ def folder_source(
         mend=SKIP,
         remarks=tuple(f"{remark}: {_some(clips, 'clip')}" for remark, clips in of_remark.items()),
         left_out=table,
+        indices=indices,
     )
 
 
-def _look_at(clip: FoundClip, n_frames: int, decode: bool) -> tuple[dict | Exception, list[Path], list[str]]:
-    """The row, frame files and remarks of a clip; the error as the row if it cannot be used."""
+def _look_at(
+    clip: FoundClip, n_frames: int, decode: bool, sampling: Sampling
+) -> tuple[list[_Row] | UserError | PermissionError, list[str]]:
+    """Row, frame files and frames taken of each clip that an entry gives, and remarks; the error if it gives none."""
     try:
-        row, files, remarks = _row(clip, n_frames)
+        looked_at, remarks = _rows(clip, n_frames, sampling)
         if decode:
-            read_frames(files, n_frames, SKIP)
+            read_frames(looked_at[0][1], n_frames, SKIP)
     except (UserError, PermissionError) as error:
-        return error, [], []
-    return row, files, remarks
+        return error, []
+    return looked_at, remarks
 
 
-def _row(clip: FoundClip, n_frames: int) -> tuple[dict, list[Path], list[str]]:
-    is_film = clip.files == [clip.entry]
-    film = look_at_film(clip.entry, SKIP) if is_film else None
-    n_there = film.n_frames if is_film else len(clip.files)
+def _rows(clip: FoundClip, n_frames: int, sampling: Sampling) -> tuple[list[_Row], list[str]]:
+    film = look_at_film(clip.entry, SKIP) if clip.files == [clip.entry] else None
+    n_there = len(clip.files) if film is None else film.n_frames
     if n_there < n_frames:
         raise UserError(
             f"{clip.entry} has {n_there} frames, {n_frames} are wanted: lower --num-frames, or leave out what is too "
             "short with --skip-unreadable"
         )
-    indices = film.sampled(n_frames) if is_film else even_indices(n_there, n_frames)
-    row = {
-        "clip_id": clip.clip_id,
-        "n_frames": n_frames,
-        "class_folder": clip.class_folder,
-        "n_frames_there": n_there,
-        "frame_indices": " ".join(map(str, indices)),
-        "frames_per_second": film.rate if is_film else float("nan"),
-        "variable_rate": is_film and film.is_variable,
-        "frame_times_s": " ".join(f"{second:.4f}" for second in film.seconds(indices)) if is_film else "",
-    }
-    return row, clip.files if is_film else [clip.files[index] for index in indices], film.remarks if is_film else []
+    rows: list[_Row] = []
+    for number, indices in enumerate(sampling.of(clip.entry, n_there, film, n_frames)):
+        times = [] if film is None else film.seconds(indices)
+        row: dict[str, Any] = {
+            "clip_id": clip.clip_id if sampling.window is None else f"{clip.clip_id}@{number:05d}",
+            "n_frames": n_frames,
+            "class_folder": clip.class_folder,
+            "n_frames_there": n_there,
+            "frame_indices": " ".join(map(str, indices)),
+            "frames_per_second": float("nan") if film is None else film.rate,
+            "variable_rate": film is not None and film.is_variable,
+            "frame_times_s": " ".join(f"{second:.4f}" for second in times),
+        }
+        if sampling.window is not None:
+            row |= {"video": clip.clip_id, "window": number}
+            row |= {"window_start_frame": indices[0], "window_end_frame": indices[-1]}
+            row |= {
+                "window_start_s": times[0] if times else float("nan"),
+                "window_end_s": times[-1] if times else float("nan"),
+            }
+        rows.append((row, [clip.files[index] for index in indices] if film is None else clip.files, indices))
+    return rows, [] if film is None else film.remarks
 
 
 def told(source: ClipSource) -> list[str]:
@@ -184,7 +284,7 @@ def _some(names: list[str], unit: str) -> str:
     return f"{len(names)} {units} ({', '.join(names[:3])}{more})"
 
 
-class ClipDataset(Dataset):
+class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
     """Decoded, ordered and resized clips: item i is uint8 [T, 3, R, R] of `clip_ids[i]`, or its error.
 
     An error (UserError or PermissionError) travels as a value: raised inside a worker process it would lose its one
@@ -204,13 +304,16 @@ class ClipDataset(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | UserError | PermissionError:
         clip_id = self.clip_ids[index]
         try:
-            frames = read_frames(self.source.paths[clip_id], self.source.n_frames, self.source.mend)
+            indices = self.source.indices.get(clip_id)
+            frames = read_frames(self.source.paths[clip_id], self.source.n_frames, self.source.mend, indices)
         except (UserError, PermissionError) as error:
             return error
-        return self.order(self.transform(frames, self.resolution), clip_id)
+        return cast(torch.Tensor, self.order(self.transform(frames, self.resolution), clip_id))
 
 
-def stack_clips(items: list) -> torch.Tensor | np.ndarray | UserError | PermissionError:
+def stack_clips(
+    items: list[torch.Tensor | UserError | PermissionError],
+) -> torch.Tensor | np.ndarray | UserError | PermissionError:
     """Collate clips into uint8 [B, T, 3, R, R]; the first error among them wins.
 
     In a worker process the batch lies in shared memory, or is an array where that is full: PyTorch would notice only
@@ -219,10 +322,10 @@ def stack_clips(items: list) -> torch.Tensor | np.ndarray | UserError | Permissi
     error = next((item for item in items if isinstance(item, Exception)), None)
     if error is not None:
         return error
-    batch = torch.stack(items)
+    batch = torch.stack(cast(list[torch.Tensor], items))
     if get_worker_info() is None:
         return batch
     try:
-        return batch.share_memory_()
+        return cast(torch.Tensor, batch.share_memory_())  # type: ignore[no-untyped-call]  # PyTorch gives it no types
     except RuntimeError:
         return batch.numpy()

@@ -2,7 +2,7 @@
 
 Encoders that were never trained, movies that stand in for others, clips that leave the view or are not those that were
 probed, a pooling that sees position, settings chosen on the reported fold, a scalar angle, few groups, missing folds
-and controls, ties, uncommitted code.
+and controls, probes that had not converged, ties, uncommitted code.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,15 +13,18 @@ import pandas as pd
 from pez.controls import BALLS, controls_for
 from pez.controls import MOVIES as OF_MOVIES
 from pez.figures.quoted import key_curve, quoted
-from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged
+from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged, spans, unconverged_layers
 from pez.figures.words import capital, dataset_of, listed, number, spoken
 from pez.probes.protocols import FIXED
+from pez.probes.recipes import OURS, PUBLISHED, PUBLISHED_NOTE
 from pez.probes.results import BALL, MOVIES, Run
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.possibility import OVERALL
 from pez.stimuli.clipset import ClipSet
 from pez.stimuli.conditions import UNITS
 from pez.weights import CARD, TRAINED_HERE, comes_with_project, is_random
+
+Found = Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Caveat:
 
     subject: str
     why: str
-    found: Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
+    found: Found
     told: Callable[[Judged], str] = lambda item: ""
 
 
@@ -75,7 +78,7 @@ def verdict_notes(judged: Sequence[Judged]) -> list[str]:
     notes = [banner.told for banner in BANNERS if banner.told and any(banner.applies(item.run) for item in judged)]
     notes += [NO_CONTROLS.told(item) for item in judged]
     for item in judged:
-        told = [caveat.told(item) for caveat in (OPTIMISTIC, FEW, ANGLE)]
+        told = [caveat.told(item) for caveat in (RECIPE, OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
         notes += [f"{item.of}: {sentence}" for sentence in told if sentence]
     return [note for note in notes if note]
 
@@ -83,11 +86,26 @@ def verdict_notes(judged: Sequence[Judged]) -> list[str]:
 def run_words(item: Judged) -> list[str]:
     """Lines that a verdict file of movies says of a run before its statements."""
     first = f"Statements and onsets below: protocol {item.protocol}, resamples of {item.n_groups} scenes."
-    told = [caveat.told(item) for caveat in (FEW, OPTIMISTIC, NO_CONTROLS)]
-    return [first, *(capital(sentence) for sentence in told if sentence)]
+    chosen = item.run.value("chosen")
+    chosen = [f"Chosen, {chosen}."] if chosen else []
+    told = [caveat.told(item) for caveat in (RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
+    return [first, *chosen, *_beside_key(item.run), *(capital(sentence) for sentence in told if sentence)]
 
 
 # ---------------------------------------------------------------- in a verdict file
+
+
+def _beside_key(run: Run) -> Iterator[str]:
+    """AUC where the score that is quoted is highest: a choice on few scenes lifts that score alone."""
+    key, overall = dataset_of(run.table).key_score, run.table[run.table["subtask"] == OVERALL]
+    if key == "auc" or not {f"{key}_mean", "auc_mean"} <= set(overall):
+        return
+    curve = overall.set_index("layer")[f"{key}_mean"]
+    if curve.notna().any():
+        layer = curve.idxmax()
+        auc = number(overall.set_index("layer").loc[layer, "auc_mean"])
+        highest = f"Overall {spoken(key)} is highest at layer {layer}: {number(curve[layer])}"
+        yield f"{highest}; {spoken('auc')} is {auc} there."
 
 
 def _few_told(item: Judged) -> str:
@@ -120,12 +138,12 @@ _JUMP = "the target is an angle with a jump at ±180°; R² understates what is 
 # ---------------------------------------------------------------- in the files of a folder
 
 
-def _each(kind: str, check: Callable[[Run], Iterable[str]]):
+def _each(kind: str, check: Callable[[Run], Iterable[str]]) -> Found:
     """`found` of a caveat that is looked for in every run of a kind."""
     return lambda runs, _: [f"{run.name}: {text}" for run in runs if run.kind == kind for text in check(run)]
 
 
-def _both(*found):
+def _both(*found: Found) -> Found:
     return lambda runs, clip_sets: [line for each in found for line in each(runs, clip_sets)]
 
 
@@ -134,7 +152,7 @@ def unit_of(clip_set: ClipSet) -> str:
     return UNITS.get(clip_set.name, "").replace("^2", "²")
 
 
-def _leaves_view(_runs, clip_sets: Sequence[ClipSet]) -> Iterator[str]:
+def _leaves_view(_runs: Sequence[Run], clip_sets: Sequence[ClipSet]) -> Iterator[str]:
     for clip_set in clip_sets:
         clips = clip_set.clips
         left = clips["visible_fraction"] < 1
@@ -146,12 +164,14 @@ def _leaves_view(_runs, clip_sets: Sequence[ClipSet]) -> Iterator[str]:
 
 
 def _other_clips(runs: Sequence[Run], clip_sets: Sequence[ClipSet]) -> Iterator[str]:
-    here = {clip_set.name: clip_set.fingerprint for clip_set in clip_sets}
+    here: dict[str, list[str]] = {}
+    for clip_set in clip_sets:
+        here.setdefault(clip_set.name, []).append(clip_set.fingerprint)
     for run in (run for run in runs if run.kind == BALL):
         for name, features in run.features.items():
             theirs = features.get("clip_set", {}).get("fingerprint")
-            if name in here and theirs not in (None, here[name]):
-                yield f"{run.name}: {name} set {theirs}; shown here: {here[name]}."
+            if name in here and theirs not in (None, *here[name]):
+                yield f"{run.name}: {name} set {theirs}; shown here: {listed(here[name])}."
 
 
 def _frame_order(run: Run) -> Iterator[str]:
@@ -171,6 +191,15 @@ def _reads_position(run: Run) -> Iterator[str]:
         if "position" in rows.index
     ]
     yield f"{pooling}. {spoken(curves[0][0].metric)} from position alone: {', '.join(there) or 'not run'}."
+
+
+def _recipe_of(run: Run) -> str:
+    return str(run.value("recipe", OURS))
+
+
+def _recipe(run: Run) -> Iterator[str]:
+    if _recipe_of(run) == PUBLISHED:
+        yield f"--recipe {PUBLISHED}."
 
 
 def _optimism(run: Run) -> Iterator[str]:
@@ -233,11 +262,12 @@ def _unscored_folds(run: Run) -> Iterator[str]:
         yield f"{spoken(row.variable)}, {row.n_folds - row.n_folds_scored} of {row.n_folds} folds."
 
 
-def _bare(kind: str, data: str):
+def _bare(kind: str, data: str) -> Found:
     """Runs by the controls that they lack, of those that mean something for their kind of data."""
 
-    def found(runs: Sequence[Run], _clip_sets) -> Iterator[str]:
-        wanted, by_missing = controls_for(data), {}
+    def found(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
+        wanted = controls_for(data)
+        by_missing: dict[tuple[str, ...], list[str]] = {}
         for run in (run for run in runs if run.kind == kind):
             there = set(run.controls["control"]) if "control" in run.controls else set()
             by_missing.setdefault(tuple(name for name in wanted if name not in there), []).append(run.name)
@@ -249,6 +279,13 @@ def _bare(kind: str, data: str):
     return found
 
 
+def _unconverged(run: Run) -> Iterator[str]:
+    for variable, rows in run.table.groupby("variable", sort=False):
+        late = unconverged_layers(rows)
+        if late:
+            yield f"{spoken(variable)}, layers {spans(late)}."
+
+
 def _ties(run: Run) -> Iterator[str]:
     overall = run.table[run.table["subtask"] == OVERALL].sort_values("layer")
     if not {"n_ties", "n_near_ties", "n_scenes"} <= set(overall.columns) or overall.empty:
@@ -257,15 +294,30 @@ def _ties(run: Run) -> Iterator[str]:
     first = overall.iloc[0]
     if ties or near:
         text = f"of {scenes} scene comparisons over all layers {ties} tie and {near} are ties or near-ties"
-        yield f"{text}; at layer {first['layer']}, {first['n_ties']} and {first['n_near_ties']} of {first['n_scenes']}."
+        above = first["n_scenes"] - first["n_ties"]
+        text += f"; at layer {first['layer']}, {first['n_ties']} and {first['n_near_ties']} of {first['n_scenes']}"
+        yield f"{text}, so that {above} decisions are above rounding."
 
 
-def _dirty(runs: Sequence[Run], _clip_sets) -> Iterator[str]:
+def _dirty(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
     dirty = [run.name for run in runs if "+dirty" in str(run.record.get("provenance", {}).get("code_version"))]
     if dirty:
         yield f"{listed(dirty)}."
 
 
+UNCONVERGED = Caveat(
+    "Probes that had not converged",
+    "Training stopped before what is there was read, later in some layers than in others, and that alone can look like "
+    "emergence. --until-converged goes on; ridge, in closed form, is drawn thinly beside such layers.",
+    _both(_each(BALL, _unconverged), _each(MOVIES, _unconverged)),
+    lambda item: f"{item.training}." if item.training else "",
+)
+RECIPE = Caveat(
+    "Published recipe",
+    f"Such a run makes the {PUBLISHED_NOTE}. docs/differences.md says what each of them does.",
+    _both(_each(BALL, _recipe), _each(MOVIES, _recipe)),
+    lambda item: f"{PUBLISHED_NOTE}." if _recipe_of(item.run) == PUBLISHED else "",
+)
 OPTIMISTIC = Caveat(
     "Optimistic protocol",
     f"By the published protocol {_CHOSEN} Quote the nested one.",
@@ -300,6 +352,8 @@ CAVEATS = (
         "is read may be place; the control named position says how much place alone gives.",
         _each(BALL, _reads_position),
     ),
+    RECIPE,
+    UNCONVERGED,
     OPTIMISTIC,
     ANGLE,
     FEW,

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from pez.figures.plots.curves import over_seeds, shown
-from pez.figures.words import dataset_of, headline, interval, number, spoken
+from pez.figures.words import dataset_of, interval, number, spoken
 from pez.probes.results import MOVIES, Run
+from pez.probes.scores.kinds import headline
 from pez.probes.scores.possibility import METRICS, OVERALL
 
 _ENDS = ("pooled", "low", "high", "selectivity", "selectivity_low", "selectivity_high")

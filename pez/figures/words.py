@@ -1,12 +1,13 @@
 """Names and numbers as figures, verdicts and report write them."""
 
+import re
 from collections.abc import Iterable
 
 import pandas as pd
 
 from pez.movies import MovieDataset, dataset_titled
 from pez.movies.intphys import INTPHYS
-from pez.probes.scores.kinds import KINDS
+from pez.probes.recipes import PUBLISHED
 
 VARIABLES = {
     "speed": "speed",
@@ -28,17 +29,22 @@ INTERVAL = "95\u00a0% interval"
 
 def spoken(name: object) -> str:
     """A variable's, control's or metric's name for people."""
-    return METRICS.get(str(name)) or VARIABLES.get(str(name)) or str(name).replace("_", " ")
+    text = str(name)
+    if ball := re.fullmatch(r"object_(\d+)_(.+)", text):
+        return f"object {ball[1]}: {spoken(ball[2])}"
+    if tubelet := re.fullmatch(r"(direction|speed)_t(\d+)", text):
+        return f"{spoken(tubelet[1])}, tubelet {tubelet[2]}"
+    return METRICS.get(text) or VARIABLES.get(text) or text.replace("_", " ")
 
 
-def number(value, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """A number for people: a true minus sign, a dash for what is not there."""
     if value is None or pd.isna(value):
         return NONE
     return f"{float(value):.{digits}f}".replace("-", "−")
 
 
-def interval(low, high) -> str:
+def interval(low: float | None, high: float | None) -> str:
     """`0.01 to 0.41`; a dash without one."""
     return NONE if low is None or pd.isna(low) or pd.isna(high) else f"{number(low)} to {number(high)}"
 
@@ -53,26 +59,9 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def headline(table: pd.DataFrame) -> str:
-    """The metric to quote of rows of a results or controls table: that of the kind of target whose metrics they have.
-
-    Of several kinds, the one with most of its metrics there.
-    """
-
-    def there(metric: str) -> bool:
-        columns = [f"{metric}_{end}" for end in ("mean", "pooled", "nested_pooled")]
-        return any(column in table and table[column].notna().any() for column in columns)
-
-    known = [kind for kind in KINDS.values() if there(kind.headline)] or list(KINDS.values())[:1]
-    return max(known, key=lambda kind: sum(map(there, kind.over_folds))).headline
-
-
-def chance_of(metric: str) -> float:
-    """What knowing nothing scores in a metric that a kind of target is quoted by; of another one, that of the kinds
-    that have it."""
-    kinds = [kind for kind in KINDS.values() if kind.headline == metric]
-    kinds += [kind for kind in KINDS.values() if metric in (*kind.over_folds, *kind.pooled)]
-    return kinds[0].chance
+def recipe_of(table: pd.DataFrame) -> str:
+    """What a title says behind the movies or the model where rows were made by the published recipe; else ""."""
+    return f", {PUBLISHED} recipe" if "recipe" in table and (table["recipe"] == PUBLISHED).any() else ""
 
 
 def dataset_of(table: pd.DataFrame) -> MovieDataset:

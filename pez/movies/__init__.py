@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from pez.errors import UserError
-from pez.movies.dataset import MovieDataset
+from pez.movies.dataset import MovieDataset as MovieDataset
 from pez.movies.intphys import INTPHYS, INTPHYS_MINI
 from pez.movies.intphys2 import INTPHYS2
 
 MOVIE_DATASETS: dict[str, MovieDataset] = {dataset.name: dataset for dataset in (INTPHYS, INTPHYS_MINI, INTPHYS2)}
 
 
-def dataset_at(root, otherwise: str = INTPHYS.name) -> MovieDataset:
+def dataset_at(root: str | Path, otherwise: str = INTPHYS.name) -> MovieDataset:
     """The benchmark whose movies are under `root`; where none knows the folder, the one named `otherwise`.
 
     That one's reader then says what is wrong with the folder.

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,8 +57,8 @@ class MovieDataset(ABC):
         root_option: the option of the scripts that names the folder; errors mention it.
         caveat: "" for the benchmark itself; of a stand-in the sentence that must stand by its results.
         extra_columns: columns of `movies` beyond MOVIE_COLUMNS that sub-tasks or pairs need.
-        pair_column: the column that numbers the matched pairs of a scene. "" where every possible movie of a scene
-            is matched with every impossible one.
+        pair_column: "pair", the column that numbers the matched pairs of a scene; "" where every possible movie of a
+            scene is matched with every impossible one.
         films: each movie is one video file. Otherwise it is a folder of pictures.
         frame_step: every how manieth frame a predictor of the future is shown: those of the benchmark's authors see
             about six frames a second.
@@ -100,13 +101,13 @@ class MovieDataset(ABC):
         """
 
     @abstractmethod
-    def frames(self, movie, n_sample: int) -> list[Path]:
+    def frames(self, movie: Any, n_sample: int) -> list[Path]:
         """Files of `n_sample` frames of a movie in time order, or its one video file if the benchmark has `films`.
 
         `movie`: a row of `movies`. UserError if it has fewer frames.
         """
 
-    def movies(self, root, *, skip_damaged: bool = False, max_scenes: int | None = None) -> pd.DataFrame:
+    def movies(self, root: str | Path, *, skip_damaged: bool = False, max_scenes: int | None = None) -> pd.DataFrame:
         """The movies under `root`, one row each: MOVIE_COLUMNS and `extra_columns`, in a fixed order.
 
         `clip_id` is unique; `block` and `scene` (str) together name a scene; `subtask` is the block's name in words;

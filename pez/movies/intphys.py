@@ -15,9 +15,10 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
@@ -56,7 +57,7 @@ class IntPhys(MovieDataset):
         said = (root / STAND_IN_FILE).is_file()
         return said if self.is_stand_in else bool(_blocks(root)) and not said
 
-    def frames(self, movie, n_sample: int) -> list[Path]:
+    def frames(self, movie: Any, n_sample: int) -> list[Path]:
         """Files of `n_sample` frames of a movie, evenly from its first to its last; see `MovieDataset.frames`."""
         return frame_paths(movie.directory, sample_frames(movie.n_frames, n_sample))
 
@@ -117,13 +118,13 @@ INTPHYS_MINI = IntPhys(
 )
 
 
-def frame_files(directory) -> list[Path]:
+def frame_files(directory: str | Path) -> list[Path]:
     """The frames in a folder in order of their numbers; [] if there are none. Other files are passed over."""
     series = _series(_entries(Path(directory)))
     return [path for _, path in sorted(series)]
 
 
-def frame_paths(directory, frames: Sequence[int]) -> list[Path]:
+def frame_paths(directory: str | Path, frames: Iterable[int]) -> list[Path]:
     """Files of the frames with these indices (from 0) in a movie's frame folder."""
     files = frame_files(directory)
     return [files[frame] for frame in frames]
@@ -148,7 +149,7 @@ class Movie:
     def scene_key(self) -> tuple[str, str]:
         return self.block, self.scene
 
-    def row(self) -> dict:
+    def row(self) -> dict[str, Any]:
         return {
             "clip_id": f"{self.block}_{self.scene}_{self.number}",
             "block": self.block,
@@ -191,7 +192,7 @@ def scan(
     notes = [f"passed over {_examples(root, passed)}: neither scenes, movies nor frames"] if passed else []
     if jpegs:
         notes.append(f"{jpegs} frames are JPEG, which IntPhys' own are not: lossy pictures may move the scores")
-    order = {key: place for place, key in enumerate(scenes)}
+    order: dict[tuple[str, str | None], int] = {key: place for place, key in enumerate(scenes)}
     return movies, sorted(problems, key=lambda problem: order.get(problem.scene, -1)), notes
 
 
@@ -269,7 +270,7 @@ def _status(path: Path) -> tuple[bool | None, list[tuple[Path, str, str]]]:
 
 
 def _unbalanced(movies: list[Movie], scenes: dict[tuple[str, str], Path]) -> list[Problem]:
-    labels = defaultdict(Counter)
+    labels: dict[tuple[str, str], Counter[bool | None]] = defaultdict(Counter)
     for movie in movies:
         labels[movie.scene_key][movie.possible] += 1
     problems = []
@@ -296,7 +297,8 @@ def _frames(directory: Path) -> tuple[set[int], list[tuple[Path, str, str]], lis
         kinds = Counter(path.suffix or path.name for path in entries).most_common(3)
         what = f"no PNG or JPEG frames, but {', '.join(f'{count} {suffix}' for suffix, count in kinds)}"
         return set(), [(directory, "folders without frames", what)], [], 0
-    problems, sizes, jpegs = [], Counter(), 0
+    problems, jpegs = [], 0
+    sizes: Counter[tuple[int, int] | None] = Counter()
     for number, count in Counter(number for number, _ in series).items():
         if count > 1:
             names = ", ".join(path.name for own, path in series if own == number)
@@ -310,7 +312,7 @@ def _frames(directory: Path) -> tuple[set[int], list[tuple[Path, str, str]], lis
             problems.append((path, "damaged frames", f"{what} ({path.stat().st_size} bytes)"))
     sizes.pop(None, None)
     if len(sizes) > 1:
-        counts = ", ".join(f"{count} of {w} x {h}" for (w, h), count in sizes.most_common())
+        counts = ", ".join(f"{count} of {size[0]} x {size[1]}" for size, count in sizes.most_common() if size)
         problems.append((directory, "movies with frames of several sizes", f"frames of several sizes: {counts}"))
     own = {path for _, path in series}
     is_movie = directory.name != "scene"  # where status.json, depth/ and masks/ are at home
@@ -363,7 +365,9 @@ def _missing_scenes(
     for block, scene in there:
         numbers[block].add(int(scene))
     known = n_scenes is not None
-    count = n_scenes if known else read_record(root / STAND_IN_FILE, StandInRecord).get("scenes_per_block", 0)
+    count = n_scenes
+    if count is None:
+        count = read_record(root / STAND_IN_FILE, StandInRecord).get("scenes_per_block", 0)
     every = set().union(*numbers.values())
     first = 0 if 0 in every and count not in every else 1
     expected = set(range(first, first + count)) | (set() if known else every)

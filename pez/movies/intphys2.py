@@ -20,8 +20,10 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from constants import ARTIFACTS_DIR
@@ -49,7 +51,7 @@ class IntPhys2(MovieDataset):
         """Whether it is a split with its table, or holds Main."""
         return (_split(root) / METADATA).is_file()
 
-    def frames(self, movie, n_sample: int) -> list[Path]:
+    def frames(self, movie: Any, n_sample: int) -> list[Path]:
         """The video file; see `MovieDataset.frames`."""
         if n_sample > movie.n_frames:
             raise UserError(
@@ -144,7 +146,7 @@ def pair_accuracy(movies: pd.DataFrame, pair_column: str = "pair") -> float:
     return float((pairs["score"] > pairs["score_impossible"]).mean())
 
 
-def video_accuracy(possible, answer) -> float:
+def video_accuracy(possible: npt.ArrayLike, answer: npt.ArrayLike) -> float:
     """Right answers over all videos: a missing one (NaN) is wrong, as the authors' scoring of language models has it.
 
     `possible` [videos] bool; `answer` [videos] 1 for possible, 0 for impossible, NaN for none that can be read.
@@ -152,7 +154,7 @@ def video_accuracy(possible, answer) -> float:
     return float((np.asarray(answer, dtype=float) == np.asarray(possible, dtype=float)).mean())
 
 
-def possible_threshold(surprise, possible) -> float:
+def possible_threshold(surprise: npt.ArrayLike, possible: npt.ArrayLike) -> float:
     """The surprise above which a movie is called impossible: the 90 % quantile of the possible movies' [movies].
 
     The authors take it of each movie's largest surprise, on the very movies that it then judges (absolute accuracy).
@@ -238,7 +240,7 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
             problems += [Problem(key, path, "scenes that are not of one kind", what) for key in keys]
     rows = table.assign(
         number=[int(match[1]) if match else -1 for match in found],
-        possible=[bool(match) and match[2].lower() == "possible" for match in found],
+        possible=[match is not None and match[2].lower() == "possible" for match in found],
     )
     generation = rows.groupby(["SceneIndex", "number", "possible"]).cumcount()
     rows["pair"] = rows["number"] + generation * (rows["number"].max() + 1)

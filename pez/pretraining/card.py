@@ -15,10 +15,17 @@ RENAMED = {"r2_pooled": R2, "r2_pooled_low": LOW, "r2_pooled_high": HIGH}  # of 
 SHAPES_RENAMED = {"r2_pooled": R2, "r2_low": LOW, "r2_high": HIGH}
 DIRECTION = "direction_sincos"
 PROBED = {  # columns of the log
-    "direction_r2": "direction, target encoder",
-    "speed_r2": "speed, target encoder",
-    "context_direction_r2": "direction, encoder",
-    "context_speed_r2": "speed, encoder",
+    "shapes_direction_temporal_last_r2": "mean of the last tubelet",
+    "shapes_direction_mean_r2": "mean of all tokens",
+}
+MASKS_IN_WORDS = {
+    "future": "short-range (8 blocks of 15 % of the frame) and future (one such block, and everything after a random "
+    "tubelet; V-JEPA 2 has blocks of 70 % in its place)",
+    "vjepa2": "short-range (8 blocks of 15 % of the frame) and long-range (2 blocks of 70 %)",
+}
+WEIGHTS_IN_WORDS = {
+    "deviation": "a token's error weighs as much as its target differs from the clip's mean (V-JEPA 2: all alike)",
+    "equal": "all tokens weigh alike",
 }
 VARIABLES = (DIRECTION, "speed", "acceleration")
 
@@ -118,7 +125,7 @@ def draw_training(log: pd.DataFrame, path: Path) -> None:
         _draw_columns(probes, log, PROBED)
         loss.set(title="Loss", xlabel="Update", ylim=(0, None))
         rank.set(title="Effective rank of the targets", xlabel="Update", ylim=(0, None))
-        probes.set(title="Ridge probes, best layer (nested R²)", xlabel="Update", ylim=(0, None))
+        probes.set(title="Direction of moving shapes (R²)", xlabel="Update")
         for axis in (loss, probes):
             axis.legend(frameon=False, fontsize=7)
         with atomic_path(path) as temporary:
@@ -127,20 +134,24 @@ def draw_training(log: pd.DataFrame, path: Path) -> None:
 
 
 def _draw_columns(axis, log: pd.DataFrame, labels: dict[str, str]) -> None:
-    for index, (column, label) in enumerate(labels.items()):
+    known = {column: label for column, label in labels.items() if column in log}  # nothing was probed without probes
+    for index, (column, label) in enumerate(known.items()):
         there, style = log.dropna(subset=[column]), line_style(index)
         drawn = {"color": style.color, "marker": style.marker, "ls": style.line}
         axis.plot(there["step"], there[column], label=label, **drawn)
 
 
-def training_command(settings: dict, updates: int) -> str:
-    """The command that makes the weights."""
-    return (
-        "python tools/train_tiny_vjepa.py --output-dir artifacts/tiny_vjepa --device cpu --threads 1 "
-        f"--steps {settings['steps']} --stop-at {updates} --batch-size {settings['batch_size']} \\\n"
-        f"  --learning-rate {settings['learning_rate']} --warmup {settings['warmup']} --seed {settings['seed']} "
-        f"--resolution {settings['video']['resolution']} --entries encoder --evaluation-resolution 128"
-    )
+def race_rows(result: dict) -> list[dict]:
+    """What --race compared, a row an objective; none without a race."""
+    return [
+        {
+            "name": name.replace("_", ", "),
+            "clips": scores.get("clips", 0),
+            "last": f"{scores['shapes_direction_temporal_last_r2']:.3f}" if "failed" not in scores else "collapsed",
+            "mean": f"{scores['shapes_direction_mean_r2']:.3f}" if "failed" not in scores else "collapsed",
+        }
+        for name, scores in result.get("race", {}).items()
+    ]
 
 
 def probed(described: dict) -> dict:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from pez.encoder.checkpoints import renamed
-from pez.encoder.vjepa2 import NAMES, PARTS
+from pez.encoder.checkpoints import check_fits, entry_called, read_checkpoint, renamed
+from pez.encoder.vjepa2 import CHECKPOINT_KEYS, NAMES, PARTS, convert_keys
 from pez.files import atomic_path
 
 PREFIX = "module.backbone."
@@ -30,6 +31,32 @@ def write_checkpoint(path: str | Path, entries: dict[str, dict[str, torch.Tensor
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
     return Path(path)
+
+
+def write_for_later(directory: Path, model: nn.Module) -> None:
+    """The weights of a training without its optimiser, in files of their own: encoder.pt and target_encoder.pt as
+    `write_checkpoint` writes them, predictor.pt under transformers' names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for entry in CHECKPOINT_KEYS:
+        write_checkpoint(directory / f"{entry}.pt", {entry: getattr(model, entry).state_dict()})
+    with atomic_path(directory / "predictor.pt") as temporary:
+        torch.save(_half(model.predictor.state_dict()), temporary)
+
+
+def read_for_later(directory: Path, model: nn.Module) -> None:
+    """Fill a JEPA with what `write_for_later` wrote.
+
+    Raises UserError where a file is missing or of other sizes.
+    """
+    for entry in CHECKPOINT_KEYS:
+        path = directory / f"{entry}.pt"
+        state = convert_keys(entry_called(read_checkpoint(path), entry, path).tensors)
+        check_fits(state, getattr(model, entry).state_dict(), path, "tiny")
+        getattr(model, entry).load_state_dict(state)
+    path = directory / "predictor.pt"
+    state = read_checkpoint(path)
+    check_fits(state, model.predictor.state_dict(), path, "tiny")
+    model.predictor.load_state_dict(state)
 
 
 def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

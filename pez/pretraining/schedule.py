@@ -1,4 +1,4 @@
-"""Learning rate and target momentum as functions of the step: warm-up, then cosines."""
+"""Learning rate and target momentum as functions of how much of the training is done: warm-up, then cosines."""
 
 import math
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` in all; the learning rate rises linearly over `warmup` of them, momentum goes from first to last."""
+    """Functions of progress, 0 ... 1, whether steps or seconds measure it; the rate rises linearly over `warmup`."""
 
-    steps: int
-    warmup: int
+    warmup: float
     learning_rate: float
     last_learning_rate: float
     momentum: tuple[float, float]
 
-    def rate_at(self, step: int) -> float:
-        """Learning rate of step 0 ... steps - 1."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        return self._cosine(self.learning_rate, self.last_learning_rate, step - self.warmup, self.steps - self.warmup)
+    def rate_at(self, progress: float) -> float:
+        """Learning rate."""
+        if progress < self.warmup:
+            return self.learning_rate * max(progress / self.warmup, 0.01)
+        done = (progress - self.warmup) / (1 - self.warmup)
+        return self._cosine(self.learning_rate, self.last_learning_rate, done)
 
-    def momentum_at(self, step: int) -> float:
-        """Share of itself that the target encoder keeps after step 0 ... steps - 1."""
-        return self._cosine(*self.momentum, step, self.steps)
+    def momentum_at(self, progress: float) -> float:
+        """Share of itself that the target encoder keeps."""
+        return self._cosine(*self.momentum, progress)
 
     @staticmethod
-    def _cosine(first: float, last: float, step: int, steps: int) -> float:
-        return last + (first - last) * (1 + math.cos(math.pi * step / max(1, steps))) / 2
+    def _cosine(first: float, last: float, done: float) -> float:
+        return last + (first - last) * (1 + math.cos(math.pi * min(done, 1.0))) / 2

@@ -3,7 +3,8 @@
 Everything is drawn anew for every clip: number, outline, size, colour, texture and spin of the shapes, the background,
 a drifting camera, brightness and its drift, and the motion: constant velocity, constant acceleration, or elastic
 bounces off the frame's border, in any direction. It is flat drawing, no renderer: no clip shows a probing set's scene,
-and directions and speeds are continuous, not the grid of the probing sets.
+and directions and speeds are continuous, not the grid of the probing sets. `mixed_clips` adds scenes with depth
+(pez.pretraining.scenes).
 """
 
 import math
@@ -11,6 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+
+from pez.pretraining.draws import Draw
+from pez.pretraining.scenes import SceneSettings, scene_clips, varied
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,6 @@ class VideoSettings:
     share_plain: float = 0.85  # backgrounds with little texture
 
 
-class _Draw:
-    """Uniform and logarithmic draws on one device from one generator."""
-
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
-        self.device = generator.device
-
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-        return low + (high - low) * torch.rand(shape, generator=self.generator, device=self.device)
-
-    def chance(self, share: float, *shape: int) -> torch.Tensor:
-        return self.uniform(*shape) < share
-
-    def normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.device)
-
-
 def training_clips(n_clips: int, settings: VideoSettings, generator: torch.Generator) -> torch.Tensor:
     """Clips in [0, 1], float32 [n, T, 3, R, R], on the generator's device; the generator's state decides them all."""
     return _drawn(n_clips, settings, generator)[0]
@@ -58,11 +45,43 @@ def _drawn(
     n_clips: int, settings: VideoSettings, generator: torch.Generator
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Clips, and the centre of every shape, [n, T, 2] pixels each, whether it is present or not."""
-    draw = _Draw(generator)
+    draw = Draw(generator)
     drift = _camera_path(n_clips, settings, draw)
     video = _background(n_clips, settings, draw, drift)
     centres = [_paint_shape(video, settings, draw, drift) for _ in range(settings.most_shapes)]
     return _lit(video, settings, draw), centres
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """Shares of three kinds of clips; what is left are the flat ones of VideoSettings."""
+
+    scenes: float = 0.35  # pez.pretraining.scenes
+    variants: int = 4  # of each scene
+    lively: float = 0.3  # flat too, with more texture and more cameras that move; large frames hold them enlarged
+
+
+LIVELY = {"share_plain": 0.35, "share_moving_camera": 0.5, "share_resting": 0.05, "top_camera_speed": 4.0}
+ENLARGED_FROM = 160  # pixels a side: lively clips of larger frames are drawn at half the size
+
+
+def mixed_clips(n: int, video: VideoSettings, mix: MixSettings, generator: torch.Generator) -> torch.Tensor:
+    """Clips of all kinds, [n, T, 3, R, R] in [0, 1]."""
+    n_scenes, n_lively = round(n * mix.scenes), round(n * mix.lively)
+    parts = [training_clips(n - n_scenes - n_lively, video, generator)]
+    if n_lively:
+        factor = 2 if video.resolution >= ENLARGED_FROM else 1
+        lively = replace(video, resolution=video.resolution // factor, **LIVELY)
+        drawn = training_clips(n_lively, lively, generator)
+        if factor > 1:
+            size = (video.resolution, video.resolution)
+            drawn = F.interpolate(drawn.flatten(0, 1), size=size, mode="bilinear").unflatten(0, drawn.shape[:2])
+        parts.append(drawn)
+    if n_scenes:
+        n_rendered = -(-n_scenes // mix.variants)
+        rendered, _ = scene_clips(n_rendered, video.n_frames, video.resolution, SceneSettings(), generator)
+        parts.append(varied(rendered, n_scenes, generator))
+    return torch.cat(parts)
 
 
 def single_shape_clips(
@@ -76,7 +95,7 @@ def single_shape_clips(
     return clips, centre.diff(dim=1).mean(1)
 
 
-def _camera_path(n_clips: int, settings: VideoSettings, draw: _Draw) -> torch.Tensor:
+def _camera_path(n_clips: int, settings: VideoSettings, draw: Draw) -> torch.Tensor:
     """Offset of the camera in pixels, [n, T, 2], zero in the middle of the clip."""
     time = torch.arange(settings.n_frames, device=draw.device) - (settings.n_frames - 1) / 2
     moving = draw.chance(settings.share_moving_camera, n_clips, 1)
@@ -84,7 +103,7 @@ def _camera_path(n_clips: int, settings: VideoSettings, draw: _Draw) -> torch.Te
     return velocity[:, None] * time[None, :, None]
 
 
-def _directed(draw: _Draw, n: int, length: torch.Tensor) -> torch.Tensor:
+def _directed(draw: Draw, n: int, length: torch.Tensor) -> torch.Tensor:
     angle = draw.uniform(n, high=2 * math.pi)
     return length[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
 
@@ -92,7 +111,7 @@ def _directed(draw: _Draw, n: int, length: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- background
 
 
-def _background(n_clips: int, settings: VideoSettings, draw: _Draw, drift: torch.Tensor) -> torch.Tensor:
+def _background(n_clips: int, settings: VideoSettings, draw: Draw, drift: torch.Tensor) -> torch.Tensor:
     """A texture twice as wide as the frame, seen through the drifting camera, [n, T, 3, R, R]."""
     size = settings.resolution
     strength = torch.where(draw.chance(settings.share_plain, n_clips), 0.02, 0.2) * draw.uniform(n_clips, low=0.3)
@@ -113,7 +132,7 @@ def _background(n_clips: int, settings: VideoSettings, draw: _Draw, drift: torch
 # ---------------------------------------------------------------- shapes
 
 
-def _paint_shape(video: torch.Tensor, settings: VideoSettings, draw: _Draw, drift: torch.Tensor) -> torch.Tensor:
+def _paint_shape(video: torch.Tensor, settings: VideoSettings, draw: Draw, drift: torch.Tensor) -> torch.Tensor:
     """Draw one shape a clip over `video` [n, T, 3, R, R] in place, where present; its centre, [n, T, 2] pixels."""
     n, n_frames = video.shape[:2]
     low, high = settings.radius
@@ -140,7 +159,7 @@ def _boxes(centre: torch.Tensor, radius: torch.Tensor, half: int) -> tuple[torch
     return first - half, offset[:, :, 0, None, :], offset[:, :, 1, :, None]
 
 
-def shape_path(n: int, settings: VideoSettings, draw: _Draw, radius: torch.Tensor) -> torch.Tensor:
+def shape_path(n: int, settings: VideoSettings, draw: Draw, radius: torch.Tensor) -> torch.Tensor:
     """Centre of one shape a clip in pixels, [n, T, 2]; its middle frame lies within the picture."""
     size = float(settings.resolution)
     time = (torch.arange(settings.n_frames, device=draw.device) - (settings.n_frames - 1) / 2)[None, :, None]
@@ -166,7 +185,7 @@ class Outline:
     depth: torch.Tensor
 
     @classmethod
-    def drawn(cls, n: int, draw: _Draw) -> "Outline":
+    def drawn(cls, n: int, draw: Draw) -> "Outline":
         shape = (n, 1, 1, 1)
         power = torch.where(draw.chance(0.5, *shape), 2.0, draw.uniform(*shape, low=1.0, high=6.0))
         aspect = torch.where(draw.chance(0.5, *shape), 1.0, draw.uniform(*shape, low=0.5, high=1.0))
@@ -185,7 +204,7 @@ class Outline:
         return reach * (1 + self.depth * torch.cos(self.lobes * torch.atan2(v, u)))
 
 
-def _texture(n: int, u, v, dx, dy, draw: _Draw) -> torch.Tensor:
+def _texture(n: int, u, v, dx, dy, draw: Draw) -> torch.Tensor:
     """Colour of every point of the shape: a base, stripes or checks that turn with it, a shading that does not."""
     shape = (n, 1, 1, 1)
     base, other = draw.uniform(n, 1, 3, 1, 1), draw.uniform(n, 1, 3, 1, 1)
@@ -213,7 +232,7 @@ def blend(video: torch.Tensor, corner: torch.Tensor, colour: torch.Tensor, alpha
     flat.scatter_add_(3, place, opacity * (colour.flatten(3) - there))
 
 
-def _lit(video: torch.Tensor, settings: VideoSettings, draw: _Draw) -> torch.Tensor:
+def _lit(video: torch.Tensor, settings: VideoSettings, draw: Draw) -> torch.Tensor:
     """Brightness, contrast and their slow drift over the clip; a little sensor noise."""
     n = len(video)
     time = torch.linspace(-0.5, 0.5, settings.n_frames, device=draw.device)[None, :, None, None, None]

@@ -15,7 +15,11 @@ clips, with a bootstrap interval over groups (ridge; "quadratic": on numbers, th
     two frames       the last two: their difference as it is ("two frames, linear": what a perfect linear code of
                      velocity reads, the ceiling to draw), and with its length and unit vector: the signal is there
     three places     first, middle and last: the second difference, what acceleration needs
+    of turns also the two frames of every tubelet: each reads its own velocity and no other
     of accelerations also mean speed, path, and the velocity of the first or last two frames alone
+
+Of labels of one's own (`audit_labels`) the same by what is known of their clips: the other labels, what the clip table
+says of a clip (frames, rate, ...), and, where the clips have ground-truth positions, all of the above.
 
 Each under the run's grouping *and* under one by start draw (`position`): a grouping can hide what place tells (it takes
 away the very sectors that a place reader needs) or invent it (the missing twin of an orbit gives the answer away). On
@@ -24,6 +28,7 @@ sets drawn in orbits (matched, endless, turns) the balance that they promise is 
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -32,11 +37,12 @@ import torch
 from constants import N_FOLDS
 from pez.errors import UserError
 from pez.files import fingerprint_of_bytes
-from pez.probes.data.ball import direction_partner, variables
+from pez.probes.data.ball import PROBE_SETS, direction_partner
 from pez.probes.data.controls import place_features, seen_positions
 from pez.probes.data.groupings import torn_orbit
-from pez.probes.data.probe_data import ProbeData, Variable
-from pez.probes.folds import Folds, repeated_folds
+from pez.probes.data.labels import Labels, labelled_set
+from pez.probes.data.probe_data import Clips, ProbeData, Variable
+from pez.probes.folds import Folds, label_folds, repeated_folds
 from pez.probes.protocols import chosen_protocols
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import linear_solver
@@ -44,7 +50,13 @@ from pez.probes.validation.cross_validate import cross_validate
 from pez.stimuli.clipset import ClipSet, read_clip_set
 from pez.store import FeatureStore, open_stores
 
-Clips = FeatureStore | ClipSet
+
+class LabelledClips(NamedTuple):
+    """Those clips of a set that have labels: its name, and their rows of the clip table."""
+
+    name: str
+    clips: pd.DataFrame
+
 
 SOURCES = {
     "start": ("start_x", "start_y"),
@@ -58,6 +70,7 @@ BY_START = "position"  # the grouping by start draw
 WORST = "one place, worst frame"
 MOST_APART = 0.1  # R^2 between two groupings that a reader must be told of
 MOST_OF_PLACE = {"matched": 0.15, "endless": 0.05}  # R^2 of direction from one place that sets in orbits may hold
+_VECTORS = ("vx", "vy", "ax", "ay", "cos", "sin")  # targets, or what their names start with
 _BUMPS = 8  # a side
 _TWIN_M = 0.01  # metres within which twins cross the same places
 
@@ -124,6 +137,18 @@ def clip_sets(feature_root: Path | None, data_root: Path | None) -> list[Clips]:
     return found
 
 
+def labelled_clips(targets: Path, feature_root: Path | None, data_root: Path | None) -> Clips:
+    """The clip set, of any kind, that a file of labels is of; UserError if that is not one."""
+    found: dict[str, Clips] = {}
+    if feature_root is not None:
+        found |= open_stores(feature_root)
+    elif data_root is not None:
+        found |= {path.parent.name: read_clip_set(path.parent) for path in sorted(data_root.glob("*/clipset.json"))}
+    if not found:
+        raise UserError(f"no clip set under {data_root}: make one with step1_generate.py, or name a --feature-root")
+    return labelled_set(targets, found, feature_root or data_root)
+
+
 def audit(clips: Clips, options: AuditOptions) -> Audit:
     """Audit one clip set. UserError if it has no ground truth or its grouping leaves fewer than 3 folds."""
     targets, numbers = audit_targets(clips), confounds(clips)
@@ -146,11 +171,84 @@ def audit(clips: Clips, options: AuditOptions) -> Audit:
     return made
 
 
+def audit_labels(clips: Clips, labels: Labels, options: AuditOptions, group: str | None = None) -> Audit:
+    """Audit labels of clips: correlations with, and R^2 decoded from, what is known beside them.
+
+    `group`: the column of the labels that groups clips. Classes and pairs are numbers of 0 and 1 here. UserError if
+    the groups make fewer than 3 folds.
+    """
+    table = clips.clips.iloc[labels.rows].reset_index(drop=True)
+    parts = [
+        Variable(component, clips.name, variable.targets[:, [place]], "", (component,), kind="quantity")
+        for variable in labels.variables
+        for place, component in enumerate(_component_names(variable))
+    ]
+    of_part = [variable.name for variable in labels.variables for _ in variable.components]
+    has_frames = (clips.directory / "frames.parquet").is_file()
+    positions = has_frames and {"frame", "x_px", "y_px"} <= set(clips.frames.columns)
+    facts = _clip_facts(table)
+    numbers = (
+        pd.concat([confounds(clips).iloc[labels.rows].reset_index(drop=True), facts], axis=1) if positions else facts
+    )
+    numbers = numbers.assign(**{part.name: part.targets[:, 0] for part in parts})
+    correlation = pd.DataFrame(
+        {
+            name: [_correlation(part.targets[:, 0], values.to_numpy()) for part in parts]
+            for name, values in numbers.items()
+        },
+        index=[part.name for part in parts],
+    )
+    folds = label_folds(labels, group, options.folds, options.seed, 1)
+    known = (
+        {name: values[labels.rows] for name, values in readers(clips, confounds(clips)).items()} if positions else {}
+    )
+    if facts.shape[1]:
+        known["the clip table"] = facts.to_numpy()
+    tables: list[tuple[pd.DataFrame, ...]] = []
+    for name in dict.fromkeys(of_part):
+        own = [part for part, of in zip(parts, of_part) if of == name]
+        others = [part.targets for part, of in zip(parts, of_part) if of != name]
+        read = {**known, **({"the other labels": np.concatenate(others, axis=1)} if others else {})}
+        if not read:
+            raise UserError(
+                f"nothing is known of these clips beside {name}: give --variables several labels, or features of clips "
+                "with ground truth"
+            )
+        tables.append(decoded(LabelledClips(clips.name, table), own, read, folds))
+    r2, low, high = (pd.concat(each) for each in zip(*tables))
+    grouping = f"--group {group}" if group else "equal labels"
+    options = AuditOptions(grouping, options.folds, options.seed)
+    return Audit(f"{clips.name}_labels", len(table), folds[0].n_groups, options, correlation, r2, low, high)
+
+
+def _component_names(variable: Variable) -> list[str]:
+    """Names of a label's columns: of a direction cos and sin, of a class its classes."""
+    if variable.kind in ("sincos", "class"):
+        return [f"{variable.name} {component}" for component in variable.components]
+    return list(variable.components)
+
+
+def _clip_facts(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers that a clip table holds and that vary: frames, frames a second, ..."""
+    numeric = table.select_dtypes(["number", "bool"]).drop(columns=["shard", "row"], errors="ignore").astype(np.float64)
+    numeric = numeric.dropna(axis=1)
+    return numeric.loc[:, numeric.std() > 0]
+
+
 def audit_targets(clips: Clips) -> list[Variable]:
-    """Size of the motion, its image components and cos, sin of its direction: one column each."""
+    """Size of the motion, its image components and cos, sin of its direction: one column each.
+
+    Of the turns set cos, sin and speed of every tubelet. Of several balls those of object 1.
+    """
+    if clips.name == "turns":
+        return [
+            Variable(name, clips.name, each.targets[:, [axis]], "", (name,))
+            for each in PROBE_SETS["turns"].variables(clips, "sincos")
+            for axis, name in enumerate(each.name.replace("direction", part) for part in each.components)
+        ]
     kind = "acceleration" if clips.name == "acceleration" else "velocity"
-    size = variables("fig2c", clips, "angle")[0]
-    axes = variables(f"fig2b_{kind}_axes", clips, "vxy")
+    size = PROBE_SETS["fig2c"].variables(clips, "angle")[0]
+    axes = PROBE_SETS[f"fig2b_{kind}_axes"].variables(clips, "vxy")
     turn = direction_partner(clips, "angle")
     parts = [Variable(n, clips.name, turn.targets[:, [i]], "", (n,)) for i, n in enumerate(turn.components)]
     return [size, *axes, *parts]
@@ -188,7 +286,7 @@ def truth_fingerprint(clips: Clips) -> str:
     return fingerprint_of_bytes(pd.util.hash_pandas_object(frames, index=False).to_numpy().tobytes())
 
 
-def _settings(clips: Clips) -> dict:
+def _settings(clips: Clips) -> dict[str, Any]:
     """What step 1 was asked for."""
     return clips.settings if isinstance(clips, ClipSet) else clips.settings.get("clip_set", {}).get("settings", {})
 
@@ -210,6 +308,8 @@ def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     steps = _steps(clips, places)
     found["two frames, linear"] = steps[:, -1]
     found["two frames"] = _with_unit(steps[:, -1])
+    if clips.name == "turns":  # a turn comes between two tubelets
+        found |= {f"frames {at}, {at + 1}": _with_unit(steps[:, at]) for at in range(0, n_frames - 1, 2)}
     way = np.concatenate([np.zeros_like(steps[:, :1]), steps.cumsum(1)], axis=1)  # unwrapped
     found["three places"] = (way[:, -1] - way[:, n_frames // 2]) / (n_frames - 1 - n_frames // 2) - (
         way[:, n_frames // 2] - way[:, 0]
@@ -227,7 +327,7 @@ def _steps(clips: Clips, places: np.ndarray) -> np.ndarray:
     if not period:
         return np.diff(places, axis=1)
     metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
-    return np.mod(metres + period / 2, period) - period / 2
+    return cast(np.ndarray, np.mod(metres + period / 2, period) - period / 2)
 
 
 def _with_unit(vectors: np.ndarray) -> np.ndarray:
@@ -242,7 +342,7 @@ def _bumps(place: np.ndarray, every: np.ndarray) -> np.ndarray:
     axes = [np.linspace(low[axis], high[axis], _BUMPS) for axis in (0, 1)]
     centres = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
     width = np.maximum((high - low) / (_BUMPS - 1), 1e-9)
-    return np.exp(-0.5 * np.square((place[:, None] - centres) / width).sum(2))
+    return cast(np.ndarray, np.exp(-0.5 * np.square((place[:, None] - centres) / width).sum(2)))
 
 
 def _correlation(target: np.ndarray, values: np.ndarray) -> float:
@@ -252,11 +352,11 @@ def _correlation(target: np.ndarray, values: np.ndarray) -> float:
 
 
 def decoded(
-    clips: Clips, targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
+    clips: "Clips | LabelledClips", targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """R^2 of every target (the index) by every reader (a column), and the ends of its interval."""
     protocols = chosen_protocols("nested", folds[0].n_folds)
-    features = [torch.from_numpy(np.ascontiguousarray(values)) for values in read.values()]
+    features = [torch.from_numpy(np.array(values)) for values in read.values()]
     varies = np.array([bool((values.std(0) > 1e-12).any()) for values in read.values()])
     layers = tuple(range(len(features)))  # a reader stands where an encoder has a layer
     data = ProbeData(clips.name, clips.clips, folds[0].group, tuple(targets), layers, len(layers), features.__getitem__)
@@ -274,7 +374,9 @@ def decoded(
     return _with_worst(r2, low, high) if any(name.startswith("frame ") for name in read) else (r2, low, high)
 
 
-def _with_worst(r2: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame):
+def _with_worst(
+    r2: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The tables with WORST: of every target the single frame and reader that tells most of it."""
     frames = [name for name in r2.columns if name.startswith("frame ")]
     worst = r2[frames].fillna(-np.inf).idxmax(axis=1)
@@ -295,7 +397,7 @@ def _what_place_tells(made: Audit, clips: Clips) -> list[str]:
     most = MOST_OF_PLACE.get(str(_settings(clips).get("start_positions")))
     if most is not None:
         kept = made if made.options.grouping == BY_START or made.by_start is None else made.by_start
-        for target in [name for name in kept.r2.index if name in ("vx", "vy", "ax", "ay", "cos", "sin")]:
+        for target in [name for name in kept.r2.index if name.split("_")[0] in _VECTORS]:
             if kept.r2.loc[target, WORST] > most:
                 lines.append(f"one place reads {target} at {kept.r2.loc[target, WORST]:.2f}, above {most:.2f}")
     return lines
@@ -313,7 +415,7 @@ def _disagreements(reader: str, grouping: str, own: pd.Series, by_start: pd.Seri
     return lines
 
 
-def grouping_notes(clips: Clips, pooling: str, folds: tuple[Folds, ...], grouping: str, seed: int) -> list[str]:
+def grouping_notes(clips: FeatureStore, pooling: str, folds: tuple[Folds, ...], grouping: str, seed: int) -> list[str]:
     """What a run must be told of its grouping: where the place that `pooling` sees tells more or less by start draw."""
     if not {"start_index", "direction_deg"} <= set(clips.clips.columns) or grouping == BY_START:
         return []
@@ -323,7 +425,7 @@ def grouping_notes(clips: Clips, pooling: str, folds: tuple[Folds, ...], groupin
     targets = audit_targets(clips)
     again = repeated_folds(clips, BY_START, folds[0].n_folds, seed, 1)
     own, by_start = (decoded(clips, targets, read, each[:1])[0].iloc[:, 0] for each in (folds, again))
-    return [f"note: {line}" for line in _disagreements(*read, grouping, own, by_start)]
+    return [f"note: {line}" for line in _disagreements(next(iter(read)), grouping, own, by_start)]
 
 
 def _balance(clips: Clips) -> list[str]:
@@ -337,6 +439,8 @@ def _balance(clips: Clips) -> list[str]:
         sums = pd.DataFrame(vectors).groupby(table["point"].to_numpy()).sum().abs().max(axis=1)
         if (sums > 1e-6).any():
             lines.append(f"{name} do not sum to 0 at point {sums.idxmax()}: the set is not balanced")
+    if clips.name == "turns":
+        lines += _balance_of_tubelets(table)
     if clips.name == "velocity" and "x_m" in clips.frames:
         places, period = places_of(clips, ("x_m", "y_m")), _settings(clips).get("period_m")
         rows = {(p, round(d % 360)): n for n, (p, d) in enumerate(zip(table["point"], table["direction_deg"]))}
@@ -348,6 +452,19 @@ def _balance(clips: Clips) -> list[str]:
                 if np.abs(off).max() > _TWIN_M:
                     ids = table["clip_id"]
                     lines.append(f"{ids[row]} and {ids[twin]} do not cross the same places: {np.abs(off).max():.3f} m")
+    return lines
+
+
+def _balance_of_tubelets(table: pd.DataFrame) -> list[str]:
+    """Tubelets whose velocities do not sum to 0 over the clips of some point."""
+    lines = []
+    for column in [name for name in table.columns if name.startswith("direction_deg_t")]:
+        number = column.removeprefix("direction_deg_t")
+        angle = np.deg2rad(table[column].to_numpy(dtype=np.float64))
+        motion = np.column_stack([np.cos(angle), np.sin(angle)]) * table[f"speed_t{number}"].to_numpy()[:, None]
+        sums = pd.DataFrame(motion).groupby(table["point"].to_numpy()).sum().abs().max(axis=1)
+        if (sums > 1e-6).any():
+            lines.append(f"motions of tubelet {number} do not sum to 0 at point {sums.idxmax()}")
     return lines
 
 

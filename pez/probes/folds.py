@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from pez.errors import UserError
-from pez.probes.data.groupings import HELD_OUT, groups, torn_orbit
-from pez.probes.data.probe_data import NEVER, scene_names
-from pez.store import FeatureStore
+from pez.probes.data.groupings import HELD_OUT, groups, published_groups, torn_orbit
+from pez.probes.data.labels import Labels
+from pez.probes.data.probe_data import NEVER, Clips, scene_names
 
 _DIVISIONS = 32  # drawn, of which the most even is taken
 _GROUPS_DEALT = 20_000  # at most, in all of them: dealing takes time
@@ -49,9 +50,7 @@ class Folds:
             yield np.flatnonzero(self.fold != fold), self.rows(fold)
 
 
-def make_folds(
-    store: FeatureStore, grouping: str, n_folds: int, seed: int = 0, targets: np.ndarray | None = None
-) -> Folds:
+def make_folds(store: Clips, grouping: str, n_folds: int, seed: int = 0, targets: np.ndarray | None = None) -> Folds:
     """Folds of a store's clips; UserError if the grouping leaves a single group or needs what is not there.
 
     As far as the groups allow, every fold has its share of every direction, and the mean of what is probed (`targets`
@@ -61,7 +60,7 @@ def make_folds(
 
 
 def repeated_folds(
-    store: FeatureStore,
+    store: Clips,
     grouping: str,
     n_folds: int,
     seed: int,
@@ -76,15 +75,72 @@ def repeated_folds(
     """
     check_seed(seed)
     group = groups(store, grouping, seed)
-    if not tear_orbits and grouping != "axis" and (torn := torn_orbit(store.clips, group)):
-        raise UserError(
-            f"--grouping {grouping} parts {torn[0]} and {torn[1]}, which are of one orbit, so that what is missing "
-            "from training tells the answer: use --grouping position, or --tear-orbits if that is what you want to see"
-        )
+    if not tear_orbits and grouping != "axis":
+        _check_orbits(store.clips, group, grouping)
     if grouping in HELD_OUT:
         return (Folds(group, _one_fold_a_value(store.clips, group, grouping)),)
     what, strata = f"--grouping {grouping} of the {store.name} set", store.clips.get("direction_deg")
     return different_folds(group, lambda own: grouped_folds(group, n_folds, own, strata, what, targets), seed, repeats)
+
+
+def swapped_folds(clips: pd.DataFrame, group: np.ndarray, factor: str) -> Folds:
+    """A fold per level of a factor that varies (a column of the clip table): the others train, it is read.
+
+    Raises UserError for a factor that does not vary, or a group whose clips have several levels.
+    """
+    if factor not in clips or clips[factor].nunique() < 2:
+        raise UserError(
+            f"--swap {factor}: the clips do not vary in it: make some with step1_generate.py --vary {factor}"
+        )
+    levels, fold = np.unique(clips[factor].to_numpy(), return_inverse=True)
+    torn = pd.Series(fold).groupby(group).nunique()
+    if (torn > 1).any():
+        raise UserError(
+            f"--swap {factor} parts the clips of {torn.idxmax()}, which --grouping keeps together: use --grouping "
+            "video, or a set drawn in orbits, where an orbit has one level"
+        )
+    return Folds(group, fold.astype(np.int64))
+
+
+def _check_orbits(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> None:
+    if torn := torn_orbit(clips, group):
+        raise UserError(
+            f"--grouping {grouping} parts {torn[0]} and {torn[1]}, which are of one orbit, so that what is missing "
+            "from training tells the answer: use --grouping position, or --tear-orbits if that is what you want to see"
+        )
+
+
+def published_folds(store: Clips, grouping: str, n_folds: int, tear_orbits: bool = False) -> tuple[Folds, ...]:
+    """The folds of the published recipe: nothing is drawn, and nothing but the groups' sizes and order has a say."""
+    group, number = published_groups(store, grouping)
+    if not tear_orbits:
+        _check_orbits(store.clips, group, grouping)
+    return (Folds(group, unshuffled_folds(number, n_folds, f"--grouping {grouping} of the {store.name} set")),)
+
+
+def unshuffled_folds(group: np.ndarray, n_folds: int, what: str = "the grouping") -> np.ndarray:
+    """Fold of every clip, [n]: groups, the largest first, each to the fold that is smallest so far (GroupKFold)."""
+    n_groups = len(np.unique(group))
+    if n_groups < 2:
+        raise UserError(f"{what} has one group, which cannot be split: choose another --grouping")
+    fold = np.zeros(len(group), dtype=np.int64)
+    for index, (_, held_out) in enumerate(GroupKFold(min(n_folds, n_groups)).split(group, groups=group)):
+        fold[held_out] = index
+    return fold
+
+
+def label_folds(labels: Labels, named: str | None, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
+    """Folds of clips with labels of one's own: `named` is the column that groups them, None for equal labels; even in
+    the first class and in the mean of numbers."""
+    strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
+    numbers = [v.targets for v in labels.variables if v.kind != "class"]
+    targets = np.concatenate(numbers, axis=1) if numbers else None
+    what = f"--group {named}" if named else "equal labels"
+
+    def deal(own: int) -> np.ndarray:
+        return grouped_folds(labels.group, n_folds, own, strata, what, targets)
+
+    return different_folds(labels.group, deal, seed, repeats)
 
 
 def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> np.ndarray:
@@ -108,7 +164,7 @@ def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: 
     """
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1; got {repeats}: give a number in that range")
-    different: dict[tuple, np.ndarray] = {}
+    different: dict[tuple[int, ...], np.ndarray] = {}
     for repeat in range(repeats):
         fold = deal(seed + repeat)
         different.setdefault(tuple(pd.factorize(fold)[0]), fold)  # equal but for the folds' numbers: the same
@@ -116,7 +172,12 @@ def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: 
 
 
 def grouped_folds(
-    group, n_folds: int, seed: int = 0, strata=None, what: str = "the grouping", targets: np.ndarray | None = None
+    group: npt.ArrayLike,
+    n_folds: int,
+    seed: int = 0,
+    strata: np.ndarray | None = None,
+    what: str = "the grouping",
+    targets: np.ndarray | None = None,
 ) -> np.ndarray:
     """Fold number of every clip, [n]: groups whole; folds even in size, and in `strata` [n] if given.
 
@@ -191,6 +252,12 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.nda
 def repeated_scene_folds(movies: pd.DataFrame, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
     """Folds of `repeats` cross-validations of movies, with seeds `seed`, `seed` + 1, ...: see `scene_folds`."""
     return different_folds(scene_names(movies), lambda own: scene_folds(movies, n_folds, own), seed, repeats)
+
+
+def published_scene_folds(movies: pd.DataFrame, n_folds: int) -> tuple[Folds, ...]:
+    """Folds of movies by the published recipe: whole scenes, in their order, unshuffled."""
+    names = scene_names(movies)
+    return (Folds(names, unshuffled_folds(names, n_folds, "the set of movies")),)
 
 
 def check_n_folds(n_folds: int, chooses: bool = False) -> None:

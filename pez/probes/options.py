@@ -14,22 +14,27 @@ from typing import Any, TypeVar
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.controls import BALLS, MOVIES, controls_for
+from pez.encoder.devices import probe_device
 from pez.encoder.pooling import POOLINGS
 from pez.errors import check_number
 from pez.files import check_run_name
 from pez.probes.data.ball import DIRECTION_TARGETS, PROBE_SETS
-from pez.probes.data.controls import known_control
+from pez.probes.data.controls import MODES, REFIT, known_control
 from pez.probes.data.groupings import GROUPINGS
 from pez.probes.protocols import CHOICES, FIXED_CHOICES
+from pez.probes.recipes import OURS, RECIPES, HasRecipe, IsDataclass, with_recipe
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import SELECTION_METRICS
 from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
-from pez.probes.solvers.attentive_training import TOKEN_NORMS
+from pez.probes.solvers.attentive_training import SCHEDULES, TOKEN_NORMS
 from pez.probes.solvers.linear import SOLVERS
+from pez.probes.solvers.mlp import MLP
 from pez.probes.solvers.problems import NORM_MODES
+from pez.stimuli.variation import FACTORS
 from pez.store import CAPTURES, TRANSFORM_NAMES
 
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound=IsDataclass)
+ByRecipe = TypeVar("ByRecipe", bound=HasRecipe)
 REQUIRED: Any = dataclasses.MISSING
 
 
@@ -64,6 +69,11 @@ class RunOptions:
     """What every run is asked for."""
 
     run_name: str = option(REQUIRED, "names the files that are written")
+    recipe: str = option(
+        OURS,
+        "published: the choices of the public reproduction, to compare with its numbers (docs/differences.md)",
+        choices=lambda: RECIPES,
+    )
     protocol: str = option(
         "both",
         "where settings are chosen: on the reported fold, or inside (pez/probes/protocols.py)",
@@ -117,7 +127,9 @@ class BallOptions(RunOptions):
         None, "column of --targets that names groups of clips (default: those with equal labels)"
     )
     skip_unlabelled: bool = option(False, "leave out clips without a label, and labels without a clip", flag=True)
-    solver: str = option("trainable", "trainable: 20 AdamW settings", choices=lambda: SOLVERS)
+    solver: str = option(
+        "trainable", "trainable: 20 AdamW settings; mlp: one hidden layer", choices=lambda: (*SOLVERS, MLP)
+    )
     norm_mode: str = option("zscore", "of features, by training clips", choices=lambda: NORM_MODES)
     grouping: str | None = option(
         None,
@@ -125,6 +137,11 @@ class BallOptions(RunOptions):
         choices=lambda: GROUPINGS,
     )
     tear_orbits: bool = option(False, "allow a --grouping that parts clips of one orbit", flag=True)
+    swap: str | None = option(
+        None,
+        "a factor of step1_generate.py --vary: each of its values is read by probes trained on the others",
+        choices=lambda: FACTORS,
+    )
     direction_target: str | None = option(
         None, "default: angle for fig2c, vxy for the others", choices=lambda: DIRECTION_TARGETS
     )
@@ -133,6 +150,19 @@ class BallOptions(RunOptions):
     pooling: str | None = option(None, "needed if the features hold several", choices=lambda: list(POOLINGS))
     control: tuple[str, ...] = option(
         (), "curves to read the main ones against", choices=lambda: controls_for(BALLS), several=True
+    )
+    control_mode: tuple[str, ...] = option(
+        (REFIT,),
+        "of controls of frames in another order: refit trains a probe on them, read reads them with the probe of the "
+        "clips as they are; both: refit read",
+        choices=lambda: MODES,
+        several=True,
+    )
+    unique: bool = option(
+        False,
+        "also what each layer tells beyond position, pixels and optical flow together, by banded ridge "
+        "(pez/probes/solvers/banded.py)",
+        flag=True,
     )
     layers: tuple[int, ...] | None = option(None, "only these (default: all)", type=int, several=True)
     threads: int | None = option(
@@ -191,7 +221,12 @@ class AttentiveOptions(MovieOptions):
     num_probe_blocks: int = option(4, "blocks, the cross-attention one included", type=int, least=1, sane=1000)
     probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int, least=1, sane=10_000)
     token_norm: str = option("layer", "of the tokens before the probe", choices=lambda: TOKEN_NORMS)
-    probe_dtype: str = option("float32", "of its products", choices=lambda: ("float32", "bfloat16"))
+    schedule: str = option("cosine", "of the learning rate, to 0 at the last step; or", choices=lambda: SCHEDULES)
+    probe_dtype: str = option(
+        "auto",
+        "of its products; auto: bfloat16 on a GPU, as V-JEPA 2's evaluation has it, else float32",
+        choices=lambda: ("auto", "float32", "bfloat16"),
+    )
 
 
 # ---------------------------------------------------------------- to and from a command line
@@ -205,9 +240,9 @@ def add_arguments(parser: argparse._ActionsContainer, options: type, leave: Iter
             continue
         names = [_name(field), *about["flags"]]
         if about["flag"]:
-            parser.add_argument(*names, dest=field.name, action="store_true", help=about["help"])
+            parser.add_argument(*names, dest=field.name, action=_GivenFlag, nargs=0, default=False, help=about["help"])
             continue
-        given: dict[str, Any] = {"dest": field.name, "help": about["help"], "type": about["type"]}
+        given: dict[str, Any] = {"dest": field.name, "help": about["help"], "type": about["type"], "action": _Given}
         if field.default is REQUIRED:
             given["required"] = True
         else:
@@ -221,18 +256,54 @@ def add_arguments(parser: argparse._ActionsContainer, options: type, leave: Iter
         parser.add_argument(*names, **given)
 
 
+class _Given(argparse.Action):
+    """Stores a value, and in `given` that it was named on the command line."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """See argparse.Action."""
+        setattr(namespace, self.dest, values)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
+
+
+class _GivenFlag(_Given):
+    """The same of an option without a value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """See argparse.Action."""
+        super().__call__(parser, namespace, True, option_string)
+
+
 def from_arguments(options: type[Options], args: argparse.Namespace) -> Options:
-    """An options object from parsed arguments; UserError for a value out of its range or a name that cannot be used."""
+    """An options object from parsed arguments, by the recipe that they name; UserError for a value out of its range, a
+    name that cannot be used or an option that the recipe has otherwise."""
     values = {}
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+    for field in dataclasses.fields(options):
         value = getattr(args, field.name)
         if field.metadata["option"]["several"] and value is not None:
             value = tuple(dict.fromkeys(value))
-        values[field.name] = value
+        values[field.name] = probe_device(value) if field.name == "device" else value
     found = options(**values)
     check_ranges(found)
     check_run_name(values["run_name"])
-    return found
+    return by_recipe(found, getattr(args, "given", ())) if isinstance(found, RunOptions) else found
+
+
+def by_recipe(options: ByRecipe, given: Iterable[str] | None = None) -> ByRecipe:
+    """`options` with what their recipe says; see `pez.probes.recipes.with_recipe`."""
+    names = {field.name: _name(field) for field in dataclasses.fields(options)}
+    return with_recipe(options, None if given is None else set(given), names)
 
 
 def check_ranges(options: Any) -> None:
@@ -245,9 +316,9 @@ def check_ranges(options: Any) -> None:
                 check_number(_name(field), number, **bounds)
 
 
-def _name(field: dataclasses.Field) -> str:
+def _name(field: dataclasses.Field[Any]) -> str:
     """What an option is called on the command line."""
-    return field.metadata["option"]["name"] or "--" + field.name.replace("_", "-")
+    return str(field.metadata["option"]["name"] or "--" + field.name.replace("_", "-"))
 
 
 def recorded(options: Any) -> dict[str, Any]:

@@ -4,11 +4,12 @@ Everything after them is a function of them alone (pez/probes/scores/score.py). 
 written, told apart by their columns:
 
     balls, own labels    a row per protocol, variable, layer, clip, component and repeat: `run_name protocol variable
-                         layer clip_id group fold component target prediction repeat control control_seed`, and `kind`
-                         where it does not follow from variable and component
+                         layer clip_id group fold component target prediction repeat control control_seed`, `kind`
+                         where it does not follow from variable and component, and `recipe`
     movies               a row per movie, layer, fold, protocol and repeat: `clip_id block subtask scene movie possible`
                          and what else the benchmark says of a movie, `layer fold score lr weight_decay (epoch)
-                         protocol repeat control control_seed`; the score is a logit, the higher the more possible
+                         protocol repeat control control_seed`, `kind` if it is another than possible, and `recipe`; the
+                         score is a logit, the higher the more possible
 
 A fold of -1 marks a clip that no fold holds out.
 """
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from pez.errors import UserError
-from pez.probes.data.probe_data import NEVER, Parts, Variable, possible_variable, scene_names
+from pez.probes.data.probe_data import NEVER, POSSIBLE, Parts, Variable, possible_variable, scene_names
 from pez.tables import BALL_PREDICTIONS, MOVIE_PREDICTIONS, checked, unchecked_parquet
 
 MAIN = ""  # `control` of the main curve
@@ -159,9 +160,15 @@ def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
                     repeat=repeat,
                     control=predictions.control,
                     control_seed=predictions.control_seed,
+                    **kind_column(predictions.variable),
                 )
                 tables.append(movies)
     return pd.concat(tables, ignore_index=True)
+
+
+def kind_column(variable: Variable) -> dict[str, str]:
+    """The column `kind` of rows of movies, where they need one."""
+    return {} if variable.kind == POSSIBLE else {"kind": variable.kind}
 
 
 # ---------------------------------------------------------------- from tables
@@ -249,7 +256,7 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
     first = rows.iloc[0]
     chosen = rows.drop_duplicates(["repeat", "layer", "fold"]) if {"lr", "weight_decay"} <= set(rows) else rows.iloc[:0]
     return Predictions(
-        variable=possible_variable(movies["possible"].to_numpy(dtype=bool)),
+        variable=possible_variable(movies["possible"].to_numpy(dtype=bool), str(first.get("kind", POSSIBLE))),
         protocol=str(first["protocol"]),
         layers=layers.astype(np.int64),
         clips=movies,
@@ -269,7 +276,7 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
     )
 
 
-_OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch")
+_OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch", "kind", "recipe")
 
 
 def curves_of(predictions: Sequence[Predictions], control: str) -> list[Predictions]:

@@ -52,6 +52,15 @@ def quoted_protocol(names: Iterable[str]) -> str:
     return next((name for name in PREFERRED if name in there), min(there))
 
 
+def choice_words(protocols: Iterable[str], epoch: str, setting: str, what: str) -> str:
+    """What was chosen on what, for people: `epoch` and `setting` say by what each is chosen ("" where there is one
+    only), `what` is held out together: "scenes", "clips"."""
+    chosen = [f"{name} by {how.replace('_', ' ')}" for name, how in (("epoch", epoch), ("setting", setting)) if how]
+    where = {"paper": f"on the reported {what}", "nested": f"on {what} of the training folds"}
+    said = [f"{name}: {' and '.join(chosen)}, {where[name]}" for name in protocols if name in where]
+    return "; ".join(said) or "nothing is chosen"
+
+
 def spoken_protocol(protocols: Iterable[str]) -> str:
     """What tables call the protocols of a run: "both", or the only one."""
     there = list(protocols)

@@ -21,7 +21,7 @@ one: the same columns, an optimism of 0. METRIC_mean and METRIC_std are over fol
 clips, and intervals (balls: METRIC_pooled_low, METRIC_pooled_high; movies: METRIC_low, METRIC_high) are of that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,14 +30,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pez.controls import UNIQUE
 from pez.errors import UserError
 from pez.files import fingerprint_of_bytes, fingerprint_of_files, write_json, write_parquet, write_text
+from pez.movies import dataset_titled
+from pez.probes.data.movies import dataset_parts
 from pez.probes.data.probe_data import Variable
 from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
 from pez.probes.protocols import FIXED, spoken_protocol
+from pez.probes.recipes import OURS
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
-from pez.probes.scores.score import Scored, Scores, score
+from pez.probes.scores.score import Scored, Scores, ends_of, score
 from pez.probes.validation.convergence import converged
 from pez.records import BallRunRecord, MovieRunRecord, read_record
 from pez.runs import provenance
@@ -51,7 +55,7 @@ RUN_COLUMNS = ("run_name", "variable", "layer", "weights")  # of every results t
 # ---------------------------------------------------------------- columns that balls and movies share
 
 
-def layer_fraction(layers, depth: int):
+def layer_fraction(layers: pd.Series | np.ndarray, depth: int) -> pd.Series | np.ndarray:
     """Layer / depth, so that layer 8 of 24 is one third."""
     return (layers / depth).round(6)
 
@@ -141,7 +145,8 @@ def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFr
 
 def ball_columns(scored: Scored, infix: str = "") -> pd.DataFrame:
     """Scores of one variable under one protocol, a row per layer; `infix` ("nested_") marks the protocol."""
-    table, columns = scored.table[scored.table["part"] == OVERALL], {}
+    table = scored.table[scored.table["part"] == OVERALL]
+    columns: dict[str, np.ndarray] = {}
     for metric in dict.fromkeys([*scored.kind.over_folds, *scored.kind.pooled]):
         over_folds = metric in scored.kind.over_folds
         head, _, tail = (metric, "", "") if over_folds else metric.partition("_")
@@ -158,7 +163,9 @@ def run_convergence(scores: Scores) -> pd.DataFrame:
     return pd.concat([convergence_rows(scores.main(name)) for name in scores.variables()], ignore_index=True)
 
 
-def ball_results(run_name: str, scores: Scores, depths: Mapping[str, int], described: Mapping[str, dict]):
+def ball_results(
+    run_name: str, scores: Scores, depths: Mapping[str, int], described: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
     """Rows of results_RUN.csv, by variable and layer.
 
     `depths` and `described` (what the rows of one variable say of how they were made) are by variable.
@@ -193,7 +200,13 @@ def _variables(scores: Scores) -> list[Variable]:
     return [scores.main(name).predictions.variable for name in scores.variables()]
 
 
-def ball_controls(run_name: str, scores: Scores, depths: Mapping[str, int], floor, made) -> pd.DataFrame:
+def ball_controls(
+    run_name: str,
+    scores: Scores,
+    depths: Mapping[str, int],
+    floor: Callable[[str, str], bool],
+    made: Callable[[Scored], Mapping[str, Any]],
+) -> pd.DataFrame:
     """Rows of controls_RUN.csv: a row per control, seed, variable and layer; empty without controls.
 
     `floor` (variable, control) -> whether the main curve is to be compared with it; `made` (Scored) -> `model weights`.
@@ -218,7 +231,12 @@ def ball_controls(run_name: str, scores: Scores, depths: Mapping[str, int], floo
         rows = rows.loc[rows.index.repeat(len(scored.layers))].reset_index(drop=True)
         rows = rows.assign(variable=name, layer=scored.layers)
         rows["layer_fraction"] = layer_fraction(rows["layer"], depths[name])
-        rows = pd.concat([rows.assign(protocol=predictions.protocol), ball_columns(scored)], axis=1)
+        columns = ball_columns(scored)
+        if control == UNIQUE:  # of the layer and the others together: what is told is what it adds
+            gained, curve = scores.unique(name)
+            stem, ends = f"{main.kind.headline}_pooled", ends_of(curve, len(gained))
+            columns = pd.DataFrame({stem: gained, f"{stem}_low": ends[:, 0], f"{stem}_high": ends[:, 1]})
+        rows = pd.concat([rows.assign(protocol=predictions.protocol), columns], axis=1)
         rows = over_layers(rows.assign(**made(scored)), main.layers, depths[name])
         if floor(name, control) and len(rows) == len(main.layers):
             gained, ends = scores.selectivity(name, control)
@@ -306,7 +324,7 @@ def write_tables(
     controls: pd.DataFrame,
     convergence: pd.DataFrame,
     predictions: pd.DataFrame,
-    record: dict,
+    record: dict[str, Any],
 ) -> list[Path]:
     """Write a run's tables and its record, each whole; returns their paths, the results table last."""
     record_path = directory / f"{RECORDS[kind]}_{run_name}.json"
@@ -376,6 +394,11 @@ class Run:
         """What the results table says in `column`, the same in every row; `default` without such a column."""
         return self.table[column].iloc[0] if column in self.table else default
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Of several runs the one that ranks highest is shown: the newest, and before all those of another recipe."""
+        return self.value("recipe", OURS) == OURS, self.written
+
     @cached_property
     def controls(self) -> pd.DataFrame:
         """controls_RUN.csv; empty without controls."""
@@ -411,13 +434,13 @@ class Run:
         return self
 
     @cached_property
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """config_RUN.json or summary_RUN.json; empty if it is not there."""
         path = self.path(RECORDS[self.kind], ".json")
         return read_record(path, BallRunRecord if self.kind == BALL else MovieRunRecord) if path.is_file() else {}
 
     @property
-    def features(self) -> dict[str, dict]:
+    def features(self) -> dict[str, dict[str, Any]]:
         """Settings of the features that were probed, by clip set (of movies: by what the movies are called)."""
         if self.kind == MOVIES:
             return {str(self.value("data")): self.record["features"]} if "features" in self.record else {}
@@ -446,10 +469,13 @@ class Run:
         settings = self.record.get("settings", {})  # of balls: the grid
         asked = settings.get("n_bootstrap", N_RESAMPLES) if self.kind == MOVIES else N_RESAMPLES
         n = self.value("n_bootstrap", asked)
+        parts = None
+        if self.kind == MOVIES and "data" in self.table:
+            parts = dataset_parts(dataset_titled(str(self.value("data"))))
         path = self.path("predictions", ".parquet")
         if path.is_file():
             self.check_file(path)
-        return score(read_predictions(path, self.step), int(n))
+        return score(read_predictions(path, self.step, parts), int(n))
 
 
 def depth_of(table: pd.DataFrame) -> int:
@@ -474,7 +500,7 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
             yield run.check()
 
 
-def movie_settings(described: dict) -> dict:
+def movie_settings(described: dict[str, Any]) -> dict[str, Any]:
     """What a movie run's results table says of the features it was made from; `described` are a store's settings."""
     chosen = described["clip_set"]["settings"]
     return {

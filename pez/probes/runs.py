@@ -10,22 +10,26 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pez.controls import BALLS, is_floor
+from pez.controls import BALLS, BESIDE, is_floor
 from pez.encoder.devices import find_device
+from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import atomic_path, remove_dead_partial, run_lock
+from pez.movies.intphys2 import MAIN as MAIN_SPLIT
+from pez.movies.intphys2 import write_leaderboard
 from pez.probes.audit import grouping_notes
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
-from pez.probes.data.controls import ControlSource, control_data
+from pez.probes.data.controls import ControlSource, beyond_data, control_data
 from pez.probes.data.groupings import HELD_OUT, default_grouping
-from pez.probes.data.labels import label_ids, read_labels
+from pez.probes.data.labels import labelled_set, read_labels
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import (
     LEAST_VARIANCE,
@@ -35,18 +39,29 @@ from pez.probes.data.probe_data import (
     feature_precision,
     store_features,
 )
-from pez.probes.folds import Folds, check_n_folds, different_folds, grouped_folds, repeated_folds, repeated_scene_folds
+from pez.probes.folds import (
+    Folds,
+    check_n_folds,
+    label_folds,
+    published_folds,
+    published_scene_folds,
+    repeated_folds,
+    repeated_scene_folds,
+    swapped_folds,
+)
 from pez.probes.options import (
     AttentiveOptions,
     BallOptions,
     MovieOptions,
     RunOptions,
+    by_recipe,
     check_ranges,
     from_arguments,
     recorded,
 )
-from pez.probes.predictions import Predictions
-from pez.probes.protocols import chosen_protocols, spoken_protocol, with_fixed
+from pez.probes.predictions import MAIN, Predictions
+from pez.probes.protocols import choice_words, chosen_protocols, quoted_protocol, spoken_protocol, with_fixed
+from pez.probes.recipes import OURS, PUBLISHED, as_published
 from pez.probes.results import (
     BALL,
     MOVIES,
@@ -61,12 +76,15 @@ from pez.probes.results import (
 )
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.kinds import KINDS
-from pez.probes.scores.possibility import METRIC_OF
+from pez.probes.scores.possibility import METRIC_OF, score_movies
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
+from pez.probes.solvers.banded import BandedSolver, Part
 from pez.probes.solvers.linear import LinearSolver, linear_solver
+from pez.probes.solvers.mlp import MLP, MLPSolver
 from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.solver import Solver
 from pez.probes.summary import movie_facts
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
 from pez.probes.validation.convergence import RIDGE, beside_ridge, unconverged_layers
@@ -97,6 +115,12 @@ class Curve:
     protocols: tuple[str, ...]
     grouping: str = "scene"
     controls: tuple[ProbeData, ...] = ()
+    solved_apart: tuple[tuple[ProbeData, Solver], ...] = ()  # controls that have solvers of their own
+
+    @property
+    def all_controls(self) -> tuple[ProbeData, ...]:
+        """Controls by whatever solver."""
+        return (*self.controls, *(data for data, _ in self.solved_apart))
 
     @property
     def folds(self) -> Folds:
@@ -113,28 +137,38 @@ class Tables:
     controls: pd.DataFrame
     convergence: pd.DataFrame
     predictions: pd.DataFrame
-    record: dict
+    record: dict[str, Any]
     probes: dict[str, torch.Tensor]
+
+    def told(self, recipe: str) -> "Tables":
+        """Itself with the recipe in a last column of every table."""
+        names = ("results", "controls", "convergence", "predictions")
+        tables = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            self, **{name: table if table.empty else table.assign(recipe=recipe) for name, table in tables.items()}
+        )
 
 
 def validated(
-    options: RunOptions, curves: Sequence[Curve], solver: LinearSolver, metric: str | None, probes: Probes
+    options: RunOptions, curves: Sequence[Curve], solver: Solver, metric: str | None, probes: Probes | None
 ) -> list[Predictions]:
     """Predictions of main curves, then of their controls, under one progress bar.
 
-    `probes` is filled with the main curves' nested refits. Main curves are checked for convergence; with
-    --until-converged layers that had not are probed again, for more epochs.
+    `probes`, unless None, is filled with the main curves' nested refits. Linear main curves are checked for
+    convergence; with --until-converged layers that had not are probed again, for more epochs.
     """
-    mains = [(curve, curve.data, curve.protocols) for curve in curves]
-    others = [(curve, data, curve.protocols[-1:]) for curve in curves for data in curve.controls]
-    total = sum(count_steps(solver, own, len(data.layers), curve.repeats) for curve, data, own in mains + others)
+    work: list[tuple[Curve, ProbeData, tuple[str, ...], Solver]] = []
+    work += [(curve, curve.data, curve.protocols, solver) for curve in curves]
+    work += [(curve, data, curve.protocols[-1:], solver) for curve in curves for data in curve.controls]
+    work += [(curve, data, curve.protocols[-1:], own) for curve in curves for data, own in curve.solved_apart]
+    total = sum(count_steps(by, own, len(data.layers), curve.repeats) for curve, data, own, by in work)
     found: list[Predictions] = []
     with progress(total=total, description=options.run_name, unit="probe") as bar:
-        for curve, data, own in mains + others:
+        for curve, data, own, by in work:
             kept = None if data.control else probes
-            asked = {"metric": metric, "step": bar.update, "probes": kept}
-            own_predictions = cross_validate(data, curve.repeats, solver, own, **asked)
-            if not data.control:
+            asked: dict[str, Any] = {"metric": metric, "step": bar.update, "probes": kept}
+            own_predictions = cross_validate(data, curve.repeats, by, own, **asked)
+            if not data.control and isinstance(solver, LinearSolver):
                 own_predictions = beside_ridge(data, curve.repeats, solver, own_predictions)
                 if options.until_converged:
                     own_predictions = _until_converged(curve, solver, metric, probes, own_predictions)
@@ -143,7 +177,7 @@ def validated(
 
 
 def _until_converged(
-    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, found: list[Predictions]
+    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes | None, found: list[Predictions]
 ) -> list[Predictions]:
     """`found`, with the layers that had not converged probed again, each time for MORE_EPOCHS times as many epochs."""
     while (layers := unconverged_layers([each for each in found if each.protocol == "nested"])) and (
@@ -165,11 +199,17 @@ def _until_converged(
 def plan(options: BallOptions) -> list[Curve]:
     """Check the options against the features and lay out data and folds of each clip set, without controls."""
     check_ranges(options)
+    options = by_recipe(options)
     if (options.probe_set is None) == (options.targets is None):
         raise UserError("say what to read: --probe-set of the ball sets, or --targets FILE with --variables NAME:kind")
     stores = open_stores(options.feature_root)
     if options.targets is not None:
-        return [_labelled_curve(options, _labelled_store(options, stores))]
+        if options.recipe == PUBLISHED:
+            raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
+        if options.swap:
+            raise UserError("--swap is of the ball sets; name the factor with --group, beside --targets")
+        return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
+    assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
     missing = [name for name in needed if name not in stores]
@@ -187,43 +227,33 @@ def plan(options: BallOptions) -> list[Curve]:
 
 
 def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
+    assert options.probe_set is not None
     probed = tuple(variables(options.probe_set, store, direction_target))
     grouping = options.grouping or default_grouping(store.clips)
+    if options.recipe == PUBLISHED:
+        if options.swap:
+            raise UserError("--swap does not go with --recipe published, which has folds of its own: leave one out")
+        probed = tuple(map(as_published, probed))
+        folds = published_folds(store, grouping, options.folds, options.tear_orbits)
+        return _curve(options, store, store.clips, probed, folds, grouping)
     targets = np.concatenate([variable.targets for variable in probed], axis=1)
     asked = (grouping, options.folds, options.seed, options.repeats, targets, options.tear_orbits)
-    return _curve(options, store, store.clips, probed, repeated_folds(store, *asked), grouping)
-
-
-def _labelled_store(options: BallOptions, stores: dict[str, FeatureStore]) -> FeatureStore:
-    """The store whose clips the labels are of: the only one, or the only one with a labelled clip."""
-    if len(stores) == 1:
-        return next(iter(stores.values()))
-    known = set(label_ids(options.targets))
-    fitting = [store for store in stores.values() if known & set(store.clips["clip_id"].astype(str))]
-    if len(fitting) != 1:
-        raise UserError(
-            f"{options.targets} has labels of {len(fitting)} of the clip sets of {options.feature_root} "
-            f"({', '.join(stores)}): give labels of one of them, with its clip ids"
-        )
-    return fitting[0]
+    repeats = repeated_folds(store, *asked)
+    if options.swap:
+        repeats = (swapped_folds(store.clips, repeats[0].group, options.swap),)
+        grouping = f"{grouping}, {options.swap} swapped"
+    return _curve(options, store, store.clips, probed, repeats, grouping)
 
 
 def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
+    assert options.targets is not None
     labels = read_labels(
         options.targets, options.variables, store.clips, store.name, options.group, options.skip_unlabelled
     )
     for line in labels.notes:
         print(line)
     clips = store.clips.iloc[labels.rows].reset_index(drop=True)
-    strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
-    numbers = [v.targets for v in labels.variables if v.kind != "class"]
-    targets = np.concatenate(numbers, axis=1) if numbers else None
-    what = f"--group {options.group}" if options.group else "equal labels"
-
-    def deal(seed: int) -> np.ndarray:
-        return grouped_folds(labels.group, options.folds, seed, strata, what, targets)
-
-    repeats = different_folds(labels.group, deal, options.seed, options.repeats)
+    repeats = label_folds(labels, options.group, options.folds, options.seed, options.repeats)
     return _curve(options, store, clips, labels.variables, repeats, options.group or "equal labels")
 
 
@@ -254,6 +284,15 @@ def _curve(
         raise UserError(
             "--variables: classes and pairs are trained otherwise than numbers: probe them in a run of their own"
         )
+    if options.solver == MLP:
+        if is_per_patch(pooling):
+            raise UserError(
+                f"--solver mlp reads one vector a clip, not --pooling {pooling}: choose one without patches"
+            )
+        if options.save_probes or options.until_converged:
+            raise UserError(
+                "--save-probes and --until-converged are of linear probes: leave them out with --solver mlp"
+            )
     if options.solver == "ridge" and losses == {"logistic"}:
         raise UserError("--solver ridge is for numbers: use --solver trainable for classes and pairs")
     data = ProbeData(
@@ -276,8 +315,21 @@ def _curve(
 def with_controls(options: BallOptions, curve: Curve) -> Curve:
     """`curve` with the controls asked for; UserError, with the command that makes it, for a missing store."""
     stores = Companions(Path(options.feature_root), curve.store, curve.capture, curve.pooling, options.control_seeds)
-    source = ControlSource(curve.store, curve.capture, curve.pooling, stores, BALLS, options.control_seeds)
-    return dataclasses.replace(curve, controls=tuple(control_data(curve.data, options.control, source)))
+    where = (curve.store, curve.capture, curve.pooling, stores)
+    source = ControlSource(*where, BALLS, options.control_seeds, modes=options.control_mode)
+    apart: tuple[tuple[ProbeData, Solver], ...] = ()
+    if options.unique:
+        if KINDS[curve.data.variables[0].kind].loss != "mse":
+            raise UserError("--unique is a share of a variance: leave it out for classes and pairs")
+        beyond = beyond_data(curve.data, source)
+        parts = tuple(itertools.starmap(Part, zip(beyond.widths, beyond.norm_modes)))
+        layer_norm = "zscore" if options.norm_mode == "zscore" else "center"
+        apart = (
+            (beyond.together, BandedSolver(parts, shares=(0.0,))),
+            (beyond.joined, BandedSolver(parts, layer_norm)),
+        )
+    controls = tuple(control_data(curve.data, options.control, source))
+    return dataclasses.replace(curve, controls=controls, solved_apart=apart)
 
 
 def probe_curves(options: BallOptions) -> Tables:
@@ -287,15 +339,24 @@ def probe_curves(options: BallOptions) -> Tables:
 
 def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     """Probe curves that were laid out before."""
-    solver = linear_solver(
-        options.solver,
-        options.max_epochs,
-        device=options.device,
-        threads=options.threads,
-        memory_gib=options.memory_gib,
-    )
-    probes: Probes = {}
-    predictions = validated(options, curves, solver, None, probes)
+    options = by_recipe(options)
+    solver: LinearSolver | MLPSolver
+    if options.solver == MLP:
+        epochs: dict[str, Any] = {} if options.max_epochs is None else {"epochs": options.max_epochs}
+        solver = MLPSolver(device=options.device, threads=options.threads, seed=options.seed, **epochs)
+    else:
+        solver = linear_solver(
+            options.solver,
+            options.max_epochs,
+            options.recipe,
+            device=options.device,
+            threads=options.threads,
+            memory_gib=options.memory_gib,
+        )
+    probes: Probes | None = None if options.solver == MLP else {}
+    # by the published recipe clips choose by R², patches by their own loss
+    metric = "r2" if options.recipe == PUBLISHED and not is_per_patch(curves[0].pooling) else None
+    predictions = validated(options, curves, solver, metric, probes)
     scores = score(predictions, options.bootstrap)
     of_variable = {variable.name: curve for curve in curves for variable in curve.data.variables}
     depths = {name: curve.store.depth for name, curve in of_variable.items()}
@@ -308,16 +369,16 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
             "weights": data.described.get("weights_label", ""),
         }
         for curve in curves
-        for data in curve.controls
+        for data in curve.all_controls
         for variable in data.variables
     }
 
-    def made_of(scored: Scored) -> dict:
+    def made_of(scored: Scored) -> dict[str, Any]:
         key = scored.predictions
         return made[key.variable.name, key.control, key.control_seed]
 
     def floor(variable: str, control: str) -> bool:
-        return is_floor(control, of_variable[variable].pooling)
+        return control in BESIDE or is_floor(control, of_variable[variable].pooling)
 
     return Tables(
         results=ball_results(options.run_name, scores, depths, described),
@@ -325,11 +386,11 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
         convergence=run_convergence(scores),
         predictions=prediction_table(options.run_name, BALL, predictions, with_epoch=False),
         record=_ball_record(options, curves, solver),
-        probes=probes if options.save_probes else {},
-    )
+        probes=probes if options.save_probes and probes else {},
+    ).told(options.recipe)
 
 
-def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
+def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[str, Any]:
     """What the rows of one variable say of how they were made."""
     folds, settings = curve.folds, curve.store.settings
     least = LEAST_VARIANCE * variable.targets.var(0)
@@ -355,15 +416,16 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict:
         "n_repeats": len(curve.repeats),
         "n_bootstrap": options.bootstrap,
         "seed": options.seed,
-        "note": ANGLE_NOTE if variable.kind == "angle" else "",
+        "note": ANGLE_NOTE if variable.components == ("angle",) else "",
         "features_fingerprint": curve.store.content,
     }
 
 
-def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSolver) -> dict:
+def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: Solver) -> dict[str, Any]:
     """What the config file says of a run, provenance aside."""
     return {
         "options": recorded(options),
+        "recipe": options.recipe,
         "protocol": options.protocol,
         "settings": [dataclasses.asdict(setting) for setting in solver.settings],
         "clip_sets": {
@@ -386,7 +448,7 @@ def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: LinearSo
                 "note": data.note,
             }
             for curve in curves
-            for data in curve.controls
+            for data in curve.all_controls
         ],
     }
 
@@ -398,7 +460,8 @@ def run_balls(args: argparse.Namespace) -> Tables:
     curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store is said before any work
     for curve in curves:
         said = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]
-        place = grouping_notes(curve.store, curve.pooling, curve.repeats, curve.grouping, options.seed)
+        asked = (curve.store, curve.pooling, curve.repeats, curve.grouping, options.seed)
+        place = [] if options.swap else grouping_notes(*asked)
         for line in [*notes(options, curve), *place, *said]:
             print(line)
     with run_lock(options.results_dir, options.run_name):
@@ -415,7 +478,10 @@ def notes(options: BallOptions, curve: Curve) -> list[str]:
         f"{name}: {len(folds.fold)} clips, {folds.n_groups} groups ({curve.grouping}), {folds.n_folds} folds, "
         f"{curve.pooling}, {curve.store.settings['model']}, {curve.store.settings['weights_label']}"
     ]
-    if curve.grouping in HELD_OUT:
+    if options.swap:
+        levels = ", ".join(map(str, np.unique(curve.data.clips[options.swap])))
+        lines.append(f"note: each {options.swap} ({levels}) is read by probes trained on the others")
+    elif curve.grouping in HELD_OUT:
         lines.append(f"note: one value a fold is held out ({folds.n_folds} in all): read r2_pooled and mae")
     elif folds.n_folds < options.folds:
         lines.append(f"note: {folds.n_groups} groups make {folds.n_folds} folds, not {options.folds}")
@@ -468,10 +534,21 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
 # ---------------------------------------------------------------- movies
 
 
-def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: str, fixed: bool = False) -> Curve:
+def movie_curve(
+    options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str, fixed: bool = False
+) -> Curve:
     """The main curve of movies and its controls."""
     main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
-    repeats = repeated_scene_folds(main.clips, options.folds, options.seed, options.repeats)
+    if options.recipe == PUBLISHED:
+        if features.dataset.pair_column:
+            raise UserError(
+                f"--recipe published has no choices for {features.dataset.title}, of which nothing is published: "
+                "leave it out"
+            )
+        main = dataclasses.replace(main, variables=tuple(map(as_published, main.variables)))
+        repeats = published_scene_folds(main.clips, options.folds)
+    else:
+        repeats = repeated_scene_folds(main.clips, options.folds, options.seed, options.repeats)
     n_folds = repeats[0].n_folds
     if fixed:
         assert isinstance(options, AttentiveOptions)
@@ -483,7 +560,7 @@ def movie_curve(options: MovieOptions, features: MovieFeatures, args, pooling: s
 
 
 def score_movie_run(
-    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict
+    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict[str, Any]
 ) -> Tables:
     """Tables of a run of movies; `settings` are the probe's, the same in every row."""
     with_epoch = isinstance(options, AttentiveOptions)
@@ -496,6 +573,7 @@ def score_movie_run(
     rows = rows.assign(**movie_settings(described), **settings, features_fingerprint=curve.store.content)
     record = {
         "run_name": options.run_name,
+        "recipe": options.recipe,
         "probe_set": probe_set,
         "settings": {**settings, "n_bootstrap": options.bootstrap},
         "options": recorded(options),
@@ -505,7 +583,7 @@ def score_movie_run(
     table = prediction_table(options.run_name, MOVIES, predictions, with_epoch)
     convergence = pd.DataFrame() if with_epoch else run_convergence(scores)
     controls = movie_controls(options.run_name, scores, depth, with_epoch)
-    return Tables(rows, controls, convergence, table, record, {})
+    return Tables(rows, controls, convergence, table, record, {}).told(options.recipe)
 
 
 def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
@@ -521,6 +599,19 @@ def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
         tables.record,
     )
     return paths[::-1]
+
+
+def answers(predictions: Sequence[Predictions]) -> pd.DataFrame:
+    """Out-of-fold `score` of every movie (`clip_id`) of a main curve, by the protocol to quote: of each fold at the
+    layer whose pairwise accuracy is highest on the other folds, the first of equals. First repeat only."""
+    mains = {each.protocol: each for each in predictions if each.control == MAIN}
+    curve = mains[quoted_protocol(mains)]
+    scores, fold, found = curve.predicted[0, :, :, 0], curve.fold[0], np.zeros(len(curve.clips))
+    for number in range(curve.n_folds):
+        rest, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        accuracy = [score_movies(curve.clips.iloc[rest].assign(score=own[rest]))["pairwise_accuracy"] for own in scores]
+        found[held] = scores[int(np.argmax(accuracy)), held]
+    return pd.DataFrame({"clip_id": curve.clips["clip_id"], "score": found})
 
 
 def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
@@ -543,7 +634,8 @@ def run_movies(args: argparse.Namespace) -> Tables:
         features = movie_features(args, POOLING_OF_LINEAR, options.control)
         curve = movie_curve(options, features, args, POOLING_OF_LINEAR)
         asked = {"device": options.device, "memory_gib": options.memory_gib}
-        solver = linear_solver("trainable", options.max_epochs, **asked)
+        stops_by = "accuracy" if options.recipe == PUBLISHED else "loss"
+        solver = linear_solver("trainable", options.max_epochs, options.recipe, stops_by, **asked)
         predictions = validated(options, [curve], solver, METRIC_OF[options.selection_metric], {})
         settings = {
             "capture": curve.capture,
@@ -551,13 +643,18 @@ def run_movies(args: argparse.Namespace) -> Tables:
             "selection_metric": options.selection_metric,
             "protocol": spoken_protocol(curve.protocols),
             "seed": options.seed,
+            "chosen": choice_words(curve.protocols, stops_by, options.selection_metric, "scenes"),
         }
         tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
         for line in movie_notes(options, curve):
             print(line)
-        for path in write_movies(options, tables):
+        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
             print(f"wrote {path}")
     return tables
+
+
+def _leaderboard(args: argparse.Namespace, predictions: Sequence[Predictions]) -> list[Path]:
+    return [] if args.leaderboard is None else [write_leaderboard(args.leaderboard, answers(predictions), MAIN_SPLIT)]
 
 
 def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
@@ -567,6 +664,9 @@ def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
 
 def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
     """The attentive probe that the options describe; UserError for a recipe that cannot be."""
+    dtype = options.probe_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
     recipe = Recipe(
         num_probe_blocks=options.num_probe_blocks,
         num_heads=options.probe_heads,
@@ -574,17 +674,19 @@ def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
         batch_size=options.probe_batch_size,
         warmup_epochs=options.warmup_epochs,
         token_norm=options.token_norm,
-        dtype=options.probe_dtype,
+        dtype=dtype,
         seed=options.seed,
+        schedule=options.schedule,
     )
+    stops_by = "loss" if options.recipe == OURS else "relative_accuracy"
     memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
-    return AttentiveSolver(attentive_settings(options), recipe, options.device, memory)
+    return AttentiveSolver(attentive_settings(options), recipe, options.device, memory, stops_by)
 
 
 def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions) -> list[LongCurve]:
     """The main curve and its controls as pez/probes/validation/checkpoints.py trains them."""
 
-    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict:
+    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict[str, Any]:
         made = {key: data.described[key] for key in ("model", "weights_sha256", "transform", "frame_order", "clip_set")}
         asked = {"capture": curve.capture, "pooling": curve.pooling, "n_folds": options.folds}
         chosen = {
@@ -592,7 +694,8 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
             "selection_metric": options.selection_metric,
         }
         whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
-        return {**made, **asked, **dataclasses.asdict(solver.recipe), **chosen, **whose, "store": data.described}
+        recipe = {} if options.recipe == OURS else {"recipe": options.recipe}
+        return {**made, **asked, **solver.recipe.told(), **chosen, **whose, **recipe, "store": data.described}
 
     work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
     return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
@@ -610,11 +713,16 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
         remove_dead_partial(options.results_dir)
         features = movie_features(args, options.patch_pool, options.control, shard)
         curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
-        return _attentive(options, solver, curve, locks, shard)
+        return _attentive(args, options, solver, curve, locks, shard)
 
 
 def _attentive(
-    options: AttentiveOptions, solver: AttentiveSolver, curve: Curve, locks: Path, shard: Shard = WHOLE
+    args: argparse.Namespace,
+    options: AttentiveOptions,
+    solver: AttentiveSolver,
+    curve: Curve,
+    locks: Path,
+    shard: Shard = WHOLE,
 ) -> Tables | None:
     curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
     predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
@@ -625,9 +733,11 @@ def _attentive(
     for line in movie_notes(options, curve):
         print(line)
     choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
-    settings = {**choice, "protocol": spoken_protocol(curve.protocols), **dataclasses.asdict(solver.recipe)}
+    settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
+    several = options.selection_metric if len(solver.settings) > 1 else ""
+    settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
     with describing(locks, shard):
         tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
-        for path in write_movies(options, tables):
+        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
             print(f"wrote {path}")
     return tables

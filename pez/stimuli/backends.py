@@ -2,15 +2,32 @@
 
 import sys
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from pez.errors import UserError, check_choice
 from pez.stimuli.camera import OVERHEAD, Camera
 from pez.stimuli.kubric_environment import KubricEnvironment, kubric_environment, module_command
 from pez.stimuli.look import DEFAULT_LOOK, Look
 
+if TYPE_CHECKING:  # nothing of a scene is needed to say which renderer
+    from pez.stimuli.scene import Stage
+
 BACKENDS = ("auto", "pybullet", "kubric")
 CYCLES_DEVICES = ("cpu", "cuda", "optix")
 MAX_SAMPLES = 4096
+
+
+class Renderer(Protocol):
+    """What renders clips of a ball set."""
+
+    def clip(self, positions: npt.ArrayLike, stage: "Stage | None" = None) -> np.ndarray:
+        """Frames uint8 [frames, h, w, 3] of centres [frames, 3] or [objects, frames, 3] (m)."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +45,18 @@ def resolve(backend: str) -> str:
     return "kubric" if backend == "kubric" else "pybullet"
 
 
-def worker_command(work: dict) -> list[str]:
+def worker_command(work: dict[str, Any]) -> list[str]:
     """The program that does the jobs of `work` (worker.py). Raises UserError if it is not there."""
     module = "pez.stimuli.worker"
     return [sys.executable, "-m", module] if renders_anywhere(work) else module_command(module)
 
 
-def renders_anywhere(work: dict) -> bool:
+def renders_anywhere(work: dict[str, Any]) -> bool:
     """Whether any process of this project can do the jobs of `work`; Kubric's need a Blender."""
-    return work.get("render", {}).get("backend") != "kubric"
+    return bool(work.get("render", {}).get("backend") != "kubric")
 
 
-def render_settings(backend: str, resolution: int, kubric: KubricOptions) -> dict:
+def render_settings(backend: str, resolution: int, kubric: KubricOptions) -> dict[str, Any]:
     """Everything that decides what a frame looks like, as plain settings; what `ball_renderer` takes."""
     return {
         "backend": backend,
@@ -50,7 +67,7 @@ def render_settings(backend: str, resolution: int, kubric: KubricOptions) -> dic
     }
 
 
-def ball_renderer(settings: dict, ball_radius: float, threads: int = 1):
+def ball_renderer(settings: dict[str, Any], ball_radius: float, threads: int = 1) -> Renderer:
     """A renderer with `clip(positions, stage=None) -> uint8 [frames, h, w, 3]` and `close()`.
 
     `positions` are [frames, 3] or [objects, frames, 3] (m), `stage` a `scene.Stage`. `threads` is its share
@@ -61,8 +78,9 @@ def ball_renderer(settings: dict, ball_radius: float, threads: int = 1):
     if settings["backend"] == "kubric":
         from pez.stimuli.kubric_renderer import KubricRenderer
 
-        names = ("samples_per_pixel", "cycles_device", "full_frame")
-        return KubricRenderer(*scene, *(settings["sampling"][name] for name in names), threads)
+        sampling = settings["sampling"]
+        how = (sampling["samples_per_pixel"], sampling["cycles_device"], sampling["full_frame"])
+        return KubricRenderer(*scene, *how, threads)
     from pez.stimuli.tinyrender import BallRenderer
 
     return BallRenderer(*scene)
@@ -77,7 +95,7 @@ def check_resolution(resolution: int) -> int:
     return resolution
 
 
-def _kubric_sampling(options: KubricOptions) -> dict:
+def _kubric_sampling(options: KubricOptions) -> dict[str, Any]:
     """How Cycles samples, and which Blender and Kubric it is: their pictures differ a little."""
     check_choice("--cycles-device", options.cycles_device, CYCLES_DEVICES)
     if not 1 <= options.samples_per_pixel <= MAX_SAMPLES:
@@ -98,7 +116,7 @@ def _check_device(device: str, found: KubricEnvironment) -> None:
         )
 
 
-def _sampling(kubric: KubricOptions) -> dict:
+def _sampling(kubric: KubricOptions) -> dict[str, Any]:
     from pez.stimuli.tinyrender import SAMPLES
 
     if kubric != KubricOptions():
@@ -107,5 +125,5 @@ def _sampling(kubric: KubricOptions) -> dict:
     return {"samples_per_pixel_axis": SAMPLES, "averaging": "display values"}
 
 
-def _tuples(values: dict) -> dict:
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

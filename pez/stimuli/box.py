@@ -1,8 +1,10 @@
 """Which pixels a ball and its shadow can touch, from the projection: the box that is rendered in a frame."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from pez.stimuli.camera import Camera
 from pez.stimuli.look import Look
@@ -13,7 +15,7 @@ MARGIN_PX = 1.0  # for the rounding of a renderer
 
 
 def touched(
-    position, radius: float, shadow_radius: float | None, camera: Camera, look: Look, resolution: int
+    position: npt.ArrayLike, radius: float, shadow_radius: float | None, camera: Camera, look: Look, resolution: int
 ) -> list[np.ndarray]:
     """Bounds in pixels ([4] each, as `Camera.sphere_bounds`) of a body within `radius` m of `position` [3] (m).
 
@@ -25,13 +27,14 @@ def touched(
     return bounds
 
 
-def pixel_box(bounds: Sequence[np.ndarray], resolution: int) -> Box:
+def pixel_box(bounds: Sequence[Sequence[float] | np.ndarray], resolution: int) -> Box:
     """The box that holds all `bounds` ([4] each), clipped to the frame; without bounds an empty one."""
     if not bounds:
         return (0, 0, 0, 0)
-    low = np.floor(np.min(bounds, axis=0)[:2] - MARGIN_PX)
-    high = np.ceil(np.max(bounds, axis=0)[2:] + MARGIN_PX)
-    return tuple(int(edge) for edge in np.clip([*low, *high], 0, resolution))
+    edges = np.array(bounds)
+    low = np.floor(edges.min(axis=0)[:2] - MARGIN_PX)
+    high = np.ceil(edges.max(axis=0)[2:] + MARGIN_PX)
+    return cast(Box, tuple(int(edge) for edge in np.clip([*low, *high], 0, resolution)))
 
 
 def is_empty(box: Box) -> bool:

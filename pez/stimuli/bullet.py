@@ -5,16 +5,17 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
-def _import_quietly():
+def _import_quietly() -> Any:
     """Import pybullet with standard error shut: it prints its build time there from C, past `sys.stderr`."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
-            import pybullet as module
+            import pybullet as module  # type: ignore[import-not-found]  # it comes without types
         finally:
             os.dup2(kept, 2)
             os.close(kept)
@@ -26,7 +27,7 @@ pybullet = _import_quietly()
 
 def connect() -> int:
     """A new empty world without a window; its id. Close it with `pybullet.disconnect(id)`."""
-    return pybullet.connect(pybullet.DIRECT)
+    return int(pybullet.connect(pybullet.DIRECT))
 
 
 @contextlib.contextmanager

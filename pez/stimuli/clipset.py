@@ -36,6 +36,7 @@ outer corner of the top-left pixel, so the centre of that pixel is (0.5, 0.5).
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -54,7 +55,7 @@ class ClipSet:
     """A clip set that has been read: `clips` has one row a clip, `frames` one row a frame."""
 
     directory: Path
-    settings: dict
+    settings: dict[str, Any]
     clips: pd.DataFrame
     frames: pd.DataFrame
 

@@ -6,6 +6,8 @@ The starts `matched` and `endless`, and the set `turns`, are drawn in whole orbi
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,9 @@ MAX_DRAWS = 10_000  # of a start before a condition counts as impossible
 UNITS = {"velocity": "m/s", "acceleration": "m/s^2", "turns": "m/s"}
 
 
-def grid_settings(set_name: str, preset: str, start_positions: str = "paper", magnitudes=None) -> dict:
+def grid_settings(
+    set_name: str, preset: str, start_positions: str = "paper", magnitudes: Iterable[float] | None = None
+) -> dict[str, Any]:
     """Directions (degrees), magnitudes (m/s or m/s^2) and number of starts of a set, as plain settings.
 
     `magnitudes` takes the place of the preset's.
@@ -60,7 +64,7 @@ def check_starts(set_name: str, start_positions: str) -> str:
     return "matched" if set_name == "turns" else start_positions
 
 
-def checked_magnitudes(set_name: str, magnitudes) -> list[float]:
+def checked_magnitudes(set_name: str, magnitudes: Iterable[float]) -> list[float]:
     """Magnitudes in rising order; UserError unless they are different positive numbers."""
     wanted = sorted(float(value) for value in magnitudes)
     if not wanted or not all(0 < value < math.inf for value in wanted) or len(set(wanted)) < len(wanted):
@@ -70,7 +74,7 @@ def checked_magnitudes(set_name: str, magnitudes) -> list[float]:
     return wanted
 
 
-def condition_table(settings: dict) -> pd.DataFrame:
+def condition_table(settings: dict[str, Any]) -> pd.DataFrame:
     """One row a clip: the clip manifest's columns but `visible_fraction` and `n_frames` (see clipset.py).
 
     Starts vary slowest and directions fastest, so the first N clips already cover the grid. `settings` needs what
@@ -107,7 +111,7 @@ def clip_seed(seed: int, set_name: str, direction: float, magnitude: float, star
     return int(fingerprint([seed, set_name, float(direction), float(magnitude), start_index])[:15], 16)
 
 
-def _with_seeds(table: pd.DataFrame, settings: dict) -> pd.DataFrame:
+def _with_seeds(table: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     rows = table[["direction_deg", "magnitude", "start_index"]].itertuples(index=False)
     table.insert(
         table.columns.get_loc("start_index") + 1,
@@ -117,7 +121,9 @@ def _with_seeds(table: pd.DataFrame, settings: dict) -> pd.DataFrame:
     return table
 
 
-def _objects(row: dict, factors: dict, settings: dict) -> tuple[dict, np.ndarray]:
+def _objects(
+    row: dict[str, Any], factors: dict[str, Any], settings: dict[str, Any]
+) -> tuple[dict[str, Any], np.ndarray]:
     """Columns of all objects of a clip (none if there is one), and their paths [objects, steps + 1, 2] (m).
 
     Every object after the first has a direction, a magnitude and a start of its own from the clip's seed, drawn until
@@ -147,7 +153,7 @@ def _objects(row: dict, factors: dict, settings: dict) -> tuple[dict, np.ndarray
     return {prefix + name: value for prefix, own in named for name, value in own.items()}, np.stack(paths)
 
 
-def displacement(settings: dict, direction_deg: float, magnitude: float) -> np.ndarray:
+def displacement(settings: dict[str, Any], direction_deg: float, magnitude: float) -> np.ndarray:
     """From the first frame to the last, [2] in m; the motion is straight, so the ends bound it.
 
     The simulation steps the speed before the position: n steps of dt at rest's acceleration a cover
@@ -156,11 +162,11 @@ def displacement(settings: dict, direction_deg: float, magnitude: float) -> np.n
     velocity, acceleration = initial_motion(settings["set"], direction_deg, magnitude)
     steps = (settings["n_frames"] - 1) * DEFAULT_PHYSICS.steps_per_frame
     dt = 1 / DEFAULT_PHYSICS.step_rate
-    return velocity * steps * dt + acceleration * dt**2 * steps * (steps + 1) / 2
+    return cast(np.ndarray, velocity * steps * dt + acceleration * dt**2 * steps * (steps + 1) / 2)
 
 
 def draw_start(
-    settings: dict,
+    settings: dict[str, Any],
     direction_deg: float,
     magnitude: float,
     seed: int,

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 
@@ -59,7 +60,7 @@ def set_settings(
     magnitudes: Sequence[float] | None = None,
     vary: Sequence[str] = (),
     objects: int = 1,
-) -> dict:
+) -> dict[str, Any]:
     """Everything that decides the bytes of a clip set, as plain JSON values. Raises UserError.
 
     `magnitudes` (m/s or m/s^2) take the place of the preset's; `vary` are factors of variation.py; `objects` is the
@@ -87,12 +88,12 @@ def set_settings(
     settings |= {"vary": variation_settings(chosen)} if chosen else {}
     settings |= {"objects": objects} if objects > 1 else {}
     settings |= orbit_settings(settings) if has_orbits(settings) else {}
-    return json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
+    return cast(dict[str, Any], json.loads(json.dumps(settings)))  # tuples become lists, as they will be read back
 
 
 def write_clip_set(
     root: Path,
-    settings: dict,
+    settings: dict[str, Any],
     limit: int | None = None,
     workers: int = 1,
     overwrite: bool = False,
@@ -161,7 +162,7 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def _clips_there(directory: Path, settings: dict) -> int:
+def _clips_there(directory: Path, settings: dict[str, Any]) -> int:
     """Number of clips in the set that is there, 0 if none; UserError if its settings differ."""
     if not (directory / "clipset.json").is_file():
         if (directory / "clips").is_dir():
@@ -174,7 +175,7 @@ def _clips_there(directory: Path, settings: dict) -> int:
         return 0
 
 
-def refuse_difference(directory: Path, there: dict, wanted: dict) -> None:
+def refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise a UserError that names the first setting in which two clip sets differ."""
     different = first_difference(there, wanted)
     if different:
@@ -186,7 +187,7 @@ def refuse_difference(directory: Path, there: dict, wanted: dict) -> None:
 
 
 def _described(
-    directory: Path, settings: dict, conditions: pd.DataFrame, shard: Shard
+    directory: Path, settings: dict[str, Any], conditions: pd.DataFrame, shard: Shard
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both manifests of `conditions`, written; of several shards the first one simulates, the others read."""
     if not shard.is_whole and (directory / "clipset.json").is_file():
@@ -199,7 +200,7 @@ def _described(
     return clips, frames
 
 
-def _describe(directory: Path, settings: dict, clips: pd.DataFrame, frames: pd.DataFrame) -> None:
+def _describe(directory: Path, settings: dict[str, Any], clips: pd.DataFrame, frames: pd.DataFrame) -> None:
     path = directory / "clipset.json"
     described = {"format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings)}
     described["provenance"] = provenance()
@@ -211,7 +212,9 @@ def _describe(directory: Path, settings: dict, clips: pd.DataFrame, frames: pd.D
     write_json(path, {**(there or described), "tables": manifest_checksums(directory)})
 
 
-def _missing(directory: Path, clips: pd.DataFrame, frames: pd.DataFrame, settings: dict) -> list[dict]:
+def _missing(
+    directory: Path, clips: pd.DataFrame, frames: pd.DataFrame, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Jobs (worker.py) for the clips that are not complete; a damaged clip counts as missing."""
     # Of orbits to a tenth of a millimetre (two thousandths of a pixel), so that clips that are each other played
     # backwards show the same frames to the byte.
@@ -231,7 +234,9 @@ def _missing(directory: Path, clips: pd.DataFrame, frames: pd.DataFrame, setting
     return jobs
 
 
-def _render(directory: Path, settings: dict, jobs: list[dict], total: int, workers: int, shard: Shard) -> None:
+def _render(
+    directory: Path, settings: dict[str, Any], jobs: list[dict[str, Any]], total: int, workers: int, shard: Shard
+) -> None:
     names = ("backend", "resolution", "camera", "look", "sampling")
     work = {
         "set_directory": str(directory.resolve()),

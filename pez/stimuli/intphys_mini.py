@@ -13,6 +13,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from pez.errors import UserError
 from pez.files import fingerprint, remove_dead_partial, remove_partial, write_json, write_text
@@ -47,7 +48,7 @@ class Outcome:
     missing: list[int]
 
 
-def mini_settings(n_frames: int, movie_size: int, seed: int, backend: str = "auto") -> dict:
+def mini_settings(n_frames: int, movie_size: int, seed: int, backend: str = "auto") -> dict[str, Any]:
     """Everything that decides the bytes of a scene, as plain JSON values. Raises UserError."""
     _check_range("--frames", n_frames, MIN_FRAMES, MAX_FRAMES)
     _check_range("--movie-size", movie_size, MIN_SIZE, MAX_SIZE)
@@ -62,12 +63,12 @@ def mini_settings(n_frames: int, movie_size: int, seed: int, backend: str = "aut
         "movie_seconds": MOVIE_SECONDS,
         "camera": asdict(CAMERA),
     }
-    return json.loads(json.dumps(settings))
+    return cast(dict[str, Any], json.loads(json.dumps(settings)))
 
 
 def write_mini_set(
     root: Path,
-    settings: dict,
+    settings: dict[str, Any],
     scenes_per_block: int,
     workers: int = 1,
     overwrite: bool = False,
@@ -121,7 +122,7 @@ def _clear(root: Path) -> None:
     (root / "STAND_IN.json").unlink(missing_ok=True)  # last: without it the movies would count as IntPhys
 
 
-def _scenes_there(root: Path, settings: dict) -> int:
+def _scenes_there(root: Path, settings: dict[str, Any]) -> int:
     """Scenes a block in the folder, or begun there, 0 if none; UserError if its settings differ."""
     if not (root / "STAND_IN.json").is_file():
         return 0
@@ -129,10 +130,10 @@ def _scenes_there(root: Path, settings: dict) -> int:
     refuse_difference(root, described["settings"], settings)
     names = [path.name for block in SUBTASKS for path in (root / block).glob("*")]
     numbers = [int(name) for name in names if re.fullmatch(r"\d\d", name)]
-    return max([described.get("scenes_per_block", 0), *numbers])
+    return int(max([described.get("scenes_per_block", 0), *numbers]))
 
 
-def _describe(root: Path, settings: dict, scenes_per_block: int) -> None:
+def _describe(root: Path, settings: dict[str, Any], scenes_per_block: int) -> None:
     path = root / "STAND_IN.json"
     if path.is_file():
         described = read_record(path, StandInRecord)
@@ -144,7 +145,7 @@ def _describe(root: Path, settings: dict, scenes_per_block: int) -> None:
     write_text(root / "README.txt", f"{NOTICE}\n\n{(__doc__ or '').strip()}\n")
 
 
-def _todo(root: Path, scenes: list[Scene], settings: dict, shard: Shard) -> list[Scene]:
+def _todo(root: Path, scenes: list[Scene], settings: dict[str, Any], shard: Shard) -> list[Scene]:
     """Scenes that are not whole; what is there of them, and what killed runs left, is removed."""
     remove_dead_partial(root)
     for block in SUBTASKS:
@@ -161,7 +162,7 @@ def _is_whole(folder: Path, n_frames: int) -> bool:
     return all(path.is_file() and path.stat().st_size for path in files) and all(map(png_is_whole, frames))
 
 
-def _render(root: Path, settings: dict, scenes: list[Scene], total: int, workers: int, shard: Shard) -> None:
+def _render(root: Path, settings: dict[str, Any], scenes: list[Scene], total: int, workers: int, shard: Shard) -> None:
     work = {
         "task": "intphys_mini",
         "set_directory": str(root.resolve()),

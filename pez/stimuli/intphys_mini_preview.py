@@ -1,6 +1,7 @@
 """A contact sheet and a GIF a block of the IntPhys stand-in, to see what is possible and what is not."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,7 @@ def _spread(n_frames: int, count: int) -> np.ndarray:
     return np.rint(np.linspace(0, n_frames - 1, count)).astype(int)
 
 
-def _tile(movie, frame: int, size: int) -> Image.Image:
+def _tile(movie: Any, frame: int, size: int) -> Image.Image:
     with Image.open(frame_paths(movie.directory, [frame])[0]) as picture:
         return picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
 

@@ -13,10 +13,13 @@ same time of the movie, and no single frame tells them apart.
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pez.errors import UserError
@@ -29,6 +32,7 @@ from pez.stimuli.intphys_mini_scenes import (
     SCREEN_Y,
     Scene,
     Thing,
+    Track,
     look,
     scene_from,
     screen_tilts,
@@ -41,6 +45,7 @@ SCENE_FACTS = "stand_in.json"  # in a scene's folder, beside its movies
 SCREEN_THICKNESS_M = 0.06
 ABSENT = (0.0, 0.0, -30.0)  # far below the floor
 STILL = (0.0, 0.0, 0.0, 1.0)
+_Pose = tuple[Sequence[float], Sequence[float]]  # place, quaternion
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,16 @@ class Movie:
 class SceneTask:
     """Writes scenes whole; what a render worker owns."""
 
-    def __init__(self, work: dict):
+    def __init__(self, work: dict[str, Any]):
         self._root, self._n_frames, self._resolution = Path(work["set_directory"]), work["n_frames"], work["resolution"]
         self._owner = work.get("owner", "")
 
-    def write(self, job: dict) -> str:
+    def write(self, job: dict[str, Any]) -> str:
         """Render one scene and move its folder into place; returns its id."""
         scene = scene_from(job["scene"])
         possible = render_possible(scene, self._n_frames, self._resolution)
         write_scene(self._root, scene, possible, splice_frame(scene, *possible), self._owner)
-        return job["clip_id"]
+        return str(job["clip_id"])
 
     def close(self) -> None:
         """Nothing is kept between scenes."""
@@ -135,13 +140,13 @@ class SceneRenderer:
         self._stages: dict[float, np.ndarray] = {}
         self._pngs: dict[bytes, bytes] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._renderer.close()
 
-    def movie(self, track, tilts: np.ndarray) -> Movie:
+    def movie(self, track: Track | None, tilts: np.ndarray) -> Movie:
         """The movie of a track (None: nothing comes) with the screens at `tilts` [frames] (degrees)."""
         if track is None:
             return Movie([self._png(self._stage(tilt)) for tilt in tilts], np.ones(len(tilts), dtype=bool))
@@ -152,7 +157,7 @@ class SceneRenderer:
             frames.append(self._png(picture))
         return Movie(frames, hidden)
 
-    def _frame(self, thing: int, place, tilt: float) -> tuple[np.ndarray, np.ndarray]:
+    def _frame(self, thing: int, place: Sequence[float], tilt: float) -> tuple[np.ndarray, np.ndarray]:
         stage = self._stage(tilt)
         turn = _about("z", self._scene.yaw_deg if self._scene.things[thing].shape == "cube" else 0.0)
         return self._renderer.onto(stage, *self._poses(tilt, {thing: (place, turn)}), shown=[thing])
@@ -166,9 +171,9 @@ class SceneRenderer:
             )
         return self._stages[tilt]
 
-    def _poses(self, tilt: float, present: dict) -> tuple[list, list]:
+    def _poses(self, tilt: float, present: dict[int, _Pose]) -> tuple[list[Sequence[float]], list[Sequence[float]]]:
         """Positions and orientations of all moving bodies: things (absent but for `present`), then screens."""
-        things = [present.get(index, (ABSENT, STILL)) for index in range(len(self._scene.things))]
+        things: list[_Pose] = [present.get(index, (ABSENT, STILL)) for index in range(len(self._scene.things))]
         screens = [((screen.x, SCREEN_Y, 0.0), _about("x", tilt)) for screen in self._scene.screens]
         positions, turns = zip(*things, *screens, strict=True)
         return list(positions), list(turns)
@@ -182,7 +187,7 @@ class SceneRenderer:
         return self._pngs[key]
 
 
-def in_view(place) -> bool:
+def in_view(place: npt.ArrayLike) -> bool:
     """Whether the middle of a thing at `place` [3] (m) is inside the frame, hidden or not."""
     x, y = CAMERA.project(place, 1)
     return bool(0 < x < 1 and 0 < y < 1)
@@ -203,7 +208,7 @@ def stage_bodies(scene: Scene) -> list[Body]:
     return [*room, *things, *screens]
 
 
-def thing_body(thing: Thing, colour) -> Body:
+def thing_body(thing: Thing, colour: tuple[float, float, float]) -> Body:
     """The body of a thing; cubes and cones cast the shadow of a ball of about their width."""
     meshes = {
         "sphere": lambda: sphere_mesh(thing.size),

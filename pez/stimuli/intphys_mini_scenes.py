@@ -17,6 +17,7 @@ World: x right, y away from the camera, z up, m. Speeds are constant; a bounce k
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def draw_scene(block: str, number: int, seed: int) -> Scene:
         speed=slowest * rng.uniform(1.0, 1.3),
         yaw_deg=rng.uniform(15, 75),
         splice=int(rng.integers(2)),
-        order=_order(rng, _pattern(block, number, seed)),
+        order=cast(tuple[str, str, str, str], _order(rng, _pattern(block, number, seed))),
         colours=_colours(rng),
     )
 
@@ -139,7 +140,7 @@ def look(scene: Scene) -> Look:
     return Look(floor_colour=scene.colours["floor"], to_light=TO_LIGHT, ambient=0.55, sun=0.5)
 
 
-def _things(rng, block: str, kind: str) -> tuple[Thing, ...]:
+def _things(rng: np.random.Generator, block: str, kind: str) -> tuple[Thing, ...]:
     if kind != "passing":
         return (Thing("sphere", rng.uniform(0.27, 0.35)),)
     size = rng.uniform(0.3, 0.42)
@@ -147,7 +148,7 @@ def _things(rng, block: str, kind: str) -> tuple[Thing, ...]:
     return tuple(Thing(str(shape), size) for shape in shapes)
 
 
-def _screens(rng, kind: str) -> tuple[tuple[Screen, ...], float]:
+def _screens(rng: np.random.Generator, kind: str) -> tuple[tuple[Screen, ...], float]:
     """The screens and the x of what they are arranged about."""
     height = rng.uniform(1.3, 1.5)
     if kind == "crossing":
@@ -164,7 +165,7 @@ def _at_the_lane() -> float:
     return (LANE_Y - CAMERA.position[1]) / (SCREEN_Y - CAMERA.position[1])
 
 
-def _tracks(rng, block: str) -> tuple[Track | None, Track | None]:
+def _tracks(rng: np.random.Generator, block: str) -> tuple[Track | None, Track | None]:
     side = int(rng.choice((-1, 1)))
     if block == "O1":
         return Track(0, side), None
@@ -179,13 +180,13 @@ def _pattern(block: str, number: int, seed: int) -> str:
     return str(np.random.default_rng([seed, int(block[1:]), 0, batch]).permutation(LABEL_PATTERNS)[place])
 
 
-def _order(rng, pattern: str) -> tuple[str, ...]:
+def _order(rng: np.random.Generator, pattern: str) -> tuple[str, ...]:
     """P1, P2, I1 and I2 put where the pattern has a P or an I, in random order."""
     left = {label: [f"{label}{index}" for index in rng.permutation([1, 2])] for label in "PI"}
     return tuple(left[label].pop() for label in pattern)
 
 
-def _colours(rng) -> dict[str, tuple[float, float, float]]:
+def _colours(rng: np.random.Generator) -> dict[str, tuple[float, float, float]]:
     """Saturated things, paler screens of another hue, a greyish room."""
     hue = rng.uniform()
     screen_hue = hue + rng.uniform(0.3, 0.7)
@@ -199,9 +200,9 @@ def _colours(rng) -> dict[str, tuple[float, float, float]]:
     }
 
 
-def scene_from(values: dict) -> Scene:
+def scene_from(values: dict[str, Any]) -> Scene:
     """A scene from the plain values that `dataclasses.asdict` and JSON made of it."""
-    tracks: Sequence = [None if track is None else Track(**track) for track in values["tracks"]]
+    tracks: Sequence[Track | None] = [None if track is None else Track(**track) for track in values["tracks"]]
     changed = {
         "things": tuple(Thing(**thing) for thing in values["things"]),
         "screens": tuple(Screen(**screen) for screen in values["screens"]),

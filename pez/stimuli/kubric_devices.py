@@ -1,15 +1,17 @@
 """What Cycles can render on. Needs `bpy`: for render workers only."""
 
-import bpy
+from typing import Any
+
+import bpy  # type: ignore[import-not-found]  # in Blender's Python only
 
 GPU_DEVICES = ("cuda", "optix")
 
 
-def _preferences():
+def _preferences() -> Any:
     return bpy.context.preferences.addons["cycles"].preferences
 
 
-def _entries(device: str) -> list:
+def _entries(device: str) -> list[Any]:
     found = _preferences().get_devices_for_type(device.upper())
     return [entry for entry in found if entry.type == device.upper()]
 
@@ -19,7 +21,7 @@ def available_devices() -> list[str]:
     return ["cpu", *(device for device in GPU_DEVICES if _entries(device))]
 
 
-def use_device(scene, device: str) -> None:
+def use_device(scene: Any, device: str) -> None:
     """Let `scene` render on `device`, on all GPUs of that kind. To be called after the scene has been made."""
     if device == "cpu":
         scene.cycles.device = "CPU"

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pez.stimuli.look import Look
 
@@ -26,7 +27,7 @@ class LinearLight:
         return math.pi * self.sun
 
 
-def to_linear(display) -> np.ndarray:
+def to_linear(display: npt.ArrayLike) -> np.ndarray:
     """Display values 0 ... 1 to linear light 0 ... 1 (sRGB, IEC 61966-2-1)."""
     display = np.asarray(display, dtype=np.float64)
     return np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
@@ -34,7 +35,7 @@ def to_linear(display) -> np.ndarray:
 
 def full_light(look: Look) -> float:
     """Display brightness of a white level surface in the sun."""
-    return look.ambient + look.sun * look.light()[2]
+    return float(look.ambient + look.sun * look.light()[2])
 
 
 def linear_light(look: Look) -> LinearLight:
@@ -44,7 +45,7 @@ def linear_light(look: Look) -> LinearLight:
     return LinearLight(ambient, sun / float(look.light()[2]))
 
 
-def reflectance(colour, look: Look) -> tuple[float, float, float]:
+def reflectance(colour: npt.ArrayLike, look: Look) -> tuple[float, float, float]:
     """Linear reflectance [3] of a matte surface of display `colour` [3]."""
     lit = full_light(look)
     return tuple((to_linear(np.multiply(colour, lit)) / to_linear(lit)).tolist())

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 _ABSENT = (
     "tensorflow",
@@ -25,7 +26,7 @@ _ABSENT = (
 class _Absent(types.ModuleType):
     """A module that has nothing but what is set on it."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{self.__name__}.{name} is not there: Kubric runs without TensorFlow here")
 
 
@@ -34,8 +35,8 @@ def _without_tensorflow() -> Iterator[None]:
     """Stand-ins in `sys.modules` for the block; what was there before is put back."""
     stand_ins = {name: _Absent(name) for name in _ABSENT}
     paths = types.SimpleNamespace(ReadWritePath=os.PathLike, as_path=Path)  # all that Kubric takes at import
-    stand_ins["tensorflow_datasets.public_api"].core = paths
-    stand_ins["tensorflow_datasets.core.utils.generic_path"].as_path = Path
+    vars(stand_ins["tensorflow_datasets.public_api"])["core"] = paths
+    vars(stand_ins["tensorflow_datasets.core.utils.generic_path"])["as_path"] = Path
     before = {name: sys.modules[name] for name in _ABSENT if name in sys.modules}
     sys.modules.update(stand_ins)
     try:
@@ -47,7 +48,7 @@ def _without_tensorflow() -> Iterator[None]:
 
 
 with _without_tensorflow():
-    import kubric
-    from kubric.renderer.blender import Blender
+    import kubric  # type: ignore[import-not-found]  # in Blender's Python only
+    from kubric.renderer.blender import Blender  # type: ignore[import-not-found]  # in Blender's Python only
 
 __all__ = ["Blender", "kubric"]

@@ -9,7 +9,7 @@ import json
 
 def main() -> None:
     """Print the line. Fails if Kubric cannot be imported."""
-    import bpy
+    import bpy  # type: ignore[import-not-found]  # in Blender's Python only
 
     from pez.stimuli.kubric_devices import available_devices
     from pez.stimuli.kubric_package import kubric

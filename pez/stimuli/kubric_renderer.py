@@ -8,8 +8,9 @@ balls each has a box of its own, without the balls that do not reach into it: th
 import tempfile
 from pathlib import Path
 
-import bpy
+import bpy  # type: ignore[import-not-found]  # in Blender's Python only
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pez.stimuli.box import is_empty, overlap, pixel_box, touched
@@ -44,7 +45,7 @@ class KubricRenderer:
         self._own = Stage(camera, look, ball_radius, (look.ball_colour,))
         self._show(self._own)
 
-    def clip(self, positions, stage: Stage | None = None) -> np.ndarray:
+    def clip(self, positions: npt.ArrayLike, stage: Stage | None = None) -> np.ndarray:
         """Frames of one clip, uint8 [frames, resolution, resolution, 3].
 
         `positions` [frames, 3] or [objects, frames, 3] are the balls' centres (m). `stage`: how the clip looks, if not
@@ -54,7 +55,7 @@ class KubricRenderer:
         tracks = np.reshape(positions, (len(self._stage.ball_colours), -1, 3))
         return np.stack([self.frame(centres) for centres in zip(*tracks)])
 
-    def frame(self, centres) -> np.ndarray:
+    def frame(self, centres: npt.ArrayLike) -> np.ndarray:
         """One frame, uint8 [resolution, resolution, 3], with the balls' `centres` [objects, 3] (m)."""
         balls = enumerate(np.reshape(centres, (-1, 3)))
         copies = [(ball, at) for ball, centre in balls for at in self._stage.copies(centre)]
@@ -69,7 +70,7 @@ class KubricRenderer:
             picture[top:bottom, left:right] = self._render(box)
         return picture
 
-    def box(self, position) -> tuple[int, int, int, int]:
+    def box(self, position: npt.ArrayLike) -> tuple[int, int, int, int]:
         """The pixels that a ball at `position` [3] (m) and its shadow can touch: left, top, right, bottom."""
         stage = self._stage
         bounds = touched(position, stage.ball_radius, stage.ball_radius, stage.camera, stage.look, self.resolution)
@@ -90,7 +91,7 @@ class KubricRenderer:
         self._scene.show({})
         self.background = self._render(self._whole)
 
-    def _render(self, box) -> np.ndarray:
+    def _render(self, box: tuple[int, int, int, int]) -> np.ndarray:
         self._scene.set_border(box, self.resolution)
         path = Path(self._folder.name) / "frame.png"
         self._scene.renderer.render_still(str(path))

@@ -9,9 +9,11 @@ changes. The ball itself does receive the light that the floor sends up.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-import bpy
-import traitlets
+import bpy  # type: ignore[import-not-found]  # in Blender's Python only
+import numpy as np
+import traitlets  # type: ignore[import-not-found, unused-ignore]  # there wherever Jupyter is, too
 
 from pez.stimuli.camera import Camera
 from pez.stimuli.kubric_look import linear_light, reflectance
@@ -23,7 +25,7 @@ SENSOR_MM = 36.0
 BOUNCES = 2  # camera to ball to floor to light
 
 
-class Matte(kubric.Material):
+class Matte(kubric.Material):  # type: ignore[misc]  # which has no types
     """A Lambertian surface of a linear `color`.
 
     Kubric's principled material names sockets that Blender 4 renamed, and its diffuse lobe changed with them.
@@ -35,13 +37,13 @@ class Matte(kubric.Material):
     on = traitlets.Unicode("floor")  # what the pattern is on: floor or ball
 
 
-class CyclesRenderer(Blender):
+class CyclesRenderer(Blender):  # type: ignore[misc]  # which has no types
     """Kubric's renderer, made to run in Blender 3.4 ... 4.5: RGB only, no denoiser, `Matte` materials."""
 
     @property
     def use_denoising(self) -> bool:
         """Whether frames are denoised. Kubric also chooses a denoiser that Blender 3 removed."""
-        return self.blender_scene.cycles.use_denoising
+        return bool(self.blender_scene.cycles.use_denoising)
 
     @use_denoising.setter
     def use_denoising(self, value: bool) -> None:
@@ -51,11 +53,11 @@ class CyclesRenderer(Blender):
         super()._setup_scene_shading()
         bpy.context.scene.view_layers[0].use_pass_z = True  # or Kubric's EXR output finds no socket in Blender 4
 
-    def add_asset(self, asset):
+    def add_asset(self, asset: Any) -> Any:
         """Blender's counterpart of a Kubric asset."""
         return self._add_matte(asset) if isinstance(asset, Matte) else super().add_asset(asset)
 
-    def _add_matte(self, asset: Matte):
+    def _add_matte(self, asset: Matte) -> Any:
         material = bpy.data.materials.new(asset.uid)
         material.use_nodes = True
         nodes = material.node_tree.nodes
@@ -73,11 +75,11 @@ class CyclesRenderer(Blender):
         return material
 
 
-def _set(socket, value) -> None:
+def _set(socket: Any, value: Any) -> None:
     socket.default_value = value
 
 
-def _pattern(tree, pattern: str, on: str):
+def _pattern(tree: Any, pattern: str, on: str) -> Any:
     """Socket that is 1 in the dark part of a pattern, 0 elsewhere: look.py's `floor_pattern` and `ball_pattern`.
 
     Neither floor nor balls turn, so world coordinates and world normals do.
@@ -85,7 +87,7 @@ def _pattern(tree, pattern: str, on: str):
     geometry, split = tree.nodes.new("ShaderNodeNewGeometry"), tree.nodes.new("ShaderNodeSeparateXYZ")
     tree.links.new(geometry.outputs["Position" if on == "floor" else "Normal"], split.inputs[0])
 
-    def calculate(operation: str, first, second):
+    def calculate(operation: str, first: Any, second: Any) -> Any:
         node = tree.nodes.new("ShaderNodeMath")
         node.operation = operation
         for socket, value in zip(node.inputs, (first, second)):
@@ -95,7 +97,7 @@ def _pattern(tree, pattern: str, on: str):
                 tree.links.new(value, socket)
         return node.outputs[0]
 
-    def cell(axis: str):
+    def cell(axis: str) -> Any:
         scaled = calculate("DIVIDE", split.outputs[axis], FLOOR_CELL_M if on == "floor" else BALL_CELL)
         return calculate("FLOOR", scaled, 0.0)
 
@@ -133,7 +135,7 @@ class BallScene:
             self._object(sphere).visible_diffuse = False
         _plain_settings(self.renderer.blender_scene)
 
-    def _object(self, asset):
+    def _object(self, asset: Any) -> Any:
         """Blender's counterpart of an asset of the scene."""
         return asset.linked_objects[self.renderer]
 
@@ -169,13 +171,13 @@ class BallScene:
         self.renderer.blender_scene.world.cycles.sampling_method = "NONE"
 
 
-def _matte(colour, look: Look, pattern: str = "plain", on: str = "floor") -> Matte:
+def _matte(colour: Sequence[float], look: Look, pattern: str = "plain", on: str = "floor") -> Matte:
     dark = [PATTERN_SHADE * value for value in colour]
     light, shaded = (kubric.Color(*reflectance(shown, look)) for shown in (colour, dark))
     return Matte(color=light, dark=shaded, pattern=pattern, on=on)
 
 
-def _floor(stage: Stage):
+def _floor(stage: Stage) -> Any:
     half = stage.floor_side / 2
     return kubric.Cube(
         scale=(half, half, FLOOR_THICKNESS_M / 2),
@@ -185,7 +187,7 @@ def _floor(stage: Stage):
     )
 
 
-def _camera(camera: Camera):
+def _camera(camera: Camera) -> Any:
     """Kubric's `look_at` straight down turns the picture by 180 degrees, so the axes are given."""
     right, down, forward = camera.axes()
     quaternion = _quaternion(right, -down, -forward)
@@ -195,14 +197,15 @@ def _camera(camera: Camera):
     )
 
 
-def _quaternion(*axes) -> tuple[float, float, float, float]:
+def _quaternion(*axes: np.ndarray) -> tuple[float, float, float, float]:
     """The rotation (w, x, y, z) that turns x, y, z into three orthonormal `axes`."""
-    from mathutils import Matrix
+    from mathutils import Matrix  # type: ignore[import-not-found]  # in Blender's Python only
 
-    return tuple(Matrix([list(axis) for axis in axes]).transposed().to_quaternion())
+    turned = Matrix([list(axis) for axis in axes]).transposed().to_quaternion()
+    return cast(tuple[float, float, float, float], tuple(turned))
 
 
-def _plain_settings(scene) -> None:
+def _plain_settings(scene: Any) -> None:
     """Settings whose defaults differ between Blender versions, or would cost time or exactness."""
     scene.use_nodes = False  # Kubric's EXR output, which crashes in a system Blender
     layer = scene.view_layers[0]

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Look:
         """Unit vector from the scene towards the sun, [3]."""
         return np.asarray(self.to_light) / math.hypot(*self.to_light)
 
-    def floor_shade(self, sun_hidden) -> np.ndarray:
+    def floor_shade(self, sun_hidden: npt.ArrayLike) -> np.ndarray:
         """Brightness of the floor with part of the sun hidden (0 ... 1), as a fraction of the fully lit floor."""
         direct = self.sun * self.light()[2]
-        return 1 - np.asarray(sun_hidden) * direct / (self.ambient + direct)
+        return cast(np.ndarray, 1 - np.asarray(sun_hidden) * direct / (self.ambient + direct))
 
 
 DEFAULT_LOOK = Look()
@@ -38,14 +40,14 @@ PATTERN_SHADE = 0.6  # brightness of the dark parts of a pattern, as a fraction 
 FLOOR_CELL_M, BALL_CELL = 1.0, 0.5  # width of stripes and checks: on the floor in m, on a ball in radii
 
 
-def floor_pattern(name: str, points) -> np.ndarray:
+def floor_pattern(name: str, points: npt.ArrayLike) -> np.ndarray:
     """Which floor points [..., 2] (m) are in the dark part of pattern `name` (plain, stripes, checks), bool [...]."""
     cell = np.floor(np.asarray(points) / FLOOR_CELL_M)
     odd = {"plain": 0 * cell[..., 0], "stripes": cell[..., 0], "checks": cell[..., 0] + cell[..., 1]}
-    return odd[name] % 2 == 1
+    return cast(np.ndarray, odd[name] % 2 == 1)
 
 
-def ball_pattern(name: str, normals) -> np.ndarray:
+def ball_pattern(name: str, normals: npt.ArrayLike) -> np.ndarray:
     """Which points of a ball, by their unit normals [..., 3], are in the dark part of pattern `name` (plain, halves,
     stripes, checks), bool [...]. The ball slides, so its pattern does not turn."""
     normals = np.asarray(normals)
@@ -56,4 +58,4 @@ def ball_pattern(name: str, normals) -> np.ndarray:
         "stripes": cell[..., 1],
         "checks": cell[..., 0] + cell[..., 1],
     }
-    return odd[name] % 2 == 1
+    return cast(np.ndarray, odd[name] % 2 == 1)

@@ -1,6 +1,7 @@
 """From conditions to the two manifests of a clip set: simulate every clip, then say what each frame shows."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from pez.stimuli.physics import DEFAULT_PHYSICS, Trajectory, simulate
 from pez.stimuli.variation import camera_of, radius_of
 
 
-def manifests(conditions: pd.DataFrame, settings: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
+def manifests(conditions: pd.DataFrame, settings: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clip and frame tables, as clipset.py describes them, for a table of conditions."""
     frames, visible = [], []
     rows = conditions.to_dict("records")

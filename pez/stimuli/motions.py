@@ -1,9 +1,11 @@
 """How the balls of a clip move: from a row of the condition table to `physics.Motion`, and how near two balls come."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from constants import TUBELET_FRAMES
 from pez.stimuli.physics import DEFAULT_PHYSICS, Motion
@@ -20,7 +22,7 @@ def unit_vector(direction_deg: float) -> np.ndarray:
 
 
 def initial_motion(
-    set_name: str, direction_deg: float, magnitude: float, start_velocity=None
+    set_name: str, direction_deg: float, magnitude: float, start_velocity: npt.ArrayLike | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Initial velocity [2] (m/s) and constant acceleration [2] (m/s^2) of a clip.
 
@@ -32,13 +34,13 @@ def initial_motion(
     return vector, 0 * vector
 
 
-def turning(velocities) -> dict:
+def turning(velocities: Sequence[np.ndarray]) -> dict[str, Any]:
     """The `velocity` and `turns` of a Motion that has `velocities` [tubelets, 2] (m/s) one after the other."""
     turns = [(FIRST_TURN + TUBELET_STEPS * index, tuple(turned)) for index, turned in enumerate(velocities[1:])]
     return {"velocity": velocities[0], "turns": tuple(turns)}
 
 
-def motion_of(row: Mapping, prefix: str = "") -> Motion:
+def motion_of(row: Mapping[str, Any], prefix: str = "") -> Motion:
     """The motion of a clip's ball, or of one of its objects: `row` of the condition table, columns after `prefix`."""
     start = (row[f"{prefix}start_x_m"], row[f"{prefix}start_y_m"])
     if row["set"] == "turns":
@@ -57,16 +59,16 @@ def prefixes(objects: int) -> list[str]:
     return [f"object_{number}_" for number in range(1, objects + 1)] if objects > 1 else [""]
 
 
-def clearance(first, second, period: float | None = None) -> np.ndarray:
+def clearance(first: npt.ArrayLike, second: npt.ArrayLike, period: float | None = None) -> np.ndarray:
     """Smallest distance (m) between points that keep in step: [..., steps, 2] each, [...]. On an endless floor, to the
     nearest copy."""
     apart = np.subtract(first, second)
     if period:
         apart = apart - period * np.round(apart / period)
-    return np.hypot(apart[..., 0], apart[..., 1]).min(axis=-1)
+    return cast(np.ndarray, np.hypot(apart[..., 0], apart[..., 1]).min(axis=-1))
 
 
-def wrapped(points, period: float) -> tuple[np.ndarray, np.ndarray]:
+def wrapped(points: npt.ArrayLike, period: float) -> tuple[np.ndarray, np.ndarray]:
     """Points [..., 2] (m) on the endless floor, in [-period / 2, period / 2), and their shift in periods, [..., 2]."""
     points = np.asarray(points, dtype=np.float64)
     times = np.floor((points + period / 2) / period)

@@ -12,6 +12,8 @@ the clip lies before the point and half behind it, so what place tells at the en
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,12 +35,12 @@ OBJECT_GAP_M = 0.15  # between two balls, at least: they never touch, and do not
 MAX_DRAWS = 3000  # of an orbit before it counts as impossible
 
 
-def has_orbits(settings: dict) -> bool:
+def has_orbits(settings: dict[str, Any]) -> bool:
     """Whether a set is drawn in orbits."""
     return settings["start_positions"] in ("matched", "endless")
 
 
-def orbit_settings(settings: dict) -> dict:
+def orbit_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """What the settings of a set with orbits have besides: half-width of the points' square (m) and what it needs.
 
     Raises UserError if the largest magnitude leaves less than a metre, or the directions are not pairs of opposites.
@@ -71,7 +73,7 @@ def _from_middle() -> float:
     return float(path[-1, 0] - path[MIDDLE, 0])
 
 
-def _check_directions(directions) -> None:
+def _check_directions(directions: Sequence[float]) -> None:
     half = len(directions) // 2
     if len(directions) % 2 or any(directions[i] + 180 != directions[i + half] for i in range(half)):
         raise UserError(
@@ -98,7 +100,7 @@ def mid_velocities(count: int, largest: float, random: np.random.Generator) -> n
 class _Orbits:
     """One object's orbits. Object 1 has the points; the others draw theirs until they keep clear of those before."""
 
-    def __init__(self, settings: dict, number: int):
+    def __init__(self, settings: dict[str, Any], number: int):
         self.settings, self.number, self.set = settings, number, settings["set"]
         self.directions, self.magnitudes = settings["directions_deg"], settings["magnitudes"]
         self.count, self.half = len(self.magnitudes) * settings["n_starts"], settings["point_range_m"]
@@ -112,7 +114,7 @@ class _Orbits:
         own = [random.permutation(self.count) for _ in range(self.tubelets)]
         self.levels = np.stack([*own[:-1], np.arange(self.count) if number == 1 else own[-1]], axis=1)
 
-    def draw(self, orbit: int, again: bool) -> tuple[list[dict], np.ndarray]:
+    def draw(self, orbit: int, again: bool) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Columns of the clips of an orbit, and their paths [clips, steps + 1, 2] (m). `again` draws the rest anew."""
         clips, point = len(self.directions), self.points[orbit]
         if self.number > 1 and again:
@@ -130,7 +132,9 @@ class _Orbits:
         first = self.random.permutation(half) + half * self.random.integers(0, 2, half)
         return np.concatenate([first, (first + half) % clips])
 
-    def _clip(self, orbit: int, point: np.ndarray, directions, strengths) -> tuple[dict, Motion]:
+    def _clip(
+        self, orbit: int, point: np.ndarray, directions: np.ndarray, strengths: np.ndarray
+    ) -> tuple[dict[str, Any], Motion]:
         degrees, sizes = [self.directions[i] for i in directions], [self.magnitudes[i] for i in strengths]
         vectors = [size * unit_vector(angle) for size, angle in zip(sizes, degrees, strict=True)]
         extra = {}
@@ -161,7 +165,7 @@ class _Orbits:
         return columns, Motion(start, **way)
 
 
-def orbit_table(settings: dict) -> pd.DataFrame:
+def orbit_table(settings: dict[str, Any]) -> pd.DataFrame:
     """The condition table of a set with orbits, clips of an orbit in a row. Raises UserError for want of room."""
     objects = settings.get("objects", 1)
     drawn = [_Orbits(settings, number) for number in range(1, objects + 1)]
@@ -170,7 +174,8 @@ def orbit_table(settings: dict) -> pd.DataFrame:
     limit = math.inf if period or settings["set"] != "turns" else reach(settings)
     rows = []
     for orbit in range(drawn[0].count):
-        placed, columns = [], []
+        placed: list[np.ndarray] = []
+        columns = []
         for object_ in drawn:
             clips, paths = _fitting(object_, orbit, placed, limit, gap, period)
             placed.append(paths)
@@ -181,7 +186,9 @@ def orbit_table(settings: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _fitting(object_: _Orbits, orbit: int, placed: list[np.ndarray], limit: float, gap: float, period: float | None):
+def _fitting(
+    object_: _Orbits, orbit: int, placed: list[np.ndarray], limit: float, gap: float, period: float | None
+) -> tuple[list[dict[str, Any]], np.ndarray]:
     """The first draw of an orbit that stays within `limit` m and `gap` m away from what is `placed`."""
     for attempt in range(MAX_DRAWS):
         clips, paths = object_.draw(orbit, again=attempt > 0)
@@ -194,7 +201,7 @@ def _fitting(object_: _Orbits, orbit: int, placed: list[np.ndarray], limit: floa
     )
 
 
-def _row(settings: dict, orbit: int, own: dict, objects: list[dict]) -> dict:
+def _row(settings: dict[str, Any], orbit: int, own: dict[str, Any], objects: list[dict[str, Any]]) -> dict[str, Any]:
     name = f"{settings['set']}_dir{own['direction_deg']:g}_mag{own['magnitude']:g}_point{orbit:02d}"
     first = ("direction_deg", "magnitude", "start_x_m", "start_y_m", "direction_index", "magnitude_index")
     row = {"clip_id": name, "set": settings["set"], **{column: own[column] for column in first}}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pez.stimuli.bullet import pybullet, world
 
@@ -41,16 +42,17 @@ class Trajectory:
 
 
 DEFAULT_PHYSICS = Physics()
-Turns = Sequence[tuple[int, Sequence[float]]]  # pairs (n, velocity [2]): from substep n + 1 on the ball moves with it
+Vector = Sequence[float] | np.ndarray
+Turns = Sequence[tuple[int, Vector]]  # pairs (n, velocity [2]): from substep n + 1 on the ball moves with it
 
 
 @dataclass(frozen=True)
 class Motion:
     """How one ball is to move: `start` [2] (m), `velocity` [2] (m/s), constant `acceleration` [2] (m/s^2), `turns`."""
 
-    start: Sequence[float]
-    velocity: Sequence[float]
-    acceleration: Sequence[float] = (0.0, 0.0)
+    start: Vector
+    velocity: Vector
+    acceleration: Vector = (0.0, 0.0)
     turns: Turns = ()
 
     def path(self, steps: int, physics: Physics = DEFAULT_PHYSICS) -> np.ndarray:
@@ -66,14 +68,19 @@ class Motion:
 
 
 def simulate(
-    start, velocity, acceleration, n_frames: int, physics: Physics = DEFAULT_PHYSICS, turns: Turns = ()
+    start: Vector,
+    velocity: Vector,
+    acceleration: Vector,
+    n_frames: int,
+    physics: Physics = DEFAULT_PHYSICS,
+    turns: Turns = (),
 ) -> Trajectory:
     """Run one ball from `start` [2] (m) with `velocity` [2] (m/s) under a constant force mass * `acceleration` [2].
 
     A ball that `turns` has no acceleration besides. Every call has a world of its own, so the result depends on
     nothing but the arguments. Raises RuntimeError if the measured acceleration is not the wanted one to 1e-4 m/s^2.
     """
-    velocity_from = {0: velocity, **dict(turns)}
+    velocity_from: dict[int, Vector] = {0: velocity, **dict(turns)}
     with world() as client:
         ball = _build(client, start, velocity, physics)
         force = [physics.ball_mass_kg * component for component in (*acceleration, 0.0)]
@@ -88,12 +95,12 @@ def simulate(
     position, speed = (np.array(values) for values in zip(*states, strict=True))
     measured = np.diff(speed, axis=0) * physics.frame_rate
     frame_of = np.arange(n_frames + 1) * physics.steps_per_frame
-    planned = [velocity_from[max(turn for turn in velocity_from if turn < max(step, 1))] for step in frame_of]
-    _check(measured, np.asarray(acceleration) + np.diff(planned, axis=0) * physics.frame_rate)
+    planned = [velocity_from[max(turn for turn in velocity_from if turn < max(step, 1))] for step in frame_of.tolist()]
+    _check(measured, np.asarray(acceleration) + np.diff(np.array(planned), axis=0) * physics.frame_rate)
     return Trajectory(position[:-1], speed[:-1], measured)
 
 
-def _build(client: int, start, velocity, physics: Physics) -> int:
+def _build(client: int, start: Vector, velocity: Vector, physics: Physics) -> int:
     pybullet.setGravity(0, 0, -physics.gravity_m_s2, physicsClientId=client)
     pybullet.setTimeStep(1 / physics.step_rate, physicsClientId=client)
     plane = pybullet.createCollisionShape(pybullet.GEOM_PLANE, physicsClientId=client)
@@ -105,7 +112,7 @@ def _build(client: int, start, velocity, physics: Physics) -> int:
     for body in (floor, ball):
         _without_losses(client, body)
     pybullet.resetBaseVelocity(ball, [*velocity, 0.0], [0.0, 0.0, 0.0], physicsClientId=client)
-    return ball
+    return int(ball)
 
 
 def _without_losses(client: int, body: int) -> None:
@@ -122,19 +129,19 @@ def _without_losses(client: int, body: int) -> None:
     )
 
 
-def _step(client: int, ball: int, force) -> None:
+def _step(client: int, ball: int, force: Sequence[float]) -> None:
     position, _ = pybullet.getBasePositionAndOrientation(ball, physicsClientId=client)
     pybullet.applyExternalForce(ball, -1, force, position, pybullet.WORLD_FRAME, physicsClientId=client)
     pybullet.stepSimulation(physicsClientId=client)
 
 
-def _state(client: int, ball: int) -> tuple:
+def _state(client: int, ball: int) -> tuple[Sequence[float], Sequence[float]]:
     position, _ = pybullet.getBasePositionAndOrientation(ball, physicsClientId=client)
     velocity, _ = pybullet.getBaseVelocity(ball, physicsClientId=client)
     return position, velocity
 
 
-def _check(measured: np.ndarray, wanted) -> None:
+def _check(measured: np.ndarray, wanted: npt.ArrayLike) -> None:
     worst = np.abs(measured[:, :2] - np.asarray(wanted)).max()
     if not worst <= ACCELERATION_TOLERANCE:
         raise RuntimeError(

@@ -9,6 +9,7 @@ boosted trees, cross-validated over points (or starts): near the best that any r
 
 import argparse
 import sys
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,8 @@ def readers_of(path: np.ndarray, period: float | None) -> dict[str, np.ndarray]:
 
     def between(first: int, last: int) -> np.ndarray:
         way = path[:, last] - path[:, first]
-        return np.round(way - period * np.round(way / period) if period else way, 9)  # trees would read rounding errors
+        nearest = way - period * np.round(way / period) if period else way
+        return cast(np.ndarray, np.round(nearest, 9))  # trees would read rounding errors
 
     def with_length(way: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(way, axis=1, keepdims=True)

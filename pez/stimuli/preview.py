@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,8 @@ def empty_scene(clip_set: ClipSet) -> np.ndarray:
     chosen = clip_set.clips["clip_id"].iloc[np.unique(np.linspace(0, len(clip_set.clips) - 1, EMPTY_CLIPS).astype(int))]
     pictures = np.stack([_frames(clip_set, clip)[0] for clip in chosen])
     empty = np.median(pictures, axis=0)
-    return empty if len(pictures) >= EMPTY_CLIPS else np.zeros_like(empty) + np.median(empty, axis=(0, 1))
+    even = np.zeros_like(empty) + np.median(empty, axis=(0, 1))
+    return cast(np.ndarray, empty if len(pictures) >= EMPTY_CLIPS else even)
 
 
 def strobe(frames: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -89,7 +91,7 @@ def strobe(frames: np.ndarray, empty: np.ndarray) -> np.ndarray:
     for share, index in zip(np.linspace(0.3, 1.0, STROBE_FRAMES), _spread(len(frames)), strict=True):
         changed = np.abs(frames[index] - empty).max(axis=-1, keepdims=True) > 2
         picture = np.where(changed, share * frames[index] + (1 - share) * picture, picture)
-    return np.rint(picture).astype(np.uint8)
+    return cast(np.ndarray, np.rint(picture).astype(np.uint8))
 
 
 def _spread(count: int) -> np.ndarray:

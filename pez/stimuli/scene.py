@@ -1,9 +1,11 @@
 """What is in a scene: bodies as triangle meshes, for any renderer; and how a clip of the ball sets looks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pez.stimuli.camera import FLOOR_SIDE_M, OVERHEAD, Camera
 from pez.stimuli.look import DEFAULT_LOOK, Look
@@ -48,28 +50,28 @@ class Stage:
         """Side of the floor in m: what the overhead camera sees, or more for one that is tilted."""
         return FLOOR_SIDE_M if self.camera == OVERHEAD else WIDE_FLOOR_SIDE_M
 
-    def copies(self, centre) -> list[tuple[float, float, float]]:
+    def copies(self, centre: Iterable[float]) -> list[tuple[float, float, float]]:
         """Where a thing at `centre` [3] (m) is: there, and on an endless floor also a period away on each side."""
         x, y, z = (float(value) for value in centre)
         shifts = (-self.period, 0.0, self.period) if self.period else (0.0,)
         return [(x + right, y + up, z) for right in shifts for up in shifts]
 
-    def plain(self) -> dict:
+    def plain(self) -> dict[str, Any]:
         """As plain JSON values, for `stage_from`."""
         return asdict(self)
 
 
-def stage_from(values: Mapping) -> Stage:
+def stage_from(values: Mapping[str, Any]) -> Stage:
     """The stage that `Stage.plain` gave."""
     values = {**values, "camera": Camera(**_tuples(values["camera"])), "look": Look(**_tuples(values["look"]))}
     return Stage(**_tuples(values | {"distractors": [Distractor(**_tuples(one)) for one in values["distractors"]]}))
 
 
-def _tuples(values: Mapping) -> dict:
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _tuple(value) for name, value in values.items()}
 
 
-def _tuple(value):
+def _tuple(value: Any) -> Any:
     return tuple(_tuple(each) for each in value) if isinstance(value, list | tuple) else value
 
 
@@ -131,9 +133,11 @@ def sphere_mesh(radius: float, rings: int = 32, segments: int = 64) -> Mesh:
     return Mesh(radius * normals, normals, np.concatenate([upper.reshape(-1, 3), lower.reshape(-1, 3)]))
 
 
-def box_mesh(half_extents) -> Mesh:
+def box_mesh(half_extents: npt.ArrayLike) -> Mesh:
     """A box with flat faces; `half_extents` [3] in m."""
-    vertices, normals, triangles = [], [], []
+    vertices: list[np.ndarray] = []
+    normals: list[np.ndarray] = []
+    triangles: list[tuple[int, int, int]] = []
     for axis in range(3):
         for side in (-1.0, 1.0):
             first, second = np.roll(np.eye(3), -axis, axis=0)[1:]

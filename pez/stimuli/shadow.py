@@ -3,11 +3,12 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from pez.stimuli.look import Look
 
 
-def sun_hidden(points, centre, radius: float, look: Look) -> np.ndarray:
+def sun_hidden(points: npt.ArrayLike, centre: npt.ArrayLike, radius: float, look: Look) -> np.ndarray:
     """Part of the sun's disc (0 ... 1) that a sphere hides from floor points [..., 2] (m), [...].
 
     Seen from a point, sun and sphere are discs in the sky; the hidden part is the area of their overlap.
@@ -23,7 +24,7 @@ def sun_hidden(points, centre, radius: float, look: Look) -> np.ndarray:
     return _overlap(between, sphere, sun) / (math.pi * sun**2)
 
 
-def shadow_circle(centre, radius: float, look: Look) -> tuple[np.ndarray, float]:
+def shadow_circle(centre: npt.ArrayLike, radius: float, look: Look) -> tuple[np.ndarray, float]:
     """A circle on the floor that holds a sphere's whole shadow: its middle [3] and its radius, both in m.
 
     The umbra and penumbra lie in a cone round the ray from the sun through the sphere's centre.

@@ -9,8 +9,10 @@ its closed form (shadow.py). Colours are averaged as displayed (no gamma).
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from pez.stimuli.box import Box, is_empty, overlap, pixel_box, touched
 from pez.stimuli.bullet import connect, pybullet
@@ -23,6 +25,7 @@ NAME = "pybullet"
 SAMPLES = 4  # samples a pixel along each axis
 NEAR_M, FAR_M = 1.0, 50.0
 AWAY = (0.0, 0.0, -30.0)  # far below the floor
+Turns = Sequence[Sequence[float]]  # a quaternion x, y, z, w for each moving body
 
 
 class TinyRenderer:
@@ -51,17 +54,17 @@ class TinyRenderer:
         self.background = self._average(self._empty())  # uint8 [resolution, resolution, 3]
         self._handles = [self._add(body) for body in self.moving]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Free the scene."""
         pybullet.disconnect(self._client)
 
-    def frame(self, positions, orientations=None, whole: bool = False) -> np.ndarray:
+    def frame(self, positions: npt.ArrayLike, orientations: Turns | None = None, whole: bool = False) -> np.ndarray:
         """One frame, uint8 [resolution, resolution, 3], with the moving bodies at `positions` [bodies, 3] (m).
 
         `orientations` [bodies, 4] are quaternions x, y, z, w. `whole` renders the full frame instead of the
@@ -95,7 +98,9 @@ class TinyRenderer:
             picture[top:bottom, left:right] = self._average(self._shaded(box, positions, sorted(near)))
         return picture
 
-    def onto(self, picture, positions, orientations, shown: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def onto(
+        self, picture: npt.ArrayLike, positions: npt.ArrayLike, orientations: Turns, shown: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A copy of `picture` with the moving bodies of indices `shown` drawn onto it, and the mask of what changed.
 
         `picture` uint8 [resolution, resolution, 3] is the same scene without those bodies, so every pixel that
@@ -116,7 +121,9 @@ class TinyRenderer:
         picture[mask] = self._average(colours)[inside]
         return picture, mask
 
-    def _darken(self, colours, handles, box, positions, shown: Sequence[int]) -> np.ndarray:
+    def _darken(
+        self, colours: np.ndarray, handles: np.ndarray, box: Box, positions: np.ndarray, shown: Sequence[int]
+    ) -> np.ndarray:
         """Draw the shadows of the bodies `shown` into `colours`; returns which samples they touch."""
         on_floor = np.isin(handles, self._receivers)
         ground = self.camera.ground_points(self._sample_pixels(box)[on_floor], self.resolution)
@@ -126,9 +133,9 @@ class TinyRenderer:
         shaded[on_floor] = hidden > 0
         return shaded
 
-    def _tight_box(self, positions, orientations, shown: Sequence[int]) -> tuple[int, int, int, int]:
+    def _tight_box(self, positions: np.ndarray, orientations: Turns, shown: Sequence[int]) -> Box:
         """As `_box`, from the corners of the turned meshes: for long bodies much less than their bounding sphere."""
-        bounds = []
+        bounds: list[list[float] | np.ndarray] = []
         for index in shown:
             body, turn = self.moving[index], np.reshape(pybullet.getMatrixFromQuaternion(orientations[index]), (3, 3))
             corners = self.camera.project(body.mesh.vertices @ turn.T + positions[index], self.resolution)
@@ -153,9 +160,9 @@ class TinyRenderer:
             self._receivers.append(handle)
         if body.pattern != "plain":
             self._patterned.append((handle, body))
-        return handle
+        return int(handle)
 
-    def _place(self, positions: np.ndarray, orientations) -> None:
+    def _place(self, positions: np.ndarray, orientations: Turns | None) -> None:
         if orientations is None:
             orientations = [(0.0, 0.0, 0.0, 1.0)] * len(positions)
         for handle, position, orientation in zip(self._handles, positions, orientations, strict=True):
@@ -172,12 +179,12 @@ class TinyRenderer:
             bounds += touched(position, *reach, self.camera, self.look, self.resolution)
         return pixel_box(bounds, self.resolution)
 
-    def _box_of(self, body: Body, position) -> Box:
+    def _box_of(self, body: Body, position: npt.ArrayLike) -> Box:
         """As `_box`, of one body at `position` [3] (m)."""
         reach = (body.mesh.bounding_radius, body.shadow_radius)
         return pixel_box(touched(position, *reach, self.camera, self.look, self.resolution), self.resolution)
 
-    def _shaded(self, box, positions: np.ndarray, shown: Sequence[int] | None = None) -> np.ndarray:
+    def _shaded(self, box: Box, positions: np.ndarray, shown: Sequence[int] | None = None) -> np.ndarray:
         colours, handles = self._samples_of(box)
         on_floor = np.isin(handles, self._receivers)
         ground = self.camera.ground_points(self._sample_pixels(box)[on_floor], self.resolution)
@@ -188,7 +195,7 @@ class TinyRenderer:
         """Every sample of the frame without what moves, float32 [rows, columns, 3]."""
         return self._shaded(self._whole, np.empty((0, 3)), ()) if self._still else self._samples_of(self._whole)[0]
 
-    def _paint_patterns(self, colours: np.ndarray, handles: np.ndarray, box) -> None:
+    def _paint_patterns(self, colours: np.ndarray, handles: np.ndarray, box: Box) -> None:
         """Darken the samples that are in the dark part of their body's pattern."""
         for handle, body in self._patterned:
             on_body = handles == handle
@@ -196,6 +203,7 @@ class TinyRenderer:
             if body.receives_shadow:
                 dark = floor_pattern(body.pattern, self.camera.ground_points(pixels, self.resolution))
             else:
+                assert body.shadow_radius is not None
                 where = (self.resolution, self._places[handle], body.shadow_radius)
                 dark = ball_pattern(body.pattern, self.camera.sphere_normals(pixels, *where))
             colours[on_body] *= np.where(dark, PATTERN_SHADE, 1.0)[:, None]
@@ -213,14 +221,14 @@ class TinyRenderer:
                 hidden[near] = np.maximum(hidden[near], shade)
         return hidden
 
-    def _sample_pixels(self, box) -> np.ndarray:
+    def _sample_pixels(self, box: Box) -> np.ndarray:
         """Pixel coordinates of the samples in a box, [rows, columns, 2]."""
         left, top, right, bottom = box
         x = left + (np.arange((right - left) * self.samples) + 0.5) / self.samples
         y = top + (np.arange((bottom - top) * self.samples) + 0.5) / self.samples
         return np.stack(np.meshgrid(x, y), axis=-1)
 
-    def _samples_of(self, box) -> tuple[np.ndarray, np.ndarray]:
+    def _samples_of(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """Every sample of a box: colours float32 [rows, columns, 3] (0 ... 255) and body handles [rows, columns]."""
         left, top, right, bottom = box
         width, height = (right - left) * self.samples, (bottom - top) * self.samples
@@ -247,7 +255,7 @@ class TinyRenderer:
             self._paint_patterns(colours, handles, box)
         return colours, handles
 
-    def _frustum(self, box) -> tuple[float, ...]:
+    def _frustum(self, box: Box) -> tuple[float, ...]:
         """Projection matrix whose samples are the centres of the box's samples.
 
         TinyRenderer samples the left and lower edge of its pixels, so the window is shifted by half a sample.
@@ -256,12 +264,12 @@ class TinyRenderer:
         left, right = (box[0] - middle + half) / focal, (box[2] - middle + half) / focal
         top, bottom = (middle - box[1] + half) / focal, (middle - box[3] + half) / focal
         window = [edge * NEAR_M for edge in (left, right, bottom, top)]
-        return pybullet.computeProjectionMatrix(*window, NEAR_M, FAR_M)
+        return cast(tuple[float, ...], pybullet.computeProjectionMatrix(*window, NEAR_M, FAR_M))
 
     def _average(self, colours: np.ndarray) -> np.ndarray:
         rows, columns = (size // self.samples for size in colours.shape[:2])
         blocks = colours.reshape(rows, self.samples, columns, self.samples, 3)
-        return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+        return cast(np.ndarray, np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8))
 
 
 class BallRenderer:
@@ -270,33 +278,34 @@ class BallRenderer:
     def __init__(self, resolution: int, ball_radius: float, camera: Camera = OVERHEAD, look: Look = DEFAULT_LOOK):
         self._resolution = resolution
         self._own = Stage(camera, look, ball_radius, (look.ball_colour,))
-        self._stage, self._renderer = None, None
+        self._stage: Stage | None = None
+        self._renderer: TinyRenderer | None = None
 
-    def clip(self, positions, stage: Stage | None = None) -> np.ndarray:
+    def clip(self, positions: npt.ArrayLike, stage: Stage | None = None) -> np.ndarray:
         """Frames of one clip, uint8 [frames, resolution, resolution, 3].
 
         `positions` [frames, 3] or [objects, frames, 3] are the balls' centres (m). `stage`: how the clip looks, if not
         as the renderer was told at first.
         """
         stage = stage or self._own
-        self._show(stage)
+        renderer = self._show(stage)
         tracks = np.reshape(positions, (len(stage.ball_colours), -1, 3))
         places = (
             [(ball, at) for ball, centre in enumerate(row) for at in stage.copies(centre)] for row in zip(*tracks)
         )
-        return np.stack([self._renderer.scattered(instances) for instances in places])
+        return np.stack([renderer.scattered(instances) for instances in places])
 
     def close(self) -> None:
         """Free the scene."""
         if self._renderer:
             self._renderer.close()
 
-    def _show(self, stage: Stage) -> None:
-        if stage == self._stage:
-            return
-        self.close()
-        self._renderer = TinyRenderer(stage_bodies(stage), self._resolution, stage.camera, stage.look)
-        self._stage = stage
+    def _show(self, stage: Stage) -> TinyRenderer:
+        if self._renderer is None or stage != self._stage:
+            self.close()
+            self._renderer = TinyRenderer(stage_bodies(stage), self._resolution, stage.camera, stage.look)
+            self._stage = stage
+        return self._renderer
 
 
 def stage_bodies(stage: Stage) -> list[Body]:

@@ -15,8 +15,9 @@ levels are drawn with its own seed. The first level of each factor is what a set
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ BACKGROUNDS = {  # colour, pattern of the floor
     "checks": (DEFAULT_LOOK.floor_colour, "checks"),
     "stripes": ((0.66, 0.78, 0.68), "stripes"),
 }
-LEVELS = {
+LEVELS: dict[str, dict[Any, Any]] = {
     "camera": CAMERAS,
     "light": LIGHTS,
     "colour": COLOURS,
@@ -95,7 +96,7 @@ DISTRACTOR_DRAWS = 4000
 REACH_STEP_M = 0.05
 
 
-def check_variation(vary, objects: int, start_positions: str) -> list[str]:
+def check_variation(vary: Collection[str], objects: int, start_positions: str) -> list[str]:
     """The factors of `vary` in their usual order. UserError for what does not go together."""
     chosen = [factor for factor in FACTORS if factor in vary]
     if "colour" in chosen and objects > 1:
@@ -108,16 +109,19 @@ def check_variation(vary, objects: int, start_positions: str) -> list[str]:
     return chosen
 
 
-def variation_settings(chosen: list[str]) -> dict:
+def variation_settings(chosen: list[str]) -> dict[str, Any]:
     """What the levels of the `chosen` factors are, as plain settings."""
-    plain = {"camera": asdict, "light": lambda level: dict(zip(("to_light", "ambient", "sun"), level, strict=True))}
+    plain: dict[str, Callable[[Any], Any]] = {
+        "camera": asdict,
+        "light": lambda level: dict(zip(("to_light", "ambient", "sun"), level, strict=True)),
+    }
     return {
         factor: {str(name): plain.get(factor, lambda level: level)(level) for name, level in LEVELS[factor].items()}
         for factor in chosen
     }
 
 
-def clip_factors(settings: dict, seed: int) -> dict:
+def clip_factors(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """The levels of one clip of a set without orbits, by factor, from the clip's own seed."""
     return {
         factor: list(LEVELS[factor])[_random(seed, factor).integers(len(LEVELS[factor]))]
@@ -125,7 +129,7 @@ def clip_factors(settings: dict, seed: int) -> dict:
     }
 
 
-def orbit_factors(settings: dict, count: int) -> list[dict]:
+def orbit_factors(settings: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """The levels of each of `count` orbits, by factor: each level as often as the others, to within one."""
     chosen = {}
     for factor in settings.get("vary", {}):
@@ -135,26 +139,26 @@ def orbit_factors(settings: dict, count: int) -> list[dict]:
     return [{factor: levels[orbit] for factor, levels in chosen.items()} for orbit in range(count)]
 
 
-def _random(*parts) -> np.random.Generator:
+def _random(*parts: object) -> np.random.Generator:
     return np.random.default_rng(int(fingerprint(["vary", *parts])[:15], 16))
 
 
-def camera_of(factors: Mapping) -> Camera:
+def camera_of(factors: Mapping[str, Any]) -> Camera:
     """The camera of a clip, from its row of the clip table (or its factors)."""
     return CAMERAS[factors.get("camera", "overhead")]
 
 
-def radius_of(factors: Mapping) -> float:
+def radius_of(factors: Mapping[str, Any]) -> float:
     """The radius of a clip's balls (m), from its row of the clip table (or its factors)."""
     return float(factors.get("size", DEFAULT_PHYSICS.ball_radius_m))
 
 
-def largest_radius(settings: dict) -> float:
+def largest_radius(settings: dict[str, Any]) -> float:
     """The largest radius of a ball in a set (m)."""
     return max(SIZES) if "size" in settings.get("vary", {}) else DEFAULT_PHYSICS.ball_radius_m
 
 
-def reach(settings: dict) -> float:
+def reach(settings: dict[str, Any]) -> float:
     """Half-width (m) of the largest square, cut to 5 cm, in which a set's balls are fully in view of its cameras."""
     cameras = CAMERAS.values() if "camera" in settings.get("vary", {}) else [OVERHEAD]
     radius = largest_radius(settings)
@@ -174,7 +178,9 @@ def _reach(camera: Camera, radius: float) -> float:
         steps += 1
 
 
-def distractor_columns(factors: Mapping, settings: dict, paths: np.ndarray, seed_parts: list) -> dict:
+def distractor_columns(
+    factors: Mapping[str, Any], settings: dict[str, Any], paths: np.ndarray, seed_parts: list[int]
+) -> dict[str, Any]:
     """Columns `distractor_1_x_m`, `_y_m`, `_radius_m`, `_colour` ... of a clip or orbit; NaN and -1 where none is.
 
     `paths` [n, steps + 1, 2] (m) are those of all balls of all clips that share the distractors. Raises UserError if
@@ -187,7 +193,8 @@ def distractor_columns(factors: Mapping, settings: dict, paths: np.ndarray, seed
         reach(settings),
         settings.get("period_m"),
     )
-    columns, placed = {}, []
+    columns: dict[str, float] = {}
+    placed: list[tuple[np.ndarray, float]] = []
     taken = np.concatenate([path[::5] for path in paths])  # 5 substeps of 7 m/s are 15 cm: the gap covers half of it
     for number in range(1, max(DISTRACTORS) + 1):
         radius, colour = float(random.choice(DISTRACTOR_RADII_M)), int(random.integers(len(DISTRACTOR_COLOURS)))
@@ -217,7 +224,7 @@ def _free(places: np.ndarray, taken: np.ndarray, gap: float, period: float | Non
     return np.concatenate([clearance(part[:, None], taken[None], period) >= gap for part in np.array_split(places, 20)])
 
 
-def stage_of(row: Mapping, settings: dict) -> Stage | None:
+def stage_of(row: Mapping[str, Any], settings: dict[str, Any]) -> Stage | None:
     """How a clip looks, from its row of the clip table; None if it looks as the set's own settings say."""
     varied, objects, period = settings.get("vary", {}), settings.get("objects", 1), settings.get("period_m")
     if not varied and objects == 1 and not period:

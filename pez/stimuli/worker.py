@@ -17,33 +17,44 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any, Protocol
 
 from PIL import Image
 
 from pez.files import atomic_path
-from pez.stimuli.backends import ball_renderer
+from pez.stimuli.backends import Renderer, ball_renderer
 from pez.stimuli.clipset import clip_directory, frame_paths
 from pez.stimuli.scene import stage_from
 
 
-def write_clip(renderer, set_directory: Path, job: dict, owner: str = "") -> str:
+def write_clip(renderer: Renderer, set_directory: Path, job: dict[str, Any], owner: str = "") -> str:
     """Render one clip and move its folder into place whole; returns the clip's id. `owner`: see `atomic_path`."""
     frames = renderer.clip(job["positions"], stage_from(job["stage"]) if "stage" in job else None)
     with atomic_path(clip_directory(set_directory, job["clip_id"]), owner) as folder:
         folder.mkdir()
         for path, frame in zip(frame_paths(set_directory, job["clip_id"], len(frames)), frames, strict=True):
             Image.fromarray(frame).save(folder / path.name)
-    return job["clip_id"]
+    return str(job["clip_id"])
+
+
+class Task(Protocol):
+    """What does the jobs of a worker."""
+
+    def write(self, job: dict[str, Any]) -> str:
+        """Do one; returns its clip's id."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 class BallTask:
     """Renders clips of a ball set with one renderer."""
 
-    def __init__(self, work: dict):
+    def __init__(self, work: dict[str, Any]):
         self._set_directory, self._owner = Path(work["set_directory"]), work.get("owner", "")
         self._renderer = ball_renderer(work["render"], work["ball_radius"], work.get("threads", 1))
 
-    def write(self, job: dict) -> str:
+    def write(self, job: dict[str, Any]) -> str:
         """Write one clip; returns its id."""
         return write_clip(self._renderer, self._set_directory, job, self._owner)
 
@@ -52,8 +63,8 @@ class BallTask:
         self._renderer.close()
 
 
-def open_task(work: dict):
-    """What does the jobs of `work`: an object with `write(job) -> clip_id` and `close()`."""
+def open_task(work: dict[str, Any]) -> Task:
+    """What does the jobs of `work`."""
     if work.get("task") == "intphys_mini":
         from pez.stimuli.intphys_mini_render import SceneTask
 
@@ -67,7 +78,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def answer(**values) -> None:
+    def answer(**values: object) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     work = json.loads(sys.stdin.readline())

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any, Self, cast
 
 from pez.errors import UserError
 from pez.machine import available_cores
@@ -23,7 +24,7 @@ MAX_DEATHS = 3  # of the workers of one run, before it gives up
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def render_clips(work: dict, jobs: Sequence[dict], workers: int) -> Iterator[str]:
+def render_clips(work: dict[str, Any], jobs: Sequence[dict[str, Any]], workers: int) -> Iterator[str]:
     """Render every job and yield its clip id when its folder is complete, in no fixed order.
 
     `work` and the jobs are the messages of worker.py. One worker means this very process, unless the renderer
@@ -39,7 +40,7 @@ def render_clips(work: dict, jobs: Sequence[dict], workers: int) -> Iterator[str
             yield from pool.finished()
 
 
-def _render_here(work: dict, jobs: Sequence[dict]) -> Iterator[str]:
+def _render_here(work: dict[str, Any], jobs: Sequence[dict[str, Any]]) -> Iterator[str]:
     with contextlib.closing(open_task(work)) as task:
         for job in jobs:
             yield task.write(job)
@@ -62,7 +63,8 @@ class _Worker:
             env=environment(**ONE_THREAD, TMPDIR=self._scratch.name),
         )
 
-    def ask(self, message: dict) -> dict | None:
+    def ask(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        assert self.process.stdin is not None and self.process.stdout is not None  # both are pipes
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
@@ -70,7 +72,7 @@ class _Worker:
             return None
         for line in self.process.stdout:
             if line.startswith("{") and line.endswith("\n"):  # a Blender greets here first
-                return json.loads(line)
+                return cast(dict[str, Any], json.loads(line))
         return None
 
     def last_words(self) -> str:
@@ -92,22 +94,23 @@ class _Worker:
 class _Pool:
     """Threads that each feed one worker process from a shared queue of jobs."""
 
-    def __init__(self, work: dict, jobs: Sequence[dict], workers: int):
+    def __init__(self, work: dict[str, Any], jobs: Sequence[dict[str, Any]], workers: int):
         self._work = {**work, "threads": max(1, available_cores() // workers)}
         self._command, self._count = worker_command(work), len(jobs)
-        self._jobs, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
         for job in jobs:
             self._jobs.put(job)
         self._stop = threading.Event()
         self._workers: set[_Worker] = set()
         self._threads = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_error: object) -> None:
         self._stop.set()
         for _ in self._threads:
             self._jobs.put(None)
@@ -157,7 +160,7 @@ class _Pool:
                 self._workers.discard(worker)
                 worker.close()
 
-    def _bury(self, worker: _Worker, job: dict) -> None:
+    def _bury(self, worker: _Worker, job: dict[str, Any]) -> None:
         self._workers.discard(worker)
         self._jobs.put(job)
         if not self._stop.is_set():

@@ -159,7 +159,7 @@ def _finished(target, context: nn.Module, predictor: nn.Module, label: str, keys
 
 def _encoder_config(encoder, where):
     """A copy of the encoder's configuration; UserError if it is no V-JEPA 2."""
-    if not isinstance(encoder.module, VJEPA2Encoder):
+    if encoder.spec.family != "vjepa2" or not isinstance(encoder.module, VJEPA2Encoder):
         raise UserError(f"{where} is no V-JEPA 2, which alone has the predictor that is asked here: {_NO_PREDICTOR}")
     return copy.deepcopy(encoder.module.config)
 

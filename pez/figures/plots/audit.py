@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pez.figures.plots.style import drawing_style, write_notes
 from pez.figures.words import number, spoken
@@ -21,6 +23,7 @@ _SHORT = {
     "mean speed, path": "speed,\npath",
 }
 _CELL = (0.62, 0.42)  # inches
+_NARROWEST = 7  # cells, so that a title fits above
 
 
 def shown_readers(names: Iterable[str]) -> list[str]:
@@ -28,29 +31,32 @@ def shown_readers(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith("frame ") and not name.endswith(", kernel")]
 
 
-def audit_figure(audit: Audit):
+def audit_figure(audit: Audit) -> Figure:
     """Draw an audit's tables with every value in its cell, R^2 under each grouping; returns the matplotlib figure."""
-    maps = [(audit.correlation, "RdBu_r", -1, f"{audit.name}: correlation of targets with place")]
+    of_labels = audit.name.endswith("_labels")
+    what = "labels with what is known beside" if of_labels else "targets with place"
+    maps = [(audit.correlation, "RdBu_r", -1, f"{audit.name}: correlation of {what}")]
     for each in filter(None, (audit, audit.by_start)):
         grouping = f"{each.options.grouping}, {each.n_groups} groups"
         maps.append((each.r2[shown_readers(each.r2.columns)], "Blues", 0, f"R² decoded from it alone ({grouping})"))
-    widest = max(table.shape[1] for table, *_ in maps)
-    heights = [len(table) * _CELL[1] + 0.9 for table, *_ in maps]
+    widest = max(_NARROWEST, *(table.shape[1] for table, *_ in maps))
+    tall = max(len(table) for table, *_ in maps) > 12
+    heights = [len(table) * _CELL[1] * (0.6 if tall else 1.0) + 0.9 for table, *_ in maps]
     with drawing_style():
         size = (widest * _CELL[0] + 1.7, sum(heights) + 0.4)
         figure = plt.figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(len(maps), widest, height_ratios=heights)
-        for row, (table, *how) in enumerate(maps):
-            _heat_map(figure.add_subplot(grid[row, : table.shape[1]]), table, *how)
-        note = (
-            f"{audit.n_clips} clips. R²: ridge on the numbers, their squares and products, nested cross-validation, "
-            "pooled. –: does not vary. y points down, but for cos, sin."
-        )
+        for row, (table, colours, lowest, heading) in enumerate(maps):
+            ax = figure.add_subplot(grid[row, : max(_NARROWEST, table.shape[1])])
+            _heat_map(ax, table, colours, lowest, heading)
+        known = "ridge on the numbers" + ("" if of_labels else ", their squares and products")
+        note = f"{audit.n_clips} clips. R²: {known}, nested cross-validation, pooled. –: does not vary."
+        note += "" if of_labels else " y points down, but for cos, sin."
         write_notes(figure, [note])
     return figure
 
 
-def _heat_map(ax, table: pd.DataFrame, colours: str, lowest: float, title: str) -> None:
+def _heat_map(ax: Axes, table: pd.DataFrame, colours: str, lowest: float, title: str) -> None:
     values = table.to_numpy(dtype=float)
     ax.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=lowest, vmax=1, aspect="auto")
     ax.set_facecolor("#eeeeee")
@@ -63,6 +69,6 @@ def _heat_map(ax, table: pd.DataFrame, colours: str, lowest: float, title: str) 
     ax.set_xticks(range(table.shape[1]), labels, fontsize=7.5)
     for row, column in np.ndindex(*values.shape):
         value = values[row, column]
-        dark = np.isfinite(value) and abs(value) > 0.65 and value > lowest
+        dark = np.isfinite(value) and (value > 0.65 or lowest < 0 and value < -0.65)
         text = number(np.round(value, 2) + 0, 2)
         ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")

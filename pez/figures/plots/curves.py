@@ -9,13 +9,17 @@ With controls there is a panel per variable.
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pez.figures.plots.style import (
     X_LABEL,
+    End,
     LineStyle,
     control_style,
     draw_band,
@@ -26,11 +30,14 @@ from pez.figures.plots.style import (
     titled,
     write_notes,
 )
-from pez.figures.words import chance_of, headline, spoken
+from pez.figures.words import recipe_of, spoken
+from pez.probes.scores.kinds import chance_of, headline
 
 NESTED, PUBLISHED = "nested protocol", "paper protocol"
 _FLOOR = -0.25  # a curve far below 0 says no more than one a little below
 _PANEL = (4.6, 3.1)  # inches
+UNCONVERGED = "Hollow: probes that stopped before they had converged, so what is drawn may be their training"
+RIDGE_LINE = (0, (3, 1, 1, 1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Shown:
     thin: np.ndarray | None
     pooled: bool
     protocol: str
+    unconverged: np.ndarray  # [L] bool: the layer's probes stopped before they had converged
+    ridge: np.ndarray  # [L] the score of ridge regression there; NaN where it was not needed
 
     @property
     def label(self) -> str:
@@ -94,6 +103,10 @@ def shown(curve: pd.DataFrame, metric: str | None = None) -> Shown:
         None if twice or not np.isfinite(thin).any() else thin,
         is_pooled,
         protocol,
+        np.array([value is False for value in curve["converged"].tolist()])
+        if "converged" in curve
+        else np.zeros(len(curve), dtype=bool),
+        column(f"{metric}_ridge_pooled"),
     )
 
 
@@ -109,7 +122,7 @@ def curve_figure(
     reference: pd.DataFrame | None = None,
     note: str = "",
     controls: pd.DataFrame | None = None,
-):
+) -> Figure:
     """Draw every variable of `results`, rows of results tables of balls or own labels; see `shown`.
 
     `reference`, if given, has variable, layer_fraction, mean and label, and is drawn thinly behind. `controls` are
@@ -125,7 +138,7 @@ def curve_figure(
     size = (_PANEL[0] * columns + 0.4, _PANEL[1] * n_rows + 0.6) if len(controls) else (6.4, 4.1)
     with drawing_style():
         figure, grid = plt.subplots(n_rows, columns, figsize=size, layout="constrained", squeeze=False)
-        ends = []
+        ends: list[list[End]] = []
         for ax, own in zip(grid.flat, panels):
             ends.append([])
             grey = controls[controls["variable"] == own[0]] if len(controls) else controls
@@ -147,11 +160,48 @@ def curve_figure(
             figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
         write_notes(figure, _notes(curves, reference, controls, note))
         for ax, placed in zip(figure.axes, ends):
-            label_ends(ax, [(x, max(y, _FLOOR), *rest) for x, y, *rest in placed], 7.5 if len(controls) else 8.5)
+            kept = [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed]
+            label_ends(ax, kept, 7.5 if len(controls) else 8.5)
     return figure
 
 
-def draw_controls(ax, controls: pd.DataFrame, metric: str, ends: list) -> list[np.ndarray]:
+def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[str] = ()) -> Figure:
+    """The curves of several runs over each other, against layer / depth, a panel per variable that any of them has.
+
+    `runs`: rows of their results tables by what the figure calls them; of movies the rows of one sub-task. A run has
+    the same look in every panel. Returns the matplotlib figure.
+    """
+    names = list(dict.fromkeys(name for rows in runs.values() for name in rows["variable"]))
+    columns = min(2, len(names))
+    n_rows = -(-len(names) // columns)
+    size = (_PANEL[0] * columns + 1.2, _PANEL[1] * n_rows + 0.6)
+    with drawing_style():
+        figure, grid = plt.subplots(n_rows, columns, figsize=size, layout="constrained", squeeze=False)
+        ends: list[list[End]] = []
+        for ax, name in zip(grid.flat, names):
+            curves = {
+                label: shown(rows[rows["variable"] == name])
+                for label, rows in runs.items()
+                if name in set(rows["variable"])
+            }
+            ends.append([])
+            for label, curve in curves.items():
+                _draw_variable(ax, name, curve, None, line_style(list(runs).index(label)), label, ends[-1], False)
+            _finish_axes(ax, list(curves.values()), [v for c in curves.values() for v in (c.low, c.y)], 30)
+            ax.set_title(spoken(name), fontsize=9.5, fontweight="bold")
+        for ax in grid.flat[len(names) :]:
+            ax.remove()
+        weights = list(dict.fromkeys(weight for rows in runs.values() for weight in rows["weights"]))
+        figure.suptitle(titled(title, weights), x=0.01, ha="left", fontsize=10)
+        write_notes(
+            figure, [*notes, "Thin beside a curve: the paper protocol. Intervals: 95 %, bootstrap over groups."]
+        )
+        for ax, placed in zip(figure.axes, ends):
+            label_ends(ax, [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed], 7.5)
+    return figure
+
+
+def draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End]) -> list[np.ndarray]:
     """Draw the mean over each control's seeds, with their range as a band, and enter it in `ends`; the means.
 
     `controls` are rows of a controls table of one variable or one sub-task, a one-layer control at every layer.
@@ -176,7 +226,14 @@ def draw_controls(ax, controls: pd.DataFrame, metric: str, ends: list) -> list[n
 
 
 def _draw_variable(
-    ax, name: str, curve: Shown, reference, style: LineStyle, label: str, ends: list, thin_labels: bool
+    ax: Axes,
+    name: str,
+    curve: Shown,
+    reference: pd.DataFrame | None,
+    style: LineStyle,
+    label: str,
+    ends: list[End],
+    thin_labels: bool,
 ) -> None:
     """Draw one variable; with `thin_labels` the thin lines are named at their ends as well."""
     thin = []
@@ -190,12 +247,25 @@ def _draw_variable(
     if thin_labels:
         ends += [end for end in thin if np.isfinite(end[1])]
     draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
+    draw_unconverged(ax, curve, style)
+    if np.isfinite(curve.ridge).any():
+        ax.plot(
+            curve.x, curve.ridge, color=style.color, ls=RIDGE_LINE, lw=0.9, marker=".", ms=3, zorder=1.9, gid="ridge"
+        )
     known = np.flatnonzero(np.isfinite(curve.y))
     if len(known):
         ends.append((curve.x[known[-1]], curve.y[known[-1]], label, style.color))
 
 
-def _finish_axes(ax, curves: list[Shown], values: list[np.ndarray], width: int) -> None:
+def draw_unconverged(ax: Axes, curve: Shown, style: LineStyle) -> None:
+    """Hollow markers where probes stopped before they had converged."""
+    late = curve.unconverged
+    if late.any():
+        look: dict[str, Any] = {"marker": style.marker, "mfc": "white", "mec": style.color, "mew": 0.9}
+        ax.plot(curve.x[late], curve.y[late], ls="", zorder=3, gid="unconverged", **look)
+
+
+def _finish_axes(ax: Axes, curves: list[Shown], values: list[np.ndarray], width: int) -> None:
     ax.set_ylim(max(np.nanmin(np.concatenate([*values, np.zeros(1)])) - 0.05, _FLOOR), 1.03)
     ax.set_xlim(-0.02, 1.0)
     ax.set_xlabel(X_LABEL)
@@ -210,7 +280,7 @@ def _finish_axes(ax, curves: list[Shown], values: list[np.ndarray], width: int) 
     draw_band(ax)
 
 
-def _notes(curves: dict[str, Shown], reference, controls: pd.DataFrame, note: str) -> list[str]:
+def _notes(curves: dict[str, Shown], reference: pd.DataFrame | None, controls: pd.DataFrame, note: str) -> list[str]:
     notes = [note] if note else []
     scores = [curve.y for curve in curves.values()]
     scores += [controls[name].to_numpy() for name in {f"{c.metric}_pooled" for c in curves.values()} & set(controls)]
@@ -220,6 +290,9 @@ def _notes(curves: dict[str, Shown], reference, controls: pd.DataFrame, note: st
     if any(curve.thin is not None for curve in curves.values()):
         thin = f"the {PUBLISHED}, pooled alike, setting chosen on the reported fold"
         notes.append(f"Thick: {NESTED}. Thin beside it: {thin}.")
+    if any(curve.unconverged.any() for curve in curves.values()):
+        beside = any(np.isfinite(curve.ridge).any() for curve in curves.values())
+        notes.append(f"{UNCONVERGED}.{' Thin with dots: ridge there, in closed form.' if beside else ''}")
     if lowest < _FLOOR:
         notes.append(f"Cut off at {_FLOOR}; lowest {lowest:.2g}.")
     if reference is not None and len(reference):
@@ -239,4 +312,4 @@ def made_from(results: pd.DataFrame) -> str:
     for column, unit in (("n_clips", "clips"), ("n_folds", "folds")):
         if column in results:
             parts.append(f"{'/'.join(str(n) for n in dict.fromkeys(results[column]))} {unit}")
-    return ", ".join(parts) or headline(results)
+    return (", ".join(parts) or headline(results)) + recipe_of(results)

@@ -9,14 +9,17 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pez.controls import CONTROLS
-from pez.figures.plots.curves import Shown, over_seeds, shown
+from pez.figures.plots.curves import UNCONVERGED, Shown, draw_unconverged, over_seeds, shown
 from pez.figures.plots.style import (
     X_LABEL,
     LineStyle,
@@ -30,7 +33,7 @@ from pez.figures.plots.style import (
     titled,
     write_notes,
 )
-from pez.figures.words import capital, dataset_of, spoken
+from pez.figures.words import capital, dataset_of, recipe_of, spoken
 from pez.movies.intphys import INTPHYS
 from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL
 from pez.weights import caveats
@@ -41,8 +44,8 @@ STYLES: dict[str, LineStyle] = {
 }
 BESIDE = ("auc", "clip_accuracy")  # metrics of the small panels
 CONTROL_STYLES: dict[str, LineStyle] = {control: control_style(index) for index, control in enumerate(CONTROLS)}
-_CONTROL_LOOK = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
-_DOTTED = {"ls": (0, (1, 1.6)), "lw": 0.9, "zorder": 1.3}
+_CONTROL_LOOK: dict[str, Any] = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
+_DOTTED: dict[str, Any] = {"ls": (0, (1, 1.6)), "lw": 0.9, "zorder": 1.3}
 _UNPUBLISHED = pd.DataFrame(columns=["model", "layer", "metric", "mean"])
 
 
@@ -75,6 +78,7 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     first += [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std")] + [*COUNTS, "n_folds"]
     more = ["n_repeats", *(f"{m}_{kind}" for m in METRICS for kind in ("pooled", "low", "high", "paper_mean"))]
     more += [f"{control}_{m}_{kind}" for kind in ("mean", "pooled") for control in CONTROLS for m in METRICS]
+    more += ["chosen", "recipe"]
     theirs = published.pivot_table(index=["data", "model", "layer"], columns="metric", values="mean")
     theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL)
     mine = rows[first + [name for name in more if name in rows]]
@@ -91,12 +95,12 @@ def _published_of(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- figures
 
 
-def draw_run(rows: pd.DataFrame, path) -> Path:
+def draw_run(rows: pd.DataFrame, path: str | Path) -> Path:
     """Draw one run, a row per sub-task; `rows` as the results table has them, perhaps `with_controls`."""
     return _draw_grid(rows, f"{_run_title(rows)} probe", _UNPUBLISHED, "", path)
 
 
-def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], reference: bool, path) -> Path:
+def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], reference: bool, path: str | Path) -> Path:
     """Figures 6 and 8: a row per sub-task, a column per model; `table` from `compare_table`.
 
     With `reference` its published values are drawn thinly behind.
@@ -106,7 +110,7 @@ def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], ref
     return _draw_grid(table, title, published, absent, path)
 
 
-def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
+def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path: str | Path) -> Path:
     """Figure 1: one run, overall: the metric to quote with its controls, every other metric beside it."""
     overall, key = rows[rows["subtask"] == OVERALL], dataset_of(rows).key_score
     same = published["model"].isin(overall["model"]) & (published["data"] == dataset_of(rows).title)
@@ -114,7 +118,7 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
     others = [metric for metric in STYLES if metric != key]
     with drawing_style():
         figure = plt.figure(figsize=(9.2, 4.6), layout="constrained")
-        main, right = figure.subfigures(1, 2, width_ratios=(2.4, 1))
+        main, right = cast(np.ndarray, figure.subfigures(1, 2, width_ratios=(2.4, 1)))
         ax = main.subplots()
         _draw_key(ax, overall, key, theirs, _limits([overall], [key], theirs))
         ax.set_xlabel(X_LABEL)
@@ -134,7 +138,7 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path) -> Path:
         return save_figure(figure, path)[0]
 
 
-def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: str, path) -> Path:
+def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: str, path: str | Path) -> Path:
     """A row per sub-task and a column per model, each a main panel with a small one per metric of BESIDE."""
     dataset, models = dataset_of(table), list(table["model"].drop_duplicates())
     key, subtasks = dataset.key_score, list(table["subtask"].drop_duplicates())
@@ -156,7 +160,8 @@ def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: s
                 ax.tick_params(labelleft=column == 0, labelbottom=last)
                 ax.set_xlabel(X_LABEL if last else "")
                 if row == 0:
-                    ax.set_title(f"{model}, {dataset_of(run).title}\n{run['weights'].iloc[0]}", fontsize=9)
+                    made = f"{model}, {dataset_of(run).title}{recipe_of(run)}\n{run['weights'].iloc[0]}"
+                    ax.set_title(made, fontsize=9)
                 for index, metric in enumerate(BESIDE):
                     small = figure.add_subplot(grid[first + index, 2 * column + 1])
                     _draw_small(small, part, metric, theirs, limits[1])
@@ -169,7 +174,7 @@ def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: s
         return save_figure(figure, path)[0]
 
 
-def _draw_key(ax, part: pd.DataFrame, key: str, published: pd.DataFrame, limits: tuple[float, float]) -> None:
+def _draw_key(ax: Axes, part: pd.DataFrame, key: str, published: pd.DataFrame, limits: tuple[float, float]) -> None:
     """The metric to quote of one sub-task, bold, with its controls."""
     part = part.sort_values("layer")
     for control, column in _drawn_controls(part).items():
@@ -190,20 +195,23 @@ def _draw_key(ax, part: pd.DataFrame, key: str, published: pd.DataFrame, limits:
     draw_band(ax)
 
 
-def _draw_small(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, limits: tuple[float, float]) -> None:
+def _draw_small(
+    ax: Axes, part: pd.DataFrame, metric: str, published: pd.DataFrame, limits: tuple[float, float]
+) -> None:
     """Another metric, in a panel with its name in it."""
     _draw_metric(ax, part.sort_values("layer"), metric, published, small=True)
-    name = {"x": 0.03, "y": 0.97, "s": spoken(metric), "transform": ax.transAxes, "va": "top"}
+    name: dict[str, Any] = {"x": 0.03, "y": 0.97, "s": spoken(metric), "transform": ax.transAxes, "va": "top"}
     ax.text(**name, fontsize=7.5, color=STYLES[metric].color, fontweight="bold", zorder=6)
     ax.tick_params(labelsize=6.5, length=2)
     ax.set_ylim(*limits)
     draw_band(ax, label=False)
 
 
-def _draw_metric(ax, part: pd.DataFrame, metric: str, published: pd.DataFrame, small: bool = False) -> None:
+def _draw_metric(ax: Axes, part: pd.DataFrame, metric: str, published: pd.DataFrame, small: bool = False) -> None:
     curve, style = _curve(part, metric), STYLES[metric]
     with plt.rc_context({"lines.markersize": 2.2, "lines.linewidth": 1.1} if small else {"lines.linewidth": 2.0}):
         draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
+        draw_unconverged(ax, curve, style)
     if curve.thin is not None:
         ax.plot(curve.x, curve.thin, color=style.color, **_DOTTED)
     theirs = published[published["metric"] == metric].sort_values("layer")
@@ -253,7 +261,7 @@ def _limits(parts: Sequence[pd.DataFrame], metrics: Sequence[str], published: pd
 # ---------------------------------------------------------------- words
 
 
-def _legend(figure, table: pd.DataFrame, key: str, notes: Sequence[str]) -> None:
+def _legend(figure: Figure, table: pd.DataFrame, key: str, notes: Sequence[str]) -> None:
     style = STYLES[key]
     own = Line2D([], [], color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, lw=2.0)
     own.set_label(spoken(key))
@@ -288,12 +296,17 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
         notes = [f"Scores of all scenes at once, 95 % intervals of a bootstrap over scenes; chance {dataset.chance:g}."]
         notes += [f"{capital(means)}: mean over folds, which has no interval."] if means else []
     ties, near, scenes = (int(overall[name].sum()) for name in ("n_ties", "n_near_ties", "n_scenes"))
+    worth = "nothing by the published recipe" if recipe_of(overall) else "a half"
     notes.append(
-        f"Of {scenes} scenes over all layers {ties} tie (worth a half), and {near} are decided by less than 1 % of the "
-        "scores' spread."
+        f"Of {scenes} scenes over all layers {ties} tie (worth {worth}), and {near} are decided by less than 1 % of "
+        "the scores' spread."
     )
     if any(curve.thin is not None for curve in curves):
         notes.append("Dotted: settings chosen on the reported fold (published protocol), mean over folds.")
+    if curves[0].unconverged.any():
+        notes.append(f"{UNCONVERGED}.")
+    if "chosen" in overall:
+        notes.append(f"Chosen, {'. '.join(overall['chosen'].dropna().unique())}.")
     if _drawn_controls(overall):
         notes.append(f"Grey: {spoken(dataset.key_score)} of controls, the mean over seeds.")
     if len(published):
@@ -304,4 +317,4 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
 def _run_title(rows: pd.DataFrame) -> str:
     """The movies, the model and the kind of probe."""
     probe = str(rows["probe_set"].iloc[0]).rpartition("_")[2]
-    return f"{dataset_of(rows).title}, possible or impossible\n{rows['model'].iloc[0]}, {probe}"
+    return f"{dataset_of(rows).title}, possible or impossible{recipe_of(rows)}\n{rows['model'].iloc[0]}, {probe}"

@@ -9,12 +9,16 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend first: there may be no display)
 import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
 from constants import EMERGENCE_DEPTH  # noqa: E402
@@ -24,6 +28,7 @@ from pez.weights import caveats  # noqa: E402
 BAND = (EMERGENCE_DEPTH - 0.05, EMERGENCE_DEPTH + 0.05)  # drawn around one third of the depth
 BAND_LABEL = "one third\nof depth"
 X_LABEL = "Layer / depth"
+End = tuple[float, float, str, str]  # of a line: x, y, text, color
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class LineStyle:
 
     color: str
     marker: str
-    line: str | tuple
+    line: Any  # a style of matplotlib's: a name, or an offset and lengths of dashes
 
 
 LINE_STYLES = (
@@ -56,7 +61,7 @@ _CONTROL_DASHES = (
 _CONTROL_GREYS = ("#6b6b6b", "#8f8f8f", "#525252")
 _CONTROL_MARKERS = ("o", "s", "^", "D", "v", "<", ">")
 
-_PARAMETERS = {
+_PARAMETERS: dict[Any, Any] = {  # matplotlib's names
     "figure.dpi": 150,
     "savefig.dpi": 200,
     "font.size": 9,
@@ -103,7 +108,7 @@ def titled(title: str, weights: Sequence[str] = ()) -> str:
     return f"{title} — {', '.join(said)}" if said else title
 
 
-def draw_band(ax, label: bool = True) -> None:
+def draw_band(ax: Axes, label: bool = True) -> None:
     """Shade one third of the depth, where the paper puts the Physics Emergence Zone.
 
     Call it after the curves and limits are set: its label goes where it covers no curve.
@@ -127,7 +132,7 @@ def draw_band(ax, label: bool = True) -> None:
     )
 
 
-def _free_height(ax) -> float:
+def _free_height(ax: Axes) -> float:
     """Height, as a fraction of the axes, at which the band's label is clear of curves; the lowest of a few."""
     heights, room = np.arange(0, 0.9, 0.1), 0.1
     across = np.linspace(BAND[0] - 0.05, BAND[1] + 0.05, 9)
@@ -140,13 +145,21 @@ def _free_height(ax) -> float:
                 points = ax.transData.transform(np.column_stack([across, np.interp(across, x[known], y[known])]))
                 taken += list(ax.transAxes.inverted().transform(points)[:, 1])
     if not taken:
-        return heights[0]
+        return float(heights[0])
     distance = np.abs(heights[:, None] + room / 2 - np.array(taken)).min(1)
     free = heights[distance > room]
-    return free[0] if len(free) else heights[distance.argmax()]
+    return float(free[0] if len(free) else heights[distance.argmax()])
 
 
-def draw_interval(ax, x, mean, low, high, style: LineStyle, label: str | None = None) -> None:
+def draw_interval(
+    ax: Axes,
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    style: LineStyle,
+    label: str | None = None,
+) -> None:
     """A curve with a band from `low` to `high` (NaN: none), drawn in the shared way."""
     x, mean, low, high = (np.asarray(values, dtype=float) for values in (x, mean, low, high))
     if np.isfinite(low).any():
@@ -156,14 +169,14 @@ def draw_interval(ax, x, mean, low, high, style: LineStyle, label: str | None = 
     ax.plot(x, mean, color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=label)
 
 
-def write_notes(figure, notes: Sequence[str], per_inch: int = 18) -> None:
+def write_notes(figure: Figure, notes: Sequence[str], per_inch: int = 18) -> None:
     """Write sentences small at the foot of a figure, in lines as wide as it is."""
     if notes:
         text = textwrap.fill(" ".join(notes), int(per_inch * figure.get_figwidth()))
         figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
 
 
-def label_ends(ax, ends: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:
+def label_ends(ax: Axes, ends: Sequence[End], size: float = 8.5) -> None:
     """Write each (x, y, text, color) to the right of a line's end, moved apart so that none overlap.
 
     Call it last: positions are worked out with the axes' final limits.
@@ -181,7 +194,7 @@ def label_ends(ax, ends: Sequence[tuple[float, float, str, str]], size: float = 
         ax.annotate(
             text,
             (x, y),
-            xytext=ax.transData.inverted().transform((right, position)),
+            xytext=tuple(ax.transData.inverted().transform((right, position))),
             textcoords="data",
             color=color,
             fontsize=size,
@@ -214,7 +227,7 @@ def spread_out(wanted: np.ndarray, gap: float, low: float, high: float) -> np.nd
     return placed
 
 
-def save_figure(figure, path, formats: Sequence[str] = ("png",)) -> list[Path]:
+def save_figure(figure: Figure, path: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Write the figure beside `path` in each format, atomically, close it, and return the paths."""
     written = []
     for suffix in formats:

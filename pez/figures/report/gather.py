@@ -3,18 +3,21 @@
     gather(results_dir)    -> Report; what is absent is left out and named in `Report.absent`, never an error
 
 Files read, all optional: in the results folder those of its runs (pez/probes/results.py), figure*.png,
-figure*_verdict.md and .json, audit_*.csv and .png; beside it the clip sets (data/velocity, data/acceleration) and the
-stand-in for IntPhys (intphys_mini/dev), or where constants.py has them if they are not there.
+figure*_verdict.md and .json, audit_*.csv and .png; beside it the clip sets (data/velocity, data/acceleration,
+data/turns, and those of folders named data_...) and the stand-in for IntPhys (intphys_mini/dev), or where constants.py
+has them if they are not there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 import constants
 from pez.errors import UserError
+from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
 from pez.figures.words import dataset_of
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
 from pez.probes.audit import truth_fingerprint
@@ -34,11 +37,16 @@ class FigureSpec:
     picture: str
     verdict: str | None
     made_by: str
+    optional: bool = False  # not missed where it is not there
 
 
 FIGURES = (
+    FigureSpec(
+        "motion", "Motion without place", "figure_motion_final", "figure_motion_verdict", "step3_probe.py run", True
+    ),
     FigureSpec("2(c)", "Scalar motion by layer", "figure2c_final", "figure2c_verdict", "step3_probe.py run"),
     FigureSpec("2(b)", "Cartesian motion by layer", "figure2b_final", "figure2b_verdict", "step3_probe.py run"),
+    FigureSpec("turns", "Direction and speed before each turn", "figure_turns_final", None, "step3_probe.py run", True),
     FigureSpec(
         "1",
         "Possible or impossible, every metric",
@@ -79,7 +87,7 @@ class Verdict:
     spec: FigureSpec
     path: Path
     text: str
-    record: dict
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,15 @@ class Movies:
     sheet: Path | None
 
 
+@dataclass(frozen=True)
+class Mechanisms:
+    """A run of step4_mechanisms.py: its figures as (title, path), and its verdict where there is one."""
+
+    name: str
+    figures: tuple[tuple[str, Path], ...]
+    verdict: str | None
+
+
 @dataclass
 class Report:
     """All that a report shows, runs newest first; `absent` names in words what was looked for and not found."""
@@ -112,6 +129,7 @@ class Report:
     pictures: list[Picture] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
+    mechanisms: list[Mechanisms] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
     def of_kind(self, kind: str) -> list[Run]:
@@ -119,7 +137,7 @@ class Report:
         return [run for run in self.runs if run.kind == kind]
 
 
-def gather(results_dir, runs: Sequence[str] | None = None) -> Report:
+def gather(results_dir: str | Path, runs: Sequence[str] | None = None) -> Report:
     """Read everything there is about the runs of a results folder (all, or those named)."""
     report = Report(Path(results_dir))
     report.runs = _runs(report, runs)
@@ -127,6 +145,7 @@ def gather(results_dir, runs: Sequence[str] | None = None) -> Report:
     report.clip_sets = _clip_sets(report)
     report.movies = _movies(report)
     report.audits = _audits(report)
+    report.mechanisms = _mechanisms(report)
     return report
 
 
@@ -155,7 +174,7 @@ def _figures(report: Report) -> tuple[list[Picture], list[Verdict]]:
         for path in paths:
             beside = [path.with_suffix(suffix) for suffix in (".csv", ".pdf")]
             pictures.append(Picture(spec, path, tuple(each for each in beside if each.is_file())))
-        if not paths:
+        if not paths and not spec.optional:
             report.absent.append(
                 f"Figure {spec.number}, {spec.title}: no {spec.picture}.png ({spec.made_by}, then plot_figures.py)"
             )
@@ -177,6 +196,12 @@ def _clip_sets(report: Report) -> list[ClipSet]:
             found.append(read_clip_set(root / name))
         except UserError as error:
             report.absent.append(f"Clips of the {name} set: {error}")
+    more = sorted([*root.glob("turns/clipset.json"), *root.parent.glob(f"{root.name}_*/*/clipset.json")])
+    for path in more:  # sets that were asked for besides, such as data_matched/velocity
+        try:
+            found.append(read_clip_set(path.parent))
+        except UserError as error:
+            report.absent.append(f"Clips of {path.parent}: {error}")
     return found
 
 
@@ -208,13 +233,30 @@ def _audits(report: Report) -> list[Audit]:
             report.absent.append(str(error))
         name = stem.removeprefix("audit_")
         clips = next((each for each in report.clip_sets if each.name == name), None)
-        told = clips is not None and rows is not None and "clips_fingerprint" in rows  # of earlier versions not
-        if told and set(rows["clips_fingerprint"]) != {truth_fingerprint(clips)}:
+        # of earlier versions no fingerprint is known
+        told = set(rows["clips_fingerprint"]) if rows is not None and "clips_fingerprint" in rows else set()
+        if clips is not None and told and told != {truth_fingerprint(clips)}:
             report.absent.append(f"{table} is of other clips than {clips.directory}: rerun step3_probe.py audit")
             continue
         found.append(Audit(name, rows, picture if picture.is_file() else None))
     if not found:
         report.absent.append("Confound audit: no audit_*.csv (step3_probe.py audit)")
+    return found
+
+
+def _mechanisms(report: Report) -> list[Mechanisms]:
+    """Figures and verdicts of the runs of step4_mechanisms.py that have some."""
+    found = []
+    for record in sorted(report.results_dir.glob("config_mechanisms_*.json")):
+        name = record.stem.removeprefix("config_mechanisms_")
+        drawn = [
+            (figure.title, report.results_dir / f"{figure.stem}_{name}.png") for figure in MECHANISM_FIGURES.values()
+        ]
+        verdict = report.results_dir / f"mechanisms_verdict_{name}.md"
+        text = verdict.read_text(encoding="utf-8", errors="replace") if verdict.is_file() else None
+        figures = tuple((title, path) for title, path in drawn if path.is_file())
+        if figures or text:
+            found.append(Mechanisms(name, figures, text))
     return found
 
 
@@ -224,7 +266,7 @@ def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:
     return folder if folder.is_dir() else otherwise
 
 
-def _record(report: Report, path: Path) -> dict:
+def _record(report: Report, path: Path) -> dict[str, Any]:
     """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
     try:
         return read_record(path, VerdictRecord)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pez.controls import is_floor
 from pez.figures.caveats import BANNERS, CAVEATS, Caveat
 from pez.figures.quoted import Quoted, quoted
-from pez.figures.report.gather import Report, Verdict
+from pez.figures.report.gather import Picture, Report, Verdict
 from pez.figures.verdicts.statements import CHANCE, FAILS, HOLDS, UNDECIDED
 from pez.figures.words import capital, dataset_of, listed, number, spoken
 from pez.probes.results import BALL, MOVIES, Run
@@ -55,11 +56,12 @@ def warnings(report: Report) -> list[tuple[Caveat, list[str]]]:
 
 
 def statements(verdict: Verdict) -> list[Said]:
-    """The statements of a verdict file, in a sentence each, with the finding that decided."""
-    return [_said(each) for each in verdict.record.get("statements", [])]
+    """The statements of a verdict file, in a sentence each, with the finding that decided; then what it says of layers
+    and controls without an encoder."""
+    return [_said(each) for each in [*verdict.record.get("statements", []), *verdict.record.get("beyond", [])]]
 
 
-def _said(statement: dict) -> Said:
+def _said(statement: dict[str, Any]) -> Said:
     findings = statement.get("findings", [])
     deciding = next((each for each in findings if each["verdict"] == statement["verdict"]), None)
     measured = statement.get("why", "")
@@ -113,6 +115,7 @@ def _movie_notes(report: Report) -> Iterator[Note]:
         key = curves.get(dataset.key_score)
         if (probe, model) in done or key is None:
             continue
+        assert key.peak is not None
         done.add((probe, model))
         beside = [_there(curves[name], key.peak) for name in ("auc",) if name in curves]
         yield Note(
@@ -143,6 +146,7 @@ def _there(curve: Quoted, layer: int) -> str:
 def _sure(curve: Quoted) -> str:
     """What makes the highest score of movies more or less sure, in brackets."""
     layer, row, parts = curve.peak, curve.rows.loc[curve.peak], []
+    assert layer is not None
     if curve.ends["low"].notna().any():
         parts.append(f"pooled {number(curve.ends['pooled'][layer])}, 95\u00a0% interval {curve.interval(layer)}")
     if row.get("n_near_ties"):
@@ -151,11 +155,12 @@ def _sure(curve: Quoted) -> str:
 
 
 def _closest(curve: Quoted) -> str:
+    assert curve.peak is not None
     names = curve.controls(curve.peak).index
     return curve.closest_control(curve.peak, [n for n in names if is_floor(n, str(curve.run.value("pooling")))])
 
 
-def main_picture(report: Report):
+def main_picture(report: Report) -> Picture | None:
     """The figure to open with: the first that is there."""
     return report.pictures[0] if report.pictures else None
 
@@ -165,7 +170,7 @@ def pictured(report: Report) -> list[Run]:
     return [run for run in report.runs if run.path("figure", ".png").is_file()]
 
 
-def moment(written) -> str:
+def moment(written: object) -> str:
     """An ISO time without the seconds: 2026-11-23 08:00 +0000."""
     return f"{str(written)[:16].replace('T', ' ')} {str(written)[19:]}".strip()
 

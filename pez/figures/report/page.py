@@ -27,14 +27,16 @@ from pez.runs import provenance
 FILE = "report.html"
 MOST_PICTURE_BYTES = 5_500_000  # base64 makes them 7.4 MB
 _TEMPLATE = "template.html"
-_LISTED = ("results", "controls", "predictions", "config", "summary", "audit", "figure")
+_LISTED: tuple[str, ...] = ("results", "controls", "predictions", "config", "summary", "audit", "figure")
+_LISTED += ("mechanisms", "attention", "sequence", "overlap", "table3", "table4", "steering", "patches", "ablation")
+_LISTED += ("tuning", "tasks", "coordinates")
 _LISTED_SUFFIXES = (".csv", ".parquet", ".json", ".md", ".pdf", ".png")
 _CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
 _DPI = 150  # of a picture that does not say
 _HEADINGS_DOWN = 2  # a file's first heading is the third level of the page
 
 
-def build_report(results_dir, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_report(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
     """Write report.html into the results folder; the path, or none (and a printed line) if it holds no run.
 
     `reference` is there for the builders' common signature: the figures that are shown have it already.
@@ -98,7 +100,7 @@ class Pictures:
 def inches(path: Path) -> float:
     """How wide a figure was drawn: its print is legible at about that size."""
     with Image.open(path) as image:
-        return round(image.width / image.info.get("dpi", (_DPI, _DPI))[0], 1)
+        return float(round(image.width / image.info.get("dpi", (_DPI, _DPI))[0], 1))
 
 
 def href(path: Path) -> str:
@@ -143,7 +145,7 @@ def markdown(text: str) -> Markup:
     return Markup(html)
 
 
-def _folded(renderer, tokens: list[Token], index: int, options, env) -> str:
+def _folded(renderer: object, tokens: list[Token], index: int, options: object, env: object) -> str:
     """A block of code is how something was computed: long, and for whoever asks."""
     text = escape(tokens[index].content)
     return f'<details class="rules"><summary>The rules</summary><pre tabindex="0">{text}</pre></details>'

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from pez.controls import CONTROLS
+from pez.controls import CONTROLS, READ, meaning
 from pez.figures.caveats import unit_of
 from pez.figures.plots.audit import shown_readers
+from pez.figures.plots.turns import kept
 from pez.figures.quoted import Quoted, quoted
 from pez.figures.report.gather import Audit, Report
 from pez.figures.report.notes import clips_of, moment
@@ -15,6 +17,7 @@ from pez.figures.words import INTERVAL, NONE, dataset_of, interval, number, spok
 from pez.probes.results import BALL, MOVIES, Run
 from pez.probes.summary import one_third
 from pez.stimuli.clipset import ClipSet
+from pez.weights import licences
 
 _BROAD = 6  # columns
 
@@ -92,6 +95,28 @@ def number_tables(report: Report) -> list[Table]:
     return [numbers_table(run) for run in in_order(report)]
 
 
+def kept_tables(report: Report) -> list[Table]:
+    """How long each layer keeps a direction, of every run of the turns set."""
+    found = []
+    for run in report.of_kind(BALL):
+        if run.value("probe_set") != "turns":
+            continue
+        rows = [
+            [str(row.layer), number(row.own), str(row.n_readable), _kept_words(row.kept)]
+            for row in kept(run).itertuples()
+        ]
+        columns = ["layer", "direction, the tubelet read", "tubelets readable", "kept beyond it for"]
+        caption = f"{run.name}: how long a layer keeps a direction ({run.value('pooling')}; a tubelet is two frames)"
+        found.append(Table(caption, columns, rows, frozenset(range(1, 4))))
+    return found
+
+
+def _kept_words(value: float) -> str:
+    if pd.isna(value):
+        return NONE
+    return "not read" if value < 0 else f"{int(value)} tubelet{'s'[: value != 1]}"
+
+
 def control_tables(report: Report) -> list[Table]:
     """Controls of every run that has some."""
     return [table for table in map(controls_table, in_order(report)) if table.rows]
@@ -100,7 +125,8 @@ def control_tables(report: Report) -> list[Table]:
 def control_meanings(report: Report) -> dict[str, str]:
     """What each control is, of those that were run."""
     there = {name for run in report.runs if "control" in run.controls for name in run.controls["control"]}
-    return {spoken(name): control.meaning for name, control in CONTROLS.items() if name in there}
+    order = [each for name in CONTROLS for each in (name, f"{name}{READ}")]
+    return {spoken(name): meaning(name) for name in order if name in there}
 
 
 # ---------------------------------------------------------------- what was run, and how
@@ -149,7 +175,7 @@ def provenance_table(report: Report) -> Table:
     return Table("How each run was made", columns, [_made_row(run.name, run.record) for run in report.runs])
 
 
-def _made_row(name: str, record: dict) -> list[str]:
+def _made_row(name: str, record: dict[str, Any]) -> list[str]:
     made = record.get("provenance", {})
     libraries = [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
     python = [f"Python {made['python']}"] if "python" in made else []
@@ -159,13 +185,23 @@ def _made_row(name: str, record: dict) -> list[str]:
 
 def features_table(report: Report) -> Table:
     """Weights and clips behind each run's features, by fingerprint."""
-    columns = ["run", "clips", "clip-set fingerprint", "weights", "SHA-256 of weights", "precision", "frame order"]
+    columns = [
+        "run",
+        "clips",
+        "clip-set fingerprint",
+        "weights",
+        "licence",
+        "SHA-256 of weights",
+        "precision",
+        "frame order",
+    ]
     rows = [
         [
             run.name,
             name,
             str(features.get("clip_set", {}).get("fingerprint", NONE)),
             str(features.get("weights_label", NONE)),
+            licences([features.get("weights_label")]).get(str(features.get("weights_label")), NONE),
             str(features.get("weights_sha256") or NONE)[:16],
             str(features.get("dtype", NONE)),
             spoken(features.get("frame_order", NONE)),

@@ -1,15 +1,21 @@
 """What a run shows of a variable: its curves and their controls with resamples, ready for statements and onsets."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from pez.controls import is_floor
-from pez.figures.verdicts.statements import STATEMENTS, Checked, Evidence, checked
-from pez.figures.words import chance_of
+import numpy as np
+import pandas as pd
+
+from pez.controls import BESIDE, UNIQUE, is_floor
+from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, Statement, beyond, checked
+from pez.figures.words import spoken
 from pez.probes.results import MOVIES, Run
-from pez.probes.scores.onset import Onset, find_onsets
+from pez.probes.scores.kinds import chance_of
+from pez.probes.scores.onset import Emergence, Onset, emergence, find_onsets
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored
 
+TRAINING = "the probe's training, not the encoder"  # is what a curve of unconverged probes may show
 FEWEST_GROUPS = 8  # with fewer a bootstrap over groups has too few different resamples to say anything
 
 
@@ -49,7 +55,7 @@ class Judged:
     @property
     def controls(self) -> list[str]:
         """Names of the controls it is compared with."""
-        return list(self.key.controls) if self.key else []
+        return [*self.key.controls, *self.key.beside] if self.key else []
 
     @property
     def too_few(self) -> str:
@@ -59,10 +65,35 @@ class Judged:
             return f"too few {unit}: {self.n_groups}"
         return "" if self.key else "no resamples: rerun with --bootstrap 1000"
 
-    def checked(self, figure: str) -> list[Checked]:
-        """The paper's statements of `figure` about this variable, each with its verdict."""
-        mine = [each for each in STATEMENTS if (each.figure, each.variable) == (figure, self.variable)]
-        return [checked(self.of, statement, self.key, self.too_few) for statement in mine]
+    @property
+    def unconverged(self) -> list[int]:
+        """Layers whose probes stopped before they had converged; none where that was not recorded."""
+        return unconverged_layers(self.run.table[self.run.table["variable"] == self.variable])
+
+    @property
+    def training(self) -> str:
+        """Why nothing is decided of a curve that the probe's training has shaped; empty where all layers converged."""
+        return f"{TRAINING}: not converged at layers {spans(self.unconverged)}" if self.unconverged else ""
+
+    def checked(self, figure: str, statements: Sequence[Statement] = STATEMENTS) -> list[Checked]:
+        """Those of `statements` (by default the paper's) of `figure` about this variable, each with its verdict."""
+        mine = [each for each in statements if (each.figure, each.variable) == (figure, self.variable)]
+        own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
+        mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
+        found = [checked(self.of, statement, self.key, self.too_few) for statement in mine]
+        if self.too_few or not self.training:
+            return found
+        return [replace(each, verdict=UNDECIDED, why=self.training) for each in found]
+
+    def beyond(self) -> list[Checked]:
+        """Whether its layers read more than the controls without an encoder that were run."""
+        found = [] if self.too_few or self.key is None else beyond(self.of, self.key)
+        return [replace(each, verdict=UNDECIDED, why=self.training) for each in found] if self.training else found
+
+    def emergence(self) -> Emergence | None:
+        """The criterion of the paper's authors on the curve that is quoted; None where it has too few layers."""
+        curve = self.scored.pooled(self.scored.kind.headline)
+        return emergence(self.scored.layers, curve, self.run.depth, self.scored.kind.chance)
 
     def onsets(self) -> list[tuple[str, str, str, Onset]]:
         """(part, metric, against, onset) of every curve, comparison and rule."""
@@ -73,6 +104,19 @@ class Judged:
             for against, control in evidence.comparisons.items()
             for onset in find_onsets(evidence.layers, evidence.main, control, evidence.chance, threshold)
         ]
+
+
+def unconverged_layers(rows: pd.DataFrame) -> list[int]:
+    """Layers of rows of a results table at which a fold's probe stopped before it had converged."""
+    if "converged" not in rows:
+        return []
+    return sorted(rows.loc[rows["converged"].eq(False), "layer"].unique().tolist())
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Layers for people: 0 to 3, 7."""
+    parts = np.split(np.asarray(layers), np.flatnonzero(np.diff(layers) > 1) + 1)
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
 
 
 def judge(run: Run, variable: str, of: str) -> Judged:
@@ -89,12 +133,17 @@ def judge(run: Run, variable: str, of: str) -> Judged:
     else:
         wanted, names = [(OVERALL, kind.headline)], sorted(names)
     floors = [name for name in names if is_floor(name, str(run.value("pooling")))]
+    others = [name for name in names if name in BESIDE]
     curves = {}
     for part, metric in wanted:
-        if main.curve(metric, part) is not None:
-            every = {name: scores.control(variable, name, metric, part) for name in floors}
-            controls = {name: control for name, control in every.items() if control is not None}
+        curve = main.curve(metric, part)
+        if curve is not None:
+            every = {name: scores.control(variable, name, metric, part) for name in [*floors, *others]}
+            known = {name: control for name, control in every.items() if control is not None}
+            controls = {name: known[name] for name in floors if name in known}
+            beside = {name: known[name] for name in others if name in known}
             chance = kind.chance if metric == kind.headline else chance_of(metric)
-            curves[part, metric] = Evidence(main.layers, run.depth, main.curve(metric, part), controls, chance)
+            unique = scores.unique(variable)[1] if UNIQUE in names and metric == kind.headline else None
+            curves[part, metric] = Evidence(main.layers, run.depth, curve, controls, chance, beside, unique)
     seeds = {name: len(scores.of(variable, None, name)) for name in names}
     return Judged(of, run, main, curves, seeds)

@@ -17,6 +17,7 @@ comparable* (nothing published for the models present, or stand-in movies only).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -42,7 +43,7 @@ def theirs_of(run: Run, published: pd.DataFrame) -> pd.DataFrame:
     return published[(published["model"] == run.value("model")) & (published["data"] == title)]
 
 
-def facts_of(part: pd.DataFrame, metric: str) -> dict:
+def facts_of(part: pd.DataFrame, metric: str) -> dict[str, Any]:
     """`curve_facts` of the means over folds."""
     return curve_facts(part["layer"], part[f"{metric}_mean"])
 
@@ -96,7 +97,8 @@ def _tie_lines(overall: pd.DataFrame) -> list[str]:
         f"- Ties: {int(overall['n_ties'].sum())} of {scenes} scene comparisons over all layers, each worth a half; "
         f"{int(overall['n_near_ties'].sum())} decided by less than 1 % of the scores' spread.",
         f"- At layer {int(first['layer'])}: {int(first['n_ties'])} ties and {int(first['n_near_ties'])} such "
-        f"near-ties in {int(first['n_scenes'])} scenes.",
+        f"near-ties in {int(first['n_scenes'])} scenes. {int(first['n_scenes'] - first['n_ties'])} of the "
+        f"{int(first['n_scenes'])} decisions are above rounding.",
     ]
 
 
@@ -135,7 +137,7 @@ def _agrees(run: Run, published: pd.DataFrame) -> bool:
     if here["onset_layer"] is None:
         return False
     shift = abs(here["onset_layer"] / run.depth - there["onset_layer"] / (there["last_layer"] + 1))
-    return abs(here["peak"] - there["peak"]) <= PEAK_TOLERANCE and shift <= ONSET_TOLERANCE
+    return bool(abs(here["peak"] - there["peak"]) <= PEAK_TOLERANCE and shift <= ONSET_TOLERANCE)
 
 
 def _shows(run: Run, subtask: str) -> bool:
@@ -154,5 +156,5 @@ def _decline(part: pd.DataFrame, metric: str) -> str:
     return f"no clear decline ({facts['late_decline']:.3f}, spread {spread:.3f})"
 
 
-def _layer(layer: int | None, facts: dict) -> str:
+def _layer(layer: int | None, facts: dict[str, Any]) -> str:
     return "none" if layer is None else f"{layer} of {facts['last_layer']}"

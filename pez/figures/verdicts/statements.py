@@ -9,18 +9,30 @@ one third  appears at about one third: half-rise onset within a tenth of the dep
 middle     peaks in the middle: the mean over the middle third of the depth minus that over the outer third that
            is higher; means, for the highest of many layers is higher by luck too
 fades      declines toward the output: the mean over the middle third minus that over the last tenth
+readable   some layer is above: one test over all layers (max-T); does not hold if no layer's interval reaches 0.1
+
+beyond     the same of a control without an encoder, such as optical flow, which is no floor: it reads the motion itself
 
 Without an onset "early" and "one third" do not hold if the curve stays, with its interval, less than 0.1 above; a
 curve that might be higher but was not shown to be leaves them undecided. Layers that were not probed leave undecided
-what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided.
+what needs them. With fewer than 8 groups nothing is tested, and every statement is undecided. So is
+every statement about a curve with layers whose probes stopped before they had converged: it may show the probe's
+training, not the encoder.
+
+STATEMENTS are the paper's; `read_statements` reads others from a file, of variables of one's own (docs/labels.md).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from constants import EMERGENCE_DEPTH
+from pez.controls import TOGETHER
+from pez.errors import UserError, check_choice
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.scores.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
 
@@ -31,13 +43,15 @@ EARLY = 0.1  # of the depth
 AROUND = 0.1  # of the depth, on either side of one third
 LAST = 0.9  # of the depth: where the last tenth begins
 MOVIES = "movies"
+LABELS = "labels"
+FIGURES = ("2c", "2b", MOVIES, LABELS)
 READABLE = 0.1  # least R^2 above control that would count as readable
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What the paper says of a variable of a figure (MOVIES: of both figures of movies): `claim` in words, `check` a
-    key of CHECKS."""
+    """What is said of a variable of a figure (MOVIES: of both figures of movies; LABELS: of runs of own labels):
+    `claim` in words, `check` a key of CHECKS."""
 
     figure: str
     variable: str
@@ -81,6 +95,14 @@ STATEMENTS = (
     *_statements("2c", "direction_sincos", "one third"),
     *(part for name in ("velocity_xy", "vx", "vy") for part in _statements("2b", name, "one third")),
     *(part for name in ("acceleration_xy", "ax", "ay") for part in _statements("2b", name, "one third")),
+    *(
+        part
+        for name in ("velocity_xy", "direction_sincos")
+        for part in (
+            Statement("_motion", name, "is read by some layer where place is silent", "readable"),
+            *_statements("_motion", name, "one third"),
+        )
+    ),
     Statement(MOVIES, "possible", "possible versus impossible appears at about one third of the depth", "one third"),
     Statement(MOVIES, "possible", "relative accuracy peaks in the middle layers", "middle"),
     Statement(MOVIES, "possible", "relative accuracy declines late", "fades"),
@@ -97,6 +119,8 @@ class Evidence:
     main: BootstrapCurve
     controls: dict[str, BootstrapCurve]
     chance: float = 0.0
+    beside: Mapping[str, BootstrapCurve] = field(default_factory=dict)  # of pez.controls.BESIDE
+    unique: BootstrapCurve | None = None  # what each layer adds to the controls without an encoder
 
     @property
     def comparisons(self) -> dict[str, BootstrapCurve | None]:
@@ -118,8 +142,36 @@ def checked(of: str, statement: Statement, evidence: Evidence | None, why: str =
     return Checked(of, statement.claim, overall(findings), tuple(findings))
 
 
-def verdict_record(statements: Sequence[Checked], **more) -> dict:
-    """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more`."""
+def beyond(of: str, evidence: Evidence) -> list[Checked]:
+    """Of what reads the motion without an encoder, where it was run: whether some layer reads more, tested over all
+    layers together; and whether some layer adds to it."""
+    found = []
+    for name in [name for name in evidence.beside if name != TOGETHER]:
+        verdict, words = _reads_more(evidence, evidence.main, evidence.beside[name])
+        claim = f"is read by some layer beyond {name.replace('_', ' ')}"
+        found.append(Checked(of, claim, verdict, (Finding(name, verdict, words),)))
+    if evidence.unique is not None:
+        verdict, words = _reads_more(evidence, evidence.unique, None)
+        claim = "is told by some layer beyond position, pixels and optical flow together (R² that it adds)"
+        found.append(Checked(of, claim, verdict, (Finding(TOGETHER, verdict, words),)))
+    return found
+
+
+def _reads_more(evidence: Evidence, curve: BootstrapCurve, control: BootstrapCurve | None) -> tuple[str, str]:
+    chance = 0.0 if curve is evidence.unique else evidence.chance
+    rise = rise_above(curve, control, chance)
+    detection, best = above_control(curve, control, chance), int(np.nanargmax(rise.estimate))
+    low, high = rise.interval()[best]
+    words = f"most at layer {evidence.layers[best]}: {rise.estimate[best]:+.2f} [{low:+.2f}, {high:+.2f}]"
+    words += f", p = {detection.p_value:.2g} over all layers"
+    if detection.found:
+        above = ", ".join(map(str, np.asarray(evidence.layers)[detection.above]))
+        return HOLDS, f"{words}; by themselves layers {above}"
+    return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
+
+
+def verdict_record(statements: Sequence[Checked], **more: Any) -> dict[str, Any]:
+    """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more` in front."""
     return {**more, "statements": [asdict(statement) for statement in statements]}
 
 
@@ -187,9 +239,42 @@ def _difference(rise: BootstrapCurve, one: np.ndarray, other: np.ndarray, name: 
     return FAILS if high < 0 else UNDECIDED, words
 
 
+def _readable(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
+    return _reads_more(evidence, evidence.main, control)
+
+
 CHECKS = {
     "early": _onset_within(0.0, EARLY),
     "one third": _onset_within(EMERGENCE_DEPTH - AROUND, EMERGENCE_DEPTH + AROUND),
     "middle": _middle,
     "fades": _fades,
+    "readable": _readable,
 }
+COLUMNS = ("variable", "claim", "check")
+
+
+def read_statements(path: str | Path) -> tuple[Statement, ...]:
+    """Statements from a CSV with the columns variable, claim, check, and figure where they are not of own labels.
+
+    Raises UserError for a file that cannot be read, a column that is missing, an empty cell, or a check or figure that
+    is not known.
+    """
+    path = Path(path)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except FileNotFoundError:
+        raise UserError(f"--statements {path} is missing: give a CSV with {', '.join(COLUMNS)}") from None
+    except (ValueError, OSError) as error:  # pandas' errors and broken text are ValueErrors
+        raise UserError(f"--statements {path} cannot be read ({error}): save it as CSV") from None
+    lacking = [name for name in COLUMNS if name not in table]
+    if lacking or table.empty:
+        what = f"has no column {lacking[0]}" if lacking else "has no rows"
+        raise UserError(f"--statements {path} {what}: write {', '.join(COLUMNS)}, as docs/statements.csv")
+    table = table.assign(figure=table.get("figure", LABELS)).replace({"figure": {"": LABELS}})
+    for number, row in enumerate(table.to_dict("records"), start=2):
+        empty = [name for name in COLUMNS if not row[name].strip()]
+        if empty:
+            raise UserError(f"--statements {path}, line {number} has no {empty[0]}: fill it in")
+        check_choice(f"--statements {path}, line {number}: check", row["check"], CHECKS)
+        check_choice(f"--statements {path}, line {number}: figure", row["figure"], FIGURES)
+    return tuple(Statement(row.figure, row.variable, row.claim, row.check) for row in table.itertuples())

@@ -8,51 +8,86 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
 from pez.controls import CONTROLS
 from pez.errors import UserError
 from pez.figures.caveats import run_words, verdict_notes
-from pez.figures.verdicts import published, statements
+from pez.figures.verdicts import published
+from pez.figures.verdicts import statements as rules
 from pez.figures.verdicts.evidence import Judged, judge
-from pez.figures.verdicts.statements import MOVIES, UNDECIDED, Checked, verdict_record
+from pez.figures.verdicts.statements import (
+    LABELS,
+    MOVIES,
+    STATEMENTS,
+    UNDECIDED,
+    Checked,
+    Statement,
+    verdict_record,
+)
 from pez.figures.words import dataset_of, spoken
 from pez.files import write_json, write_text
 from pez.probes.results import Run
 from pez.probes.scores import onset as onset_rules
 from pez.probes.scores.possibility import OVERALL
 
-TITLES = {"2c": "Figure 2(c): scalar motion variables", "2b": "Figure 2(b): Cartesian motion"}
-MOVIE_RULES = """Statements are about relative accuracy over all scenes: it appears at about one third of the depth, \
-peaks in the
-middle, declines late. The checks, their words and their verdicts are those of the ball curves
-(pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1 above it would count as readable. Onsets are by
+TITLES = {
+    "2c": "Figure 2(c): scalar motion variables",
+    "2b": "Figure 2(b): Cartesian motion",
+    LABELS: "Labels of one's own",
+    "_motion": "Motion without place",
+}
+MOVIE_RULES = """Statements are about relative accuracy over all scenes (where a benchmark numbers its pairs, pairwise
+accuracy): it appears at about one third of the depth, peaks in the middle, declines late. The checks, their words and
+their verdicts are those of the ball curves (pez.figures.verdicts.statements), on accuracies: chance is 0.5, and 0.1
+above it would count as readable. Onsets are by
 the three rules of pez.probes.scores.onset, with threshold 0.75, half way from chance to perfect; 0.5, the balls'
 threshold, is chance here. Both rest on resamples of scenes of the out-of-fold scores (pez.probes.scores.score), so on
 the pooled score, and are made against chance and every control that was run (the mean over its seeds; pez.controls)."""
 
 
-def build_verdict(results_dir, figure: str, curves: Sequence[tuple[Run, str]]) -> list[Path]:
+def build_verdict(
+    results_dir: str | Path,
+    figure: str,
+    curves: Sequence[tuple[Run, str]],
+    statements: Sequence[Statement] = STATEMENTS,
+    named: Callable[[Run, str], str] | None = None,
+) -> list[Path]:
     """Write figureFIGURE_verdict.md, and what it says as data to figureFIGURE_verdict.json; returns their paths.
 
-    `curves`: the variables of a ball figure, each with its run. A run without readable predictions is named in the file
-    and left out of it.
+    `curves`: the variables of a ball figure, each with its run; with the figure LABELS of a run of own labels, for
+    which FIGURE is "_" and the run's name. `named` says what each is called. A run without readable predictions is
+    named in the file and left out of it.
     """
     judged, notes = [], []
     for run, variable in curves:
+        of = spoken(variable) if named is None else named(run, variable)
         try:
-            judged.append(judge(run, variable, spoken(variable)))
+            judged.append(judge(run, variable, of))
         except UserError as error:
-            notes.append(f"{spoken(variable)} left out: {error}")
-    found = [each for item in judged for each in item.checked(figure)]
-    record = verdict_record(found, made_from=_fingerprints([run for run, _ in curves]))
-    return _write(results_dir, figure, verdict_text(figure, judged, notes), record)
+            notes.append(f"{of} left out: {error}")
+    more = [asdict(each) for item in judged for each in item.beyond()]
+    found = [each for item in judged for each in item.checked(figure, statements)]
+    told = {"made_from": _fingerprints([run for run, _ in curves]), "emergence": emergence_record(judged)}
+    record = verdict_record(found, **({"beyond": more} if more else {}), **told)
+    stem = f"_{curves[0][0].name}" if figure == LABELS else figure
+    return _write(results_dir, stem, verdict_text(figure, judged, notes, statements), record)
 
 
-def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run], theirs, missing) -> list[Path]:
+def build_movie_verdict(
+    results_dir: str | Path,
+    figure: int,
+    title: str,
+    runs: Sequence[Run],
+    theirs: pd.DataFrame,
+    missing: Sequence[str],
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
     """The same of Figure 6 or 8: `runs`, one per model; `theirs`, published values as of `published_movies`; `missing`
     models without a run."""
     judged: list[Judged | UserError] = []
@@ -61,9 +96,11 @@ def build_movie_verdict(results_dir, figure: int, title: str, runs: Sequence[Run
             judged.append(judge(run, run.variables[0], str(run.value("model"))))
         except UserError as error:
             judged.append(error)
-    found = [each for item in judged if isinstance(item, Judged) for each in item.checked(MOVIES)]
-    record = verdict_record(found, status=published.status(runs, theirs), made_from=_fingerprints(runs))
-    return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing), record)
+    shown = [item for item in judged if isinstance(item, Judged)]
+    found = [each for item in shown for each in item.checked(MOVIES, statements)]
+    told = {"made_from": _fingerprints(runs), "emergence": emergence_record(shown)}
+    record = verdict_record(found, status=published.status(runs, theirs), **told)
+    return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing, statements), record)
 
 
 def _fingerprints(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
@@ -72,7 +109,7 @@ def _fingerprints(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     return {run.name: {column: str(run.value(column)) for column in columns} for run in runs}
 
 
-def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
+def _write(results_dir: str | Path, figure: object, text: str, record: dict[str, Any]) -> list[Path]:
     path = Path(results_dir) / f"figure{figure}_verdict.md"
     return [write_text(path, text), write_json(path.with_suffix(".json"), record)]
 
@@ -80,13 +117,23 @@ def _write(results_dir, figure: object, text: str, record: dict) -> list[Path]:
 # ---------------------------------------------------------------- balls and own labels
 
 
-def verdict_text(figure: str, judged: Sequence[Judged], notes: Sequence[str] = ()) -> str:
-    """The Markdown of a verdict file of ball curves; `notes` are further lines about it."""
-    lines = [f"# {TITLES.get(figure, figure)}, the paper's statements checked", ""]
+def verdict_text(
+    figure: str, judged: Sequence[Judged], notes: Sequence[str] = (), statements: Sequence[Statement] = STATEMENTS
+) -> str:
+    """The Markdown of a verdict file of ball curves, or of own labels; `notes` are further lines about it."""
+    whose = "statements" if figure == LABELS or statements is not STATEMENTS else "the paper's statements"
+    lines = [f"# {TITLES.get(figure, figure)}, {whose} checked", ""]
     lines += [*_made_from(judged), *(f"- {note}" for note in [*verdict_notes(judged), *notes])]
-    checked = [each for item in judged for each in item.checked(figure)]
-    lines += ["", "## Statements", "", *statement_lines(checked, named=True)]
+    checked = [each for item in judged for each in item.checked(figure, statements)]
+    lines += ["", "## Statements", ""]
+    if figure == LABELS and not checked:
+        lines += ["None is about these variables. Write some and name their file with `--statements` (docs/labels.md)."]
+    else:
+        lines += statement_lines(checked, named=True, says="it is said" if whose == "statements" else "")
+    if more := [each for item in judged for each in item.beyond()]:
+        lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
+    lines += emergence_lines(judged, "variable")
     return "\n".join([*lines, "", *_rules()])
 
 
@@ -117,6 +164,7 @@ def movie_verdict_text(
     judged: Sequence[Judged | UserError],
     theirs: pd.DataFrame,
     missing: Sequence[str],
+    statements: Sequence[Statement] = STATEMENTS,
 ) -> str:
     """The Markdown of a verdict file of movies: of each run, facts, differences to `theirs`, statements and onsets.
 
@@ -131,20 +179,24 @@ def movie_verdict_text(
             lines.append(f"- Statements and onsets left out: {item}")
             continue
         words = dataset_of(run.table).words
+
+        def cells(_: Judged, part: str, metric: str, words: Callable[[str], str] = words) -> tuple[str, str]:
+            return words(part), spoken(metric)
+
         lines += [f"- {note}" for note in run_words(item)]
-        lines += ["", *statement_lines(item.checked(MOVIES), named=False), ""]
-        lines += onset_lines(
-            [item], ("row", "metric"), lambda _, part, metric, words=words: (words(part), spoken(metric))
-        )
+        lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
+        lines += onset_lines([item], ("row", "metric"), cells)
+    lines += emergence_lines([item for item in judged if isinstance(item, Judged)], "model")
     return "\n".join([*lines, "", *_rules(_words(published).partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
 # ---------------------------------------------------------------- of both
 
 
-def statement_lines(checked: Sequence[Checked], named: bool) -> list[str]:
-    """A table of statements and the findings behind each; `named`: with a column that says of what."""
-    head, of = ("| variable | the paper says it", "| ") if named else ("| the paper says", "")
+def statement_lines(checked: Sequence[Checked], named: bool, says: str = "") -> list[str]:
+    """A table of statements and the findings behind each; `named`: with a column that says of what; `says` heads the
+    statements, if not as what the paper says."""
+    head, of = (f"| variable | {says or 'the paper says it'}", "| ") if named else (f"| {says or 'the paper says'}", "")
     lines = [f"{head} | verdict | against | measured (95 % interval) |", "|---" * (4 + named) + "|"]
     for item in checked:
         lines.append(f"| {item.of + ' | ' if named else ''}{item.claim} | **{item.verdict}** | | {item.why} |")
@@ -164,8 +216,26 @@ def onset_lines(
             continue
         for part, metric, against, onset in item.onsets():
             named = " | ".join(cells(item, part, metric))
-            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {onset.text()} |")
+            text = f"{UNDECIDED} ({item.training}); as drawn {onset.text()}" if item.training else onset.text()
+            lines.append(f"| {named} | {spoken(against)} | {onset.rule} | {text} |")
     return lines
+
+
+def emergence_lines(judged: Sequence[Judged], column: str) -> list[str]:
+    """A table of what the criterion of the paper's authors says of the curves that are quoted."""
+    lines = ["", "## Emergence by the criterion of the paper's authors", ""]
+    lines += [f"| {column} | emerges | why |", "|---|---|---|"]
+    for item in judged:
+        found = item.emergence()
+        why = "too few layers for four parameters" if found is None else found.text()
+        lines.append(f"| {item.of} | {'yes' if found and found.emerges else 'no'} | {why} |")
+    return lines
+
+
+def emergence_record(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """The same as data."""
+    found = [(item.of, item.emergence()) for item in judged]
+    return [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
 
 
 def _words(module: ModuleType) -> str:
@@ -175,6 +245,6 @@ def _words(module: ModuleType) -> str:
 
 def _rules(*first: str) -> list[str]:
     """How it was computed, from the docstrings of the modules that do."""
-    checks = _words(statements).partition("\n\n")[2].strip()
+    checks = _words(rules).partition("\n\n")[2].strip()
     onsets = "The rules" + _words(onset_rules).partition("The rules")[2].strip()
     return ["---", "How this was computed:", "", "```", "\n\n".join([*first, checks, onsets]), "```", ""]

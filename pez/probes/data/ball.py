@@ -1,20 +1,23 @@
 """What a probe set asks for: from a feature store's clip and frame tables to target arrays, joined by clip id.
 
+Of several balls in a clip the plain variables are of object 1; those of the others follow, named `object_2_speed`, ...
 World directions are counter-clockwise from +x (y up on the screen); pixel vectors are in image axes (y down).
 Motion is in pixels per frame, as in the paper; a metre is a fixed number of pixels under the overhead camera, so
 R^2 would be the same in metres.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from pez.errors import UserError, check_choice
-from pez.probes.data.probe_data import Variable
-from pez.store import FeatureStore
+from pez.probes.data.probe_data import ClipTables, Variable
 
 DIRECTION_TARGETS = ("angle", "sincos", "vxy")
 
@@ -23,15 +26,15 @@ DIRECTION_TARGETS = ("angle", "sincos", "vxy")
 class ProbeSet:
     """What is probed together: the clip sets it needs, and `variables` (store of one of them, direction target) of it.
 
-    `direction_target` is the one that is meant where none is named; of a Cartesian set it is the only one.
+    `direction_target` is the one that is meant where none is named; but for "angle" it is the only one of its set.
     """
 
     clip_sets: tuple[str, ...]
-    variables: Callable[[FeatureStore, str], list[Variable]]
+    variables: Callable[[ClipTables, str], list[Variable]]
     direction_target: str = "vxy"
 
 
-def _scalar(store: FeatureStore, direction_target: str) -> list[Variable]:
+def _scalar(store: ClipTables, direction_target: str) -> list[Variable]:
     if store.name == "acceleration":
         size = np.hypot(*_mean_motion(store, "a").T)[:, None]
         return [Variable("acceleration", store.name, size, "px/frame²", ("acceleration",))]
@@ -40,17 +43,37 @@ def _scalar(store: FeatureStore, direction_target: str) -> list[Variable]:
     return [speed, _direction(store, motion, direction_target), direction_partner(store, direction_target)]
 
 
-def _cartesian(store: FeatureStore, _direction_target: str) -> list[Variable]:
+def _cartesian(store: ClipTables, _direction_target: str) -> list[Variable]:
     letter, unit = ("v", "px/frame") if store.name == "velocity" else ("a", "px/frame²")
     motion = _mean_motion(store, letter)
     return [Variable(f"{store.name}_xy", store.name, motion, unit, (f"{letter}x", f"{letter}y"))]
 
 
-def _axes(store: FeatureStore, direction_target: str) -> list[Variable]:
+def _axes(store: ClipTables, direction_target: str) -> list[Variable]:
     (both,) = _cartesian(store, direction_target)
     return [
         Variable(name, both.clip_set, both.targets[:, [axis]], both.unit, (name,))
         for axis, name in enumerate(both.components)
+    ]
+
+
+def _motion(store: ClipTables, direction_target: str) -> list[Variable]:
+    return [*_cartesian(store, direction_target), direction_partner(store, "angle")]
+
+
+def _turns(store: ClipTables, _direction_target: str) -> list[Variable]:
+    """Direction (cos, sin) and speed of every tubelet: `direction_t0` ..., `speed_t0` ..."""
+    numbers = range(sum(column.startswith("direction_deg_t") for column in store.clips.columns))
+    names = [f"direction_deg_t{number}" for number in numbers] or ["direction_deg_t0"]
+    turned = [
+        Variable(f"direction_t{number}", store.name, _unit_vectors(store, name), "", ("cos", "sin"))
+        for number, name in enumerate(names)
+    ]
+    velocity = tubelet_means(store, ["vx_px", "vy_px"], len(names))
+    speeds = np.hypot(velocity[..., 0], velocity[..., 1])
+    return turned + [
+        Variable(f"speed_t{number}", store.name, speed[:, None], "px/frame", ("speed",))
+        for number, speed in enumerate(speeds.T)
     ]
 
 
@@ -60,6 +83,8 @@ PROBE_SETS: dict[str, ProbeSet] = {
     "fig2b_acceleration_xy": ProbeSet(("acceleration",), _cartesian),
     "fig2b_velocity_axes": ProbeSet(("velocity",), _axes),
     "fig2b_acceleration_axes": ProbeSet(("acceleration",), _axes),
+    "motion": ProbeSet(("velocity",), _motion, "sincos"),
+    "turns": ProbeSet(("turns",), _turns, "sincos"),
 }
 
 
@@ -67,28 +92,61 @@ def check_direction_target(probe_set: str, direction_target: str | None) -> str:
     """The direction target that is meant; UserError for one the probe set cannot have."""
     default = PROBE_SETS[check_choice("--probe-set", probe_set, PROBE_SETS)].direction_target
     meant = check_choice("--direction-target", direction_target or default, DIRECTION_TARGETS)
-    if default == "vxy" and meant != "vxy":
-        raise UserError(f"--probe-set {probe_set} is Cartesian already: use --direction-target vxy, not {meant}")
+    if default != "angle" and meant != default:
+        what = "is Cartesian already" if default == "vxy" else "reads directions as (cos, sin)"
+        raise UserError(f"--probe-set {probe_set} {what}: use --direction-target {default}, not {meant}")
     return meant
 
 
-def variables(probe_set: str, store: FeatureStore, direction_target: str) -> list[Variable]:
+def variables(probe_set: str, store: ClipTables, direction_target: str) -> list[Variable]:
     """Variables of `probe_set` that `store`'s clip set carries, with one row a clip in the order of `store.clips`.
 
-    Beside a direction stands its partner, the same in another form. Raises UserError if the store has no ground
-    truth, or a clip has none.
+    Beside a direction stands its partner, the same in another form; after those of object 1, those of the other balls
+    of a clip. Raises UserError if the store has no ground truth, or a clip has none.
     """
-    return PROBE_SETS[probe_set].variables(store, direction_target)
+    of_one = PROBE_SETS[probe_set].variables
+    others = [
+        dataclasses.replace(variable, name=f"object_{number}_{variable.name}")
+        for number in range(2, n_objects(store) + 1)
+        for variable in of_one(_OneBall.of(store, number), direction_target)
+    ]
+    return of_one(store, direction_target) + others
 
 
-def direction_partner(store: FeatureStore, direction_target: str) -> Variable:
+def n_objects(clips: ClipTables) -> int:
+    """Balls in every clip of a store or clip set."""
+    named = [re.fullmatch(r"object_(\d+)_direction_deg", str(column)) for column in clips.clips.columns]
+    return max((int(match[1]) for match in named if match), default=1)
+
+
+@dataclass(frozen=True)
+class _OneBall:
+    """A store's tables as if one of its balls were the only one: its columns under their plain names."""
+
+    name: str
+    directory: Path
+    clips: pd.DataFrame
+    frames: pd.DataFrame
+
+    @classmethod
+    def of(cls, store: ClipTables, number: int) -> "_OneBall":
+        prefix = f"object_{number}_"
+
+        def own(table: pd.DataFrame) -> pd.DataFrame:
+            columns = {name: name.removeprefix(prefix) for name in table.columns if name.startswith(prefix)}
+            return table.drop(columns=[plain for plain in columns.values() if plain in table]).rename(columns=columns)
+
+        return cls(store.name, store.directory, own(store.clips), own(store.frames))
+
+
+def direction_partner(store: ClipTables, direction_target: str) -> Variable:
     """The direction target to read beside the one asked for: `direction_sincos`, or `direction_angle` beside sincos."""
     partner = "angle" if direction_target == "sincos" else "sincos"
     found = _direction(store, np.zeros((len(store.clips), 2)), partner)
     return dataclasses.replace(found, name=f"direction_{partner}")
 
 
-def _direction(store: FeatureStore, velocity: np.ndarray, target: str) -> Variable:
+def _direction(store: ClipTables, velocity: np.ndarray, target: str) -> Variable:
     """Direction of motion as one of DIRECTION_TARGETS.
 
     `angle`: degrees in (-180, 180], world axes: 180 and -179 are neighbours a scalar target tears apart, so a
@@ -97,39 +155,54 @@ def _direction(store: FeatureStore, velocity: np.ndarray, target: str) -> Variab
     """
     if target == "vxy":
         return Variable("direction", "velocity", velocity, "px/frame", ("vx", "vy"))
-    degrees = _column(store, store.clips, "direction_deg").to_numpy(dtype=np.float64)
     if target == "sincos":
-        radians = np.deg2rad(degrees)
-        return Variable("direction", "velocity", np.stack([np.cos(radians), np.sin(radians)], 1), "", ("cos", "sin"))
+        return Variable("direction", "velocity", _unit_vectors(store, "direction_deg"), "", ("cos", "sin"))
+    degrees = _column(store, store.clips, "direction_deg").to_numpy(dtype=np.float64)
     wrapped = 180.0 - np.mod(180.0 - degrees, 360.0)
     return Variable("direction", "velocity", wrapped[:, None], "degrees", ("angle",))
 
 
-def _mean_motion(store: FeatureStore, letter: str) -> np.ndarray:
+def _unit_vectors(store: ClipTables, column: str) -> np.ndarray:
+    """(cos, sin) of a column of directions in degrees, [clips, 2]."""
+    radians = np.deg2rad(_column(store, store.clips, column).to_numpy(dtype=np.float64))
+    return np.stack([np.cos(radians), np.sin(radians)], 1)
+
+
+def _mean_motion(store: ClipTables, letter: str) -> np.ndarray:
     """Mean over a clip's frames of velocity ("v") or acceleration ("a") in pixels, [clips, 2]."""
     columns = [f"{letter}x_px", f"{letter}y_px"]
     return clip_means(store, columns)
 
 
-def clip_means(store: FeatureStore, columns: list[str]) -> np.ndarray:
+def clip_means(store: ClipTables, columns: list[str]) -> np.ndarray:
     """Means over each clip's frames of columns of the frame table, [clips, columns], joined by clip id.
 
     Raises UserError if a column is missing or a clip has no frames or no finite value in it.
     """
+    return tubelet_means(store, columns, 1)[:, 0]
+
+
+def tubelet_means(store: ClipTables, columns: list[str], n_tubelets: int) -> np.ndarray:
+    """Means over the frames of each of a clip's tubelets, [clips, n_tubelets, columns]; raises as `clip_means`."""
     frames = store.frames
     for column in columns:
         _column(store, frames, column)
-    means = frames.groupby("clip_id")[columns].mean().reindex(store.clips["clip_id"])
-    unknown = means.index[~np.isfinite(means.to_numpy(dtype=np.float64)).all(1)]
+    n_frames = int(frames["frame"].max()) + 1 if n_tubelets > 1 else 1
+    tubelet = frames["frame"] * n_tubelets // n_frames if n_tubelets > 1 else pd.Series(0, frames.index)
+    means = frames.groupby(["clip_id", tubelet.rename("tubelet")])[columns].mean()
+    ids = store.clips["clip_id"]
+    means = means.reindex(pd.MultiIndex.from_product([ids, range(n_tubelets)], names=["clip_id", "tubelet"]))
+    values = means.to_numpy(dtype=np.float64).reshape(len(ids), n_tubelets, len(columns))
+    unknown = ids[~np.isfinite(values).all((1, 2))]
     if len(unknown):
         raise UserError(
-            f"{store.directory}: clip {unknown[0]} has no ground truth for {', '.join(columns)} "
+            f"{store.directory}: clip {unknown.iloc[0]} has no ground truth for {', '.join(columns)} "
             f"({len(unknown)} such clips): rerun step2_extract.py on a clip set from step1_generate.py"
         )
-    return means.to_numpy(dtype=np.float64)
+    return cast(np.ndarray, values)
 
 
-def _column(store: FeatureStore, table: pd.DataFrame, name: str) -> pd.Series:
+def _column(store: ClipTables, table: pd.DataFrame, name: str) -> pd.Series:
     if name not in table.columns:
         raise UserError(
             f"{store.directory}: its clips carry no {name}, which this probe needs: "

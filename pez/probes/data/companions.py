@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from constants import MODELS
 from pez.controls import CONTROLS
@@ -64,9 +65,9 @@ class Companions:
         clips = [settings.get("clip_set", {}).get("fingerprint") for settings in (there, wanted)]
         yield "clip set fingerprint", *clips
         keys = ["transform", "n_tubelets"]
-        if control != "pixels":  # which has one patch, the whole frame, and a model of its own
+        if CONTROLS[control].encoder != "none":
             keys += ["n_patches", "model"]
-        if control not in ("pixels", "random_weights"):
+        if CONTROLS[control].encoder == "main":
             keys.append("weights_sha256")
         for key in keys:
             yield key, there.get(key), wanted.get(key)
@@ -95,7 +96,7 @@ class Companions:
         return shlex.join(words)
 
 
-def _weights(settings: dict) -> list[str]:
+def _weights(settings: dict[str, Any]) -> list[str]:
     model, label = settings["model"], str(settings["weights_label"])
     words = ["--model", model]
     random = re.fullmatch(r"random weights \(seed (\d+)\)", label)

@@ -11,7 +11,14 @@ What each control means, and for which data, is in the one table pez/controls.py
                        the first and the last tubelet, and so do two points, which hold motion: no floor
     reversed           a transfer: the probe trained on the features of the clips as they are reads the held-out clips
                        played backwards, scored against targets turned around. High: it reads motion; negative: place
-    all others         features of another store: of every layer, or of the one that there is without an encoder
+    all others         features of another store: of every layer, or of the one that there is without an encoder.
+                       Those of frames in another order also read by the probe of the clips as they are, against the
+                       targets as they are (`--control-mode read`, curves named NAME_read): how far the code itself
+                       changes where motion is gone. No floor: what another probe could read is in the refitted curve
+
+`--unique` asks what a layer tells beyond position, pixels and optical flow together: banded ridge reads those alone
+("without_encoder") and with the layer; R^2 of the second less that of the first is "unique"
+(pez/probes/solvers/banded.py).
 
 `selectivity` is the main curve less the mean of a control's seeds, under the same protocol, with a paired bootstrap
 interval; a control with one layer stands for every layer. None for what is no floor (pez.controls.is_floor). Controls
@@ -19,26 +26,32 @@ run under the nested protocol where the main curve does, else under the publishe
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.preprocessing import PolynomialFeatures
 
-from pez.controls import CONTROLS, controls_for
+from pez.controls import CONTROLS, PARTS, READ, TOGETHER, UNIQUE, can_be_read, controls_for
+from pez.encoder.pooling import is_per_patch, seen_tubelets
 from pez.errors import UserError, check_choice
+from pez.probes.data.ball import n_objects
 from pez.probes.data.permutations import shuffle_note, shuffled_variables, shuffled_within
-from pez.probes.data.probe_data import ProbeData, Variable, feature_precision, store_features
+from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, feature_precision, store_features
 from pez.store import FeatureStore
 
+MODES = REFIT, READ_BY_MAIN = "refit", "read"
 Stores = Callable[[str], Sequence[tuple[FeatureStore, int]]]  # name of a control -> its stores, with the seed of each
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlSource:
     """Where the controls of one main curve come from: its `store`, `capture` and `pooling`; `stores` of controls that
-    need a pass; `n_seeds` draws of shuffled labels, from `first_seed` on; `kind` BALLS or MOVIES."""
+    need a pass; `n_seeds` draws of shuffled labels, from `first_seed` on; `kind` BALLS or MOVIES; `modes` of MODES, for
+    controls of frames in another order."""
 
     store: FeatureStore
     capture: str
@@ -47,12 +60,15 @@ class ControlSource:
     kind: str
     n_seeds: int
     first_seed: int = 0
+    modes: tuple[str, ...] = (REFIT,)
 
 
 def known_control(name: str, kind: str) -> str:
     """`name` if it is a control of `kind`; else UserError, with the reason where there is one."""
     if name in CONTROLS and kind in CONTROLS[name].not_for:
         raise UserError(f"--control {name} is not for IntPhys: {CONTROLS[name].not_for[kind]}: leave it out")
+    if name in CONTROLS and CONTROLS[name].option:
+        raise UserError(f"--control {name} is run by {CONTROLS[name].option}: give that instead")
     return check_choice("--control", name, controls_for(kind))
 
 
@@ -66,8 +82,36 @@ def control_data(main: ProbeData, names: Sequence[str], source: ControlSource) -
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Beyond:
+    """What `--unique` probes: PARTS `together`, in one layer, and every layer with them (`joined`), the layer's columns
+    first; `widths` and `norm_modes` of the PARTS' columns, in order."""
+
+    together: ProbeData
+    joined: ProbeData
+    widths: tuple[int, ...]
+    norm_modes: tuple[str, ...]
+
+
+def beyond_data(main: ProbeData, source: ControlSource) -> Beyond:
+    """What a layer is compared with, and with it; UserError for a missing store or a pooling that keeps patches."""
+    if is_per_patch(source.pooling):
+        raise UserError(f"--unique reads one vector a clip, not --pooling {source.pooling}: choose one without patches")
+    parts = control_data(main, PARTS, source)
+    columns = [part.features(part.layers[0]).double() for part in parts]
+    others = torch.cat(columns, dim=1)
+    return Beyond(
+        dataclasses.replace(main, control=TOGETHER, features=lambda layer: others, layers=(0,), described={}),
+        dataclasses.replace(
+            main, control=UNIQUE, features=lambda layer: torch.cat([main.features(layer).double(), others], dim=1)
+        ),
+        tuple(each.shape[1] for each in columns),
+        tuple("center" if part.norm_mode == "center" and part.control != "position" else "zscore" for part in parts),
+    )
+
+
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    movies = base.variables[0].kind == "possible"
+    movies = base.variables[0].name == POSSIBLE
     for draw in range(source.n_seeds):
         seed = source.first_seed + draw
         if movies:
@@ -98,24 +142,40 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
     control = CONTROLS[base.control]
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
-        made = {"control_seed": seed, "described": store.settings, "norm_mode": control.norm_mode or base.norm_mode}
+        norm_mode = control.norm_mode or base.norm_mode
+        made: dict[str, Any] = {"control_seed": seed, "described": store.settings, "norm_mode": norm_mode}
         made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
-            turned = tuple(_turned(variable) for variable in base.variables)
+            turned = played_backwards(base.variables)
             both = (*base.stores, store)
             yield dataclasses.replace(base, read_features=features, read_variables=turned, stores=both, **made)
-        else:
+            continue
+        if can_be_read(base.control) and READ_BY_MAIN in source.modes:
+            both = (*base.stores, store)
+            read = f"{base.control}{READ}"
+            yield dataclasses.replace(base, control=read, read_features=features, stores=both, **made)
+        if not can_be_read(base.control) or REFIT in source.modes:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
             yield dataclasses.replace(base, features=features, layers=layers, stores=(store,), **made)
 
 
-def _turned(variable: Variable) -> Variable:
-    """`time_reversed`, of what a ball does; UserError for labels whose meaning backwards nobody knows."""
-    if variable.clip_set not in ("velocity", "acceleration", "turns"):
-        raise UserError(
-            f"--control reversed: what {variable.name} is in clips played backwards is not known: leave it out"
-        )
-    return time_reversed(variable)
+def played_backwards(variables: Sequence[Variable]) -> tuple[Variable, ...]:
+    """`time_reversed` of what a ball does; what it did in tubelet k of n it now does in tubelet n - 1 - k.
+
+    UserError for labels whose meaning backwards nobody knows.
+    """
+    by_name, found = {variable.name: variable for variable in variables}, []
+    for variable in variables:
+        if variable.clip_set not in ("velocity", "acceleration", "turns"):
+            raise UserError(
+                f"--control reversed: what {variable.name} is in clips played backwards is not known: leave it out"
+            )
+        source = variable
+        if tubelet := re.fullmatch(r"(.*_t)(\d+)", variable.name):
+            n_tubelets = sum(name.startswith(tubelet[1]) for name in by_name)
+            source = by_name[f"{tubelet[1]}{n_tubelets - 1 - int(tubelet[2])}"]
+        found.append(dataclasses.replace(time_reversed(source), name=variable.name))
+    return tuple(found)
 
 
 def time_reversed(variable: Variable) -> Variable:
@@ -123,6 +183,8 @@ def time_reversed(variable: Variable) -> Variable:
 
     x(-t) has velocity -x'(-t) and acceleration x''(-t); speed is the same.
     """
+    if variable.kind == "image_angle":  # radians from -pi
+        return dataclasses.replace(variable, targets=np.mod(variable.targets, 2 * np.pi) - np.pi)
     if variable.components == ("angle",):
         return dataclasses.replace(variable, targets=180.0 - np.mod(-variable.targets, 360.0))
     turns = set(variable.components) & {"cos", "sin", "vx", "vy"}
@@ -131,39 +193,39 @@ def time_reversed(variable: Variable) -> Variable:
 
 def place_features(places: np.ndarray) -> np.ndarray:
     """Coordinates [clips, m] with their squares and products, so that a linear probe of them reads what place tells."""
-    return PolynomialFeatures(2, include_bias=False).fit_transform(places)
+    return cast(np.ndarray, PolynomialFeatures(2, include_bias=False).fit_transform(places))
 
 
 def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
-    """Ball position as `pooling` sees it, [clips, 2] in px (x, y); [clips, 4] for `temporal_diff`.
+    """Ball position as `pooling` sees it, [clips, 2] in px (x, y); [clips, 4] for `temporal_diff`; of several balls
+    that of each, one after the other.
 
     The mean over the frames of the first or last tubelet; both, one after the other, for `temporal_diff`; the mean
     over all frames for `mean` and `all`. UserError without ground truth, or if the clips were not played as they are.
     """
     tubelets = _tubelet_positions(store)
-    kind = pooling.removesuffix("_patch")
-    if kind == "temporal_diff":
-        return np.concatenate([tubelets[:, 0], tubelets[:, -1]], axis=1)
-    seen = {"temporal_first": tubelets[:, :1], "temporal_last": tubelets[:, -1:]}
-    return seen.get(kind, tubelets).mean(1)
+    seen = tubelets[:, seen_tubelets(pooling, tubelets.shape[1])]
+    return seen.reshape(len(seen), -1) if pooling.startswith("temporal_diff") else seen.mean(1)
 
 
 def _tubelet_positions(store: FeatureStore) -> np.ndarray:
-    """Mean position over the frames of every tubelet, [clips, tubelets, 2] in px."""
+    """Mean position over the frames of every tubelet, [clips, tubelets, 2 a ball] in px."""
     order = store.settings.get("frame_order", "original")
     if order != "original":
         raise UserError(
             f"{store.directory} has --frame-order {order}: --control position needs original: leave that control out"
         )
-    table = store.frames
-    if not {"x_px", "y_px"} <= set(table.columns):
+    prefixes = ["", *(f"object_{number}_" for number in range(2, n_objects(store) + 1))]
+    columns = [f"{prefix}{axis}_px" for prefix in prefixes for axis in "xy"]
+    if not set(columns) <= set(store.frames.columns):
         raise UserError(
             f"{store.directory}: its frames carry no x_px, y_px, which --control position needs: leave it out"
         )
-    wide = table.pivot_table(index="clip_id", columns="frame", values=["x_px", "y_px"]).reindex(store.clips["clip_id"])
-    places = wide.to_numpy(dtype=np.float64).reshape(len(wide), 2, store.settings["n_tubelets"], -1)
+    ids = store.clips["clip_id"]
+    wide = store.frames.pivot_table(index="clip_id", columns="frame", values=columns).reindex(ids)[columns]
+    places = wide.to_numpy(dtype=np.float64).reshape(len(wide), len(columns), store.settings["n_tubelets"], -1)
     if not np.isfinite(places).all():
         raise UserError(
             f"{store.directory}: a clip has no position in some frame, which --control position needs: leave it out"
         )
-    return places.mean(3).swapaxes(1, 2)
+    return cast(np.ndarray, places.mean(3).swapaxes(1, 2))

@@ -22,6 +22,8 @@ With the last two `--folds` has no say. A fold holds one value, so it has no R^2
 mean absolute error.
 """
 
+from typing import cast
+
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
@@ -29,7 +31,8 @@ from sklearn.cluster import KMeans
 from constants import RESOLUTION
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import clip_means
-from pez.store import FeatureStore
+from pez.probes.data.probe_data import Clips
+from pez.stimuli.clipset import ClipSet
 
 GROUPINGS = (
     "position",
@@ -47,10 +50,21 @@ GROUPINGS = (
     "held_out_direction",
 )
 HELD_OUT = GROUPINGS[-2:]
+PUBLISHED_GROUPINGS = {  # to what a group shares
+    "position": ("start_index",),
+    "condition": ("direction_deg", "magnitude"),
+    "video": ("direction_deg", "magnitude", "start_index"),
+    "direction": ("direction_deg",),
+    "magnitude": ("magnitude",),
+    "spatial_sector": ("sector",),
+    "direction_spatial_sector": ("direction_deg", "sector"),
+    "magnitude_spatial_sector": ("magnitude", "sector"),
+}
 _GRID, _SECTORS, _CLUSTERS = 4, 8, 10
+_IMAGE_SECTORS = 5
 
 
-def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
+def groups(store: Clips, grouping: str, seed: int = 0) -> np.ndarray:
     """Group name of every clip of a store, [n] of str; UserError if the clips lack what the grouping needs."""
     check_choice("--grouping", grouping, GROUPINGS)
     if grouping == "pixel_region":
@@ -72,6 +86,33 @@ def groups(store: FeatureStore, grouping: str, seed: int = 0) -> np.ndarray:
     }[grouping]
     parts = [factor(store.clips) for factor in factors]
     return np.array([" ".join(names) for names in zip(*parts)])
+
+
+def published_groups(store: Clips, grouping: str) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of the published recipe: name [n] of every clip's, and number [n], in the order of what they share.
+
+    Sectors are five, on the picture, about its centre, from where the ball is in the first frame. UserError for a
+    grouping that the recipe has not, or clips that lack what it needs.
+    """
+    if grouping not in PUBLISHED_GROUPINGS:
+        raise UserError(
+            f"--grouping {grouping} does not go with --recipe published, which has {', '.join(PUBLISHED_GROUPINGS)}: "
+            "use one of them"
+        )
+    columns = PUBLISHED_GROUPINGS[grouping]
+    shared = _need(store.clips, *(name for name in columns if name != "sector")).assign(sector=0)
+    if "sector" in columns:
+        first = store.frames.sort_values("frame").groupby("clip_id")[["x_px", "y_px"]].first()
+        away = first.reindex(store.clips["clip_id"]).to_numpy(dtype=np.float64) - _resolution(store) / 2
+        if not np.isfinite(away).all():
+            lacking = store.clips["clip_id"][~np.isfinite(away).all(axis=1)].iloc[0]
+            raise UserError(f"clip {lacking} has no ground-truth position: use a --grouping without sectors")
+        turns = (np.arctan2(away[:, 1], away[:, 0]) + np.pi) / (2 * np.pi)
+        shared["sector"] = np.floor(turns * _IMAGE_SECTORS).astype(int).clip(0, _IMAGE_SECTORS - 1)
+    number = shared.groupby(list(columns), sort=True).ngroup().to_numpy()
+    words = {"direction_deg": "direction", "start_index": "start", "sector": "image sector"}
+    names = [" ".join(f"{words.get(name, name)} {row[name]:g}" for name in columns) for _, row in shared.iterrows()]
+    return np.array(names), number
 
 
 def has_orbits(clips: pd.DataFrame) -> bool:
@@ -106,7 +147,7 @@ def _need(clips: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 def _clip(clips: pd.DataFrame) -> list[str]:
-    return clips["clip_id"].tolist()
+    return cast(list[str], clips["clip_id"].tolist())
 
 
 def _index(clips: pd.DataFrame) -> list[str]:
@@ -139,7 +180,13 @@ def _spatial_cluster(clips: pd.DataFrame, seed: int) -> np.ndarray:
     return np.array([f"cluster {cluster}" for cluster in found])
 
 
-def _pixel_region(store: FeatureStore) -> np.ndarray:
-    size = store.settings.get("clip_set", {}).get("settings", {}).get("resolution", RESOLUTION)
-    cell = np.floor(clip_means(store, ["x_px", "y_px"]) / size * _GRID).clip(0, _GRID - 1).astype(int)
+def _pixel_region(store: Clips) -> np.ndarray:
+    places = clip_means(store, ["x_px", "y_px"])
+    cell = np.floor(places / _resolution(store) * _GRID).clip(0, _GRID - 1).astype(int)
     return np.array([f"row {row} column {column}" for column, row in cell])
+
+
+def _resolution(store: Clips) -> int:
+    """Pixels a side of the clips."""
+    made = store.settings if isinstance(store, ClipSet) else store.settings.get("clip_set", {}).get("settings", {})
+    return int(made.get("resolution", RESOLUTION))

@@ -13,15 +13,15 @@ The file is CSV, parquet or JSON lines, with a column `clip_id` and the labels. 
 
 JSON lines may also be of the layout `manifest.jsonl` beside `videos/SCENE/{video.mp4,metadata.json}`: a line per scene,
 its labels in the line or in the scene's metadata.json (nested fields joined by a dot, "physics.mass"); clips are called
-by the scene.
+by the scene, also where step 2 calls them SCENE/video.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,17 @@ from pez.probes.data.probe_data import Variable
 
 LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
 MOST_CLASSES = 200
+
+
+class HasClips(Protocol):
+    """A feature store, or a clip set: something with a table of clips."""
+
+    @property
+    def clips(self) -> pd.DataFrame:
+        """A row per clip, with `clip_id`."""
+
+
+ClipsT = TypeVar("ClipsT", bound=HasClips)
 _TRUE, _FALSE = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 
 
@@ -82,7 +93,7 @@ def read_labels(
     columns = {name: _columns(table, name, kind, path) for name, kind in specified}
     known = table[~pd.concat([each.isna().any(axis=1) for each in columns.values()], axis=1).any(axis=1)]
     rows, notes = _matched(path, clips, table, known, skip_unlabelled)
-    ids = clips["clip_id"].astype(str).to_numpy()[rows]
+    ids = called(clips, table["clip_id"]).to_numpy()[rows]
     place = pd.Series(table.index, index=table["clip_id"])[ids].to_numpy()
     made = [_variable(name, kind, columns[name].loc[place], clip_set, path) for name, kind in specified]
     if group:
@@ -105,10 +116,35 @@ def read_labels(
     return Labels(rows, tuple(made), groups, tuple(notes))
 
 
+def called(clips: pd.DataFrame, known: Iterable[str]) -> pd.Series:
+    """What labels call each clip: its clip_id, or its folder where that holds this one film and `known` ids have it."""
+    ids, known = clips["clip_id"].astype(str), set(known)
+    if "class_folder" not in clips:
+        return ids
+    folder = clips["class_folder"].fillna("").astype(str)
+    by_folder = ~ids.isin(known) & folder.isin(known) & ~folder.duplicated(keep=False)
+    return ids.where(~by_folder, folder)
+
+
 def label_ids(path: Path) -> list[str]:
     """Clip ids of a file of labels."""
     table = _read(Path(path))
     return table["clip_id"].astype(str).tolist() if "clip_id" in table.columns else []
+
+
+def labelled_set(path: Path, sets: Mapping[str, ClipsT], where: object) -> ClipsT:
+    """Of several clip sets under `where`, by name, the one that the labels are of: the only one, or the only one with a
+    labelled clip. UserError where that is not one."""
+    if len(sets) == 1:
+        return next(iter(sets.values()))
+    known = set(label_ids(path))
+    fitting = [each for each in sets.values() if known & set(called(each.clips, known))]
+    if len(fitting) != 1:
+        raise UserError(
+            f"{path} has labels of {len(fitting)} of the clip sets of {where} ({', '.join(sets)}): give labels of one "
+            "of them, with its clip ids"
+        )
+    return fitting[0]
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -204,9 +240,11 @@ def _columns(table: pd.DataFrame, name: str, kind: str, path: Path) -> pd.DataFr
     )
 
 
-def _matched(path, clips, table, known, skip_unlabelled: bool) -> tuple[np.ndarray, list[str]]:
+def _matched(
+    path: Path, clips: pd.DataFrame, table: pd.DataFrame, known: pd.DataFrame, skip_unlabelled: bool
+) -> tuple[np.ndarray, list[str]]:
     """Rows of `clips` with labels, and what was left out; UserError unless it may be."""
-    ids = clips["clip_id"].astype(str)
+    ids = called(clips, table["clip_id"])
     without = ids[~ids.isin(known["clip_id"])]
     strangers = table["clip_id"][~table["clip_id"].isin(ids)]
     said = []
@@ -231,7 +269,7 @@ def _numbers(column: pd.Series, name: str, path: Path) -> np.ndarray:
     wrong = ~np.isfinite(numbers)
     if wrong.any():
         raise UserError(f"{path}: {name} is {column[wrong].iloc[0]!r} in some row: give finite numbers, or name:class")
-    return numbers
+    return cast(np.ndarray, numbers)
 
 
 def _variable(name: str, kind: str, columns: pd.DataFrame, clip_set: str, path: Path) -> Variable:

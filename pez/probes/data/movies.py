@@ -6,25 +6,32 @@ always used again.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from constants import FEATURES_DIR, N_FRAMES
+from constants import ARTIFACTS_DIR, FEATURES_DIR, N_FRAMES
 from pez.cli import COUNT
 from pez.controls import CONTROLS, MOVIES, controls_for
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.controls import control_directory, controls
 from pez.encoder.extract import extract_features, store_settings
+from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipSource
 from pez.errors import UserError
 from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import OVERALL, MovieDataset
+from pez.movies.intphys2 import IntPhys2
+from pez.movies.licence import check_licence
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
+    POSSIBLE,
     Parts,
     ProbeData,
     check_layers,
@@ -49,6 +56,12 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
     movies.add_argument("--n-frames-sample", type=COUNT, default=N_FRAMES, help="frames taken evenly from a movie")
     movies.add_argument("--max-scenes-per-block", type=COUNT, help="the first scenes of each block (default: all)")
     movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
+    movies.add_argument(
+        "--accept-licence", action="store_true", help="a benchmark's, where that forbids training; asked for once"
+    )
+    movies.add_argument(
+        "--leaderboard", type=Path, metavar="FILE", help="write out-of-fold answers as IntPhys 2's leaderboard wants"
+    )
     features = parser.add_argument_group("features")
     features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
     features.add_argument(
@@ -109,11 +122,14 @@ def movie_features(
     """Features of the movies that the options name, made or reused, and those of the controls `asked`.
 
     A control's complete store is always reused; beside other shards so is the main one. Raises UserError for a damaged
-    tree, an encoder that cannot be had, or a folder with other features, naming the first setting (model, weights,
-    frames, transform, capture, ...) that differs.
+    tree, an encoder that cannot be had, a folder with other features, naming the first setting (model, weights,
+    frames, transform, capture, ...) that differs, or a licence that is not accepted.
     """
     refuse_with_shards(shard, overwrite=args.overwrite)
     dataset, folder = chosen_dataset(args)
+    if args.leaderboard is not None and not isinstance(dataset, IntPhys2):
+        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
+    check_licence(dataset, args.accept_licence, ARTIFACTS_DIR)
     movies = dataset.movies(folder, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
     source = movie_source(dataset, movies, args.n_frames_sample)
     encoder = encoder_from_arguments(args)
@@ -133,7 +149,9 @@ def movie_features(
     return MovieFeatures(dataset, main, found)
 
 
-def _store(args, encoder, source: ClipSource, root: Path, pooling: str, chosen: dict) -> FeatureStore:
+def _store(
+    args: argparse.Namespace, encoder: Encoder, source: ClipSource, root: Path, pooling: str, chosen: dict[str, Any]
+) -> FeatureStore:
     """A complete store as the options and, over them, `chosen` say."""
     options = {**pass_options(args), "reuse_existing": args.reuse_features, **chosen}
     return extract_features(
@@ -141,13 +159,14 @@ def _store(args, encoder, source: ClipSource, root: Path, pooling: str, chosen: 
     )
 
 
-def _default_root(args: argparse.Namespace, encoder, pooling: str) -> Path:
+def _default_root(args: argparse.Namespace, encoder: Encoder, pooling: str) -> Path:
     """A feature root of its own for every model, capture, transform, pooling and set of weights."""
     weights = encoder.weights_sha256[:8]
-    return FEATURES_DIR / f"intphys_{encoder.model}_{weights}_{args.capture}_{args.transform}_{pooling}"
+    model = re.sub(r"[^\w.-]+", "--", encoder.model)  # an id of the hub has a slash
+    return FEATURES_DIR / f"intphys_{model}_{weights}_{args.capture}_{args.transform}_{pooling}"
 
 
-def _is_complete(directory: Path, args, encoder, source: ClipSource, pooling: str) -> bool:
+def _is_complete(directory: Path, args: argparse.Namespace, encoder: Encoder, source: ClipSource, pooling: str) -> bool:
     """Whether the folder already holds all of exactly these features."""
     options = pass_options(args)
     options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
@@ -166,11 +185,12 @@ def movie_data(
 ) -> ProbeData:
     """The main curve's data; `layers` None: all of them."""
     movies = store.clips.drop(columns=[name for name in _OF_STORE if name in store.clips]).reset_index(drop=True)
+    kind = "possible_pairs" if dataset.pair_column else POSSIBLE
     return ProbeData(
         name=dataset.set_name,
         clips=movies,
         group=scene_names(movies),
-        variables=(possible_variable(movies["possible"].to_numpy(dtype=bool)),),
+        variables=(possible_variable(movies["possible"].to_numpy(dtype=bool), kind),),
         layers=check_layers(layers, store.depth, "the encoder's layers"),
         depth=store.depth,
         features=store_features(store, capture, pooling),
@@ -184,7 +204,7 @@ def movie_data(
 def dataset_parts(dataset: MovieDataset) -> Parts:
     """The sub-tasks of a benchmark but the overall one, as rows of a table of its movies."""
 
-    def parts(movies: pd.DataFrame) -> dict:
+    def parts(movies: pd.DataFrame) -> dict[str, np.ndarray]:
         numbered = movies.assign(_row=range(len(movies)))
         found = {name: part["_row"].to_numpy() for name, part in dataset.parts(numbered).items()}
         return {name: rows for name, rows in found.items() if name != OVERALL}
@@ -192,7 +212,9 @@ def dataset_parts(dataset: MovieDataset) -> Parts:
     return parts
 
 
-def movie_control_data(main: ProbeData, features: MovieFeatures, names: Sequence[str], args, pooling: str):
+def movie_control_data(
+    main: ProbeData, features: MovieFeatures, names: Sequence[str], args: argparse.Namespace, pooling: str
+) -> list[ProbeData]:
     """The data of the controls `names` of a main curve, in the order of pez.controls.CONTROLS."""
     source = ControlSource(
         store=features.store,

@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from itertools import permutations
+from typing import cast
 
 import numpy as np
 
@@ -88,16 +89,17 @@ def _permuted(targets: np.ndarray, truth: np.ndarray, unit: np.ndarray, seed: in
     """`targets` [n, k], constant in every `unit` [n], with the units' values permuted."""
     means, index = _group_means(targets, unit)
     basis, rng = _basis(truth), np.random.default_rng(seed)
-    least, best = np.inf, []
+    least = np.inf
+    best: list[np.ndarray] = []
     for order in _orders(len(means), rng):
         score = _highest(basis, means[order][index])
         if score <= MOST_READABLE:
-            return means[order][index]
+            return cast(np.ndarray, means[order][index])
         if score < least - 1e-9:
             least, best = score, []
         if score <= least + 1e-9:
             best.append(order)
-    return means[best[rng.integers(len(best))]][index]
+    return cast(np.ndarray, means[best[rng.integers(len(best))]][index])
 
 
 def _orders(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,10 @@ import torch
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import fingerprint
+from pez.stimuli.clipset import ClipSet
 from pez.store import FeatureStore
 
+Clips = FeatureStore | ClipSet
 Features = Callable[[int], torch.Tensor]
 Parts = Callable[[pd.DataFrame], Mapping[str, np.ndarray]]
 NEVER = -1  # fold of a clip that always trains
@@ -25,6 +28,26 @@ LEAST_VARIANCE = 1e-6  # share of a target's variance over all clips under which
 POSSIBLE = "possible"  # the variable of movies
 _PRECISIONS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 DIRECTION_FORMS = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
+
+
+class ClipTables(Protocol):
+    """What targets are read from: a feature store, a clip set, or the columns of one of several balls."""
+
+    @property
+    def name(self) -> str:
+        """Name of the clip set."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the tables lie."""
+
+    @property
+    def clips(self) -> pd.DataFrame:
+        """One row a clip."""
+
+    @property
+    def frames(self) -> pd.DataFrame:
+        """One row a frame."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +156,7 @@ def feature_precision(settings: dict[str, Any], pooling: str) -> float:
     if stored == "auto":
         stored = "float16" if is_per_patch(pooling) else "float32"
     passed = _PRECISIONS[settings.get("dtype", "float32")] / averaged**0.5
-    return max(passed, _PRECISIONS[stored], _PRECISIONS["float32"])
+    return float(max(passed, _PRECISIONS[stored], _PRECISIONS["float32"]))
 
 
 def check_layers(layers: Iterable[int] | None, depth: int, where: object = "the encoder") -> tuple[int, ...]:
@@ -148,12 +171,12 @@ def check_layers(layers: Iterable[int] | None, depth: int, where: object = "the 
     return tuple(chosen)
 
 
-def possible_variable(possible: np.ndarray) -> Variable:
-    """Labels of movies [n] as a variable: 1 for possible."""
+def possible_variable(possible: np.ndarray, kind: str = POSSIBLE) -> Variable:
+    """Labels of movies [n] as a variable: 1 for possible; of a `kind` of such variables."""
     targets = np.asarray(possible, dtype=np.float64)[:, None]
-    return Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind=POSSIBLE)
+    return Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind=kind)
 
 
 def scene_names(movies: pd.DataFrame) -> np.ndarray:
     """Name of every movie's scene, [n]: the group that shares its frames."""
-    return (movies["block"].astype(str) + "/" + movies["scene"].astype(str)).to_numpy(dtype=str)
+    return cast(np.ndarray, (movies["block"].astype(str) + "/" + movies["scene"].astype(str)).to_numpy(dtype=str))

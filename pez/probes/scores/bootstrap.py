@@ -20,8 +20,10 @@ Machine Learning 52). It is a rule of thumb, held to account by studies/onset/ca
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from constants import N_FOLDS
 from pez.errors import UserError
@@ -43,7 +45,7 @@ class Resamples:
     counts: np.ndarray
     stretch: float = 1.0
 
-    def index(self, group) -> np.ndarray:
+    def index(self, group: npt.ArrayLike) -> np.ndarray:
         """Position in `names` of every clip's group, [n]; UserError unless exactly these groups are there."""
         names, index = np.unique(np.asarray(group), return_inverse=True)
         if not np.array_equal(names, self.names):
@@ -55,7 +57,9 @@ class Resamples:
         return index
 
 
-def group_resamples(group, n_resamples: int = N_RESAMPLES, seed: int = 0, n_folds: int | None = N_FOLDS) -> Resamples:
+def group_resamples(
+    group: npt.ArrayLike, n_resamples: int = N_RESAMPLES, seed: int = 0, n_folds: int | None = N_FOLDS
+) -> Resamples:
     """Draw as many groups as there are, with replacement, `n_resamples` times; `group` [n] names every clip's.
 
     `n_folds` of the cross-validation that made the predictions; None for predictions that were not trained on the
@@ -121,7 +125,10 @@ def _check_paired(curves: Sequence[BootstrapCurve]) -> None:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], resamples: Resamples, lowest=-np.inf, highest=np.inf
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: Resamples,
+    lowest: float = -np.inf,
+    highest: float = np.inf,
 ) -> BootstrapCurve:
     """A BootstrapCurve of `statistic`, which takes counts [rows, G] and gives scores [rows, layers].
 
@@ -133,8 +140,10 @@ def bootstrap(
     return BootstrapCurve(estimate, samples.clip(lowest, highest), resamples)
 
 
-def bootstrap_r2(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
-    """R^2 over all clips, averaged over outputs, as pez.probes.scores.r2 has it.
+def bootstrap_r2(
+    target: npt.ArrayLike, prediction: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples, summed: bool = False
+) -> BootstrapCurve:
+    """R^2 over all clips, averaged over outputs, as pez.probes.scores.r2 has it, or `summed` over them.
 
     `target` [n, k] or [n], `prediction` [layers, n, k] or [layers, n], `group` [n]. An output that does not vary in
     a resample is left out of its average; NaN if none is left.
@@ -151,6 +160,10 @@ def bootstrap_r2(target, prediction, group, resamples: Resamples) -> BootstrapCu
         total = counts @ n
         variance = counts @ yy / total - (counts @ y / total) ** 2
         error = np.einsum("bg,lgk->blk", counts, errors, optimize=True) / total[:, :, None]
+        if summed:
+            whole = variance.sum(1)[:, None]
+            known = whole > constant.sum()
+            return np.where(known, 1 - error.sum(2) / np.where(known, whole, 1.0), 0.0)
         varies = (variance > constant)[:, None]
         score = np.where(varies, 1 - error / np.where(varies, variance[:, None], 1.0), 0.0)
         outputs = varies.sum(2)
@@ -159,7 +172,13 @@ def bootstrap_r2(target, prediction, group, resamples: Resamples) -> BootstrapCu
     return bootstrap(statistic, resamples, highest=1.0)
 
 
-def bootstrap_mean(values, group, resamples: Resamples, lowest=-np.inf, highest=np.inf) -> BootstrapCurve:
+def bootstrap_mean(
+    values: npt.ArrayLike,
+    group: npt.ArrayLike,
+    resamples: Resamples,
+    lowest: float = -np.inf,
+    highest: float = np.inf,
+) -> BootstrapCurve:
     """The mean over clips of `values` [layers, n] that can be `lowest` to `highest`: an accuracy, an error."""
     values = np.asarray(values, dtype=np.float64)
     index, n_groups = resamples.index(group), len(resamples.names)
@@ -167,14 +186,18 @@ def bootstrap_mean(values, group, resamples: Resamples, lowest=-np.inf, highest=
     return bootstrap(lambda counts: (counts @ sums) / (counts @ n)[:, None], resamples, lowest, highest)
 
 
-def bootstrap_accuracy(label, score, group, resamples: Resamples, threshold: float = 0.0) -> BootstrapCurve:
+def bootstrap_accuracy(
+    label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples, threshold: float = 0.0
+) -> BootstrapCurve:
     """Share of clips on the right side of `threshold`: `label` [n] bool, `score` [layers, n]; on it is a half."""
     score = np.asarray(score, dtype=np.float64)
     right = (score > threshold) == np.asarray(label, dtype=bool)
     return bootstrap_mean(np.where(score == threshold, 0.5, right), group, resamples, 0.0, 1.0)
 
 
-def bootstrap_balanced_accuracy(label, predicted, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_balanced_accuracy(
+    label: npt.ArrayLike, predicted: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """The mean over classes of the share of their clips that is named rightly; a class that a resample lacks is left
     out of its mean. `label` [n] and `predicted` [layers, n] are class numbers."""
     label, predicted = np.asarray(label), np.asarray(predicted)
@@ -186,12 +209,14 @@ def bootstrap_balanced_accuracy(label, predicted, group, resamples: Resamples) -
     def statistic(counts: np.ndarray) -> np.ndarray:
         there = counts @ n  # [rows, C]
         share = np.einsum("bg,lgc->blc", counts, right, optimize=True) / np.maximum(there, 1e-12)[:, None]
-        return share.sum(2) / (there > 0).sum(1)[:, None]
+        return cast(np.ndarray, share.sum(2) / (there > 0).sum(1)[:, None])
 
     return bootstrap(statistic, resamples, 0.0, 1.0)
 
 
-def bootstrap_auc(label, score, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_auc(
+    label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """ROC AUC of `score` [layers, n] for `label` [n] bool: positives over negatives, a tie is a half.
 
     NaN for a resample with one class only.
@@ -210,13 +235,20 @@ def bootstrap_auc(label, score, group, resamples: Resamples) -> BootstrapCurve:
 
 
 def _wins(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    return 0.5 * (np.sign(positive[:, None] - negative) + 1)
+    return cast(np.ndarray, 0.5 * (np.sign(positive[:, None] - negative) + 1))
 
 
 def bootstrap_relative_accuracy(
-    possible, score, scene, resamples: Resamples, tie_tolerance: float = TIE_TOLERANCE, largest=None, rounding=None
+    possible: npt.ArrayLike,
+    score: npt.ArrayLike,
+    scene: npt.ArrayLike,
+    resamples: Resamples,
+    tie_tolerance: float = TIE_TOLERANCE,
+    largest: npt.ArrayLike | None = None,
+    rounding: npt.ArrayLike | None = None,
+    tie: float = 0.5,
 ) -> BootstrapCurve:
-    """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie a half.
+    """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie worth `tie`.
 
     `possible` [n] bool, `score` [layers, n], `scene` [n]: the scenes are the groups. Sums within `tie_tolerance` of
     the `largest` score (a number or [layers]; default: each layer's) are tied, or, where the `rounding` [layers, n] of
@@ -231,15 +263,46 @@ def bootstrap_relative_accuracy(
         squares = _group_sums(np.square(rounding).T, resamples.index(scene), len(resamples.names)).T
         tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), tolerance)
     tied = np.abs(margin) <= tolerance
-    return bootstrap_mean(np.where(tied, 0.5, margin > 0), resamples.names, resamples, 0.0, 1.0)
+    return bootstrap_mean(np.where(tied, tie, margin > 0), resamples.names, resamples, 0.0, 1.0)
 
 
-def bootstrap_angular_error(target_deg, prediction_deg, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_pairwise_accuracy(
+    possible: npt.ArrayLike,
+    score: npt.ArrayLike,
+    scene: npt.ArrayLike,
+    pair: npt.ArrayLike,
+    resamples: Resamples,
+    tie_tolerance: float = TIE_TOLERANCE,
+    rounding: npt.ArrayLike | None = None,
+) -> BootstrapCurve:
+    """Share of matched pairs whose possible movie has the higher score, a tie a half; scenes are the groups.
+
+    `pair` [n] numbers the pairs of a scene. Ties as of `bootstrap_relative_accuracy`, of scores whose largest is 1.
+    """
+    possible, score = np.asarray(possible, dtype=bool), np.asarray(score, dtype=np.float64)
+    index, pair = resamples.index(scene), np.asarray(pair)
+    mates = (index[possible][:, None] == index[~possible]) & (pair[possible][:, None] == pair[~possible])
+    one, other = np.nonzero(mates)
+    margin = score[:, possible][:, one] - score[:, ~possible][:, other]  # [layers, pairs]
+    tolerance = np.full(margin.shape, tie_tolerance)
+    if rounding is not None:
+        rounding = np.asarray(rounding)
+        squares = np.square(rounding[:, possible][:, one]) + np.square(rounding[:, ~possible][:, other])
+        tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), tolerance)
+    won = np.where(np.abs(margin) <= tolerance, 0.5, margin > 0)
+    return bootstrap_mean(won, np.asarray(scene)[possible][one], resamples, 0.0, 1.0)
+
+
+def bootstrap_angular_error(
+    target_deg: npt.ArrayLike, prediction_deg: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """Mean absolute angular error in degrees, 0 to 180; `target_deg` [n], `prediction_deg` [layers, n]."""
     return bootstrap_mean(angular_error(prediction_deg, target_deg), group, resamples, 0.0, 180.0)
 
 
-def bootstrap_circular_correlation(target_deg, prediction_deg, group, resamples: Resamples) -> BootstrapCurve:
+def bootstrap_circular_correlation(
+    target_deg: npt.ArrayLike, prediction_deg: npt.ArrayLike, group: npt.ArrayLike, resamples: Resamples
+) -> BootstrapCurve:
     """Circular correlation (pez.probes.scores.circular); `target_deg` [n], `prediction_deg` [layers, n], degrees."""
     index, n_groups = resamples.index(group), len(resamples.names)
     moments = [
@@ -270,7 +333,7 @@ def _quantiles(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return np.array([values[int(np.floor(shares[0] * last))], values[int(np.ceil(shares[1] * last))]])
 
 
-def _columns(target, prediction) -> tuple[np.ndarray, np.ndarray]:
+def _columns(target: npt.ArrayLike, prediction: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
     target = target.reshape(len(target), -1)
     return target, prediction.reshape(len(prediction), *target.shape)

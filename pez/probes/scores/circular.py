@@ -4,37 +4,43 @@ Mardia & Jupp (2000), Directional Statistics, chapter 2; Jammalamadaka & SenGupt
 Statistics, section 8.2.
 """
 
+from typing import cast
+
 import numpy as np
+import numpy.typing as npt
 
 from pez.errors import check_choice
 
 
-def wrap_degrees(angle) -> np.ndarray:
+def wrap_degrees(angle: npt.ArrayLike) -> np.ndarray:
     """Angles of any size -> the same directions in (-180, 180]."""
     return 180.0 - np.mod(180.0 - np.asarray(angle, dtype=np.float64), 360.0)
 
 
-def angular_error(prediction_deg, target_deg) -> np.ndarray:
+def angular_error(prediction_deg: npt.ArrayLike, target_deg: npt.ArrayLike) -> np.ndarray:
     """Size of the smaller arc between two directions, 0 to 180 degrees; shapes broadcast."""
-    return np.abs(wrap_degrees(np.asarray(prediction_deg, dtype=np.float64) - np.asarray(target_deg)))
+    difference = np.asarray(prediction_deg, dtype=np.float64) - np.asarray(target_deg)
+    return cast(np.ndarray, np.abs(wrap_degrees(difference)))
 
 
-def predicted_angle(prediction, direction_target: str) -> np.ndarray:
+def predicted_angle(prediction: npt.ArrayLike, direction_target: str) -> np.ndarray:
     """Direction in degrees, (-180, 180], that a probe's outputs mean; counter-clockwise from +x, world axes.
 
     `prediction` [..., k] as pez.probes.data.ball lays out the target: "angle" (k = 1, degrees, wrapped here),
     "sincos" (k = 2: cos, sin), "vxy" (k = 2: pixels per frame in image axes, whose y points down). Their lengths
-    play no part. Targets go through it too.
+    play no part. Targets go through it too. "image_angle" (k = 1): radians in image axes.
     """
-    check_choice("direction target", direction_target, ("angle", "sincos", "vxy"))
+    check_choice("direction target", direction_target, ("angle", "sincos", "vxy", "image_angle"))
     prediction = np.asarray(prediction, dtype=np.float64)
     if direction_target == "angle":
         return wrap_degrees(prediction[..., 0])
+    if direction_target == "image_angle":
+        return wrap_degrees(-np.rad2deg(prediction[..., 0]))
     x, y = prediction[..., 0], prediction[..., 1]
     return wrap_degrees(np.rad2deg(np.arctan2(-y if direction_target == "vxy" else y, x)))
 
 
-def circular_correlation(target_deg, prediction_deg) -> float:
+def circular_correlation(target_deg: npt.ArrayLike, prediction_deg: npt.ArrayLike) -> float:
     """Association of two sets of directions, [n] each, -1 to 1; about 0 if they are independent.
 
     Jammalamadaka and SenGupta's coefficient, the correlation of sin(a - mu) and sin(b - nu). With mu and nu the mean
@@ -45,7 +51,7 @@ def circular_correlation(target_deg, prediction_deg) -> float:
     return float(correlation_from_moments(circular_moments(target_deg, prediction_deg).sum(0, keepdims=True))[0])
 
 
-def circular_moments(target_deg, prediction_deg) -> np.ndarray:
+def circular_moments(target_deg: npt.ArrayLike, prediction_deg: npt.ArrayLike) -> np.ndarray:
     """What `circular_correlation` sums over clips, [n, 5], complex: 1, exp of i times a - b, a + b, 2a, 2b."""
     a, b = (np.deg2rad(np.asarray(angle, dtype=np.float64)) for angle in (target_deg, prediction_deg))
     return np.exp(1j * np.stack([0 * a, a - b, a + b, 2 * a, 2 * b], axis=1))

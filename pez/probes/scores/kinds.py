@@ -5,6 +5,8 @@
     possible             possible and impossible movies: logistic; pez/probes/scores/possibility.py
     pair                 true and false, inside groups that pair them: logistic; accuracy, AUC, pairwise accuracy
     class                one of several classes, a column each: logistic; accuracy, balanced accuracy, ROC AUC
+    possible_pairs       possible and impossible movies in numbered pairs: pairwise accuracy first
+    ..._summed, image_angle, possible_strict     as the public reproduction scores them (pez/probes/recipes.py)
 
 A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and verdicts serve all of them.
 """
@@ -12,6 +14,7 @@ A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,16 +30,28 @@ from pez.probes.scores.bootstrap import (
     bootstrap_balanced_accuracy,
     bootstrap_circular_correlation,
     bootstrap_mean,
+    bootstrap_pairwise_accuracy,
     bootstrap_r2,
     bootstrap_relative_accuracy,
     mean_curve,
 )
 from pez.probes.scores.circular import angular_error, circular_correlation, predicted_angle
-from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL, auc, score_movies, score_rows
-from pez.probes.scores.r2 import r2
+from pez.probes.scores.possibility import (
+    COUNTS,
+    METRICS,
+    OVERALL,
+    PAIR,
+    auc,
+    probability,
+    score_movies,
+    score_movies_strictly,
+    score_rows,
+)
+from pez.probes.scores.r2 import r2, summed_r2
 
 FoldScores = Callable[[Predictions, int, int, np.ndarray], dict[str, dict[str, float]]]
 Curve = Callable[[np.ndarray, np.ndarray, np.ndarray, Resamples], BootstrapCurve]
+_Score = TypeVar("_Score")
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,8 @@ class Kind:
     pooled: metrics of all held-out clips at once.
     joined: predictions [R, L, n, k] as they are before folds meet; folds may each have a scale of their own.
     value: (metric, rows of the clip table, target [m, k], prediction [m, k]) -> score of one set of clips, by which a
-        setting can be chosen; None: settings are chosen by loss alone.
+        setting can be chosen, or a tuple of scores, of which the first that differ decide; None: settings are chosen by
+        loss alone.
     """
 
     loss: str
@@ -78,7 +94,7 @@ class Kind:
     pooled: Mapping[str, Pooled]
     counts: tuple[str, ...] = ()
     joined: Callable[[Predictions], np.ndarray] = field(default=lambda predictions: predictions.predicted)
-    value: Callable[[str, pd.DataFrame, np.ndarray, np.ndarray], float] | None = None
+    value: Callable[[str, pd.DataFrame, np.ndarray, np.ndarray], float | tuple[float, ...]] | None = None
 
 
 # ---------------------------------------------------------------- quantities and directions
@@ -101,7 +117,24 @@ def _mean_absolute_error(target: np.ndarray, prediction: np.ndarray, _every: np.
 _R2 = {"r2": Pooled(bootstrap_r2, _pooled_r2), "mae": Pooled(None, _mean_absolute_error)}
 
 
-def _on_circle(form: str, score, target: np.ndarray, prediction: np.ndarray, *rest):
+def _fold_summed_r2(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
+    return {OVERALL: {"r2": summed_r2(predictions.variable.targets[rows], predictions.predicted[repeat, layer, rows])}}
+
+
+def _pooled_summed_r2(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
+    return summed_r2(target, prediction)
+
+
+def _value_of_summed(_metric: str, _clips: pd.DataFrame, target: np.ndarray, prediction: np.ndarray) -> float:
+    return summed_r2(target, prediction)
+
+
+_SUMMED_R2 = {"r2": Pooled(partial(bootstrap_r2, summed=True), _pooled_summed_r2), "mae": _R2["mae"]}
+
+
+def _on_circle(
+    form: str, score: Callable[..., _Score], target: np.ndarray, prediction: np.ndarray, *rest: Any
+) -> _Score:
     """`score` of the directions, in degrees, that targets and predictions in `form` mean."""
     return score(predicted_angle(target, form), predicted_angle(prediction, form), *rest)
 
@@ -110,7 +143,7 @@ def _angular_error(target: np.ndarray, prediction: np.ndarray) -> float:
     return float(angular_error(prediction, target).mean())
 
 
-def _direction(form: str) -> Kind:
+def _direction(form: str, summed: bool = False) -> Kind:
     error = Pooled(
         partial(_on_circle, form, bootstrap_angular_error),
         lambda target, prediction, _every: _on_circle(form, _angular_error, target, prediction),
@@ -119,14 +152,22 @@ def _direction(form: str) -> Kind:
         partial(_on_circle, form, bootstrap_circular_correlation),
         lambda target, prediction, _every: _on_circle(form, circular_correlation, target, prediction),
     )
-    pooled = {**_R2, "mae_deg": error, "circular_corr": correlation}
-    return Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_r2, pooled)
+    more = {"mae_deg": error, "circular_corr": correlation}
+    return _summed(more) if summed else Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_r2, {**_R2, **more})
+
+
+def _summed(more: Mapping[str, Pooled]) -> Kind:
+    """A kind of number whose R^2 sums squares over outputs, and by which settings are chosen."""
+    pooled = {**_SUMMED_R2, **more}
+    return Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_summed_r2, pooled, value=_value_of_summed)
 
 
 # ---------------------------------------------------------------- possible and impossible movies
 
 
-def _fold_possibility(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict:
+def _fold_possibility(
+    predictions: Predictions, repeat: int, layer: int, rows: np.ndarray
+) -> dict[str, dict[str, float]]:
     table = predictions.clips.iloc[rows].assign(score=predictions.predicted[repeat, layer, rows, 0])
     if predictions.rounding is not None and np.isfinite(predictions.rounding[repeat, layer, rows]).all():
         table = table.assign(rounding=predictions.rounding[repeat, layer, rows])
@@ -160,9 +201,58 @@ def _of_scores(score: Callable[..., BootstrapCurve]) -> Pooled:
     return Pooled(curve)
 
 
-def _relative_accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _relative_accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     scores, rounding = prediction[..., 0], prediction[..., 1]
     return bootstrap_relative_accuracy(target[:, 0] > 0.5, scores, group, resamples, largest=1.0, rounding=rounding)
+
+
+def _pairwise_of_movies(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
+    """Of matched pairs; their number, the same in every layer, stands in the third column."""
+    possible, (scores, rounding, pair) = target[:, 0] > 0.5, np.moveaxis(prediction, -1, 0)
+    return bootstrap_pairwise_accuracy(possible, scores, group, pair[0], resamples, rounding=rounding)
+
+
+def _one_scale_with_pairs(predictions: Predictions) -> np.ndarray:
+    """`_one_scale` and the number of every movie's pair beside it, [R, L, n, 3]."""
+    scaled = _one_scale(predictions)
+    pair = predictions.clips[PAIR].to_numpy(dtype=np.float64)
+    return np.concatenate([scaled, np.broadcast_to(pair[:, None], (*scaled.shape[:3], 1))], axis=-1)
+
+
+# as the public reproduction scores them
+
+
+def _fold_strictly(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
+    scores = probability(predictions.predicted[repeat, layer, rows, 0])
+    parts = {name: np.flatnonzero(np.isin(rows, own)) for name, own in predictions.parts.items()}
+    scored = score_rows(predictions.clips.iloc[rows].assign(score=scores), parts, score_movies_strictly)
+    return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
+
+
+def _strict_possibility(
+    metric: str, movies: pd.DataFrame, _target: np.ndarray, prediction: np.ndarray
+) -> tuple[float, float]:
+    """Accuracy, of equals AUC; relative accuracy, of equals accuracy."""
+    scores = score_movies_strictly(movies.assign(score=probability(prediction[:, 0])))
+    return scores[metric], scores["auc" if metric == "clip_accuracy" else "clip_accuracy"]
+
+
+def _strict_accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
+    right = (prediction[..., 0] >= 0.5) == (target[:, 0] > 0.5)
+    return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
+
+
+def _strict_relative_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
+    possible, scores = target[:, 0] > 0.5, prediction[..., 0]
+    return bootstrap_relative_accuracy(possible, scores, group, resamples, tie_tolerance=0.0, tie=0.0)
 
 
 # ---------------------------------------------------------------- pairs of own labels
@@ -183,7 +273,9 @@ def _fold_pairs(predictions: Predictions, repeat: int, layer: int, rows: np.ndar
     }
 
 
-def _pairwise_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _pairwise_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     label, scored = target[:, 0] > 0.5, prediction[..., 0]
     names, index = np.unique(group, return_inverse=True)
     won = np.zeros((len(scored), len(names)))
@@ -222,16 +314,22 @@ def _class_auc(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -
 _CLASS_VALUES = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "auc": _class_auc}
 
 
-def _accuracy_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _accuracy_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     right = prediction.argmax(2) == target.argmax(1)
     return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
 
 
-def _balanced_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _balanced_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     return bootstrap_balanced_accuracy(target.argmax(1), prediction.argmax(2), group, resamples)
 
 
-def _class_auc_curve(target, prediction, group, resamples: Resamples) -> BootstrapCurve:
+def _class_auc_curve(
+    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
+) -> BootstrapCurve:
     known = [k for k in range(target.shape[1]) if 0 < target[:, k].sum() < len(target)]
     return mean_curve([bootstrap_auc(target[:, k] > 0.5, prediction[..., k], group, resamples) for k in known])
 
@@ -240,6 +338,12 @@ _CLASS_POOLED = {
     "accuracy": Pooled(_accuracy_curve, _accuracy),
     "balanced_accuracy": Pooled(_balanced_curve, _balanced_accuracy),
     "auc": Pooled(_class_auc_curve, _class_auc),
+}
+
+_POSSIBLE_POOLED = {
+    "clip_accuracy": _of_scores(bootstrap_accuracy),
+    "auc": _of_scores(bootstrap_auc),
+    "relative_accuracy": Pooled(_relative_accuracy_curve),
 }
 
 KINDS: dict[str, Kind] = {
@@ -254,13 +358,21 @@ KINDS: dict[str, Kind] = {
         "relative_accuracy",
         METRICS,
         _fold_possibility,
-        {
-            "clip_accuracy": _of_scores(bootstrap_accuracy),
-            "auc": _of_scores(bootstrap_auc),
-            "relative_accuracy": Pooled(_relative_accuracy_curve),
-        },
+        _POSSIBLE_POOLED,
         COUNTS,
         _one_scale,
+        _possibility,
+    ),
+    "possible_pairs": Kind(
+        "logistic",
+        0.5,
+        0.75,
+        "pairwise_accuracy",
+        METRICS,
+        _fold_possibility,
+        {**_POSSIBLE_POOLED, "pairwise_accuracy": Pooled(_pairwise_of_movies)},
+        COUNTS,
+        _one_scale_with_pairs,
         _possibility,
     ),
     "pair": Kind(
@@ -280,4 +392,47 @@ KINDS: dict[str, Kind] = {
     ),
     # one against the rest: an AUC of 0.5 is chance whatever the number of classes and their shares
     "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_classes, _CLASS_POOLED),
+    # the published recipe's
+    "quantity_summed": _summed({}),
+    "sincos_summed": _direction("sincos", summed=True),
+    "vxy_summed": _direction("vxy", summed=True),
+    "image_angle": _direction("image_angle", summed=True),
+    "possible_strict": Kind(
+        "logistic",
+        0.5,
+        0.75,
+        "relative_accuracy",
+        METRICS,
+        _fold_strictly,
+        {
+            "clip_accuracy": Pooled(_strict_accuracy_curve),
+            "auc": _of_scores(bootstrap_auc),
+            "relative_accuracy": Pooled(_strict_relative_curve),
+        },
+        COUNTS,
+        lambda predictions: probability(predictions.predicted),
+        _strict_possibility,
+    ),
 }
+
+
+def headline(table: pd.DataFrame) -> str:
+    """The metric to quote of rows of a results or controls table: that of the kind of target whose metrics they have.
+
+    Of several kinds, the one with most of its metrics there.
+    """
+
+    def there(metric: str) -> bool:
+        columns = [f"{metric}_{end}" for end in ("mean", "pooled", "nested_pooled")]
+        return any(column in table and table[column].notna().any() for column in columns)
+
+    known = [kind for kind in KINDS.values() if there(kind.headline)] or list(KINDS.values())[:1]
+    return max(known, key=lambda kind: sum(map(there, kind.over_folds))).headline
+
+
+def chance_of(metric: str) -> float:
+    """What knowing nothing scores in a metric that a kind of target is quoted by; of another one, that of the kinds
+    that have it."""
+    kinds = [kind for kind in KINDS.values() if kind.headline == metric]
+    kinds += [kind for kind in KINDS.values() if metric in (*kind.over_folds, *kind.pooled)]
+    return kinds[0].chance

@@ -27,13 +27,22 @@ max-T step of Westfall & Young 1993, Resampling-based Multiple Testing). Control
 knowing nothing, layer by layer. A breakpoint needs a second test: the drop in squared error from one line to two must
 beat that of resampled noise around the one line.
 
+Beside these rules stands the criterion that the paper's authors stated in public answers (`emergence`). A curve emerges
+if a four-parameter logistic fits it with an R^2 above 0.9, its inflection lies in the first half of the depth, and its
+peak is at least 15 points (0.15) above chance. It has no test and no interval. What they left open is fixed here: the
+logistic rises, its inflection lies between the first layer and the last, and a point is a hundredth of the score.
+
 What intervals were tried, and how often they hold: docs/onset.md, from studies/onset/calibration.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from pez.probes.scores.bootstrap import BootstrapCurve, intervals
 
@@ -47,6 +56,9 @@ AT_FIRST = "at or before the first layer"
 NOT_REACHED = "not reached"
 NO_BREAKPOINT = "no breakpoint"
 NO_ONSET = "no onset"
+
+LOGISTIC_R2, LOGISTIC_DEPTH, LOGISTIC_RISE = 0.9, 0.5, 0.15  # of the authors' criterion
+_INFLECTIONS, _WIDTHS = 200, np.geomspace(0.1, 10.0, 25)  # tried before the fit is refined; layers
 
 _BEND_STEP = 0.05  # layers between candidate bends
 _NEIGHBOURS = 0.85  # correlation of the errors of neighbouring layers, as simulated curves have it (docs/onset.md)
@@ -90,8 +102,82 @@ class Onset:
         return f"{where} (95 % interval {self.low:.1f} to {high}; {self.reason})"
 
 
+@dataclass(frozen=True)
+class Emergence:
+    """The authors' criterion on one curve: `inflection` and `width` of the logistic in layers, `fit_r2`, `rise` of the
+    peak above chance; `emerges` if all three conditions hold."""
+
+    inflection: float
+    width: float
+    fit_r2: float
+    rise: float
+    depth: int
+
+    @property
+    def conditions(self) -> dict[str, bool]:
+        """Each condition in words and whether it holds."""
+        return {
+            f"fit R² {self.fit_r2:.2f} > {LOGISTIC_R2:g}": self.fit_r2 > LOGISTIC_R2,
+            f"inflection at {self.inflection / self.depth:.2f} ≤ {LOGISTIC_DEPTH:g} of the depth": (
+                self.inflection <= LOGISTIC_DEPTH * self.depth
+            ),
+            f"peak {self.rise:+.2f} ≥ {LOGISTIC_RISE:g} above chance": self.rise >= LOGISTIC_RISE,
+        }
+
+    @property
+    def emerges(self) -> bool:
+        """Whether all conditions hold."""
+        return all(self.conditions.values())
+
+    def text(self) -> str:
+        """The conditions in one phrase, those that fail marked."""
+        return "; ".join(words if holds else f"not {words}" for words, holds in self.conditions.items())
+
+
+def emergence(layers: npt.ArrayLike, curve: np.ndarray, depth: int, chance: float = 0.0) -> Emergence | None:
+    """The criterion of the paper's authors on a `curve` [L] over `layers` [L] of an encoder of `depth` layers.
+
+    None with fewer than 5 layers that have a score: four parameters fit any four.
+    """
+    places, curve = np.asarray(layers, dtype=np.float64), np.asarray(curve, dtype=np.float64)
+    places, curve = places[np.isfinite(curve)], curve[np.isfinite(curve)]
+    if len(places) < _FEWEST_LAYERS:
+        return None
+    inflection, width, error = fit_logistic(places, curve)
+    total = np.square(curve - curve.mean()).sum()
+    fit_r2 = 1 - error / total if total > 0 else 0.0
+    return Emergence(inflection, width, float(fit_r2), float(curve.max() - chance), depth)
+
+
+def fit_logistic(layers: np.ndarray, curve: np.ndarray) -> tuple[float, float, float]:
+    """Inflection, width and sum of squared errors of the best low + rise / (1 + exp(-(layer - inflection) / width)).
+
+    Given inflection and width, low and rise (at least 0) follow in closed form; those two are searched on a grid and
+    refined from its best point.
+    """
+    centred = curve - curve.mean()
+
+    def error(inflection: np.ndarray, width: np.ndarray) -> np.ndarray:
+        shape = expit((layers - inflection[..., None]) / width[..., None])
+        shape = shape - shape.mean(-1, keepdims=True)
+        size = np.square(shape).sum(-1)
+        along = np.maximum(shape @ centred, 0.0)
+        explained = np.divide(along**2, size, out=np.zeros_like(along), where=size > 1e-15)
+        return cast(np.ndarray, np.square(centred).sum() - explained)
+
+    inflections = np.linspace(layers[0], layers[-1], _INFLECTIONS)
+    tried = error(*np.broadcast_arrays(inflections[:, None], _WIDTHS))
+    at, wide = np.unravel_index(tried.argmin(), tried.shape)
+    bounds = [(layers[0], layers[-1]), tuple(np.log(_WIDTHS[[0, -1]]))]
+    start = [inflections[at], np.log(_WIDTHS[wide])]
+    fit = minimize(lambda p: float(error(np.array(p[0]), np.exp(np.array(p[1])))), start, bounds=bounds)
+    if fit.fun < tried[at, wide]:
+        return float(fit.x[0]), float(np.exp(fit.x[1])), max(float(fit.fun), 0.0)
+    return float(inflections[at]), float(_WIDTHS[wide]), max(float(tried[at, wide]), 0.0)
+
+
 def find_onsets(
-    layers,
+    layers: np.ndarray,
     main: BootstrapCurve,
     control: BootstrapCurve | None = None,
     chance: float = 0.0,
@@ -180,14 +266,14 @@ def foot(rise: BootstrapCurve) -> np.ndarray:
         return np.zeros_like(before)
     lowest = int(np.where(before, rise.estimate, np.inf).argmin())
     error = (samples - samples[:, [lowest]]).std(0)
-    return before & ~above & (rise.estimate - rise.estimate[lowest] <= _ALIKE_ERRORS * error)
+    return cast(np.ndarray, before & ~above & (rise.estimate - rise.estimate[lowest] <= _ALIKE_ERRORS * error))
 
 
 def plateau(rise: BootstrapCurve) -> np.ndarray:
     """The layers that make the peak, [layers] bool: the highest and those that may be as high."""
     peak, samples = int(rise.estimate.argmax()), _finite_samples(rise)
     error = (samples[:, [peak]] - samples).std(0)
-    return rise.estimate[peak] - rise.estimate <= _ALIKE_ERRORS * error
+    return cast(np.ndarray, rise.estimate[peak] - rise.estimate <= _ALIKE_ERRORS * error)
 
 
 def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
@@ -205,7 +291,7 @@ def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
     return _because(onset, fit.kind(curve.estimate))
 
 
-def crossing(layers: np.ndarray, curves: np.ndarray, level) -> np.ndarray:
+def crossing(layers: np.ndarray, curves: np.ndarray, level: npt.ArrayLike) -> np.ndarray:
     """Where each row of `curves` [rows, layers] first comes up to its `level` (a number or [rows]), in layers, [rows].
 
     Interpolated linearly from the layer before; the first layer itself for a row that starts there; inf for a row
@@ -242,15 +328,15 @@ class BendFit:
 
     def line(self, curve: np.ndarray) -> np.ndarray:
         """The straight line that fits a curve [layers] best, [layers]."""
-        return self._straight @ self._coefficients(self._straight, curve)
+        return cast(np.ndarray, self._straight @ self._coefficients(self._straight, curve))
 
     def gain(self, curves: np.ndarray) -> np.ndarray:
         """By how much the best bend lowers a line's weighted sum of squared errors: [rows, layers] -> [rows]."""
-        return self._gains(curves).max(1)
+        return cast(np.ndarray, self._gains(curves).max(1))
 
     def bend(self, curves: np.ndarray) -> np.ndarray:
         """The best bends, in layers: [rows, layers] -> [rows]."""
-        return self.bends[self._gains(curves).argmax(1)]
+        return cast(np.ndarray, self.bends[self._gains(curves).argmax(1)])
 
     def kind(self, curve: np.ndarray) -> str:
         """Which way a curve [layers] bends at its best bend."""
@@ -262,13 +348,13 @@ class BendFit:
         return f"bends downward: the {'end of a rise' if rising else 'start of a fall'}"
 
     def _gains(self, curves: np.ndarray) -> np.ndarray:
-        return np.square(curves @ self._whiten.T @ self._directions)
+        return cast(np.ndarray, np.square(curves @ self._whiten.T @ self._directions))
 
     def _coefficients(self, design: np.ndarray, curve: np.ndarray) -> np.ndarray:
-        return np.linalg.lstsq(self._whiten @ design, self._whiten @ curve, rcond=None)[0]
+        return cast(np.ndarray, np.linalg.lstsq(self._whiten @ design, self._whiten @ curve, rcond=None)[0])
 
 
-def _onset(rule: str, layers, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray]) -> Onset:
+def _onset(rule: str, layers: np.ndarray, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray]) -> Onset:
     """Apply `locate` [rows, layers] -> [rows] to a curve and its resamples."""
     layer = locate(curve.estimate[None])
     if not np.isfinite(layer[0]):

@@ -10,6 +10,7 @@ relative_accuracy   a scene is right if its two possible movies' scores sum to m
 pairwise_accuracy   over the four possible-impossible pairs of each scene, the possible one scores higher; a
                     tie is worth a half. IntPhys labels no pairs: every impossible movie of a scene is made of the
                     frames of both its possible ones, so all four pairs are matched. It is the AUC within scenes.
+                    Where a benchmark numbers its matched pairs (column `pair`), over those alone
 
 Ties. Official scoring counts a tied scene as right, other public code as wrong; a score that is blind to the
 difference (the mean-pooled patch embedding, a linear map of frames that the pairs share; the last tubelet where
@@ -21,12 +22,17 @@ How large rounding is follows from the precision of the features and from the pr
 its error goes with the root of the sum of squares of w x, whatever the score is (column `rounding`, from
 pez/probes/solvers/linear.py). Sums within ROUNDINGS of that, over the movies of a scene together, tie. Where it is not
 known (attentive probes, tables of earlier versions), sums within TIE_TOLERANCE of the largest score do.
+
+By the published recipe (`score_movies_strictly`) scores are probabilities, summed as they are, and a tie is wrong; of a
+single movie a half counts as possible.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from scipy.stats import rankdata
 
 from pez.probes.scores.bootstrap import ROUNDINGS, TIE_TOLERANCE
@@ -36,6 +42,7 @@ SELECTION_METRICS = ("accuracy", "relative_accuracy")  # names of --selection-me
 METRIC_OF = {"accuracy": "clip_accuracy", "relative_accuracy": "relative_accuracy"}
 COUNTS = ("n_scenes", "n_ties", "n_near_ties", "n_pair_ties")
 OVERALL = "overall"
+PAIR = "pair"  # column that numbers the matched pairs of a scene, of benchmarks that have them
 
 NEAR_TIE = 0.01  # of the scores' standard deviation
 
@@ -63,7 +70,7 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
     scene, n_scenes = _scene_numbers(table)
     tolerance, near = tolerances(table) if limits is None else limits
     margins = np.bincount(scene, np.where(possible, scores, -scores), n_scenes)
-    mates = scene[possible][:, None] == scene[~possible]
+    mates = _mates(table, scene, possible)
     pairs = (scores[possible][:, None] - scores[~possible])[mates]
     tied_scene, tied_pair = np.full(n_scenes, tolerance), np.full(len(pairs), tolerance)
     if "rounding" in table:
@@ -83,15 +90,52 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
     }
 
 
-def score_rows(table: pd.DataFrame, parts: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """One row per sub-task, the first overall: `subtask`, then `score_movies` of its movies.
+def _mates(table: pd.DataFrame, scene: np.ndarray, possible: np.ndarray) -> np.ndarray:
+    """Which possible movies are matched with which impossible ones, [possible, impossible] bool."""
+    mates = cast(np.ndarray, scene[possible][:, None] == scene[~possible])
+    if PAIR in table:
+        pair = table[PAIR].to_numpy()
+        mates &= pair[possible][:, None] == pair[~possible]
+    return mates
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits, in single precision as the public reproduction has them, float64."""
+    return cast(np.ndarray, expit(np.asarray(logits, dtype=np.float32)).astype(np.float64))
+
+
+def score_movies_strictly(table: pd.DataFrame, limits: tuple[float, float] | None = None) -> dict[str, float]:
+    """`score_movies` by the published recipe, whose `score` is a probability; counted ties are exact ones."""
+    scores, possible = table["score"].to_numpy(dtype=np.float64), table["possible"].to_numpy(dtype=bool)
+    scene, n_scenes = _scene_numbers(table)
+    near = NEAR_TIE * float(scores.std()) if limits is None else limits[1]
+    margins = np.bincount(scene, np.where(possible, scores, -scores), n_scenes)
+    pairs = (scores[possible][:, None] - scores[~possible])[_mates(table, scene, possible)]
+    return {
+        "clip_accuracy": float(((scores >= 0.5) == possible).mean()),
+        "auc": auc(scores, possible),
+        "relative_accuracy": float((margins > 0).mean()),
+        "pairwise_accuracy": float((pairs > 0).mean()),
+        "n_scenes": n_scenes,
+        "n_ties": int((margins == 0).sum()),
+        "n_near_ties": int((np.abs(margins) <= near).sum()),
+        "n_pair_ties": int((pairs == 0).sum()),
+    }
+
+
+def score_rows(
+    table: pd.DataFrame,
+    parts: Mapping[str, np.ndarray],
+    score: Callable[..., dict[str, float]] = score_movies,
+) -> pd.DataFrame:
+    """One row per sub-task, the first overall: `subtask`, then `score` of its movies.
 
     `parts`: which rows of `table` belong to each sub-task; one without rows is left out. What ties is settled once for
     all of them, so that the sub-tasks' ties add up to the overall ones.
     """
     limits = tolerances(table)
     tables = {OVERALL: table} | {name: table.iloc[rows] for name, rows in parts.items() if len(rows)}
-    return pd.DataFrame([{"subtask": name, **score_movies(part, limits)} for name, part in tables.items()])
+    return pd.DataFrame([{"subtask": name, **score(part, limits)} for name, part in tables.items()])
 
 
 def _scene_numbers(table: pd.DataFrame) -> tuple[np.ndarray, int]:

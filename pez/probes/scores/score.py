@@ -4,6 +4,7 @@
     own = scores.main("speed")                       # a Scored: its table and its bootstrap curves
     scores.control("speed", "pixels")                # the mean over seeds, at every layer of the main curve
     scores.selectivity("speed", "pixels")            # the main curve less that
+    scores.unique("speed")                           # what each layer adds to position, pixels and flow together
 
 Tables, verdicts, figures and the report read these. Columns of `Scored.table`, one row per part of the clips and layer:
 
@@ -16,10 +17,12 @@ layer, variable, protocol and control of a clip set. With fewer than LEAST_GROUP
 
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
+from pez.controls import TOGETHER, UNIQUE
 from pez.errors import UserError
 from pez.probes.predictions import MAIN, Predictions, curves_of
 from pez.probes.protocols import quoted_protocol
@@ -89,7 +92,7 @@ class Scored:
             curve = self.curve(metric, part)
             return np.full(len(self.layers), np.nan) if curve is None else curve.estimate
         values = [[value(target[rows], layer[rows], target) for layer in own] for own in self._joined]
-        return np.array(values).mean(0)
+        return cast(np.ndarray, np.array(values).mean(0))
 
     @cached_property
     def folds(self) -> pd.DataFrame:
@@ -190,9 +193,10 @@ class Scores:
                 f"control {control} was probed at other layers than its run: rerun both with the same --layers"
             )
         curves = [seed.curve(metric or main.kind.headline, part) for seed in seeds if part in seed.parts]
-        if not curves or any(curve is None for curve in curves):
+        known = [curve for curve in curves if curve is not None]
+        if not curves or len(known) < len(curves):
             return None
-        mean = mean_curve(curves)
+        mean = mean_curve(known)
         return mean.over_layers(len(main.layers)) if one else mean
 
     def selectivity(
@@ -208,6 +212,20 @@ class Scores:
         gained = main.pooled(metric, part) - np.mean([seed.pooled(metric, part) for seed in seeds], axis=0)
         own, other = main.curve(metric, part), self.control(variable, control, metric, part)
         return gained, ends_of(None if own is None or other is None else own - other, len(main.layers))
+
+    def unique(self, variable: str) -> tuple[np.ndarray, BootstrapCurve | None]:
+        """What each layer adds to TOGETHER: the score of both less that of TOGETHER alone, [L]; None: no interval.
+
+        Under the control's protocol; resample by resample the same groups in both.
+        """
+        main = self.main(variable)
+        protocol, metric = main.predictions.protocol, main.kind.headline
+        joined, alone = (self.of(variable, protocol, name)[0] for name in (UNIQUE, TOGETHER))
+        both, without = joined.curve(metric), alone.curve(metric)
+        gained = joined.pooled(metric) - alone.pooled(metric)
+        if both is None or without is None:
+            return gained, None
+        return gained, both - without.over_layers(len(joined.layers))
 
 
 def _is(scored: Scored, variable: str, control: str) -> bool:

@@ -3,7 +3,8 @@
 Names of sizes: B problems; C rows, one for each setting and output; D features (and a column of ones); n training,
 m validation, p prediction rows; U = settings x variables units, each with its own early stopping by each of J judges.
 Shorter problems are padded with rows of zeros (in the column of ones too), which predict 0 and pull at nothing.
-Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it.
+Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it; with
+`Training.l2` torch.optim.Adam's, whose decay is a part of the gradient.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import softplus
 
-from pez.probes.solvers.problems import Problem
+from pez.probes.solvers.problems import Problem, linear_start, there
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
 _KEEP_BELOW = 0.8  # drop stopped rows once fewer than this share of the rows still train
@@ -31,7 +32,9 @@ class Trained:
 
 
 @torch.no_grad()
-def train_together(batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, device) -> Trained:
+def train_together(
+    batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, device: str | torch.device
+) -> Trained:
     """Train every setting of every problem; see pez/probes/solvers/sweep.py for what is trained."""
     data, state = _Data(batch, device), _State(batch, keep_weights, device)
     data.select(state.output)
@@ -55,10 +58,10 @@ def train_together(batch: list[Problem], *, epochs: int, patience: int, keep_wei
 def _last_epoch(batch: list[Problem], epochs: int) -> int:
     if batch[0].stop_epochs is None:
         return epochs
-    return max(int(problem.stop_epochs.max()) for problem in batch)
+    return max(int(there(problem.stop_epochs).max()) for problem in batch)
 
 
-def _stack(parts: list[torch.Tensor], dim: int, device) -> torch.Tensor:
+def _stack(parts: list[torch.Tensor], dim: int, device: str | torch.device) -> torch.Tensor:
     """Stack tensors that differ in length along `dim`, filling with zeros."""
     shape = [len(parts), *parts[0].shape]
     shape[dim + 1] = max(part.shape[dim] for part in parts)
@@ -71,43 +74,48 @@ def _stack(parts: list[torch.Tensor], dim: int, device) -> torch.Tensor:
 class _Data:
     """Inputs and targets of a batch, and what is computed from them: gradient, predictions, losses."""
 
-    def __init__(self, batch: list[Problem], device):
+    def __init__(self, batch: list[Problem], device: str | torch.device) -> None:
         first = batch[0]
         self.loss, self.by_gram = first.loss, first.gram is not None
         counts = [float(problem.count) for problem in batch]
         self.count = torch.tensor(counts, dtype=first.evaluation.dtype, device=device)[:, None, None]
-        self.stop_epochs = None
+        self.stop_epochs: torch.Tensor | None = None
         if first.stop_epochs is not None:
-            self.stop_epochs = torch.stack([problem.stop_epochs.flatten() for problem in batch]).to(device)
+            self.stop_epochs = torch.stack([there(problem.stop_epochs).flatten() for problem in batch]).to(device)
         self._set_evaluation(batch, device)
         if self.by_gram:
-            self.inputs = _stack([problem.gram for problem in batch], 0, device)
-            self.targets = _stack([problem.xy for problem in batch], 0, device)
+            self.inputs = _stack([there(problem.gram) for problem in batch], 0, device)
+            self.targets = _stack([there(problem.xy) for problem in batch], 0, device)
         else:
             self._set_rows(batch, device)
 
-    def _set_evaluation(self, batch, device) -> None:
+    def _set_evaluation(self, batch: list[Problem], device: str | torch.device) -> None:
         validation = _stack([problem.evaluation[: problem.n_validation] for problem in batch], 0, device)
         rest = _stack([problem.evaluation[problem.n_validation :] for problem in batch], 0, device)
         self.n_validation = validation.shape[1]
         self.evaluation = torch.cat([validation, rest], dim=1)
         self.y_validation = _stack([problem.y_validation for problem in batch], 1, device)
         self._set_judges([problem.judge_sizes for problem in batch], device)
+        self.stops_by = batch[0].training.stops_by
+        self.scatter: torch.Tensor | None = None
+        if batch[0].scatter is not None:
+            self.scatter = _stack([there(problem.scatter) for problem in batch], 0, device)
 
-    def _set_judges(self, sizes: list[tuple[int, ...]], device) -> None:
+    def _set_judges(self, judges: list[tuple[int, ...]], device: str | torch.device) -> None:
         """Weight of a validation row for each judge, [B, J, m], and the judge of every column, [B, m + p]."""
-        sizes = torch.tensor(sizes, device=device)
+        sizes = torch.tensor(judges, device=device)
         column = torch.arange(self.evaluation.shape[1], device=device).expand(len(sizes), -1).contiguous()
         judge = torch.searchsorted(sizes.cumsum(1), column, right=True)
         inside = judge[:, None, : self.n_validation] == torch.arange(sizes.shape[1], device=device)[:, None]
         self.share = inside.to(self.evaluation.dtype) / sizes.clamp_min(1)[:, :, None]
+        self.sizes = sizes.clamp_min(1).to(self.evaluation.dtype)
         self.judge = judge.clamp_max(sizes.shape[1] - 1)
 
-    def _set_rows(self, batch, device) -> None:
-        rows = _stack([problem.rows for problem in batch], 0, device)
+    def _set_rows(self, batch: list[Problem], device: str | torch.device) -> None:
+        rows = _stack([there(problem.rows) for problem in batch], 0, device)
         self.n_train = rows.shape[1]
         self.inputs = torch.cat([rows, self.evaluation], dim=1)  # one product predicts all rows
-        self.targets = _stack([problem.y for problem in batch], 1, device)
+        self.targets = _stack([there(problem.y) for problem in batch], 1, device)
         if self.loss == "logistic":  # a padded row predicts sigmoid(0)
             for target, problem in zip(self.targets, batch):
                 target[:, problem.count :] = 0.5
@@ -115,7 +123,7 @@ class _Data:
     def select(self, output: torch.Tensor) -> None:
         """Lay out the targets for rows of these outputs, [C]; to be called whenever the rows change."""
         self.row_targets, self.row_validation = self.targets[:, output], self.y_validation[:, output]
-        self.predicted = None
+        self.predicted: torch.Tensor | None = None
 
     def gradient(self, state: "_State") -> torch.Tensor:
         """Gradient of every row's loss, [B, C, D]."""
@@ -138,23 +146,37 @@ class _Data:
     def losses(self, predicted: torch.Tensor, state: "_State") -> torch.Tensor:
         """Validation loss of every unit for every judge, [B, U, J]."""
         predicted, y = predicted[:, :, : self.n_validation], self.row_validation
+        if self.stops_by == "accuracy":  # counts are exact, so that equal shares are equal
+            wrong = ((predicted.sigmoid() >= 0.5) != (y > 0.5)).to(predicted.dtype)
+            rows = torch.stack([(wrong * (share[:, None] > 0)).sum(2) for share in self.share.unbind(1)], dim=2)
+            rows = (rows / self.sizes[:, None]).mul_(state.loss_scale)
+            return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
         if self.loss == "logistic":
             loss = softplus(predicted).sub_(y * predicted)
         else:
             loss = torch.sub(y, predicted).square_()
         rows = torch.stack([(loss * share[:, None]).sum(2) for share in self.share.unbind(1)], dim=2)
+        if self.scatter is not None:
+            rows = rows + (torch.bmm(state.weights, self.scatter) * state.weights).sum(2, keepdim=True)
         rows = rows.mul_(state.loss_scale)
-        return torch.zeros_like(state.best_loss).index_add_(1, state.unit, rows)
+        loss = torch.zeros_like(state.best_loss)
+        for place in state.places:  # one output of each unit at a time: several at once a GPU adds in any order
+            loss.index_add_(1, state.unit[place], rows[:, place] if len(state.places) > 1 else rows)
+        return loss
 
 
 class _State:
     """Weights, moments of the gradient and best-so-far of the rows that still train."""
 
-    def __init__(self, batch: list[Problem], keep_weights: bool, device):
+    def __init__(self, batch: list[Problem], keep_weights: bool, device: str | torch.device) -> None:
         first, self.device = batch[0], torch.device(device)
         settings, self.k = len(first.settings), sum(first.outputs)
         shape = (len(batch), settings * self.k, first.evaluation.shape[1])
         self.weights, self.m, self.v = first.evaluation.new_zeros(3, *shape, device=device)
+        self.training = first.training
+        if self.training.start_seed is not None:
+            start = linear_start(shape[2] - 1, first.outputs, self.training.start_seed)
+            self.weights.copy_(start.to(self.weights).repeat(settings, 1))
         self.kept = torch.zeros_like(self.weights) if keep_weights else None
         self._set_rows(batch, settings, self.weights.dtype)
         units = (len(batch), settings * len(first.outputs), len(first.judge_sizes))
@@ -164,14 +186,15 @@ class _State:
         length = max(p.n_validation for p in batch) + max(len(p.evaluation) - p.n_validation for p in batch)
         self.saved = first.evaluation.new_zeros(*shape[:2], length, device=device)
         self.done_saved = torch.zeros_like(self.saved)
-        self.done_kept = torch.zeros_like(self.kept) if keep_weights else None
+        self.done_kept = None if self.kept is None else torch.zeros_like(self.kept)
 
-    def _set_rows(self, batch, settings: int, dtype) -> None:
+    def _set_rows(self, batch: list[Problem], settings: int, dtype: torch.dtype) -> None:
         outputs = torch.tensor(batch[0].outputs)
         variable = torch.arange(len(outputs)).repeat_interleave(outputs)  # of each output
         self.row = torch.arange(settings * self.k, device=self.device)
         self.output = self.row % self.k
         self.unit = (self.row // self.k) * len(outputs) + variable.to(self.device)[self.output]
+        self._set_places()
         self.loss_scale = (1.0 / outputs[variable].to(dtype)).to(self.device)[self.output][None, :, None]
         rates = torch.tensor(
             [[(s.learning_rate, s.weight_decay) for s in p.settings] for p in batch], dtype=torch.float64
@@ -179,19 +202,30 @@ class _State:
         rates = rates.repeat_interleave(self.k, dim=1)[..., None]
         self.rate = rates[:, :, 0].to(dtype).to(self.device)
         self.decay = (1 - rates[:, :, 0] * rates[:, :, 1]).to(dtype).to(self.device)
+        self.penalty = rates[:, :, 1].to(dtype).to(self.device)
+
+    def _set_places(self) -> None:
+        """The rows that are first, second, ... of their unit; a unit's rows follow each other."""
+        first = torch.searchsorted(self.unit, self.unit)
+        number = torch.arange(len(self.unit), device=self.device) - first
+        self.places = [(number == each).nonzero()[:, 0] for each in range(int(number.max()) + 1)]
 
     def step(self, gradient: torch.Tensor, epoch: int) -> None:
         """One AdamW step; `gradient` is used up."""
+        if self.training.l2:
+            gradient.addcmul_(self.weights, self.penalty)
         first, second = 1 - _BETA1**epoch, (1 - _BETA2**epoch) ** 0.5
         self.m.lerp_(gradient, 1 - _BETA1)
         self.v.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
         torch.sqrt(self.v, out=gradient).add_(_EPSILON * second)
         torch.div(self.m, gradient, out=gradient)
-        self.weights.mul_(self.decay).addcmul_(gradient, self.rate, value=-second / first)
+        if not self.training.l2:
+            self.weights.mul_(self.decay)
+        self.weights.addcmul_(gradient, self.rate, value=-second / first)
 
     def judge(self, loss: torch.Tensor, epoch: int, patience: int) -> torch.Tensor:
         """Which units have their best validation loss so far, [B, U, J]; stops those out of patience."""
-        improved = (loss < self.best_loss) & self.active
+        improved = (loss + self.training.least_gain < self.best_loss) & self.active
         torch.where(improved, loss, self.best_loss, out=self.best_loss)
         self.best_epoch.masked_fill_(improved, epoch)
         self.active &= epoch - self.best_epoch < patience
@@ -221,14 +255,15 @@ class _State:
             return False
         self._store()
         self.row, self.output, self.unit = self.row[rows], self.output[rows], self.unit[rows]
-        for name in ("weights", "m", "v", "saved", "kept", "loss_scale", "rate", "decay"):
+        self._set_places()
+        for name in ("weights", "m", "v", "saved", "kept", "loss_scale", "rate", "decay", "penalty"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[:, rows])
         return True
 
     def _store(self) -> None:
         self.done_saved[:, self.row] = self.saved
-        if self.kept is not None:
+        if self.kept is not None and self.done_kept is not None:
             self.done_kept[:, self.row] = self.kept
 
     def finish(self, n_validation: int) -> Trained:

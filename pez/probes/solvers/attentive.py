@@ -1,11 +1,12 @@
 """Attentive probes (pez/probes/solvers/attentive_model.py) as a solver: every setting and fold is a probe of its own.
 
 A probe scores the movies it is read on after every epoch, so any setting and epoch of it can be read afterwards; a
-setting stops at the epoch of its smallest validation loss. Nested validation chooses on one of the training folds, the
+setting stops at the epoch of its smallest validation loss (by the published recipe of its highest relative accuracy,
+before PUBLISHED_PATIENCE epochs brought none higher). Nested validation chooses on one of the training folds, the
 next one, by probes trained on the others.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.metrics import log_loss
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
+from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.attentive_model import check_sizes
 from pez.probes.solvers.attentive_stack import stack_size
 from pez.probes.solvers.attentive_training import Problem, Recipe, train
@@ -23,20 +25,24 @@ from pez.probes.solvers.solver import Fit, Step, Trials
 
 POOLINGS = ("temporal_last_patch", "temporal_diff_patch", "all")  # those that keep tokens apart
 CPU_MEMORY_BYTES = 3 * 2**30
+PUBLISHED_PATIENCE = 5  # epochs
+Judge = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass
 class AttentiveSolver:
     """See pez.probes.solvers.solver.Solver.
 
-    `memory_bytes`: for features, parameters and activations at once (default 3 GiB on a CPU, 70 % of what is free on a
-    GPU); one probe is always trained, whatever it takes.
+    `memory_bytes`: for features, parameters and activations at once (default 3 GiB on a CPU, 60 % of a GPU's; not of
+    what is free of it: other stacks would round otherwise); one probe is always trained, whatever it takes. `stops_by`:
+    "loss" or "relative_accuracy", what chooses the epoch.
     """
 
     settings: tuple[Setting, ...]
     recipe: Recipe
     device: str = "cpu"
     memory_bytes: int | None = None
+    stops_by: str = "loss"
     _of: ProbeData | None = field(default=None, repr=False)
     _held: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)  # features of some layers of it
 
@@ -66,7 +72,9 @@ class AttentiveSolver:
         memory = self.memory_bytes
         if memory is None:
             on_gpu = torch.device(self.device).type == "cuda"
-            memory = int(0.7 * torch.cuda.mem_get_info(self.device)[0]) if on_gpu else CPU_MEMORY_BYTES
+            memory = CPU_MEMORY_BYTES
+            if on_gpu:
+                memory = int(0.6 * torch.cuda.get_device_properties(self.device).total_memory)
         layer_bytes = 2 * n_clips * n_tokens * width
         sizes, device = self.recipe.sizes(width), torch.device(self.device)
         stacked = stack_size(sizes, self.recipe.batch_size, n_tokens, device, memory - 2 * layer_bytes)
@@ -90,8 +98,9 @@ class AttentiveSolver:
         for problem, found in train(every, features.__getitem__, labels, self.recipe, self.device, stacked):
             scores[id(problem)] = found
             step()
+        judge = None if self.stops_by == "loss" else judged_by(self.stops_by, data)
         for fit, own in zip(fits, problems):
-            yield AttentiveFitted(fit, own, [scores[id(problem)] for problem in own], labels)
+            yield AttentiveFitted(fit, own, [scores[id(problem)] for problem in own], labels, judge)
 
     def _problems(self, fit: Fit, folds: Folds) -> list[Problem]:
         """One probe per setting; start and batch order go by the fold that is reported in the end."""
@@ -126,22 +135,30 @@ class AttentiveSolver:
 
 @dataclass(frozen=True)
 class AttentiveFitted:
-    """See pez.probes.solvers.solver.Fitted: its probes, and the `scores` [epochs, rows] of each."""
+    """See pez.probes.solvers.solver.Fitted: its probes, and the `scores` [epochs, rows] of each.
+
+    `judge` (rows, scores) -> what chooses the epoch, the higher the better; None: the loss.
+    """
 
     fit: Fit
     problems: list[Problem]
     scores: list[np.ndarray]
     labels: torch.Tensor
+    judge: Judge | None = None
 
     def trials(self, fold: int) -> Trials:
-        """Of every setting at its epoch of smallest loss."""
+        """Of every setting at its epoch of smallest loss; by a judge the loss is 1 less what that says."""
         rows = self.problems[0].predict_rows
         possible = self.labels[torch.as_tensor(rows)].bool().numpy()
-        losses = np.array([[_loss(possible, scores) for scores in own] for own in self.scores])  # [S, epochs]
-        best = losses.argmin(1)
+        if self.judge is None:
+            losses = np.array([[_loss(possible, scores) for scores in own] for own in self.scores])  # [S, epochs]
+            best = losses.argmin(1)
+        else:
+            losses = 1 - np.array([[self.judge(rows, scores) for scores in own] for own in self.scores])
+            best = np.array([_patient_best(own) for own in losses])
         at_best = np.stack([own[epoch] for own, epoch in zip(self.scores, best)])
         return Trials(
-            torch.from_numpy(losses.min(1))[:, None],
+            torch.from_numpy(losses[np.arange(len(best)), best])[:, None],
             torch.from_numpy(best + 1)[:, None],
             torch.from_numpy(at_best)[:, :, None],
         )
@@ -166,6 +183,30 @@ class AttentiveFitted:
         return
 
 
+def judged_by(metric: str, data: ProbeData) -> Judge:
+    """(rows, their scores) -> a metric of the kind of movies."""
+    variable = data.variables[0]
+    value = KINDS[variable.kind].value
+    assert value is not None
+
+    def judge(rows: np.ndarray, scores: np.ndarray) -> float:
+        found = value(metric, data.clips.iloc[rows], variable.targets[rows], scores[:, None])
+        return found[0] if isinstance(found, tuple) else found
+
+    return judge
+
+
+def _patient_best(losses: np.ndarray) -> int:
+    """The epoch (from 0) of the smallest loss, before PUBLISHED_PATIENCE epochs in a row brought none smaller."""
+    best = 0
+    for epoch, loss in enumerate(losses):
+        if loss < losses[best]:
+            best = epoch
+        elif epoch - best >= PUBLISHED_PATIENCE:
+            break
+    return best
+
+
 def _loss(possible: np.ndarray, scores: np.ndarray) -> float:
     probability = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
-    return log_loss(possible, probability, labels=[False, True])
+    return float(log_loss(possible, probability, labels=[False, True]))

@@ -7,6 +7,7 @@ pooling; held to the original's output by tests/data/attentive_small.pt.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -28,7 +29,9 @@ class AttentiveClassifier(nn.Module):
         mlp_ratio: hidden channels of an MLP as a multiple of `embed_dim`.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int = 16, depth: int = 4, num_classes: int = 1, mlp_ratio=4.0):
+    def __init__(
+        self, embed_dim: int, num_heads: int = 16, depth: int = 4, num_classes: int = 1, mlp_ratio: float = 4.0
+    ) -> None:
         super().__init__()
         check_sizes(embed_dim, num_heads, depth)
         self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
@@ -36,7 +39,7 @@ class AttentiveClassifier(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, embed_dim] -> [clips, num_classes]."""
-        return self.linear(self.pooler(tokens).squeeze(1))
+        return cast(torch.Tensor, self.linear(self.pooler(tokens).squeeze(1)))
 
 
 class AttentivePooler(nn.Module):
@@ -54,18 +57,20 @@ class AttentivePooler(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         query = self.query_tokens.expand(len(tokens), -1, -1)
-        return self.cross_attention_block(query, tokens)
+        return cast(torch.Tensor, self.cross_attention_block(query, tokens))
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        # Truncated normal, and every block's two output matrices divided by sqrt(2 * its number). The
-        # cross-attention block shares the number of the last self-attention block, as in the original.
-        nn.init.trunc_normal_(self.query_tokens, std=INIT_STD)
+        # Normal (the original cuts it off at 100 standard deviations), and every block's two output matrices divided
+        # by sqrt(2 * its number). The cross-attention block shares the number of the last self-attention block, as in
+        # the original.
+        nn.init.normal_(self.query_tokens, std=INIT_STD)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+                nn.init.normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
         for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
             block.attn.proj.weight.div_(math.sqrt(2 * number))
             block.mlp.fc2.weight.div_(math.sqrt(2 * number))
         self.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, len(self.blocks))))
@@ -84,7 +89,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, dim] -> the same shape."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        return cast(torch.Tensor, x + self.mlp(self.norm2(x)))
 
 
 class CrossAttentionBlock(nn.Module):
@@ -100,7 +105,7 @@ class CrossAttentionBlock(nn.Module):
     def forward(self, query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Query [clips, 1, dim] and tokens [clips, tokens, dim] -> [clips, 1, dim]."""
         query = query + self.xattn(query, self.norm1(x))
-        return query + self.mlp(self.norm2(query))
+        return cast(torch.Tensor, query + self.mlp(self.norm2(query)))
 
 
 class SelfAttention(nn.Module):
@@ -115,7 +120,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, dim] -> the same shape."""
         query, key, value = (_split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.proj(_join_heads(F.scaled_dot_product_attention(query, key, value)))
+        return cast(torch.Tensor, self.proj(_join_heads(F.scaled_dot_product_attention(query, key, value))))
 
 
 class CrossAttention(nn.Module):
@@ -144,11 +149,11 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim] -> the same shape."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return cast(torch.Tensor, self.fc2(F.gelu(self.fc1(x))))
 
 
 def _split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+    return torch.unflatten(x, -1, (num_heads, -1)).transpose(-3, -2)
 
 
 def _join_heads(x: torch.Tensor) -> torch.Tensor:

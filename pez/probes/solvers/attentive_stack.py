@@ -17,17 +17,20 @@ _SEEDING = threading.Lock()  # stacks start in several threads, and PyTorch's ra
 CPU_ACTIVATION_BYTES = 16 * 2**20  # the widest activation stays in cache and under malloc's mmap threshold
 
 
-def initial_parameters(seeds: Sequence[int], sizes: dict, device="cpu") -> dict[str, torch.Tensor]:
+def initial_parameters(
+    seeds: Sequence[int], sizes: dict[str, int], device: str | torch.device = "cpu"
+) -> dict[str, torch.Tensor]:
     """Stack freshly initialised probes: each tensor is [problems, ...] and a leaf that wants gradients.
 
     `sizes` are the arguments of AttentiveClassifier; problem i starts from `torch.manual_seed(seeds[i])`
     whatever it is stacked with. The caller's random state is untouched.
     """
-    states = [_seeded_state(seed, sizes) for seed in seeds]
+    made = {seed: _seeded_state(seed, sizes) for seed in dict.fromkeys(seeds)}  # settings of a fold share theirs
+    states = [made[seed] for seed in seeds]
     return {name: torch.stack([state[name] for state in states]).to(device).requires_grad_() for name in states[0]}
 
 
-def _seeded_state(seed: int, sizes: dict) -> dict[str, torch.Tensor]:
+def _seeded_state(seed: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
     with _SEEDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AttentiveClassifier(**sizes).state_dict()
@@ -97,7 +100,9 @@ def _join_heads(x: torch.Tensor, problems: int) -> torch.Tensor:
     return x.transpose(1, 2).reshape(problems, -1, heads * channels)
 
 
-def stack_size(sizes: dict, batch_size: int, n_tokens: int, device, memory_bytes: int) -> int:
+def stack_size(
+    sizes: dict[str, int], batch_size: int, n_tokens: int, device: str | torch.device, memory_bytes: int
+) -> int:
     """How many probes to train at once: as many as fit `memory_bytes`, on a CPU also its cache; at least one.
 
     A probe keeps its parameters four times (value, gradient, two moments) and, for the backward pass, about

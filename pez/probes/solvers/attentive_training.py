@@ -5,26 +5,32 @@ AdamW with one parameter group and PyTorch's other defaults, batches of 16, 20 e
 learning rate to 0 over all steps, no warm-up, constant weight decay, no dropout, no augmentation. Ours
 alone: a single logit with binary cross-entropy (they have a softmax over many classes); each token layer-normalised
 without parameters (`token_norm`), because the official probe reads tokens behind the encoder's final norm
-and residual states are on no fixed scale. Which setting and epoch are reported:
-pez/probes/validation/cross_validate.py.
+and residual states are on no fixed scale ("zscore": by channel, over the training clips' tokens). Which
+setting and epoch are reported: pez/probes/validation/cross_validate.py.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from pez.encoder.devices import out_of_memory
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.attentive_stack import initial_parameters, stacked_forward
 from pez.probes.solvers.sweep import one_blas_thread
 
-TOKEN_NORMS = ("layer", "none")
+Tokens = Callable[[int], torch.Tensor]  # layer -> features of all clips
+Scaling = tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of every channel
+TOKEN_NORMS = ("layer", "none", "zscore")
+SCHEDULES = ("cosine", "constant")
+_LEAST_SCALE = 1e-6  # a channel that varies less over the training clips is centred only
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,14 @@ class Recipe:
     token_norm: str = "layer"
     dtype: str = "float32"  # of the products; parameters and optimiser are float32
     seed: int = 0
+    schedule: str = "cosine"
 
-    def __post_init__(self):
+    def told(self) -> dict[str, Any]:
+        """Its fields as runs record them; `schedule` only where it is not the cosine that runs have always had."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if name != "schedule" or value != "cosine"}
+
+    def __post_init__(self) -> None:
         for flag, value in (("--num-epochs", self.num_epochs), ("--probe-batch-size", self.batch_size)):
             if value < 1:
                 raise UserError(f"{flag} must be at least 1; got {value}: give a number in that range")
@@ -50,7 +62,7 @@ class Recipe:
                 "give a number in that range"
             )
 
-    def sizes(self, width: int) -> dict:
+    def sizes(self, width: int) -> dict[str, int]:
         """Arguments of AttentiveClassifier for tokens of `width` channels."""
         return {"embed_dim": width, "num_heads": self.num_heads, "depth": self.num_probe_blocks}
 
@@ -93,7 +105,7 @@ def train(
     tokens: Callable[[int], torch.Tensor],
     labels: torch.Tensor,
     recipe: Recipe,
-    device="cpu",
+    device: str | torch.device = "cpu",
     size: int = 1,
 ) -> Iterator[tuple[Problem, np.ndarray]]:
     """Train the problems in stacks of at most `size` and yield each with its scores (see `train_stack`).
@@ -106,10 +118,12 @@ def train(
     threads = min(available_cores(), size) if on_cpu else 1
     size = max(1, min(size // threads, -(-len(problems) // threads)))
     groups = stacks(problems, size)
-    options = {"tokens": tokens, "labels": labels, "recipe": recipe, "device": device}
+    options: dict[str, Any] = {"tokens": tokens, "labels": labels, "recipe": recipe, "device": device}
     if threads == 1:
+        if not on_cpu:
+            torch.cuda.empty_cache()  # what the encoder's passes left in PyTorch's cache
         for group in groups:
-            yield from zip(group, train_stack(group, **options))
+            yield from zip(group, _train_halving(group, options))
         return
     with one_blas_thread():
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -120,12 +134,29 @@ def train(
             pool.shutdown(cancel_futures=True)
 
 
+def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.ndarray]:
+    """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
+    try:
+        return train_stack(problems, **options)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(problems) == 1:
+            raise UserError(
+                f"{options['device']} has not enough memory for one attentive probe: free it, or lower "
+                "--probe-batch-size or --num-probe-blocks"
+            ) from None
+    torch.cuda.empty_cache()
+    half = (len(problems) + 1) // 2
+    return [*_train_halving(problems[:half], options), *_train_halving(problems[half:], options)]
+
+
 def train_stack(
     problems: list[Problem],
     tokens: Callable[[int], torch.Tensor],
     labels: torch.Tensor,
     recipe: Recipe,
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> list[np.ndarray]:
     """Train the problems of one stack (see `stacks`) together and score their clips.
 
@@ -141,17 +172,18 @@ def train_stack(
     parameters = initial_parameters([problem.seed(recipe.seed) for problem in problems], sizes, device)
     optimizer = torch.optim.AdamW(parameters.values(), lr=first.lr, weight_decay=first.weight_decay, fused=True)
     orders = [_batch_order(problem, recipe) for problem in problems]
+    scaling = _scaling(problems, tokens, device) if recipe.token_norm == "zscore" else None
     n_steps, wanted = len(orders[0]), [problem.scored(recipe) for problem in problems]
-    found = [[] for _ in problems]
+    found: list[list[np.ndarray]] = [[] for _ in problems]
     for step, batch in enumerate(zip(*orders)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, n_steps, first.lr, recipe)
-        _descend(parameters, problems, batch, tokens, labels, recipe, device)
+        _descend(parameters, problems, batch, tokens, labels, recipe, device, scaling)
         optimizer.step()
         optimizer.zero_grad()
         epoch, rest = divmod((step + 1) * recipe.num_epochs, n_steps)
         if rest == 0 and any(epoch in own for own in wanted):
-            scores = _predict(parameters, problems, tokens, recipe, device)
+            scores = _predict(parameters, problems, tokens, recipe, device, scaling)
             for kept, own, score in zip(found, wanted, scores):
                 kept += [score] if epoch in own else []
             if epoch == max(map(max, wanted)):
@@ -159,22 +191,45 @@ def train_stack(
     return [np.stack(kept) for kept in found]
 
 
-def _descend(parameters, problems, batch, tokens, labels, recipe, device) -> None:
+def _scaling(problems: Sequence[Problem], tokens: Tokens, device: str | torch.device) -> Scaling:
+    """Every channel's mean and standard deviation over tokens of a problem's training clips, [problems, 1, 1, d]."""
+    moments = []
+    for problem in problems:
+        own = _gather(tokens(problem.layer), torch.as_tensor(problem.train_rows), device).flatten(0, 1)
+        scale = own.std(0, correction=0)
+        moments.append((own.mean(0), torch.where(scale < _LEAST_SCALE, 1.0, scale)))
+    mean, scale = (torch.stack(each)[:, None, None] for each in zip(*moments))
+    return mean, scale
+
+
+def _descend(
+    parameters: dict[str, torch.Tensor],
+    problems: Sequence[Problem],
+    batch: Sequence[torch.Tensor],
+    tokens: Tokens,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    device: str | torch.device,
+    scaling: Scaling | None,
+) -> None:
     """Gradients of every problem's own mean loss: summed over problems, each keeps its own."""
-    logits = _logits(parameters, problems, batch, tokens, recipe, device)
+    logits = _logits(parameters, problems, batch, tokens, recipe, device, scaling)
     wanted = torch.stack([labels[rows] for rows in batch]).to(device)
-    F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum().backward()
+    torch.autograd.backward(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum())
 
 
 def learning_rate(step: int, n_steps: int, peak: float, recipe: Recipe) -> float:
     """Learning rate of one step: linear warm-up from 0, then cosine to 0 at the last step.
 
-    Steps count from 1 as in the official schedule, so the very last update has learning rate 0.
+    Steps count from 1 as in the official schedule, so the very last update has learning rate 0. With the schedule
+    "constant" it stays at its peak.
     """
     warmup = int(recipe.warmup_epochs * n_steps / recipe.num_epochs)
     number = step + 1
     if number < warmup:
         return peak * number / warmup
+    if recipe.schedule == "constant":
+        return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (number - warmup) / max(1, n_steps - warmup)))
 
 
@@ -182,38 +237,56 @@ def _batch_order(problem: Problem, recipe: Recipe) -> list[torch.Tensor]:
     """Rows of every step: each epoch a fresh permutation, the last batch of an epoch may be smaller."""
     generator = torch.Generator().manual_seed(problem.seed(recipe.seed))
     rows = torch.as_tensor(problem.train_rows)
-    batches = []
+    batches: list[torch.Tensor] = []
     for _ in range(recipe.num_epochs):
-        batches.extend(rows[torch.randperm(len(rows), generator=generator)].split(recipe.batch_size))
+        batches.extend(torch.split(rows[torch.randperm(len(rows), generator=generator)], recipe.batch_size))
     return batches
 
 
-def _logits(parameters, problems, batch, tokens, recipe, device) -> torch.Tensor:
+def _logits(
+    parameters: dict[str, torch.Tensor],
+    problems: Sequence[Problem],
+    batch: Iterable[torch.Tensor],
+    tokens: Tokens,
+    recipe: Recipe,
+    device: str | torch.device,
+    scaling: Scaling | None,
+) -> torch.Tensor:
     """Logits [problems, clips] of each problem's own layer at its own rows."""
     inputs = torch.stack([_gather(tokens(problem.layer), rows, device) for problem, rows in zip(problems, batch)])
     if recipe.token_norm == "layer":
         inputs = F.layer_norm(inputs, inputs.shape[-1:])
+    if scaling is not None:
+        inputs = (inputs - scaling[0]) / scaling[1]
     kind = torch.device(device).type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
         return stacked_forward(parameters, inputs, recipe.num_heads).squeeze(-1).float()
 
 
-def _gather(features: torch.Tensor, rows: torch.Tensor, device) -> torch.Tensor:
+def _gather(features: torch.Tensor, rows: torch.Tensor, device: str | torch.device) -> torch.Tensor:
     return features[rows.to(features.device)].to(device, torch.float32)
 
 
 @torch.no_grad()
-def _predict(parameters, problems, tokens, recipe, device) -> list[np.ndarray]:
+def _predict(
+    parameters: dict[str, torch.Tensor],
+    problems: Sequence[Problem],
+    tokens: Tokens,
+    recipe: Recipe,
+    device: str | torch.device,
+    scaling: Scaling | None,
+) -> list[np.ndarray]:
     # Folds may differ by a few clips: the short ones are filled up with their first row, and cut again.
     longest = max(len(problem.predict_rows) for problem in problems)
     rows = torch.stack([_filled(problem.predict_rows, longest) for problem in problems])
     parts = [
-        _logits(parameters, problems, part, tokens, recipe, device) for part in rows.split(recipe.batch_size, dim=1)
+        _logits(parameters, problems, part, tokens, recipe, device, scaling)
+        for part in torch.split(rows, recipe.batch_size, dim=1)
     ]
     logits = torch.cat(parts, dim=1).double().cpu().numpy()
     return [logits[index, : len(problem.predict_rows)] for index, problem in enumerate(problems)]
 
 
-def _filled(rows: np.ndarray, length: int) -> torch.Tensor:
-    rows = torch.as_tensor(rows)
+def _filled(numbers: np.ndarray, length: int) -> torch.Tensor:
+    rows = torch.as_tensor(numbers)
     return torch.cat([rows, rows[:1].expand(length - len(rows))])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 
-from pez.probes.solvers.problems import Problem
+from pez.probes.solvers.problems import Problem, there
 
 _BISECTIONS = 60
 _NEWTON_STEPS = 50
@@ -26,7 +26,7 @@ def training_losses(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tens
     if problem.loss == "logistic":
         return _logistic(problem, weights)
     if problem.gram is None:
-        rows, y = problem.rows.double().cpu(), problem.y.double().cpu()
+        rows, y = there(problem.rows).double().cpu(), there(problem.y).double().cpu()
         loss = (weights @ rows.T - y).square().mean(1)
         if len(rows) < rows.shape[1]:
             values, vectors = torch.linalg.eigh(rows @ rows.T)
@@ -34,7 +34,7 @@ def training_losses(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tens
             return loss, _smallest(values, projected, y.square().sum(1), len(rows), weights)
         gram, xy, squares, count = rows.T @ rows, y @ rows, y.square().sum(1), len(rows)
     else:
-        gram, xy, count = problem.gram.double().cpu(), problem.xy.double().cpu(), problem.count
+        gram, xy, count = problem.gram.double().cpu(), there(problem.xy).double().cpu(), problem.count
         squares = torch.full((len(xy),), float(count), dtype=torch.float64)  # targets are standardised
         loss = ((weights @ gram) * weights).sum(1) - 2 * (weights * xy).sum(1) + squares
         loss = loss / count
@@ -64,7 +64,7 @@ def _smallest(
 
 
 def _logistic(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, labels = problem.rows.double().cpu(), problem.y.double().cpu()
+    rows, labels = there(problem.rows).double().cpu(), there(problem.y).double().cpu()
     # weights outside of the rows' span change norms only: work in the span, where there are at most n coordinates
     left, singular, right = torch.linalg.svd(rows, full_matrices=False)
     usable = singular > 1e-10 * singular.max()

@@ -5,10 +5,11 @@ the problem's normalised features and standardised targets (Hoerl & Kennard 1970
 """
 
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 
-from pez.probes.solvers.problems import Problem, Setting
+from pez.probes.solvers.problems import Problem, Setting, there
 from pez.probes.solvers.sweep import SweepResult
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 13))  # 0.01 ... 1e6, two a decade
@@ -34,11 +35,11 @@ def ridge_weights(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     strengths = torch.tensor([s.weight_decay for s in problem.settings], dtype=torch.float64)[:, None, None]
     d, n = len(problem.feature_mean), problem.count
     if problem.gram is None:
-        x, y = problem.rows[:, :d].double(), problem.y.double()
+        x, y = there(problem.rows)[:, :d].double(), there(problem.y).double()
         x_mean, y_mean = x.mean(0), y.mean(1)
         weights = _from_rows(x - x_mean, y - y_mean[:, None], strengths.to(x.device))
     else:
-        gram, xy = problem.gram.double(), problem.xy.double()
+        gram, xy = problem.gram.double(), there(problem.xy).double()
         x_mean, y_mean = gram[:d, d:].sum(1) / n, xy[:, d:].sum(1) / n  # without a column of ones both are zero
         centred = gram[:d, :d] - n * torch.outer(x_mean, x_mean)
         weights = _from_gram(centred, xy[:, :d] - n * torch.outer(y_mean, x_mean), strengths.to(gram.device))
@@ -49,19 +50,20 @@ def _from_rows(x: torch.Tensor, y: torch.Tensor, strengths: torch.Tensor) -> tor
     if len(x) > x.shape[1]:
         return _from_gram(x.T @ x, y @ x, strengths)
     values, vectors = torch.linalg.eigh(x @ x.T)
-    return ((y @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T @ x
+    return cast(torch.Tensor, ((y @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T @ x)
 
 
 def _from_gram(gram: torch.Tensor, xy: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(gram)
-    return ((xy @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T
+    return cast(torch.Tensor, ((xy @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T)
 
 
 def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> SweepResult:
     rows = problem.evaluation[:, : weights.shape[2]].double() @ weights.mT + bias[:, None]  # [S, m + p, k]
     m = problem.n_validation
     squares = (rows[:, :m] - problem.y_validation.double().T).square()  # [S, m, k]
-    loss = torch.stack([_loss(part, problem.outputs) for part in squares.split(problem.judge_sizes, dim=1)], dim=2)
+    judged = torch.split(squares, list(problem.judge_sizes), dim=1)
+    loss = torch.stack([_loss(part, problem.outputs) for part in judged], dim=2)
     loss = loss if problem.judges else loss[:, :, 0]
     rows = (rows * problem.target_scale + problem.target_mean).cpu()
     raw = weights * problem.target_scale[:, None] / problem.feature_scale
@@ -81,4 +83,16 @@ def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> Swee
 
 def _loss(squares: torch.Tensor, outputs: tuple[int, ...]) -> torch.Tensor:
     """Mean of squared errors [S, m, k] over rows and each variable's outputs, [S, V]."""
-    return torch.stack([part.mean(1) for part in squares.mean(1).split(list(outputs), dim=1)], dim=1)
+    return torch.stack([part.mean(1) for part in torch.split(squares.mean(1), list(outputs), dim=1)], dim=1)
+
+
+def ridge_at(x: torch.Tensor, y: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+    """Weights [..., d, k] of many small problems at one strength [...] each: `x` [..., n, d], `y` [..., n, k], centred.
+
+    As `ridge_weights`, by one Cholesky decomposition of the smaller of the n x n and the d x d matrix.
+    """
+    n, d = x.shape[-2:]
+    gram = x @ x.mT if n <= d else x.mT @ x
+    gram.diagonal(dim1=-2, dim2=-1).add_(strength[..., None])
+    factor = torch.linalg.cholesky(gram)
+    return x.mT @ torch.cholesky_solve(y, factor) if n <= d else torch.cholesky_solve(x.mT @ y, factor)

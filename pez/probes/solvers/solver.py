@@ -1,6 +1,8 @@
 """What a solver is: it trains the probes that validation asks for, a Fit each, and tells how they did.
 
 linear       pez/probes/solvers/linear.py: 20 settings of AdamW together, or ridge in closed form
+mlp          pez/probes/solvers/mlp.py: one hidden layer, for what is there but not linear
+banded       pez/probes/solvers/banded.py: ridge on a layer and on what it is compared with, a penalty each
 attentive    pez/probes/solvers/attentive.py: V-JEPA 2's attentive classifier, stacked
 """
 
@@ -73,10 +75,21 @@ class Solver(Protocol):
     be asked for any setting and epoch of a Fit without choices, so that nothing is trained again after choosing.
     """
 
-    settings: tuple[Setting, ...]
-    last_epoch: int
-    patience: int
-    reads_any_epoch: bool
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Those that a choice is made of."""
+
+    @property
+    def last_epoch(self) -> int:
+        """How long each may train."""
+
+    @property
+    def patience(self) -> int:
+        """For how many epochs it goes on without a smaller validation loss; 0: it never stops early."""
+
+    @property
+    def reads_any_epoch(self) -> bool:
+        """Whether predictions can be asked for at any setting and epoch of a Fit without choices."""
 
     def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
         """The folds that nested validation chooses on when `fold` is reported; each is validated without the others."""

@@ -4,11 +4,11 @@
     for result in solve(problems): result.best_prediction(); result.best_setting()
 
 Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random (on the bias
-see pez/probes/solvers/problems.py). AdamW has
-torch's defaults (betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the
-mean over rows and over a variable's outputs of the squared error of standardised targets, or of the binary
-cross-entropy. After every epoch, from the first, the validation loss is read; a setting stops when it has not
-fallen for `patience` epochs and is judged at its best epoch. Paper-silent choices: optimiser, epochs, patience.
+see pez/probes/solvers/problems.py, where `Training` is what a problem may have otherwise). AdamW has torch's defaults
+(betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the mean over rows and
+over a variable's outputs of the squared error of standardised targets, or of the binary cross-entropy. After every
+epoch, from the first, the validation loss is read; a setting stops when it has not fallen for `patience` epochs and is
+judged at its best epoch. Paper-silent choices: optimiser, epochs, patience.
 
 Weights are kept as [problems, settings x outputs, features], so an epoch is two matrix products whatever the
 number of settings. A CPU solves a cache-sized batch a thread (one BLAS thread each; torch frees the interpreter
@@ -18,15 +18,17 @@ lock inside its operators); a GPU solves as many problems at once as its memory 
 import collections
 import contextlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
+from pez.encoder.devices import out_of_memory
 from pez.errors import UserError
 from pez.machine import available_cores
-from pez.probes.solvers.adamw import train_together
+from pez.probes.solvers.adamw import Trained, train_together
 from pez.probes.solvers.convergence import training_losses
 from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public face)
     LOSSES,
@@ -34,9 +36,11 @@ from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public fac
     Moments,
     Problem,
     Setting,
+    Training,
     moment_problem,
     paper_settings,
     row_problem,
+    there,
 )
 
 _CACHE_BYTES = 8_000_000  # of a CPU batch (`_bytes`): stays near a core, and makes small problems share calls
@@ -74,10 +78,12 @@ class SweepResult:
         parts = zip(
             self.best_epoch.unbind(2),
             self.validation_loss.unbind(2),
-            self.validation_prediction.split(list(self.judges), dim=1),
+            torch.split(self.validation_prediction, list(self.judges), dim=1),
         )
-        names = ("best_epoch", "validation_loss", "validation_prediction")
-        return [replace(self, **dict(zip(names, part)), judges=()) for part in parts]
+        return [
+            replace(self, best_epoch=epoch, validation_loss=loss, validation_prediction=rows, judges=())
+            for epoch, loss, rows in parts
+        ]
 
     def best(self) -> list[int]:
         """Index of each variable's setting of lowest validation loss; of equals the first."""
@@ -91,7 +97,7 @@ class SweepResult:
     def chosen(self, predictions: torch.Tensor, best: list[int] | None = None) -> torch.Tensor:
         """`predictions` [S, rows, k] with each variable at setting `best[v]` (default: `best()`), [rows, k]."""
         best = self.best() if best is None else best
-        parts = predictions.split(list(self.outputs), dim=2)
+        parts = torch.split(predictions, list(self.outputs), dim=2)
         return torch.cat([part[index] for part, index in zip(parts, best)], dim=1)
 
 
@@ -110,25 +116,29 @@ def solve(
 
     `problems` is read lazily, a few batches ahead, so a generator that loads a layer at a time never has all
     layers in memory. `threads` (CPU): default one a core. `memory_gib` bounds what the problems in work take together,
-    with what training them needs; default: half of what is free on a GPU, a cache-sized batch a thread on a CPU.
-    Problems that follow each other with the same d, outputs and settings count share a batch. `keep_weights` of
+    with what training them needs; default: 40 % of a GPU's memory, a cache-sized batch a thread on a CPU. Like problems
+    (d, outputs, number of settings and judges) share a batch: on a CPU those that follow each other, on a GPU all
+    within that bound. `keep_weights` of
     problems without judges; `tell_losses` of refits among them.
 
     Raises UserError for a bound that a single problem exceeds.
     """
     device = torch.device(device)
-    options = {"epochs": epochs, "patience": patience, "device": device}
+    options: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device}
     options |= {"keep_weights": keep_weights, "tell_losses": tell_losses}
     if device.type == "cpu":
         limit = None if memory_gib is None else memory_gib * 2**30
         yield from _solve_on_cpu(problems, min(threads or available_cores(), available_cores()), limit, options)
         return
-    for batch in _batches(problems, _device_bytes(device, memory_gib), memory_gib):
-        yield from _solve_batch(batch, **options)
+    for batch in _batches(problems, _device_bytes(device, memory_gib), memory_gib, alike=False):
+        yield from _solve_mixed(batch, options)
 
 
-def _solve_on_cpu(problems, threads: int, limit: float | None, options: dict) -> Iterator[SweepResult]:
-    ahead, busy = collections.deque(), 0  # (result to come, bytes); bytes of all of them
+def _solve_on_cpu(
+    problems: Iterable[Problem], threads: int, limit: float | None, options: dict[str, Any]
+) -> Iterator[SweepResult]:
+    ahead: collections.deque[tuple[Future[list[SweepResult]], int]] = collections.deque()  # to come, with their bytes
+    busy = 0  # bytes of all of them
     size = _CACHE_BYTES if limit is None else min(_CACHE_BYTES, limit)
     with one_blas_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
@@ -159,15 +169,47 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _device_bytes(device: torch.device, memory_gib: float | None) -> float:
-    return memory_gib * 2**30 if memory_gib else torch.cuda.mem_get_info(device)[0] / 2
+    # not of what is free: other batches would round otherwise
+    return memory_gib * 2**30 if memory_gib else 0.4 * torch.cuda.get_device_properties(device).total_memory
 
 
-def _batches(problems: Iterable[Problem], limit: float, memory_gib: float | None = None) -> Iterator[list[Problem]]:
-    """Runs of like problems whose working set stays under `limit` bytes (at least one problem each).
+def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
+    """Results in the problems' order, like ones solved together."""
+    alike = collections.defaultdict(list)
+    for place, problem in enumerate(problems):
+        alike[_likeness(problem)].append(place)
+    found: dict[int, SweepResult] = {}
+    for places in alike.values():
+        found |= zip(places, _solve_halving([problems[place] for place in places], options))
+    return [found[place] for place in range(len(problems))]
+
+
+def _solve_halving(batch: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
+    """`_solve_batch`, in halves where a GPU's memory runs out; UserError if it does with one problem."""
+    try:
+        return _solve_batch(batch, **options)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise UserError(
+                f"{options['device']} has not enough memory for one probe of these features: free it, or use "
+                "--device cpu"
+            ) from None
+    torch.cuda.empty_cache()
+    half = (len(batch) + 1) // 2
+    return [*_solve_halving(batch[:half], options), *_solve_halving(batch[half:], options)]
+
+
+def _batches(
+    problems: Iterable[Problem], limit: float, memory_gib: float | None = None, alike: bool = True
+) -> Iterator[list[Problem]]:
+    """Runs of (like) problems whose working set stays under `limit` bytes (at least one problem each).
 
     Raises UserError for a problem that needs more than `memory_gib`.
     """
-    batch, size = [], 0
+    batch: list[Problem] = []
+    size = 0
     for problem in problems:
         needed = _bytes(problem)
         if memory_gib is not None and needed > memory_gib * 2**30:
@@ -175,7 +217,7 @@ def _batches(problems: Iterable[Problem], limit: float, memory_gib: float | None
                 f"--memory-gib {memory_gib:g} is too little: a single probe of these features needs "
                 f"{needed / 2**30:.3g} GiB (settings x rows x width): raise it, or choose a pooling with less width"
             )
-        if batch and (size + needed > limit or _likeness(problem) != _likeness(batch[0])):
+        if batch and (size + needed > limit or (alike and _likeness(problem) != _likeness(batch[0]))):
             yield batch
             batch, size = [], 0
         batch.append(problem)
@@ -184,7 +226,7 @@ def _batches(problems: Iterable[Problem], limit: float, memory_gib: float | None
         yield batch
 
 
-def _likeness(problem: Problem) -> tuple:
+def _likeness(problem: Problem) -> tuple[object, ...]:
     return (
         problem.loss,
         problem.outputs,
@@ -194,35 +236,40 @@ def _likeness(problem: Problem) -> tuple:
         problem.stop_epochs is None,
         len(problem.judge_sizes),
         problem.evaluation.dtype,
+        problem.training,
+        problem.scatter is None,
     )
 
 
 def _bytes(problem: Problem) -> int:
     """What a problem takes while it is trained: its own tensors, those of one that is made meanwhile for the next
     batch, and what pez.probes.solvers.adamw makes of them."""
-    inputs = problem.rows if problem.gram is None else problem.gram
+    inputs = there(problem.rows) if problem.gram is None else problem.gram
+    scattered = 0 if problem.scatter is None else 3 * problem.scatter.numel()
     columns = len(problem.settings) * sum(problem.outputs)
     rows, evaluation = (0 if problem.rows is None else len(problem.rows)), len(problem.evaluation)
     data = 4 * inputs.numel() + 5 * problem.evaluation.numel()  # own, next, stacked, and while these are joined
     state = 6 * columns * problem.evaluation.shape[1]  # weights, two moments, gradient, room to drop rows
     residuals = columns * (3 * rows + 6 * evaluation)
-    return problem.evaluation.element_size() * (data + state + residuals)
+    return problem.evaluation.element_size() * (data + scattered + state + residuals)
 
 
-def _solve_batch(batch: list[Problem], *, epochs, patience, keep_weights, tell_losses, device) -> list[SweepResult]:
+def _solve_batch(
+    batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, tell_losses: bool, device: torch.device
+) -> list[SweepResult]:
     keep = keep_weights and not batch[0].judges  # weights are those of one best epoch
     found = train_together(batch, epochs=epochs, patience=patience, keep_weights=keep, device=device)
     return [_result(problem, found, index, tell_losses) for index, problem in enumerate(batch)]
 
 
-def _result(problem: Problem, found, index: int, tell_losses: bool) -> SweepResult:
+def _result(problem: Problem, found: Trained, index: int, tell_losses: bool) -> SweepResult:
     settings, variables, k = len(problem.settings), len(problem.outputs), sum(problem.outputs)
     mean, scale = problem.target_mean.cpu(), problem.target_scale.cpu()
-    rows = found.prediction[index].cpu().double().unflatten(0, (settings, k)).mT * scale + mean
+    rows = torch.unflatten(found.prediction[index].cpu().double(), 0, (settings, k)).mT * scale + mean
     m, last = problem.n_validation, len(problem.evaluation) - problem.n_validation
     units = (settings, variables, len(problem.judges)) if problem.judges else (settings, variables)
     weights, bias = (None, None) if found.weights is None else _raw_weights(problem, found.weights[index].cpu())
-    losses = (None, None)
+    losses: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
     if tell_losses and found.weights is not None and problem.stop_epochs is not None:
         losses = _losses_of_refit(problem, found.weights[index].cpu())
     return SweepResult(
@@ -242,18 +289,19 @@ def _result(problem: Problem, found, index: int, tell_losses: bool) -> SweepResu
 
 def _losses_of_refit(problem: Problem, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean over a variable's outputs of the training losses, [V] each, of weights [S * k, D] with setting v for v."""
-    by_setting = rows.unflatten(0, (len(problem.settings), -1)).split(list(problem.outputs), dim=1)
+    by_setting = torch.split(torch.unflatten(rows, 0, (len(problem.settings), -1)), list(problem.outputs), dim=1)
     own = torch.cat([part[variable] for variable, part in enumerate(by_setting)])
     trained, smallest = training_losses(problem, own)
-    return tuple(
-        torch.stack([part.mean() for part in each.split(list(problem.outputs))]) for each in (trained, smallest)
+    trained, smallest = (
+        torch.stack([part.mean() for part in torch.split(each, list(problem.outputs))]) for each in (trained, smallest)
     )
+    return trained, smallest
 
 
 def _raw_weights(problem: Problem, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and bias for raw features and targets, from rows [S * k, D] for normalised ones."""
     mean, scale = problem.feature_mean.cpu(), problem.feature_scale.cpu()
     y_mean, y_scale = problem.target_mean.cpu(), problem.target_scale.cpu()
-    rows = rows.double().unflatten(0, (len(problem.settings), -1)) * y_scale[:, None]
+    rows = torch.unflatten(rows.double(), 0, (len(problem.settings), -1)) * y_scale[:, None]
     weights = rows[..., : len(mean)] / scale
     return weights, rows[..., len(mean) :].sum(-1) - weights @ mean + y_mean

@@ -23,7 +23,7 @@ from pez.errors import UserError
 from pez.files import fingerprint, remove_partial, write_json, write_parquet
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
-from pez.probes.predictions import DamagedPredictions, Predictions, from_table
+from pez.probes.predictions import DamagedPredictions, Predictions, from_table, kind_column
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.solver import Step
 from pez.probes.validation.cross_validate import Outcome, count_steps, outcomes
@@ -180,7 +180,13 @@ def _folder(directory: Path, curve: LongCurve) -> Path:
     return directory / "controls" / curve.name if curve.name else directory
 
 
-def _fill(curves, folders: Sequence[PieceFolder], own: Sequence[Sequence[Piece]], solver, metric: str) -> None:
+def _fill(
+    curves: Sequence[LongCurve],
+    folders: Sequence[PieceFolder],
+    own: Sequence[Sequence[Piece]],
+    solver: AttentiveSolver,
+    metric: str,
+) -> None:
     """Make those of the `own` pieces of every curve that are missing, one bar over all."""
     missing = [folder.missing(pieces) for folder, pieces in zip(folders, own)]
     each = [count_steps(solver, c.protocols, 1, c.repeats[:1]) // c.repeats[0].n_folds for c in curves]  # of a piece
@@ -215,7 +221,7 @@ def _probed(
     for repeat, folds in enumerate(curve.repeats):
         reports = [(piece.layer, piece.fold) for piece in chunk if piece.repeat == repeat]
         found: dict[Piece, dict[str, pd.DataFrame]] = {}
-        asked = {"repeat": repeat, "metric": metric, "step": step}
+        asked: dict[str, Any] = {"repeat": repeat, "metric": metric, "step": step}
         for outcome in outcomes(curve.data, folds, solver, curve.protocols, reports, **asked) if reports else ():
             piece = Piece(outcome.layer, repeat, outcome.fold)
             own = found.setdefault(piece, {})
@@ -230,4 +236,5 @@ def _rows(data: ProbeData, folds: Folds, repeat: int, outcome: Outcome) -> pd.Da
     columns = {"layer": outcome.layer, "fold": outcome.fold, "score": outcome.prediction[:, 0].numpy()}
     chosen = {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epoch": choice.epochs}
     movies = data.clips.iloc[folds.rows(outcome.fold)]
-    return movies.assign(**columns, **chosen, protocol=outcome.protocol, repeat=repeat)
+    kind = kind_column(data.variables[0])
+    return movies.assign(**columns, **chosen, protocol=outcome.protocol, repeat=repeat, **kind)

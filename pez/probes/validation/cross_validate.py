@@ -137,6 +137,7 @@ def outcomes(
         return
     refits = [Fit(layer, (fold,), (), fold, choices, repeat) for (layer, fold), choices in chosen.items()]
     for fit, fitted in zip(refits, solver.solve(data, folds, refits, step, keep), strict=True):
+        assert fit.choices is not None
         weights = fitted.weights() if keep else None
         prediction, rounding = _read(data, fitted, fit.choices)
         choices = fitted.told(fit.choices) if keep else fit.choices
@@ -218,13 +219,16 @@ def _at_edge(chosen: Setting, settings: Sequence[Setting]) -> bool:
     return False
 
 
-def _best_by(metric: str, data: ProbeData, folds: Folds, judged, loss: torch.Tensor) -> list[int]:
+def _best_by(
+    metric: str, data: ProbeData, folds: Folds, judged: Sequence[tuple[int, Trials]], loss: torch.Tensor
+) -> list[int]:
     rows = np.concatenate([folds.rows(fold) for fold, _ in judged])
     predictions = torch.cat([trials.prediction for _, trials in judged], dim=1).double().numpy()
     clips, best, end = data.clips.iloc[rows], [], 0
     for number, variable in enumerate(data.variables):
         start, end = end, end + len(variable.components)
         value = KINDS[variable.kind].value
+        assert value is not None, f"settings of {variable.kind} are chosen by loss alone"
         scores = [value(metric, clips, variable.targets[rows], own[:, start:end]) for own in predictions]
         best.append(max(range(len(scores)), key=lambda s: (scores[s], -float(loss[s, number]))))  # noqa: B023
     return best

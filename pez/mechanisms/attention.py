@@ -1,0 +1,272 @@
+"""How far attention looks, per head and block (paper: section 6.3, appendix C.6, Figures 3 and 19).
+
+For query i with attention a_ij over all N keys (softmax in at least float32), the mean over queries of
+
+    spatial, temporal, spacetime   sum_j a_ij d(i, j), distances of pez/mechanisms/geometry.py
+    spatial_ratio                  the same over what uniform attention gives that query: borders look farther
+    self, same_place, same_tubelet attention to the token itself, its place at any time, its tubelet at any place
+    within_sS, within_tT           attention to keys within S patches (any time), T tubelets (any place): what a mask
+                                   of pez/mechanisms/geometry.py takes away
+    entropy                        -sum_j a_ij log a_ij, nats
+
+Maps are never kept: a chunk of queries at a time is reduced to these numbers, in double precision a clip.
+
+    attention_RUN.csv            control control_seed layer head statistic mean low high relative_to_uniform
+    attention_layers_RUN.csv     the same by layer, `fraction` of the last one; statistics of LAYER_STATISTICS
+    attention_clips_RUN.parquet  a row per curve, clip, layer and head
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pez.cli import COUNT
+from pez.encoder.arguments import encoder_from_arguments
+from pez.encoder.attention import Plan, attention_modules, attention_plans
+from pez.encoder.controls import control_passes, controls
+from pez.encoder.protocol import Encoder
+from pez.files import write_csv, write_parquet
+from pez.mechanisms.geometry import TokenGrid, token_grid
+from pez.mechanisms.passes import ClipPass, add_clip_arguments, chosen_clips, clip_groups, clip_source, in_parts
+from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, zone_layers
+from pez.probes.scores.bootstrap import bootstrap, group_resamples
+from pez.shards import add_shard_arguments, check_shard
+
+QUERIES = 256  # a chunk: of Large 16 heads x 256 x 2048 x 4 bytes are 34 MB
+WITHIN_S, WITHIN_T = (1, 3, 5, 7), (0, 1, 2)
+DISTANCES = ("spatial", "temporal", "spacetime")
+STATISTICS = (
+    *DISTANCES,
+    "spatial_ratio",
+    "self",
+    "same_place",
+    "same_tubelet",
+    *(f"within_s{s}" for s in WITHIN_S),
+    *(f"within_t{t}" for t in WITHIN_T),
+    "entropy",
+)
+LOCAL = 3.0  # patches: a head with a smaller spatial mean counts as local
+LOCAL_SHARE = 0.4  # of uniform attention's, which does not depend on the grid
+LAYER_STATISTICS = ("mean", "spread", "spread_ddof1", "n_local", "n_local_relative", "temporal")
+
+
+class Collector:
+    """Reduces attention to STATISTICS: `receive(block)` is what a Plan wants; `take()` gives what has come since.
+
+    grid: of the tokens; queries: how many at once.
+    """
+
+    def __init__(self, grid: TokenGrid, queries: int = QUERIES):
+        self.grid, self.queries = grid, queries
+        space, time = grid.space, grid.time
+        self.by_place = torch.stack([space, *[(space <= s).double() for s in (*WITHIN_S, 0)]])
+        self.by_time = torch.stack([time, *[(time <= t).double() for t in WITHIN_T]])
+        self.space_time = grid.space_time()
+        self.uniform_of_query = space.mean(1)  # of a place
+        self._found: dict[int, torch.Tensor] = {}
+
+    def receive(self, block: int) -> Callable[[torch.Tensor, torch.Tensor, float], None]:
+        """Collects for one block."""
+
+        def receive(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+            self._found[block] = self.statistics(query, key, scaling)
+
+        return receive
+
+    def take(self) -> torch.Tensor:
+        """[B, blocks, heads, statistics] of the last pass, float64 on the CPU; forgets them."""
+        found = torch.stack([self._found[block] for block in sorted(self._found)], 1)
+        self._found = {}
+        return found
+
+    def statistics(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+        """[B, heads, statistics] of queries and keys [B, heads, N, w], float64 on the CPU."""
+        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        query, key = query.to(dtype), key.to(dtype)  # a lower precision's autocast would round the products
+        sums = torch.zeros(*query.shape[:2], len(STATISTICS), dtype=torch.float64)
+        grid, tables = self.grid, {}
+        for name in ("by_place", "by_time", "space_time", "uniform_of_query"):
+            tables[name] = getattr(self, name).to(query.device, dtype)
+        with torch.autocast(query.device.type, enabled=False):
+            for first in range(0, grid.tokens, self.queries):
+                rows = torch.arange(first, min(first + self.queries, grid.tokens), device=query.device)
+                sums += self._chunk(query[:, :, rows], key, scaling, rows, tables).cpu()
+        return sums / grid.tokens
+
+    def _chunk(self, query, key, scaling: float, rows: torch.Tensor, tables: dict) -> torch.Tensor:
+        """Sums over some queries, [B, heads, statistics]."""
+        grid = self.grid
+        logits = (query @ key.mT).mul_(scaling)
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        weights = (logits - normaliser).exp_()
+        entropy = normaliser[..., 0] - torch.einsum("bhqn,bhqn->bhq", weights, logits)
+        spacetime = torch.einsum("bhqn,qn->bhq", weights, tables["space_time"][rows])
+        self_share = weights.gather(-1, rows[None, None, :, None].expand(*weights.shape[:3], 1))[..., 0]
+        split = weights.unflatten(-1, (grid.tubelets, grid.places))
+        places, tubelets = split.sum(-2), split.sum(-1)
+        at, when = rows % grid.places, rows // grid.places
+        of_place = torch.einsum("bhqg,kqg->bhqk", places, tables["by_place"][:, at])
+        of_time = torch.einsum("bhqt,kqt->bhqk", tubelets, tables["by_time"][:, when])
+        spatial, same_place = of_place[..., 0], of_place[..., -1]
+        ratio = spatial / tables["uniform_of_query"][at]
+        found = [spatial, of_time[..., 0], spacetime, ratio, self_share, same_place, of_time[..., 1]]
+        found = [torch.stack(found, -1), of_place[..., 1:-1], of_time[..., 1:], entropy[..., None]]
+        return torch.cat(found, -1).double().sum(2)  # of a query in single precision, over queries in double
+
+
+def attention_of(encoder: Encoder, frames: torch.Tensor, grid: TokenGrid, queries: int = QUERIES) -> torch.Tensor:
+    """Statistics of every head for uint8 frames [B, T, 3, R, R]: [B, depth, heads, statistics], float64."""
+    collector = Collector(grid, queries)
+    with attention_plans(encoder, {block: Plan(collector.receive(block)) for block in range(encoder.depth)}):
+        encoder.forward(frames)
+    return collector.take()
+
+
+# ---------------------------------------------------------------- the run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `step4_mechanisms.py attention`."""
+    add_run_arguments(parser)
+    add_clip_arguments(parser)
+    parser.add_argument("--control", nargs="+", default=[], choices=control_passes(), help="measure these too")
+    parser.add_argument("--control-seeds", type=COUNT, default=3, help="random encoders of --control random_weights")
+    add_shard_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> list[Path]:
+    """Measure attention over the clips, and of the controls; the paths of the tables, none while parts are missing."""
+    shard, source = check_shard(args.num_shards, args.shard_index), clip_source(args)
+    encoder = encoder_from_arguments(args).inspectable()
+    clip_ids, tables = chosen_clips(source, args.max_clips), []
+    check_encoder(args, encoder.description())
+    attention_modules(encoder)
+    grid = token_grid(encoder, source.n_frames)
+    zone = zone_layers(args.zone_layers, encoder.depth)
+    passes = [("", 0, encoder, args.frame_order)]
+    for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
+        passes.append((control.kind, control.seed, control.encoder.inspectable(), control.frame_order))
+    for name, seed, own, order in passes:
+        clip_pass = ClipPass.of(args, source, order)
+        clip_pass.check_frames(own)
+        folder = folder_of(args, "attention") / (f"{name}_{seed}" if name else "main")
+        settings = {**clip_pass.settings(own), "grid": [grid.tubelets, grid.height, grid.width]}
+
+        def make(ids: list[str], path: Path, own=own, clip_pass=clip_pass) -> None:
+            found = []
+            for _, frames in clip_pass.batches(own, ids):
+                with clip_pass.precision(own):
+                    found.append(attention_of(own, frames, grid))
+            write_parquet(path, _rows(ids, torch.cat(found).numpy()))
+
+        what = f"attention: {own.model}, {own.weights_label}" + (f", {order}" if order != "original" else "")
+        parts = in_parts(folder, settings, clip_ids, shard, "parquet", make, what)
+        if parts:
+            table = pd.concat([pd.read_parquet(path) for path in parts], ignore_index=True)
+            tables.append(table.assign(control=name, control_seed=seed))
+    if len(tables) < len(passes):
+        return []
+    clips = pd.concat(tables, ignore_index=True)
+    heads, layers = tabulate(clips, grid, source, args.bootstrap, args.seed)
+    results, run_name = args.results_dir, args.run_name
+    written = [
+        write_csv(results / f"attention_{run_name}.csv", heads),
+        write_csv(results / f"attention_layers_{run_name}.csv", layers),
+        write_parquet(results / f"attention_clips_{run_name}.parquet", clips),
+    ]
+    about = {
+        "zone": zone,
+        "grid": [grid.tubelets, grid.height, grid.width],
+        "uniform": grid.uniform(),
+        "n_clips": len(clip_ids),
+        "n_groups": len(set(clip_groups(source.clips[source.clips["clip_id"].isin(clip_ids)]))),
+        "features": ClipPass.of(args, source).settings(encoder),
+    }
+    return [*written, record(args, "attention", about)]
+
+
+def _rows(clip_ids: Sequence[str], found: np.ndarray) -> pd.DataFrame:
+    """[clips, layers, heads, statistics] as a table, a row per clip, layer and head."""
+    index = pd.MultiIndex.from_product(
+        [clip_ids, range(found.shape[1]), range(found.shape[2])], names=["clip_id", "layer", "head"]
+    )
+    return pd.DataFrame(found.reshape(-1, len(STATISTICS)), index=index, columns=STATISTICS).reset_index()
+
+
+def tabulate(
+    clips: pd.DataFrame, grid: TokenGrid, source, n_resamples: int, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of heads and of layers, with 95 % intervals over groups of clips; `clips` as the parquet has them."""
+    uniform, heads, layers = grid.uniform(), [], []
+    for (control, control_seed), own in clips.groupby(["control", "control_seed"], sort=False):
+        depth, n_heads = own["layer"].max() + 1, own["head"].max() + 1
+        ids = own["clip_id"].drop_duplicates()
+        values = own.sort_values(["clip_id", "layer", "head"])[list(STATISTICS)].to_numpy()
+        values = values.reshape(len(ids), depth, n_heads, len(STATISTICS))
+        table = source.clips.set_index("clip_id").loc[sorted(ids)].reset_index()
+        resamples = group_resamples(clip_groups(table), max(n_resamples, 1), seed, n_folds=None)
+        index, n_groups = resamples.index(clip_groups(table)), len(resamples.names)
+        sums = np.zeros((n_groups, *values.shape[1:]))
+        np.add.at(sums, index, values)
+        sizes = np.bincount(index, minlength=n_groups)
+
+        def mean(counts, sums=sums, sizes=sizes) -> np.ndarray:  # [rows, layers, heads, statistics]
+            return np.tensordot(counts, sums, 1) / (counts @ sizes)[:, None, None, None]
+
+        named = {"control": control, "control_seed": control_seed}
+        curve = bootstrap(lambda counts, mean=mean: mean(counts).reshape(len(counts), -1), resamples)
+        low, high = (ends.reshape(values.shape[1:]) for ends in curve.interval().T)
+        estimate = curve.estimate.reshape(values.shape[1:])
+        for layer, head, number in np.ndindex(estimate.shape):
+            name, value = STATISTICS[number], estimate[layer, head, number]
+            own_ends = {"low": low[layer, head, number], "high": high[layer, head, number]}
+            relative = value / uniform[name] if name in uniform else np.nan
+            at = {"layer": layer, "head": head, "statistic": name, "mean": value}
+            heads.append({**named, **at, **own_ends, "relative_to_uniform": relative})
+        for name in LAYER_STATISTICS:
+            of_layer = _layer_statistic(name, uniform)
+            summed = bootstrap(lambda counts, mean=mean, of=of_layer: of(mean(counts)), resamples)
+            for layer, ends in enumerate(summed.interval()):
+                fraction = layer / max(depth - 1, 1)
+                at = {"layer": layer, "fraction": fraction, "statistic": name, "mean": summed.estimate[layer]}
+                layers.append({**named, **at, "low": ends[0], "high": ends[1]})
+    heads, layers = pd.DataFrame(heads), pd.DataFrame(layers)
+    if n_resamples == 0:
+        heads[["low", "high"]] = layers[["low", "high"]] = np.nan
+    return heads, layers
+
+
+def _layer_statistic(name: str, uniform: dict[str, float]) -> Callable[[np.ndarray], np.ndarray]:
+    """[rows, layers, heads, statistics] -> [rows, layers]."""
+    if name == "temporal":
+        return lambda values: values[..., STATISTICS.index("temporal")].mean(2)
+    spatial = STATISTICS.index("spatial")
+    return {
+        "mean": lambda values: values[..., spatial].mean(2),
+        "spread": lambda values: values[..., spatial].std(2),
+        "spread_ddof1": lambda values: values[..., spatial].std(2, ddof=1),
+        "n_local": lambda values: (values[..., spatial] < LOCAL).sum(2) * 1.0,
+        "n_local_relative": lambda values: (values[..., spatial] < LOCAL_SHARE * uniform["spatial"]).sum(2) * 1.0,
+    }[name]
+
+
+def mass_removed(encoder: Encoder, frames: torch.Tensor, blocks: Sequence[int], dropped: torch.Tensor) -> float:
+    """Share of attention, before renormalising, that a mask takes away: the mean over clips, heads, queries, `blocks`.
+
+    `dropped` bool [N, N]. The blocks see the state that no mask has changed.
+    """
+    found = []
+
+    def receive(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        for first in range(0, query.shape[2], QUERIES):
+            rows = slice(first, first + QUERIES)
+            weights = ((query[:, :, rows].float() @ key.float().mT) * scaling).softmax(-1)
+            found.append((weights * dropped[rows].to(weights.device)).sum(-1).double().flatten().cpu())
+
+    with attention_plans(encoder, {block: Plan(receive) for block in blocks}):
+        encoder.forward(frames)
+    return float(torch.cat(found).mean())

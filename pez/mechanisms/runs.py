@@ -1,0 +1,197 @@
+"""What the experiments share: layers and bands, folders, the record of a run, data of the ball sets with controls.
+
+config_mechanisms_RUN.json has an entry a sub-command: its options, what it saw, provenance. Sub-commands of one run
+name share one encoder: another one's features or passes are refused.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from constants import N_FOLDS, RESULTS_DIR
+from pez.cli import COUNT, COUNT_OR_NONE, Number
+from pez.controls import BALLS
+from pez.encoder.pooling import POOLINGS
+from pez.errors import UserError
+from pez.files import check_run_name, locked, read_json, write_json
+from pez.probes.data.ball import variables
+from pez.probes.data.companions import Companions
+from pez.probes.data.controls import ControlSource, control_data
+from pez.probes.data.groupings import GROUPINGS
+from pez.probes.data.probe_data import ProbeData, check_layers, feature_precision, store_features
+from pez.probes.folds import Folds, make_folds
+from pez.probes.solvers.problems import NORM_MODES
+from pez.runs import provenance
+from pez.store import CAPTURES, FeatureStore, open_stores
+
+ZONE = (0.2, 0.4)  # layer / (depth - 1) of what the paper calls the Physics Emergence Zone without listing its layers
+VELOCITY = "velocity"
+SPEED, DIRECTION = "speed", "direction"
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every sub-command has."""
+    parser.add_argument(
+        "--run-name", required=True, help="names what is written; sub-commands of one name belong together"
+    )
+    parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
+    parser.add_argument(
+        "--seed", type=Number(int, least=0, most=2**32 - 1), default=0, help="of folds, draws and resamples"
+    )
+    parser.add_argument(
+        "--bootstrap", type=COUNT_OR_NONE, default=1000, help="resamples of groups for intervals; 0: none"
+    )
+    parser.add_argument("--zone-layers", metavar="FIRST-LAST", help="the zone (default: 0.2 to 0.4 of the last layer)")
+
+
+def add_feature_arguments(parser: argparse.ArgumentParser, pooling: str, controls: Sequence[str]) -> None:
+    """Add the options of experiments on stored features of the velocity set."""
+    features = parser.add_argument_group("features")
+    features.add_argument("--feature-root", type=Path, required=True, help="what step2_extract.py wrote")
+    features.add_argument("--residual-capture", default="resid_post", choices=CAPTURES, help="of the features")
+    features.add_argument("--pooling", default=pooling, choices=list(POOLINGS), help="of the features")
+    features.add_argument("--layers", nargs="+", type=int, help="only these (default: all)")
+    features.add_argument("--norm-mode", default="zscore", choices=NORM_MODES, help="of features, by training clips")
+    features.add_argument(
+        "--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together"
+    )
+    features.add_argument("--folds", type=Number(int, least=2), default=N_FOLDS, help="of the grouped cross-validation")
+    features.add_argument("--control", nargs="+", default=[], choices=controls, help="do the same with these")
+    features.add_argument("--control-seeds", type=COUNT, default=3, help="draws of seeded controls")
+
+
+@dataclass(frozen=True)
+class BallData:
+    """Features of the velocity set to experiment on: the main data, its folds, and the controls' data."""
+
+    store: FeatureStore
+    capture: str
+    pooling: str
+    main: ProbeData
+    folds: Folds
+    controls: tuple[ProbeData, ...]
+
+    @property
+    def all(self) -> tuple[ProbeData, ...]:
+        """The main data, then the controls."""
+        return (self.main, *self.controls)
+
+
+def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
+    """Features of the velocity set with speed and direction (cos, sin), folds and controls, as the options say.
+
+    Controls run on as many seeds as asked for. UserError for features that are not there, by the command that makes
+    them.
+    """
+    stores = open_stores(args.feature_root)
+    if VELOCITY not in stores:
+        raise UserError(
+            f"{args.feature_root} has no features of the velocity set: extract them with "
+            f"step2_extract.py --pooling {args.pooling}"
+        )
+    store, capture = stores[VELOCITY], args.residual_capture
+    pooling = store.check(capture, args.pooling)
+    probed = [each for each in variables("fig2c", store, "sincos") if each.name in (SPEED, DIRECTION)]
+    targets = np.concatenate([variable.targets for variable in probed], axis=1)
+    folds = make_folds(store, args.grouping, args.folds, args.seed, targets)
+    main = ProbeData(
+        name=store.name,
+        clips=store.clips,
+        group=folds.group,
+        variables=tuple(probed),
+        layers=_layers(args.layers, store),
+        depth=store.depth,
+        features=store_features(store, capture, pooling),
+        norm_mode=args.norm_mode,
+        described=store.settings,
+        precision=feature_precision(store.settings, pooling),
+    )
+    companions = Companions(Path(args.feature_root), store, capture, pooling, args.control_seeds)
+
+    def seeds(control: str):
+        return [(found, seed) for found, seed in companions(control) if seed <= args.control_seeds]
+
+    source = ControlSource(store, capture, pooling, seeds, BALLS, args.control_seeds, args.seed)
+    found = control_data(main, [*args.control, *also], source)
+    return BallData(store, capture, pooling, main, folds, tuple(found))
+
+
+def _layers(asked: Sequence[int] | None, store: FeatureStore) -> tuple[int, ...]:
+    return check_layers(asked, store.depth, store.directory)
+
+
+def of_variable(data: ProbeData, name: str) -> ProbeData:
+    """The same with one variable alone."""
+    chosen = tuple(variable for variable in data.variables if variable.name == name)
+    return dataclasses.replace(data, variables=chosen)
+
+
+def zone_layers(asked: str | None, depth: int) -> list[int]:
+    """The zone's layers; UserError for one outside the depth."""
+    if asked is None:
+        inside = [layer for layer in range(depth) if ZONE[0] * (depth - 1) <= layer <= ZONE[1] * (depth - 1)]
+        return inside or [round(sum(ZONE) / 2 * (depth - 1))]
+    first, _, last = asked.partition("-")
+    if not first.isdigit() or not (last or first).isdigit():
+        raise UserError(f"--zone-layers is FIRST-LAST, such as 5-9; got {asked}: write it so")
+    if not int(first) <= int(last or first) < depth:
+        raise UserError(
+            f"--zone-layers {asked} is not within 0-{depth - 1}, the layers of this encoder: choose among those"
+        )
+    return list(range(int(first), int(last or first) + 1))
+
+
+def bands(zone: Sequence[int], depth: int) -> dict[str, list[int]]:
+    """The zone, and as many layers at the start and at the end of the depth."""
+    n = len(zone)
+    return {"zone": list(zone), "early": list(range(n)), "late": list(range(depth - n, depth))}
+
+
+def folder_of(args: argparse.Namespace, command: str) -> Path:
+    """Where the parts of a sub-command's passes lie."""
+    return Path(args.results_dir) / f"mechanisms_{check_run_name(args.run_name)}" / command
+
+
+def record_path(results_dir: Path, run_name: str) -> Path:
+    """The record of a run."""
+    return Path(results_dir) / f"config_mechanisms_{run_name}.json"
+
+
+def check_encoder(args: argparse.Namespace, described: dict[str, Any]) -> None:
+    """UserError if the run's name has results of another encoder or resolution; `described` as of a store."""
+    path = record_path(args.results_dir, check_run_name(args.run_name))
+    if not path.is_file():
+        return
+    there = read_json(path).get("encoder", {})
+    for name in ("model", "weights_sha256", "resolution"):
+        if name in there and there[name] != described.get(name):
+            raise UserError(
+                f"{path} is of {name} {there[name]}, now asked for {described.get(name)}: choose another --run-name"
+            )
+
+
+def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Path:
+    """Write a sub-command's entry into the run's record. `about["features"]` are settings of a store or pass."""
+    path = record_path(args.results_dir, args.run_name)
+    options = {name: value for name, value in vars(args).items() if name not in ("debug", "function")}
+    with locked(path.parent / ".locks" / path.name, quietly=True):
+        there = read_json(path) if path.is_file() else {"run_name": args.run_name, "encoder": {}, "commands": {}}
+        described = about.get("features", {})
+        names = ("model", "weights_label", "weights_sha256", "resolution", "depth", "width", "dtype")
+        there["encoder"] |= {name: described[name] for name in names if name in described}
+        there["commands"][command] = {"options": options, **about, "provenance": provenance()}
+        return write_json(path, there)
+
+
+def entry(results_dir: Path, run_name: str, command: str) -> dict[str, Any]:
+    """What the record says of a sub-command; UserError if it was not run."""
+    path = record_path(results_dir, run_name)
+    commands = read_json(path)["commands"] if path.is_file() else {}
+    if command not in commands:
+        raise UserError(f"run {run_name} has no results of {command}: run `step4_mechanisms.py {command}` first")
+    return commands[command]

@@ -1,0 +1,153 @@
+"""Banded ridge: features in two bands, each with a penalty of its own, in the dual.
+
+Minimises ||y - b - X w - Z v||^2 + p ||w||^2 + q ||v||^2, where X is a layer and Z what it is compared with (Nunez-
+Elizalde, Huth & Gallant 2019, Voxelwise encoding models with non-spherical multivariate normal priors, NeuroImage 197).
+With kernels K = X X' and L = Z Z' that is kernel ridge of strength a on s K + (1 - s) L, where p = a / s and q =
+a / (1 - s): one eigendecomposition for each share s gives every strength (Dupré la Tour et al. 2022, Feature-space
+selection with banded ridge regression, NeuroImage 264). Shares and strengths are the settings that validation chooses
+among: in a Setting the share stands where AdamW has its learning rate, the strength where it has its weight decay.
+
+Kernels are of features centred (or z-scored) by the training rows and scaled to a mean diagonal of 1, so that a
+strength means the same for any number of features. Z may itself be of several parts: each is scaled so, and their
+kernels are averaged.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pez.errors import UserError
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import Folds
+from pez.probes.predictions import Choice
+from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.solver import Fit, Step, Trials
+
+SHARES = (0.0, *(1 / (1 + 10.0 ** (-power / 2)) for power in range(-5, 6)))  # of the layer; 0: the others alone
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 9))
+
+
+@dataclass(frozen=True)
+class Part:
+    """`width` columns of the features and their `norm_mode`, center or zscore."""
+
+    width: int
+    norm_mode: str
+
+
+@dataclass(frozen=True)
+class BandedSolver:
+    """See pez.probes.solvers.solver.Solver; the first of `parts` is the layer (its width follows from the features),
+    the last columns are the others'. Without a layer `shares` is (0,)."""
+
+    others: tuple[Part, ...]
+    layer_norm: str = "zscore"
+    shares: tuple[float, ...] = SHARES
+    strengths: tuple[float, ...] = STRENGTHS
+
+    last_epoch, patience, reads_any_epoch = 0, 0, False
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every share with every strength, shares slowest."""
+        return tuple(Setting(share, strength) for share in self.shares for strength in self.strengths)
+
+    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
+        """Every other fold."""
+        return tuple(other for other in range(n_folds) if other != fold)
+
+    def steps(self, fit: Fit) -> int:
+        """One: every setting is solved at once."""
+        return 1
+
+    def solve(
+        self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
+    ) -> Iterator["BandedFitted"]:
+        """Solve `fits` in order, a layer's features at a time; UserError for features with tokens."""
+        held: tuple[int, torch.Tensor] | None = None
+        targets = data.targets
+        for fit in fits:
+            if held is None or held[0] != fit.layer:
+                held = fit.layer, data.features(fit.layer).double()
+                if held[1].ndim != 2:
+                    raise UserError("--unique reads one vector a clip: choose a --pooling without patches")
+            train = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
+            rows = [folds.rows(fold) for fold in fit.validated_on]
+            rows += [] if fit.read is None else [folds.rows(fit.read)]
+            predicted = self._predicted(held[1], targets, train, np.concatenate(rows))
+            step()
+            parts = torch.split(predicted, [len(each) for each in rows], dim=1)
+            yield BandedFitted(fit, self.settings, parts, data, folds)
+
+    def _predicted(
+        self, features: torch.Tensor, targets: torch.Tensor, train: np.ndarray, rows: np.ndarray
+    ) -> torch.Tensor:
+        """Predictions of every setting, [S, rows, k]."""
+        layer, other = self.kernels(features, train, np.concatenate([train, rows]))
+        mean = targets[train].mean(0)
+        centred = targets[train] - mean
+        strengths = torch.tensor(self.strengths, dtype=torch.float64)[:, None, None]
+        found = []
+        for share in self.shares:
+            kernel = share * layer + (1 - share) * other
+            values, vectors = torch.linalg.eigh(kernel[: len(train)])
+            dual = vectors @ ((vectors.T @ centred) / (values.clamp_min(0)[:, None] + strengths))  # [A, n, k]
+            found.append(kernel[len(train) :] @ dual + mean)
+        return torch.cat(found)
+
+    def kernels(self, features: torch.Tensor, train: np.ndarray, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kernels of the layer and of the others between `rows` and the training rows, [rows, train] each."""
+        widths = [part.width for part in self.others]
+        layer, *others = torch.split(features, [features.shape[1] - sum(widths), *widths], dim=1)
+        modes = [self.layer_norm, *(part.norm_mode for part in self.others)]
+        own, *rest = [_kernel(part, mode, train, rows) for part, mode in zip((layer, *others), modes)]
+        return own, torch.stack(rest).mean(0)
+
+
+def _kernel(features: torch.Tensor, norm_mode: str, train: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """[rows, train]; of no features, or of such that do not vary, 0."""
+    if not features.shape[1]:
+        return features.new_zeros(len(rows), len(train))
+    mean = features[train].mean(0)
+    scale = features[train].std(0, correction=0) if norm_mode == "zscore" else torch.ones_like(mean)
+    scaled = (features - mean) / torch.where(scale > 0, scale, 1.0)
+    kernel = scaled[rows] @ scaled[train].T
+    diagonal = scaled[train].square().sum(1).mean()
+    return kernel / diagonal if float(diagonal) > 0 else torch.zeros_like(kernel)
+
+
+@dataclass(frozen=True)
+class BandedFitted:
+    """See pez.probes.solvers.solver.Fitted; `parts`: predictions [S, m, k] of each validation fold, then of the fold
+    that is read."""
+
+    fit: Fit
+    settings: tuple[Setting, ...]
+    parts: Sequence[torch.Tensor]
+    data: ProbeData
+    folds: Folds
+
+    def trials(self, fold: int) -> Trials:
+        """Of every setting, as validated on `fold`: squared errors in the targets' variance over all clips."""
+        predicted = self.parts[self.fit.validated_on.index(fold)]
+        targets = self.data.targets
+        errors = (predicted - targets[self.folds.rows(fold)]).square().mean(1) / targets.var(0, correction=0)
+        loss = torch.stack([part.mean(1) for part in torch.split(errors, list(self.data.outputs), dim=1)], dim=1)
+        return Trials(loss, torch.zeros(loss.shape, dtype=torch.int64), predicted)
+
+    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
+        """[m, k] of the fold that is read; a Fit that validates and reads none is read where it validates."""
+        parts = torch.split(self.parts[-1], list(self.data.outputs), dim=2)
+        return torch.cat([part[choice.setting] for choice, part in zip(choices, parts)], dim=1)
+
+    def exactly(self, choices: tuple[Choice, ...]) -> None:
+        """Least squares has no ties to settle."""
+
+    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        """As they are."""
+        return choices
+
+    def weights(self) -> None:
+        """None are kept: the dual has them per clip."""

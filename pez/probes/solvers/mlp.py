@@ -1,0 +1,226 @@
+"""A probe with one hidden layer: what is there but not linear. Same folds and protocols as the linear ones.
+
+    f(h) = V gelu(W h + b) + c
+
+with HIDDEN units, trained on all training clips at once by AdamW on mean squared errors or, for classes, cross-entropy;
+every variable has a network of its own. All settings start from the same weights and train together, as a batch of
+networks; each is judged at its own best epoch.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, gelu
+
+from pez.errors import UserError
+from pez.probes.data.probe_data import ProbeData
+from pez.probes.folds import Folds
+from pez.probes.predictions import Choice
+from pez.probes.scores.kinds import KINDS
+from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.solver import Fit, Step, Trials
+
+MLP = "mlp"  # what --solver calls it
+HIDDEN = 64
+EPOCHS = 200
+SETTINGS = tuple(Setting(rate, decay) for rate in (1e-3, 3e-3) for decay in (1e-2, 1.0, 10.0))
+
+
+@dataclass(frozen=True)
+class MLPSolver:
+    """See pez.probes.solvers.solver.Solver; `seed` of the starting weights."""
+
+    settings: tuple[Setting, ...] = SETTINGS
+    epochs: int = EPOCHS
+    hidden: int = HIDDEN
+    device: str = "cpu"
+    threads: int | None = None
+    seed: int = 0
+
+    patience, reads_any_epoch = 0, False
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs at most."""
+        return self.epochs
+
+    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
+        """Every other fold."""
+        return tuple(other for other in range(n_folds) if other != fold)
+
+    def steps(self, fit: Fit) -> int:
+        """One: all settings train together."""
+        return 1
+
+    def solve(
+        self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
+    ) -> Iterator["MLPFitted"]:
+        """Train `fits` in order, a layer's features at a time; UserError for features with tokens."""
+        if keep_weights:
+            raise UserError("--save-probes keeps weights of linear probes: leave it out with --solver mlp")
+        held: tuple[int, torch.Tensor, torch.Tensor] | None = None
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            for fit in fits:
+                if held is None or held[0] != fit.layer:
+                    features = data.features(fit.layer).float().to(self.device)
+                    read = features if data.read_features is None else data.read_features(fit.layer)
+                    held = fit.layer, features, read.float().to(self.device)
+                    if features.ndim != 2:
+                        raise UserError("--solver mlp reads one vector a clip: choose a --pooling without patches")
+                yield self._fitted(fit, data, folds, *held[1:])
+                step()
+        finally:
+            torch.set_num_threads(before)
+
+    def _fitted(
+        self, fit: Fit, data: ProbeData, folds: Folds, features: torch.Tensor, read: torch.Tensor
+    ) -> "MLPFitted":
+        train = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
+        judged = [folds.rows(fold) for fold in fit.validated_on]
+        mean, scale = _scaling(features[train], data.norm_mode)
+        inside = (features - mean) / scale
+        outside = (read[folds.rows(fit.read)] - mean) / scale if fit.read is not None else inside[:0]
+        trials, predicted = [], []
+        for number, variable in enumerate(data.variables):
+            chosen = self.settings if fit.choices is None else (self.settings[fit.choices[number].setting],)
+            stop = self.epochs if fit.choices is None else fit.choices[number].epochs
+            targets = torch.from_numpy(variable.targets).float().to(self.device)
+            loss = KINDS[variable.kind].loss
+            shift, spread = _scaling(targets[train], "zscore") if loss == "mse" else (0.0, 1.0)
+            targets = (targets - shift) / spread
+            rows = [inside[own] for own in judged], [targets[own] for own in judged]
+            own = _train(inside[train], targets[train], *rows, outside, chosen, stop, self.hidden, self.seed, loss)
+            raw = [(part * spread + shift).double().cpu() for part in own.validation]
+            trials.append([(each.cpu(), at.cpu(), part) for each, at, part in zip(own.loss, own.epoch, raw)])
+            predicted.append((own.read * spread + shift).double().cpu())
+        return MLPFitted(fit, tuple(trials), tuple(predicted))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """`loss` and `epoch` [S] of each judge at its best epoch, its `validation` predictions [S, m, k], and what is
+    `read`, [S, p, k]: at the first judge's best epoch, without a judge after the last."""
+
+    loss: list[torch.Tensor]
+    epoch: list[torch.Tensor]
+    validation: list[torch.Tensor]
+    read: torch.Tensor
+
+
+def _scaling(values: torch.Tensor, norm_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = values.mean(0) if norm_mode != "none" else torch.zeros_like(values[0])
+    if norm_mode == "zscore":
+        scale = values.std(0, correction=0)
+        return mean, torch.where(scale > 1e-12, scale, 1.0)
+    return mean, values.var(0, correction=0).mean().sqrt().clamp_min(1e-12)  # one for all: a width-free start
+
+
+def _train(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    judged: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    read: torch.Tensor,
+    settings: Sequence[Setting],
+    epochs: int,
+    hidden: int,
+    seed: int,
+    loss: str,
+) -> _Trained:
+    """Train a network per setting on x [n, d], y [n, k] for `epochs`, looking at every judge after each."""
+    width, k, generator = x.shape[1], y.shape[1], torch.Generator().manual_seed(seed)
+    rate = torch.tensor([[[one.learning_rate]] for one in settings], device=x.device)
+    decay = torch.tensor([[[one.weight_decay]] for one in settings], device=x.device)
+    first = torch.randn(width, hidden, generator=generator) / math.sqrt(width)
+    second = torch.randn(hidden, k, generator=generator) / math.sqrt(hidden)
+    starts = [each.to(x.device) for each in (first, torch.zeros(1, hidden), second, torch.zeros(1, k))]
+    parameters = [each.expand(len(settings), -1, -1).clone().requires_grad_() for each in starts]
+    moments = [(torch.zeros_like(each), torch.zeros_like(each)) for each in parameters]
+
+    def forward(features: torch.Tensor) -> torch.Tensor:
+        first, bias, second, last = parameters
+        return gelu(features @ first + bias) @ second + last  # [S, rows, k]
+
+    def losses(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        truth = truth.expand(len(settings), -1, -1)
+        if loss == "logistic":
+            return binary_cross_entropy_with_logits(predicted, truth, reduction="none").mean((1, 2))
+        return (predicted - truth).square().mean((1, 2))
+
+    sizes = [len(rows) for rows in judged]
+    together = torch.cat([*judged, read])
+    best = [torch.full((len(settings),), float("inf"), device=x.device) for _ in judged]
+    epoch_of = [torch.zeros(len(settings), dtype=torch.int64, device=x.device) for _ in judged]
+    kept = [torch.zeros(len(settings), size, k, device=x.device) for size in [*sizes, len(read)]]
+    for epoch in range(1, epochs + 1):
+        gradients = torch.autograd.grad(losses(forward(x), y).sum(), parameters)
+        with torch.no_grad():
+            for parameter, gradient, (mean, square) in zip(parameters, gradients, moments):
+                _adamw_step(parameter, gradient, mean, square, epoch, rate, decay)
+            if not sizes and epoch < epochs:
+                continue
+            *parts, last = torch.split(forward(together), [*sizes, len(read)], dim=1)
+            better = torch.ones(len(settings), dtype=torch.bool, device=x.device)
+            for place in reversed(range(len(sizes))):
+                now = losses(parts[place], targets[place])
+                better = now < best[place]
+                best[place] = torch.where(better, now, best[place])
+                epoch_of[place][better] = epoch
+                kept[place][better] = parts[place][better]
+            kept[-1][better] = last[better]  # at the first judge's best epoch; without a judge after the last
+    return _Trained(best, epoch_of, kept[:-1], kept[-1])
+
+
+def _adamw_step(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    step: int,
+    rate: torch.Tensor,
+    decay: torch.Tensor,
+) -> None:
+    """One step of AdamW as torch.optim.AdamW does it, in place, with a `rate` and a `decay` per setting [S, 1, 1]."""
+    first, second, epsilon = 0.9, 0.999, 1e-8
+    mean.lerp_(gradient, 1 - first)
+    square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    parameter.mul_(1 - rate * decay)
+    parameter.sub_(rate * (mean / (1 - first**step)) / ((square / (1 - second**step)).sqrt() + epsilon))
+
+
+@dataclass(frozen=True)
+class MLPFitted:
+    """See pez.probes.solvers.solver.Fitted. `judged`: of every variable (loss, epoch, prediction) per validation fold;
+    `read`: of every variable [S, m, k], of the fold that the Fit reads."""
+
+    fit: Fit
+    judged: tuple[list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], ...]
+    predicted: tuple[torch.Tensor, ...]
+
+    def trials(self, fold: int) -> Trials:
+        """Of every setting, as validated on `fold`."""
+        own = [variable[self.fit.validated_on.index(fold)] for variable in self.judged]
+        losses, epochs, predictions = zip(*own)
+        return Trials(torch.stack(losses, 1).double(), torch.stack(epochs, 1), torch.cat(predictions, dim=2))
+
+    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
+        """[m, k]: of a refit after its last epoch; of a Fit without choices at the best epoch of its settings."""
+        if self.fit.choices is not None:
+            return torch.cat([part[0] for part in self.predicted], dim=1)
+        parts = self.predicted if self.fit.read is not None else [variable[0][2] for variable in self.judged]
+        return torch.cat([part[choice.setting] for part, choice in zip(parts, choices)], dim=1)
+
+    def exactly(self, choices: tuple[Choice, ...]) -> None:
+        """Rounding of a network's scores is not known."""
+
+    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        """As they are."""
+        return choices
+
+    def weights(self) -> None:
+        """Networks have no weights of a linear probe."""

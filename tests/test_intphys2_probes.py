@@ -1,0 +1,201 @@
+"""Both probe scripts on a small split in IntPhys 2's layout; matched pairs in scores and bootstrap; answers."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import DATA
+from intphys_trees import movie_table, write_tree
+
+import step_intphys_attentive
+import step_intphys_probe
+from pez.cli import run_script
+from pez.figures.verdicts.evidence import judge
+from pez.figures.verdicts.statements import MOVIES
+from pez.movies.intphys2 import INTPHYS2, pair_accuracy
+from pez.probes.data.probe_data import possible_variable, scene_names
+from pez.probes.folds import scene_folds
+from pez.probes.predictions import Choice, Predictions, from_table, movie_rows
+from pez.probes.results import read_runs
+from pez.probes.runs import answers
+from pez.probes.scores.bootstrap import group_resamples
+from pez.probes.scores.kinds import KINDS
+from pez.probes.scores.possibility import score_movies
+from pez.probes.scores.score import Scored
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SCENES = 9
+CONDITIONS = ("permanence", "immutability", "solidity")
+
+
+def write_split(folder, seed=0):
+    """Scenes of two pairs, their videos those of the small split with other names; three conditions."""
+    mini = INTPHYS2.movies(DATA / "intphys2_mini")
+    rng, rows = np.random.default_rng(seed), []
+    (folder / "Videos").mkdir(parents=True)
+    for scene in range(SCENES):
+        for place, movie in enumerate(mini[mini["scene"] == mini["scene"].iloc[4 * (scene % 2)]].itertuples()):
+            name = f"{rng.integers(2**60):016x}"
+            shutil.copy(movie.directory, folder / "Videos" / f"{name}.mp4")
+            label = f"{place // 2 + 1}_{'Possible' if place % 2 == 0 else 'Impossible'}"
+            told = [
+                CONDITIONS[scene % 3],
+                "None",
+                label,
+                "None",
+                ("Easy", "Hard")[scene % 2],
+                ("Fixed", "Moving")[scene % 2],
+            ]
+            rows.append([f"{scene}_1", name, f"Videos/{name}.mp4", "game", *told])
+    columns = ["SceneIndex", "name", "file_name", "game_name", "condition", "env", "type", "occluder"]
+    pd.DataFrame(rows, columns=[*columns, "Difficulty", "Camera"]).to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("intphys2")
+    write_split(folder / "Main")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def licences(folder, monkeypatch):
+    monkeypatch.setattr("pez.probes.data.movies.ARTIFACTS_DIR", folder)
+
+
+def run(script, folder, name, *options):
+    argv = ["--model", "tiny", "--weights", "random", "--model-resolution", "32", "--workers", "0", "--reuse-features"]
+    argv += ["--benchmark-root", str(folder / "Main"), "--results-dir", str(folder / "results"), "--run-name", name]
+    argv += [
+        "--feature-root",
+        str(folder / script.__name__),
+        "--layers",
+        "0",
+        "6",
+        "--folds",
+        "3",
+        "--bootstrap",
+        "50",
+        *options,
+    ]
+    return run_script(script.make_parser(), script.main, argv)
+
+
+FEW = ("--num-epochs", "2", "--num-probe-blocks", "2", "--probe-batch-size", "8")
+
+
+def test_nothing_is_trained_until_the_licence_is_accepted(folder, capsys):
+    for script in (step_intphys_probe, step_intphys_attentive):
+        (folder / "licences.json").unlink(missing_ok=True)
+        assert run(script, folder, "never") == 2
+        said = capsys.readouterr().err
+        assert "evaluation" in said and "--accept-licence" in said and said.count("\n") == 1
+    assert not (folder / "results").exists() or not list((folder / "results").glob("*never*.csv"))
+
+
+@pytest.mark.parametrize("script", [step_intphys_probe, step_intphys_attentive], ids=["linear", "attentive"])
+def test_a_whole_run(folder, script, capsys):
+    name = script.__name__.rpartition("_")[2]
+    few = FEW if script is step_intphys_attentive else ("--max-epochs", "30")
+    board = folder / f"{name}.jsonl"
+    assert run(script, folder, name, *few, "--accept-licence", "--leaderboard", str(board)) == 0
+    assert run(script, folder, name, *few, "--leaderboard", str(board)) == 0  # accepted once, and known since
+    assert str(board) in capsys.readouterr().out
+    rows = pd.read_csv(folder / "results" / f"results_{name}.csv")
+    parts = ["overall", "permanence", "immutability", "solidity", "easy", "hard", "fixed_camera", "moving_camera"]
+    assert rows.groupby("layer")["subtask"].apply(list).tolist() == [parts] * 2
+    assert set(rows["data"]) == {"IntPhys 2"}
+    predictions = pd.read_parquet(folder / "results" / f"predictions_{name}.parquet").query("protocol == 'nested'")
+    assert {"pair", "condition", "difficulty", "camera"} <= set(predictions)
+    overall = rows[rows["subtask"] == "overall"].set_index("layer")
+    for layer, own in predictions.groupby("layer"):
+        strict = np.mean([pair_accuracy(fold) for _, fold in own.groupby("fold")])
+        assert overall.loc[layer, "pairwise_accuracy_mean"] == pytest.approx(strict, abs=0.12)  # but for ties
+        hard = rows.query("subtask == 'hard' and layer == @layer")["n_scenes"].item()
+        assert hard == own[own["difficulty"] == "Hard"]["scene"].nunique()
+    found = next(each for each in read_runs(folder / "results", [name]))
+    assert list(found.scores.main("possible").parts) == parts
+    assert found.scores.main("possible").kind is KINDS["possible_pairs"]
+    claims = [each.claim for each in judge(found, "possible", "tiny").checked(MOVIES)]
+    assert "pairwise accuracy peaks in the middle layers" in claims
+    lines = [json.loads(line) for line in board.read_text().splitlines()]
+    assert {line["row_id"] for line in lines} == set(predictions["clip_id"]) and len(lines) == 4 * SCENES
+    assert {line["task"] for line in lines} == {"Main"} and {line["model_answer"] for line in lines} <= {0, 1}
+    assert (folder / "results" / f"figure_{name}.png").stat().st_size > 10_000
+
+
+def test_other_benchmarks_have_no_leaderboard_and_no_published_recipe(folder, tmp_path, capsys):
+    write_tree(tmp_path / "Main", n_scenes=1, n_frames=16)
+    assert run(step_intphys_probe, tmp_path, "x", "--leaderboard", str(tmp_path / "l")) == 2
+    assert "--leaderboard is IntPhys 2's" in capsys.readouterr().err
+    argv = ["--folds", "5", "--recipe", "published", "--accept-licence"]
+    assert run(step_intphys_probe, folder, "x", *argv) == 2
+    assert "--recipe published has no choices for IntPhys 2" in capsys.readouterr().err
+
+
+def with_pairs(n_scenes=6, layers=3, seed=0):
+    """Predictions of movies with numbered pairs, some of them tied."""
+    rng = np.random.default_rng(seed)
+    movies = movie_table(n_scenes).drop(columns="n_frames")
+    order = movies.sort_values(["block", "scene", "possible", "movie"])
+    number = order.groupby(["block", "scene", "possible"]).cumcount()
+    movies = movies.assign(pair=number.reindex(movies.index))
+    fold = scene_folds(movies, 3)
+    scores = rng.normal(size=(1, layers, len(movies), 1)).round(0)  # rounding makes ties
+    choices = {(0, layer, number): Choice(0, 1, 1e-3, 0.1) for layer in range(layers) for number in range(3)}
+    variable = possible_variable(movies["possible"].to_numpy(), "possible_pairs")
+    names = scene_names(movies)
+    return Predictions(variable, "nested", np.arange(layers), movies, names, fold[None], scores, choices=choices)
+
+
+def test_scores_and_bootstrap_agree_on_matched_pairs():
+    made = with_pairs()
+    (again,) = from_table(movie_rows(made, with_epoch=False), lambda movies: {})
+    assert again.variable.kind == "possible_pairs"
+    for each in (made, again):
+        curve = Scored(each, 200).curve("pairwise_accuracy")
+        for layer in range(3):
+            table = each.clips.assign(score=each.predicted[0, layer, :, 0])
+            won = []
+            for _, pair in table.groupby(["block", "scene", "pair"]):
+                high, low = (pair.loc[pair["possible"] == which, "score"].item() for which in (True, False))
+                won.append(0.5 if high == low else float(high > low))
+            assert len(won) == 2 * table.groupby(["block", "scene"]).ngroups
+            assert score_movies(table)["pairwise_accuracy"] == pytest.approx(np.mean(won))
+            # folds have scales of their own, so whole scenes are compared within them alone
+            assert curve.estimate[layer] == pytest.approx(np.mean(won))
+    assert score_movies(table.drop(columns="pair"))["n_pair_ties"] > score_movies(table)["n_pair_ties"]
+
+
+def test_resamples_of_pairs_are_scores_of_the_scenes_drawn():
+    made = with_pairs(n_scenes=3, layers=1)
+    resamples = group_resamples(made.group, 20, n_folds=None)
+    joined = KINDS["possible_pairs"].joined(made)
+    curve = (
+        KINDS["possible_pairs"]
+        .pooled["pairwise_accuracy"]
+        .curve(made.variable.targets, joined[0], made.group, resamples)
+    )
+    for counts, value in zip(resamples.counts, curve.samples[:, 0]):
+        drawn = []
+        for name, count in zip(resamples.names, counts.astype(int)):
+            rows = made.clips[made.group == name].assign(score=made.predicted[0, 0, made.group == name, 0])
+            drawn += [score_movies(rows)["pairwise_accuracy"]] * count
+        assert value == pytest.approx(np.mean(drawn))
+
+
+def test_answers_are_of_the_layer_that_is_best_elsewhere():
+    made = with_pairs(layers=3, seed=1)
+    found = answers([made]).set_index("clip_id")["score"]
+    for number in range(3):
+        rest, held = made.fold[0] != number, made.fold[0] == number
+        accuracy = []
+        for layer in range(3):
+            table = made.clips[rest].assign(score=made.predicted[0, layer, rest, 0])
+            accuracy.append(score_movies(table)["pairwise_accuracy"])
+        np.testing.assert_array_equal(
+            found[made.clips["clip_id"][held]], made.predicted[0, np.argmax(accuracy), held, 0]
+        )

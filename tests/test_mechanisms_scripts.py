@@ -1,0 +1,118 @@
+"""The script end to end on small clips: shards, going on after a kill, refusals; figures, verdicts and the report."""
+
+import json
+
+import pandas as pd
+import pytest
+from clips import write_moving_squares
+from probe_stores import planted_root
+
+import plot_figures
+import step4_mechanisms
+from pez.cli import run_script
+from pez.figures.plots.mechanisms import FIGURES, MechanismRun
+from pez.figures.report.gather import gather
+from pez.figures.report.page import render
+from pez.figures.verdicts.mechanisms import below
+from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED
+
+SMALL = ["--model", "tiny", "--weights", "random", "--model-resolution", "64", "--workers", "0"]
+
+
+def step4(*words: str) -> int:
+    return run_script(step4_mechanisms.make_parser(), step4_mechanisms.main, [*words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Squares, a planted store of another run, and the tables of attention, sequence, overlap and steer."""
+    place = tmp_path_factory.mktemp("scripts")
+    write_moving_squares(place / "squares" / "velocity", 17, size=64)
+    results = ["--results-dir", str(place / "results")]
+    words = ["--run-name", "clips", *results, "--data-root", str(place / "squares"), *SMALL, "--bootstrap", "20"]
+    assert step4("attention", *words, "--control", "random_weights", "--control-seeds", "1") == 0
+    root = planted_root(place / "features", depth=3, width=16, pooling="mean")
+    words = ["--run-name", "stored", *results, "--feature-root", str(root)]
+    sequence = ["--control", "shuffled_labels", "--control-seeds", "1", "--null-draws", "5"]
+    assert step4("sequence", *words, *sequence) == 0
+    assert step4("overlap", "--run-name", "stored", *results, "--null-draws", "20") == 0
+    assert step4("steer", *words, "--layer", "2", "--null-draws", "10", "--bootstrap", "20") == 0
+    assert step4("coordinates", *words, "--bootstrap", "20") == 0
+    return place
+
+
+def test_shards_and_killed_passes_give_the_same_tables(folder, tmp_path):
+    words = ["attention", "--run-name", "clips", "--data-root", str(folder / "squares"), *SMALL, "--bootstrap", "20"]
+    words += ["--control", "random_weights", "--control-seeds", "1", "--results-dir", str(tmp_path)]
+    assert step4(*words, "--num-shards", "2", "--shard-index", "1") == 0
+    assert not list(tmp_path.glob("*.csv"))  # the first shard is still to come
+    assert step4(*words, "--num-shards", "2", "--shard-index", "0") == 0
+    for name in ("attention_clips.csv", "attention_layers_clips.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / "results" / name).read_bytes()
+    parts = sorted((tmp_path / "mechanisms_clips" / "attention" / "main").glob("part_*.parquet"))
+    assert len(parts) == 2  # of 16 clips at most
+    kept = parts[1].stat().st_mtime_ns
+    parts[0].unlink()  # as if killed on the way
+    assert step4(*words) == 0 and parts[1].stat().st_mtime_ns == kept
+    assert (tmp_path / "attention_clips.csv").read_bytes() == (folder / "results" / "attention_clips.csv").read_bytes()
+
+
+def test_refusals(folder, capsys):
+    base = ["attention", "--run-name", "clips", "--results-dir", str(folder / "results"), "--data-root"]
+
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        assert step4(*words) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        return line
+
+    data = str(folder / "squares")
+    assert "weights_sha256" in refused(*base, data, *SMALL, "--weights-seed", "3")
+    assert "resolution 64, now asked for 96" in refused(*base, data, *SMALL, "--model-resolution", "96")
+    assert "made with clips" in refused(*base, data, *SMALL, "--max-clips", "4")
+    assert "no clip set" in refused(*base, str(folder / "nowhere"), *SMALL)
+    assert "--zone-layers is FIRST-LAST" in refused(*base, data, *SMALL, "--zone-layers", "deep")
+    assert "has no results of sequence" in refused("overlap", "--run-name", "clips", *base[3:5])
+
+
+def test_figures_of_whatever_is_there(folder):
+    words = ["--results-dir", str(folder / "results"), "--figures", "mechanisms"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, words) == 0
+    drawn = {path.name for path in (folder / "results").glob("*.png")}
+    expected = {
+        "figure3_attention_clips",
+        "figure19_attention_clips",
+        "figure22_dimensions_stored",
+        "table3_overlap_stored",
+    }
+    expected |= {"figure23_sequence_stored", "figure24_steering_stored", "figure24_targets_stored"}
+    expected |= {"figure_coordinates_stored"}
+    assert drawn == {f"{name}.png" for name in expected}
+    run = MechanismRun.open(folder / "results", "stored")
+    assert FIGURES["18"].draw(run) is None and "random weights" in run.title("x")
+    assert run_script(plot_figures.make_parser(), plot_figures.main, [*words[:2], "--figures", "18"]) == 2
+
+
+def test_verdicts_and_the_chapter_of_the_report(folder):
+    words = ["--results-dir", str(folder / "results"), "--figures", "mechanisms"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, words) == 0
+    record = json.loads((folder / "results" / "mechanisms_verdict_stored.json").read_text())
+    claims = {each["claim"]: each["verdict"] for each in record["statements"]}
+    assert set(claims.values()) <= {HOLDS, FAILS, UNDECIDED} and "1 probe does not steer" in claims
+    assert any("more orthogonal probes than speed" in claim for claim in claims)
+    attention = json.loads((folder / "results" / "mechanisms_verdict_clips.json").read_text())
+    assert len(attention["statements"]) == 3
+    report = gather(folder / "results")
+    assert [run.name for run in report.mechanisms] == ["clips", "stored"]
+    assert 'id="mechanisms"' in render(report)
+
+
+def test_intervals_decide():
+    assert below((1, 0.5, 1.5), (3, 2, 4)) == HOLDS and below((3, 2, 4), (1, 0.5, 1.5)) == FAILS
+    assert below((1, 0.5, 2.5), (3, 2, 4)) == UNDECIDED
+
+
+def test_attention_of_random_weights_is_about_uniform(folder):
+    table = pd.read_csv(folder / "results" / "attention_clips.csv")
+    spatial = table[table["statistic"] == "spatial"]
+    assert spatial["relative_to_uniform"].between(0.95, 1.05).all()
