@@ -128,6 +128,37 @@ class MovieRunRecord(Record):
     files: dict[str, Text] = {}
 
 
+class MechanismRecord(Record):
+    """config_mechanisms_RUN.json: pez/mechanisms/runs.py."""
+
+    mend: ClassVar[str] = "rerun the step4_mechanisms.py commands that made it"
+    encoder: dict[str, Any]
+    commands: dict[str, dict[str, Any]]
+
+
+class HuggingFaceConfig(Record):
+    """config.json of a model in Hugging Face's format."""
+
+    mend: ClassVar[str] = "download the model again"
+    model_type: Text
+
+
+class Preprocessing(Record):
+    """preprocessor_config.json, processor_config.json of a model in Hugging Face's format."""
+
+    class Processor(Part):
+        image_mean: list[float] | None = None
+        image_std: list[float] | None = None
+        do_normalize: bool | None = None
+
+    mend: ClassVar[str] = "download it again, or remove it"
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    do_normalize: bool | None = None
+    video_processor: Processor = Processor()
+    image_processor: Processor = Processor()
+
+
 class PieceRecord(Record):
     """layers_RUN/settings.json: pez/probes/validation/checkpoints.py."""
 

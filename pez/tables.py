@@ -8,6 +8,7 @@ Whatever is wrong with a table is one UserError: the file, the column, what came
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,13 +127,14 @@ def unchecked_parquet(path: Path, mend: str) -> pd.DataFrame:
         raise UserError(f"{path} is damaged ({first_words(error)}): {mend}") from None
 
 
-def read_csv(path: str | Path, mend: str) -> pd.DataFrame:
-    """A CSV table of any columns; UserError that ends in `mend` if it is missing or damaged."""
+def read_csv(path: str | Path, mend: str, **options: Any) -> pd.DataFrame:
+    """A CSV table of any columns, `options` as of pandas; UserError that ends in `mend` if it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}: {mend}")
     try:
-        return pd.read_csv(path)
+        table: pd.DataFrame = pd.read_csv(path, **options)
+        return table
     except UNREADABLE as error:
         raise UserError(f"{path} is not a readable table ({first_words(error)}): {mend}") from None
 

@@ -63,6 +63,7 @@ from pez.probes.validation.cross_validate import cross_validate, probe_name
 from pez.runs import progress
 from pez.shards import add_shard_arguments, check_shard, holding
 from pez.store import SHARD_CLIPS, FeatureStore, tensor_name
+from pez.tables import read_csv
 
 NONE = "none"  # the baseline: no mask at all
 READOUTS = ("refit", "frozen")
@@ -133,7 +134,7 @@ def head_sets(args, encoder: Encoder, layers: list[int]) -> dict[int, torch.Tens
         raise UserError(
             f"--heads {args.heads} needs {path}: run `step4_mechanisms.py attention` of this --run-name first"
         )
-    table = pd.read_csv(path)
+    table = read_csv(path, "run `step4_mechanisms.py attention` of this --run-name again")
     table = table[table["control"].isna() & (table["statistic"] == "spatial")]
     means = table.pivot_table(index="layer", columns="head", values="mean").to_numpy()
     rng, found = np.random.default_rng(args.seed), {}

@@ -18,7 +18,7 @@ from pez.cli import COUNT, COUNT_OR_NONE, Number
 from pez.controls import BALLS
 from pez.encoder.pooling import POOLINGS
 from pez.errors import UserError
-from pez.files import check_run_name, locked, read_json, write_json
+from pez.files import check_run_name, locked, write_json
 from pez.probes.data.ball import variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
@@ -26,6 +26,7 @@ from pez.probes.data.groupings import GROUPINGS
 from pez.probes.data.probe_data import ProbeData, check_layers, feature_precision, store_features
 from pez.probes.folds import Folds, make_folds
 from pez.probes.solvers.problems import NORM_MODES
+from pez.records import MechanismRecord, read_record
 from pez.runs import provenance
 from pez.store import CAPTURES, FeatureStore, open_stores
 
@@ -167,7 +168,7 @@ def check_encoder(args: argparse.Namespace, described: dict[str, Any]) -> None:
     path = record_path(args.results_dir, check_run_name(args.run_name))
     if not path.is_file():
         return
-    there = read_json(path).get("encoder", {})
+    there = read_record(path, MechanismRecord)["encoder"]
     for name in ("model", "weights_sha256", "resolution"):
         if name in there and there[name] != described.get(name):
             raise UserError(
@@ -180,7 +181,11 @@ def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Pat
     path = record_path(args.results_dir, args.run_name)
     options = {name: value for name, value in vars(args).items() if name not in ("debug", "function")}
     with locked(path.parent / ".locks" / path.name, quietly=True):
-        there = read_json(path) if path.is_file() else {"run_name": args.run_name, "encoder": {}, "commands": {}}
+        there = (
+            read_record(path, MechanismRecord)
+            if path.is_file()
+            else {"run_name": args.run_name, "encoder": {}, "commands": {}}
+        )
         described = about.get("features", {})
         names = ("model", "weights_label", "weights_sha256", "resolution", "depth", "width", "dtype")
         there["encoder"] |= {name: described[name] for name in names if name in described}
@@ -191,7 +196,7 @@ def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Pat
 def entry(results_dir: Path, run_name: str, command: str) -> dict[str, Any]:
     """What the record says of a sub-command; UserError if it was not run."""
     path = record_path(results_dir, run_name)
-    commands = read_json(path)["commands"] if path.is_file() else {}
+    commands = read_record(path, MechanismRecord)["commands"] if path.is_file() else {}
     if command not in commands:
         raise UserError(f"run {run_name} has no results of {command}: run `step4_mechanisms.py {command}` first")
     return commands[command]

@@ -28,6 +28,7 @@ import pandas as pd
 
 from pez.errors import UserError, check_choice
 from pez.probes.data.probe_data import Variable
+from pez.tables import UNREADABLE
 
 LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
 MOST_CLASSES = 200
@@ -150,6 +151,8 @@ def labelled_set(path: Path, sets: Mapping[str, ClipsT], where: object) -> Clips
 def _read(path: Path) -> pd.DataFrame:
     """The table in a file, by its suffix."""
     suffix = path.suffix.lower()
+    if path.exists() and not path.is_file():  # a pipe would never answer
+        raise UserError(f"--targets {path} is no file: give a CSV, parquet or JSON lines file")
     try:
         if suffix in (".csv", ".tsv", ".txt"):
             return pd.read_csv(
@@ -161,7 +164,7 @@ def _read(path: Path) -> pd.DataFrame:
             return _read_lines(path)
     except FileNotFoundError:
         raise UserError(f"--targets {path} is missing: give a CSV, parquet or JSON lines file") from None
-    except (ValueError, OSError) as error:  # pandas', pyarrow's and json's errors, broken text
+    except UNREADABLE as error:
         raise UserError(f"--targets {path} cannot be read ({error}): mend it, or save it again as CSV") from None
     raise UserError(f"--targets {path}: {suffix or 'no suffix'} is not known: give .csv, .tsv, .parquet or .jsonl")
 
