@@ -166,7 +166,7 @@ test: checks
 	@$(RUN) -m pytest
 
 faults: $(INSTALLED)
-	@$(RUN) -m pytest tests/faults -m "slow or not slow"
+	@FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/faults -m "slow or not slow"
 
 lint: $(INSTALLED)
 	@$(RUN) -m ruff format .

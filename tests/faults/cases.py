@@ -228,7 +228,7 @@ CASES += [
     ),
     *options("audit", folds=1, seed=-1),
 ]
-QUICK = {case.name for case in CASES[::9]}  # run by `make test`; CI runs all
+QUICK = {case.name for case in CASES[::12]}  # run by `make test`; CI runs all
 
 
 def too_many(rows: pd.DataFrame) -> pd.DataFrame:

@@ -175,7 +175,7 @@ def command(name: str, *more: str) -> list[str]:
 # ---------------------------------------------------------------- disks
 
 
-@pytest.mark.parametrize("kilobytes", [0, 1, 4, 16])
+@pytest.mark.parametrize("kilobytes", [4, *(pytest.param(each, marks=pytest.mark.slow) for each in (0, 1, 16))])
 @pytest.mark.parametrize("name", ["step2", pytest.param("balls", marks=pytest.mark.slow)])
 def test_a_full_disk_is_told_and_costs_nothing(name, kilobytes, whole, undisturbed, zygote, tmp_path):
     """A limit on the size of a file fails a write as a full disk does, wherever tests run."""
@@ -227,7 +227,9 @@ def test_a_small_disk(name, share, whole, undisturbed, zygote, tmp_path):
 # ---------------------------------------------------------------- terminals and pipes
 
 
-@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "closed", [(2,), *(pytest.param(each, marks=pytest.mark.slow) for each in [(1,), (1, 2), (0, 1, 2)])]
+)
 def test_closed_streams_cost_nothing(closed, whole, undisturbed, zygote, tmp_path):
     folder = tmp_path / "m"
     started(whole, folder, "balls")

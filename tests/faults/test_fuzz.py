@@ -1,6 +1,7 @@
 """Whatever a file holds, its reader answers with a value or with a UserError: never another exception, never a hang."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pez.probes.results import read_runs  # noqa: E402
 from pez.store import FeatureStore  # noqa: E402
 
 FUZZ = settings(
-    max_examples=60,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "15")),  # `make faults` tries more
     deadline=None,
     derandomize=True,
     database=None,
