@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from constants import ARTIFACTS_DIR
-from pez.cli import Parser, run_script
+from pez.cli import COUNT, COUNT_OR_NONE, PROCESSES, Parser, first_line, run_script
 from pez.errors import UserError
 from pez.files import check_run_name, exclusive
 from pez.launch import fates, slurm
@@ -41,14 +41,14 @@ class LaunchParser(Parser):
 
 
 def make_parser() -> LaunchParser:
-    parser = LaunchParser(prog="launch.py", description=__doc__.splitlines()[0])
+    parser = LaunchParser(prog="launch.py", description=first_line(__doc__))
     parser.add_argument("step", metavar="STEP", help="step1_generate.py, step2_extract.py, ..., then its own options")
-    parser.add_argument("--num-shards", type=int, metavar="N", help="shards (default: one a process; --slurm: 1)")
+    parser.add_argument("--num-shards", type=COUNT, metavar="N", help="shards (default: one a process; --slurm: 1)")
     parser.add_argument("--job-name", help="names the launch (default: the step's name)")
     parser.add_argument("--launch-dir", type=Path, default=LAUNCH_DIR, help="where launches keep logs and reports")
     here = parser.add_argument_group("this machine")
     here.add_argument("--gpus", metavar="0,1,...", help="a process on each (default: all that are visible)")
-    here.add_argument("--processes", type=int, metavar="N", help="instead: N processes on the CPU")
+    here.add_argument("--processes", type=PROCESSES, metavar="N", help="instead: N processes on the CPU")
     _add_slurm(parser.add_argument_group("SLURM"))
     return parser
 
@@ -56,10 +56,14 @@ def make_parser() -> LaunchParser:
 def _add_slurm(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--slurm", action="store_true", help="submit the shards as a job array")
     group.add_argument("--partition", help="partitions to run in")
-    group.add_argument("--array-parallelism", type=int, metavar="K", help="shards at a time (default: all)")
+    group.add_argument("--array-parallelism", type=COUNT, metavar="K", help="shards at a time (default: all)")
     group.add_argument("--time", default="12:00:00", help="limit of a shard, which is requeued when it reaches it")
-    group.add_argument("--cpus-per-task", type=int, default=8, help="cores a shard")
-    group.add_argument("--gpus-per-task", type=int, help="GPUs a shard (default: 1 with --device cuda..., else 0)")
+    group.add_argument("--cpus-per-task", type=PROCESSES, default=8, help="cores a shard")
+    group.add_argument(
+        "--gpus-per-task",
+        type=COUNT_OR_NONE,
+        help="GPUs a shard (default: 1 with --device cuda..., else 0)",
+    )
     group.add_argument("--mem", help="memory a shard, such as 64G")
     group.add_argument("--account", help="to be charged")
     group.add_argument("--qos", help="quality of service")
@@ -103,7 +107,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 def submit(args: argparse.Namespace, folder: Path) -> None:
     """All shards as a job array."""
     if args.gpus is not None or args.processes is not None:
-        raise UserError("--gpus and --processes are for this machine: with --slurm say --num-shards")
+        raise UserError("--gpus and --processes are for this machine: give --num-shards with --slurm")
     step = find_step(args.step, args.step_arguments, _num_shards(args, 1))
     on_gpu = str(getattr(step.parsed, "device", "")).startswith("cuda")
     wanted = slurm.Wanted(
@@ -132,8 +136,6 @@ def report(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _num_shards(args: argparse.Namespace, default: int) -> int:
-    if args.num_shards is not None and args.num_shards < 1:
-        raise UserError(f"--num-shards must be at least 1; got {args.num_shards}")
     return args.num_shards or default
 
 

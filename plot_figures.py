@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from constants import RESULTS_DIR
-from pez.cli import Parser, run_script
+from pez.cli import Parser, first_line, run_script
 from pez.errors import UserError, check_choice
 from pez.figures.build import (
     MECHANISM_FIGURES,
@@ -34,7 +34,7 @@ from pez.figures.build import (
 )
 from pez.figures.report.page import build_report
 from pez.figures.verdicts.statements import read_statements
-from pez.files import exclusive
+from pez.files import exclusive, remove_dead_partial
 from pez.probes.results import result_paths
 
 # Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths. Those that
@@ -58,7 +58,7 @@ CHECKED = ("2c", "2b", "6", "8", "labels")
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="folder of the runs")
     parser.add_argument("--figures", nargs="+", choices=[*BUILDERS, *OF_MECHANISMS], default=list(BUILDERS),
                         help="only these")  # fmt: skip
@@ -90,6 +90,7 @@ def main(args) -> None:
             print("\n".join(map(str, build_compare(args.results_dir, args.compare))))
         return
     with exclusive(args.results_dir / ".locks" / "figures"):
+        remove_dead_partial(args.results_dir)
         written = [
             path
             for name, build in {**OF_MECHANISMS, **BUILDERS}.items()
@@ -97,7 +98,9 @@ def main(args) -> None:
             for path in build(args.results_dir, args.runs, args.reference, **(own if name in CHECKED else {}))
         ]
     if not written:
-        raise UserError(f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn")
+        raise UserError(
+            f"{args.results_dir} has no run for figure {', '.join(args.figures)}: nothing was drawn: name others"
+        )
     print("\n".join(str(path) for path in written))
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # Blender does not
 
 import pez.stimuli.inside_blender  # noqa: F401 - before anything that a Blender may lack
 from constants import DATA_DIR, INTPHYS_MINI_ROOT, RESOLUTION, STIMULUS_GRIDS, STIMULUS_SEED
-from pez.cli import Parser, run_script
+from pez.cli import COUNT, PROCESSES, SEED, Number, Parser, run_script
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.shards import Shard, add_shard_arguments, check_shard, whose
@@ -42,6 +42,7 @@ from pez.stimuli.preview import write_previews
 from pez.stimuli.variation import FACTORS
 
 MINI = "intphys_mini"
+MAGNITUDE = Number(float, above=0, sane=1000)
 
 
 def parser() -> Parser:
@@ -56,10 +57,10 @@ def parser() -> Parser:
     )
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="renderer; auto is pybullet")
     kubric = KubricOptions()
-    parser.add_argument("--samples-per-pixel", type=int, default=kubric.samples_per_pixel, help="of kubric")
+    parser.add_argument("--samples-per-pixel", type=Number(int), default=kubric.samples_per_pixel, help="of kubric")
     parser.add_argument("--cycles-device", default=kubric.cycles_device, choices=CYCLES_DEVICES, help="of kubric")
     parser.add_argument("--full-frame", action="store_true", help="kubric: render all pixels of every frame")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="render processes")
+    parser.add_argument("--workers", type=PROCESSES, default=available_cores(), help="render processes")
     parser.add_argument("--output-root", type=Path, default=None, help=f"instead of {DATA_DIR}, or {INTPHYS_MINI_ROOT}")
     parser.add_argument(
         "--start-positions",
@@ -68,15 +69,20 @@ def parser() -> Parser:
         help="in_view: redrawn until the ball stays fully in view; matched: points crossed by all eight directions; "
         "endless (velocity): the same, on a floor that repeats",
     )
-    parser.add_argument("--speeds", type=float, nargs="+", help="m/s, of velocity and turns, instead of the preset's")
-    parser.add_argument("--accelerations", type=float, nargs="+", help="m/s^2, instead of the preset's")
+    parser.add_argument(
+        "--speeds",
+        type=MAGNITUDE,
+        nargs="+",
+        help="m/s, of velocity and turns, instead of the preset's",
+    )
+    parser.add_argument("--accelerations", type=MAGNITUDE, nargs="+", help="m/s^2, instead of the preset's")
     parser.add_argument("--vary", nargs="+", default=(), choices=FACTORS, help="what differs from clip to clip")
     parser.add_argument(
         "--objects", type=int, default=1, help="balls in a clip, 1 ... 4, each with a motion of its own"
     )
-    parser.add_argument("--seed", type=int, default=STIMULUS_SEED, help="of the start positions")
+    parser.add_argument("--seed", type=SEED, default=STIMULUS_SEED, help="of the start positions")
     parser.add_argument("--resolution", type=int, default=RESOLUTION, help="pixels a side")
-    parser.add_argument("--limit", type=int, default=None, help="only the first N clips of each set")
+    parser.add_argument("--limit", type=COUNT, default=None, help="only the first N clips of each set")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that is there")
     mini = parser.add_argument_group(
         MINI, "Settings of the stand-in, which takes no --preset, --resolution or --limit."

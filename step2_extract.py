@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from constants import DATA_DIR, N_FRAMES
-from pez.cli import Parser, run_script
+from pez.cli import COUNT, Number, Parser, first_line, run_script
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.compute import Speed
 from pez.encoder.controls import control_directory, control_passes, controls
@@ -35,11 +35,12 @@ from pez.files import write_csv
 from pez.shards import add_shard_arguments, check_shard, whose
 from pez.store import CAPTURES
 
+RATE = Number(float, above=0, sane=100_000)  # frames a second
 BALL_SETS = ("velocity", "acceleration", "turns")
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     parser.add_argument("--output-root", type=Path, help="feature root; a folder a clip set is made in it")
     parser.add_argument(
         "--list-layers", action="store_true", help="say what the encoder's layers, tokens and poolings are, and end"
@@ -49,15 +50,17 @@ def make_parser() -> Parser:
     parser.add_argument("--dataset", default="all", choices=["all", *BALL_SETS], help="ball sets to encode")
     parser.add_argument("--data-root", type=Path, default=DATA_DIR, help="where step 1 wrote the ball sets")
     parser.add_argument("--clips", type=Path, help="instead: a folder of clip folders with images, or of video files")
-    parser.add_argument("--num-frames", type=int, default=N_FRAMES, help="frames taken from a clip of --clips")
+    parser.add_argument("--num-frames", type=COUNT, default=N_FRAMES, help="frames taken from a clip of --clips")
     sampled = parser.add_argument_group("frames of --clips, in place of --num-frames evenly from end to end")
-    sampled.add_argument("--frame-rate", type=float, help="so many a second, from the first on")
-    sampled.add_argument("--frame-stride", type=int, help="every so-many-th, from the first on")
+    sampled.add_argument("--frame-rate", type=RATE, help="so many a second, from the first on")
+    sampled.add_argument("--frame-stride", type=COUNT, help="every so-many-th, from the first on")
     sampled.add_argument(
-        "--window", type=int, help="cut each video, at that rate or stride, into windows of so many frames: a clip each"
+        "--window",
+        type=COUNT,
+        help="cut each video, at that rate or stride, into windows of so many frames: clips",
     )
     sampled.add_argument(
-        "--window-stride", type=int, help="frames from one window's start to the next's (default: all)"
+        "--window-stride", type=COUNT, help="frames from one window's start to the next's (default: all)"
     )
     sampled.add_argument(
         "--window-pooling", default="none", choices=WINDOW_POOLINGS, help="of a video's windows into one row a video"
@@ -71,7 +74,12 @@ def make_parser() -> Parser:
         "--reuse-existing", action="store_true", help="keep a complete store that holds what is asked for, and more"
     )
     parser.add_argument("--control", nargs="+", default=[], choices=control_passes(), help="further passes")
-    parser.add_argument("--control-seeds", type=int, default=3, help="random encoders of --control random_weights")
+    parser.add_argument(
+        "--control-seeds",
+        type=COUNT,
+        default=3,
+        help="random encoders of --control random_weights",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; says why where that fails")
     add_encoder_arguments(parser)
     add_shard_arguments(parser)

@@ -22,13 +22,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from constants import N_FOLDS, RESULTS_DIR
-from pez.cli import Parser, run_script
+from pez.cli import Number, Parser, first_line, run_script
 from pez.figures.plots.audit import audit_figure
 from pez.figures.plots.curves import curve_figure
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.transfer import transfer_figure
-from pez.files import write_csv
-from pez.probes.audit import Audit, AuditOptions, audit, audit_labels, clip_sets, in_two_digits, labelled_clips
+from pez.files import remove_dead_partial, write_csv
+from pez.probes.audit import (
+    Audit,
+    AuditOptions,
+    audit,
+    audit_labels,
+    clip_sets,
+    in_two_digits,
+    labelled_clips,
+    truth_fingerprint,
+)
 from pez.probes.data.groupings import GROUPINGS, default_grouping
 from pez.probes.data.labels import read_labels
 from pez.probes.options import BallOptions, add_arguments
@@ -36,9 +45,11 @@ from pez.probes.runs import run_balls
 from pez.probes.summary import as_text, ball_tables, summarize_runs
 from pez.probes.transfer import TransferOptions, run_transfer
 
+FOLDS = Number(int, least=2, sane=10_000)
+
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|summarize|audit|transfer")
     add_arguments(commands.add_parser("run", help="probe every layer of a feature root"), BallOptions)
     table = commands.add_parser("summarize", help="one table over all runs of the results folder")
@@ -64,8 +75,8 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variables", nargs="+", default=[], metavar="NAME:KIND", help="what to read of --targets")
     parser.add_argument("--group", help="column of --targets that names groups of clips")
     parser.add_argument("--skip-unlabelled", action="store_true", help="leave out clips without a label")
-    parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
-    parser.add_argument("--seed", type=int, default=0, help="of folds and clusters")
+    parser.add_argument("--folds", type=FOLDS, default=N_FOLDS, help="of the grouped cross-validation")
+    parser.add_argument("--seed", type=Number(int, least=0, most=2**32 - 1), default=0, help="of folds and clusters")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where to write")
 
 
@@ -89,29 +100,33 @@ def summarize(results_dir: Path) -> Path:
 
 def run_audit(args) -> list[Path]:
     """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
+    remove_dead_partial(args.results_dir)
     written = []
-    for found in _audits(args):
+    for found, fingerprint in _audits(args):
         print(f"{found.name}: correlation\n{in_two_digits(found.correlation)}")
         print(f"{found.name}: R² decoded from it alone, nested\n{in_two_digits(found.r2)}\n")
         for line in found.found:
             print(f"note: {line}")
         stem = args.results_dir / f"audit_{found.name}"
-        written += [write_csv(stem.with_suffix(".csv"), found.long()), *save_figure(audit_figure(found), stem)]
+        table = found.long().assign(clips_fingerprint=fingerprint)
+        written += [write_csv(stem.with_suffix(".csv"), table), *save_figure(audit_figure(found), stem)]
     print("\n".join(map(str, written)))
     return written
 
 
-def _audits(args) -> Iterator[Audit]:
+def _audits(args) -> Iterator[tuple[Audit, str]]:
+    """Every audit, with the fingerprint of the ground truth that it is of."""
     if args.targets is None:
         for clips in clip_sets(args.feature_root, args.data_root):
-            yield audit(clips, AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed))
+            options = AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed)
+            yield audit(clips, options), truth_fingerprint(clips)
         return
     clips = labelled_clips(args.targets, args.feature_root, args.data_root)
     given = (args.targets, args.variables, clips.clips, clips.name, args.group, args.skip_unlabelled)
     labels = read_labels(*given)
     for line in labels.notes:
         print(line)
-    yield audit_labels(clips, labels, AuditOptions(folds=args.folds, seed=args.seed), args.group)
+    yield audit_labels(clips, labels, AuditOptions(folds=args.folds, seed=args.seed), args.group), ""
 
 
 def transfer(args) -> list[Path]:

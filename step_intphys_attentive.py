@@ -13,7 +13,7 @@ of them, and whichever completes them writes the results. No checkpoint at hand:
 
 import sys
 
-from pez.cli import Parser, run_script
+from pez.cli import Parser, first_line, run_script
 from pez.figures.plots.movies import draw_run, with_controls
 from pez.probes.data.movies import add_movie_arguments
 from pez.probes.options import AttentiveOptions, add_arguments
@@ -23,7 +23,7 @@ from pez.shards import add_shard_arguments
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     add_arguments(parser, AttentiveOptions, leave=("device",))
     add_shard_arguments(parser)
     add_movie_arguments(parser, heads_option="--encoder-num-heads")

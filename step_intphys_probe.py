@@ -11,7 +11,7 @@ with --control. No checkpoint at hand: --model tiny.
 
 import sys
 
-from pez.cli import Parser, run_script
+from pez.cli import Parser, first_line, run_script
 from pez.figures.plots.movies import draw_run, with_controls
 from pez.probes.data.movies import add_movie_arguments
 from pez.probes.options import MovieOptions, add_arguments
@@ -20,7 +20,7 @@ from pez.probes.summary import movie_text
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     add_arguments(parser, MovieOptions, leave=("device",))
     add_movie_arguments(parser)
     return parser

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from constants import DEFAULT_MODEL, MODELS, RESULTS_DIR
-from pez.cli import Parser, run_script
+from pez.cli import COUNT, COUNT_OR_NONE, SEED, Parser, first_line, run_script
 from pez.encoder.extract import DTYPES, default_batch_size
 from pez.encoder.loading import CUSTOM
 from pez.encoder.preprocessing import TRANSFORMS
@@ -43,7 +43,7 @@ from pez.surprise.windows import Windows, check_lengths
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=first_line(__doc__))
     parser.add_argument("--run-name", default="surprise", help="names what is written")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
     parser.add_argument("--overwrite", action="store_true", help="begin anew a run that is there")
@@ -56,14 +56,14 @@ def make_parser() -> Parser:
     movies.add_argument(
         "--intphys-root", "--benchmark-root", type=Path, help="folder of the movies (default: the benchmark's)"
     )
-    movies.add_argument("--max-scenes-per-block", type=int, help="the first scenes of each block (default: all)")
+    movies.add_argument("--max-scenes-per-block", type=COUNT, help="the first scenes of each block (default: all)")
     movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
     movies.add_argument("--held-out", type=Path, help="IntPhys 2's split without labels, for --leaderboard")
     cut = parser.add_argument_group("windows: pez/surprise/windows.py")
-    cut.add_argument("--frame-step", type=int, help="see every so manieth frame (default: the benchmark's)")
+    cut.add_argument("--frame-step", type=COUNT, help="see every so manieth frame (default: the benchmark's)")
     cut.add_argument("--window-frames", type=int, default=Windows.window, help="frames of a window")
     cut.add_argument("--context-frames", type=int, default=Windows.context, help="of them, those that are known")
-    cut.add_argument("--stride", type=int, default=Windows.stride, help="frames from window to window")
+    cut.add_argument("--stride", type=COUNT, default=Windows.stride, help="frames from window to window")
     cut.add_argument(
         "--short-contexts",
         action=argparse.BooleanOptionalAction,
@@ -71,7 +71,12 @@ def make_parser() -> Parser:
         help="ask the first window with fewer known frames too",
     )
     cut.add_argument("--over", default="mean", choices=OVER, help="of its windows, the movie's surprise in predictions")
-    cut.add_argument("--control-seeds", type=int, default=1, help="random models to compare with; 0: none")
+    cut.add_argument(
+        "--control-seeds",
+        type=COUNT_OR_NONE,
+        default=1,
+        help="random models to compare with; 0: none",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--model", default=DEFAULT_MODEL, choices=[*MODELS, CUSTOM], help="an entry of constants.MODELS")
     model.add_argument(
@@ -80,11 +85,13 @@ def make_parser() -> Parser:
     model.add_argument(
         "--checkpoint-key", help="entry of a Meta file that encodes context and target (default: `encoder` the context)"
     )
-    model.add_argument("--num-heads", type=int, help="attention heads of the encoder, for --model custom")
-    model.add_argument("--predictor-heads", type=int, default=PREDICTOR_HEADS, help="of a Meta file's predictor")
-    model.add_argument("--mask-token", type=int, default=MASK_TOKEN, help="the predictor's token for what is to come")
-    model.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")
-    model.add_argument("--weights-seed", type=int, default=0, help="seed of random weights")
+    model.add_argument("--num-heads", type=COUNT, help="attention heads of the encoder, for --model custom")
+    model.add_argument("--predictor-heads", type=COUNT, default=PREDICTOR_HEADS, help="of a Meta file's predictor")
+    model.add_argument(
+        "--mask-token", type=COUNT_OR_NONE, default=MASK_TOKEN, help="the predictor's token for what is to come"
+    )
+    model.add_argument("--model-resolution", type=COUNT, help="pixels a side (default: the model's)")
+    model.add_argument("--weights-seed", type=SEED, default=0, help="seed of random weights")
     model.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     model.add_argument(
         "--dtype", default="auto", choices=["auto", *DTYPES], help="auto: float32 on a CPU, bfloat16 on a GPU"
@@ -92,15 +99,16 @@ def make_parser() -> Parser:
     model.add_argument(
         "--transform", default="resize", choices=list(TRANSFORMS), help="from a frame to the input square"
     )
-    model.add_argument("--batch-size", type=int, help="windows a pass (default: 2 on a CPU, 16 on a GPU)")
+    model.add_argument(
+        "--batch-size",
+        type=COUNT,
+        help="windows a pass (default: 2 on a CPU, 16 on a GPU)",
+    )
     return parser
 
 
 def main(args) -> None:
     check_run_name(args.run_name)
-    for option, value, least in (("--batch-size", args.batch_size, 1), ("--control-seeds", args.control_seeds, 0)):
-        if value is not None and value < least:
-            raise UserError(f"{option} must be at least {least}; got {value}")
     probe = args.results_dir / f"predictions_{args.beside}.parquet"
     if args.beside is not None and not probe.is_file():
         raise UserError(f"{probe} is missing: run step_intphys_probe.py --run-name {args.beside} first")
@@ -144,7 +152,7 @@ def run(
     described = forecaster.description()
     settings = {
         "data": dataset.title,
-        "movies": movies_fingerprint(movies),
+        "movies": movies_fingerprint(movies, dataset),
         "model": described["model"],
         "weights": described["weights_label"],
         "weights_sha256": described["weights_sha256"],
@@ -154,6 +162,8 @@ def run(
         "dtype": dtype,
         **dataclasses.asdict(windows),
     }
+    if len(held_out):
+        settings["held_out"] = movies_fingerprint(held_out, dataset)
     table: WindowTable = begin(args.results_dir, args.run_name, settings, args.overwrite)
     batch_size = args.batch_size or default_batch_size(forecaster.device)
     passes = {"transform": args.transform, "dtype": dtype, "batch_size": batch_size}

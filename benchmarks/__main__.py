@@ -24,7 +24,7 @@ from pez.runs import progress
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     names = [case.name for case in CASES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these rows")
     parser.add_argument("--scale", choices=SCALES, default="full", help="sizes")

@@ -112,7 +112,7 @@ def bootstrap(args) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, value in {"large-layers": 24, "threads": 2, "resamples": 1000}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", nargs="+", default=[*STORES, "bootstrap"], choices=[*STORES, "bootstrap"])

@@ -109,7 +109,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clips", type=int, default=6, help="clips rendered both ways, in one process")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the real pipeline")
     parser.add_argument("--pipeline-clips", type=int, default=60, help="clips through the real pipeline")

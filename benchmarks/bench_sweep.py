@@ -106,7 +106,7 @@ def all_alone(problems: list[Problem], bias: bool) -> np.ndarray:
 def main() -> None:
     from benchmarks.measure import measure
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, value in {"layers": 2, "folds": 5, "clips": 392, "width": 1024, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--with-bias", action="store_true", help="of the one-at-a-time fits")

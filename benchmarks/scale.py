@@ -143,7 +143,7 @@ def main(args) -> None:
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="python -m benchmarks.scale", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.scale", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.json", help="measured rates")
     parser.add_argument("--write", type=Path, help="a page with markers between which the tables go")
     return parser

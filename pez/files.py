@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pez.errors import UserError
+from pez.records import AnyRecord, read_record
 
 if TYPE_CHECKING:  # not loaded for a caller who writes no table
     import pandas as pd
 
+PARTIAL = ".partial-"
 MAX_NAME = 200  # bytes of a run's name: file systems allow 255, and files add to it before and after
 
 
@@ -33,12 +35,28 @@ def atomic_path(path: str | os.PathLike[str], owner: str = "") -> Iterator[Path]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".partial-{owner}", dir=path.parent)) / path.name
-    try:
+    with _partial_folder(path.parent, owner) as folder:
+        temporary = folder / path.name
         yield temporary
         _move(temporary, path)
+
+
+@contextlib.contextmanager
+def _partial_folder(parent: Path, owner: str) -> Iterator[Path]:
+    """A new folder beside the file, locked while it is in use, so that `remove_dead_partial` sees that it is."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{owner}", dir=parent))
+        held = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.is_dir():
+            break
+        os.close(held)  # somebody took it for a dead one before it was locked
+    try:
+        yield folder
     finally:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def _move(temporary: Path, path: Path) -> None:
@@ -58,8 +76,23 @@ def _move(temporary: Path, path: Path) -> None:
 
 def remove_partial(directory: str | os.PathLike[str], owner: str = "") -> None:
     """Remove what a killed run left half-written directly inside `directory`: all of it, or one owner's."""
-    for leftover in Path(directory).glob(f".partial-{owner}*"):
+    for leftover in Path(directory).glob(f"{PARTIAL}{owner}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_dead_partial(directory: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left half-written directly inside a folder that others may be writing to as well.
+
+    Where the file system has no locks to tell by, nothing is removed.
+    """
+    for leftover in Path(directory).glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError):  # in use, gone by now, or without locks
+            held = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -75,21 +108,14 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON file; a missing or damaged one is a UserError that names it."""
-    path = Path(path)
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}): remove it and rerun the step that wrote it") from None
-    return value
+    """Read a JSON file of any fields; a missing or damaged one is a UserError that names it."""
+    return read_record(Path(path), AnyRecord)
 
 
-def write_parquet(path: str | os.PathLike[str], frame: "pd.DataFrame") -> Path:
-    """Write a pandas data frame atomically as parquet, without its index."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:  # pyarrow takes every path for UTF-8
-        frame.to_parquet(file, index=False)
+def write_parquet(path: str | os.PathLike[str], frame: "pd.DataFrame", owner: str = "") -> Path:
+    """Write a pandas data frame atomically as parquet, without its index, with a checksum of every page."""
+    with atomic_path(path, owner) as temporary, temporary.open("wb") as file:  # pyarrow takes every path for UTF-8
+        frame.to_parquet(file, index=False, write_page_checksum=True)
     return Path(path)
 
 
@@ -103,21 +129,38 @@ def write_csv(path: str | os.PathLike[str], frame: "pd.DataFrame") -> Path:
 def check_run_name(name: str, option: str = "--run-name") -> str:
     """`name`, given as `option`, if it can name files; UserError for an empty or long one, slashes or a leading dot."""
     if not name or Path(name).name != name or name.startswith("."):
-        raise UserError(f"{option} names files, so no slashes or leading dots; got {name!r}")
+        raise UserError(f"{option} names files, so no slashes or leading dots; got {name!r}: choose another")
+    if any("\ud800" <= letter <= "\udfff" or not letter.isprintable() for letter in name):
+        raise UserError(
+            f"{option} names files and stands in tables, so printable UTF-8 letters only; got {name!r}: choose another"
+        )
     if len(os.fsencode(name)) > MAX_NAME:
-        raise UserError(f"{option} names files, so at most {MAX_NAME} bytes; got {len(os.fsencode(name))}")
+        raise UserError(
+            f"{option} names files, so at most {MAX_NAME} bytes; got {len(os.fsencode(name))}: choose another"
+        )
     return name
 
 
-def run_lock(results_dir: str | os.PathLike[str], run_name: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def run_lock(results_dir: str | os.PathLike[str], run_name: str) -> Iterator[None]:
     """`exclusive` for a run's name in a results folder, so that two runs never mix their files."""
-    return exclusive(Path(results_dir) / ".locks" / check_run_name(run_name))
+    with exclusive(Path(results_dir) / ".locks" / check_run_name(run_name)):
+        remove_dead_partial(results_dir)
+        yield
 
 
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits of the SHA-256 of `value` as canonical JSON: equal settings, equal fingerprint."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def fingerprint_of_bytes(*contents: bytes) -> str:
+    """Sixteen hex digits over contents of files, in order."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
 
 
 def fingerprint_of_files(paths: Iterable[str | os.PathLike[str]]) -> str:

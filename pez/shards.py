@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pez.cli import COUNT, Number
 from pez.errors import UserError
 from pez.files import exclusive, locked, shared
 
@@ -48,18 +49,23 @@ WHOLE = Shard()
 def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --num-shards and --shard-index; give both to `check_shard`."""
     group = parser.add_argument_group("shards", "Run the same command for each shard, anywhere over a shared folder.")
-    group.add_argument("--num-shards", type=int, default=1, metavar="N", help="processes that the work is split over")
-    group.add_argument("--shard-index", type=int, metavar="I", help="the share of this one: 0 ... N - 1")
+    group.add_argument("--num-shards", type=COUNT, default=1, metavar="N", help="processes that the work is split over")
+    group.add_argument("--shard-index", type=Number(int), metavar="I", help="the share of this one: 0 ... N - 1")
 
 
 def check_shard(num_shards: int, shard_index: int | None) -> Shard:
     """The shard that the two options name; UserError if there is no such one, or one option is missing."""
     if num_shards < 1:
-        raise UserError(f"--num-shards must be at least 1; got {num_shards}")
+        raise UserError(f"--num-shards must be at least 1; got {num_shards}: give a number in that range")
     if shard_index is None and num_shards > 1:
-        raise UserError(f"--num-shards {num_shards} needs --shard-index 0 ... {num_shards - 1}, the share of this run")
+        raise UserError(
+            f"--num-shards {num_shards} needs --shard-index 0 ... {num_shards - 1}, the share of this run: give it"
+        )
     if not 0 <= (shard_index or 0) < num_shards:
-        raise UserError(f"--shard-index must be 0 ... {num_shards - 1}, below --num-shards; got {shard_index}")
+        raise UserError(
+            f"--shard-index must be 0 ... {num_shards - 1}, below --num-shards; got {shard_index}: "
+            "give a number in that range"
+        )
     return Shard(num_shards, shard_index or 0)
 
 

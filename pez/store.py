@@ -1,6 +1,7 @@
 """The feature store: pooled residual states of a clip set, in shards that appear whole or not at all.
 
-    <feature root>/<set>/features.json     settings that made the features, their fingerprint, provenance
+    <feature root>/<set>/features.json     settings that made the features, their fingerprint, provenance, and the
+                                           checksums of the two tables
     <feature root>/<set>/clips.parquet     the clip table plus `shard` and `row`: which clip is which row, and
                                            `content`, a hash of the clip's frames
     <feature root>/<set>/frames.parquet    ground truth of every frame, where the clip set has it
@@ -12,30 +13,49 @@ State h_0 is the patch embedding and h_{i+1} the output of block i. `resid_pre` 
 `resid_post` layer i is h_{i+1}: two views of the same depth + 1 states. Shards make resuming, several
 GPUs and several machines the same thing: a shard is done when its file exists. (With --num-shards N, process I writes
 every N-th of these files.)
+
+A shard's header has the fingerprint of the settings and clips that it is of, and a checksum of each tensor, which is
+compared whenever the tensor is read. Features of versions that wrote no checksums are read without.
 """
 
+import contextlib
 import errno
+import functools
+import json
 import os
 import struct
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pez.errors import UserError, check_choice
-from pez.files import atomic_path, fingerprint, read_json, remove_partial, write_json, write_parquet
+from pez.files import (
+    atomic_path,
+    fingerprint,
+    fingerprint_of_files,
+    remove_dead_partial,
+    remove_partial,
+    write_json,
+    write_parquet,
+)
+from pez.records import FeatureRecord, first_difference, read_record
 from pez.runs import provenance
 from pez.shards import WHOLE, Shard, own_share, whose
+from pez.tables import STORE_CLIPS, STORE_FRAMES, Schema, first_words, read_parquet, unchecked_parquet
 
 CAPTURES = ("resid_pre", "resid_post")
 TRANSFORM_NAMES = (
     "resize",  # the whole frame, squeezed to a square
     "eval_preproc",  # official evaluation: short side to 256/224 of the crop, centre crop
 )  # here, not with the functions (pez/encoder/preprocessing.py): step 3 checks names without importing torchvision
+TABLES = ("clips.parquet", "frames.parquet")
 SHARD_CLIPS = 16  # 16 clips x 24 states x 256 patches x 1024 channels in half precision is 200 MB
 
 
@@ -70,6 +90,8 @@ class FeatureStore:
         self.settings = settings
         self.clips = clips
         self.writer = writer
+        self._stale: set[int] = set()  # shards of clips whose frames have changed since
+        self._due: dict[str, pd.DataFrame] = {}  # tables to write before the first shard
 
     @classmethod
     def plan(
@@ -82,43 +104,68 @@ class FeatureStore:
     ) -> "FeatureStore":
         """Start or go on with a store of these settings and clips, to write all of it or one `writer`'s share.
 
-        Raises UserError, naming the first setting that differs, if the folder holds other features.
+        Shards of clips whose frames have changed count as missing; they, and the tables, are kept until the first new
+        shard is written. Raises UserError, naming the first setting that differs, if the folder holds other features.
         """
         directory, clips = Path(directory), _planned(clips, settings)
-        if (directory / "features.json").is_file():
-            there = read_json(directory / "features.json")["settings"]
-            _tell_of_earlier_version(directory, there)
-            settings = as_recorded(there, settings)
-            _refuse_difference(directory, there, settings)
-            remove_partial(directory / "shards", writer.owner)
+        remove_dead_partial(directory)
+        tables = {"clips.parquet": clips} | ({} if frames is None else {"frames.parquet": frames})
+        if not (directory / "features.json").is_file():
             store = cls(directory, settings, clips, writer)
-            if not _holds_table(directory / "clips.parquet", clips):
-                write_parquet(directory / "clips.parquet", clips)
-            store._remove_stale_shards()
+            store._write_tables(tables)
             return store
-        if frames is not None:
-            write_parquet(directory / "frames.parquet", frames)
-        write_parquet(directory / "clips.parquet", clips)
-        described = {"settings": settings, "fingerprint": fingerprint(settings), "provenance": provenance()}
-        write_json(directory / "features.json", described)
-        return cls(directory, settings, clips, writer)
+        described = read_record(directory / "features.json", FeatureRecord)
+        _tell_of_earlier_version(directory, described["settings"])
+        settings = as_recorded(described["settings"], settings)
+        _refuse_difference(directory, described["settings"], settings)
+        store = cls(directory, settings, clips, writer)
+        remove_partial(directory / "shards", writer.owner)
+        there = [shard for shard in range(store.n_shards) if store.shard_path(shard).is_file()]
+        store._stale = {shard for shard in there if not store._is_of_these_clips(shard)}
+        if any(not _holds_table(directory / name, table) for name, table in tables.items()) or not _as_recorded(
+            directory, described
+        ):
+            if store._stale:
+                store._due = tables
+            else:
+                store._write_tables(tables)
+        own = store._stale.intersection(store.own_shards())
+        if own:
+            print(f"{directory}: frames of {len(own)} of {len(there)} shards have changed; they are made again")
+        return store
+
+    def _write_tables(self, tables: dict[str, pd.DataFrame]) -> None:
+        """Write the tables, then what says that they are there, with their checksums."""
+        for name, table in tables.items():
+            if not _holds_table(self.directory / name, table):
+                write_parquet(self.directory / name, table)
+        described = {"settings": self.settings, "fingerprint": fingerprint(self.settings), "provenance": provenance()}
+        described["tables"] = _table_checksums(self.directory, tables)
+        write_json(self.directory / "features.json", described)
 
     @classmethod
     def finished(
-        cls, directory: str | os.PathLike[str], settings: dict[str, Any], clips: pd.DataFrame
+        cls,
+        directory: str | os.PathLike[str],
+        settings: dict[str, Any],
+        clips: pd.DataFrame,
+        frames: pd.DataFrame | None = None,
     ) -> "FeatureStore | None":
         """The store that `plan` would go on with, if nothing is left to do; else None. Only reads."""
         directory, clips = Path(directory), _planned(clips, settings)
         if not (directory / "features.json").is_file():
             return None
-        there = read_json(directory / "features.json")["settings"]
+        described = read_record(directory / "features.json", FeatureRecord)
+        there = described["settings"]
         settings = as_recorded(there, settings)
-        if there != settings:
+        if there != settings or not _as_recorded(directory, described):
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
             return None
-        if any(_metadata(store.shard_path(shard)) != store._fingerprint(shard) for shard in range(store.n_shards)):
+        if frames is not None and not _holds_table(directory / "frames.parquet", frames):
+            return None
+        if not all(map(store._is_of_these_clips, range(store.n_shards))):
             return None
         _tell_of_earlier_version(directory, there)
         return store
@@ -129,11 +176,10 @@ class FeatureStore:
         directory = Path(directory)
         if not (directory / "features.json").is_file():
             raise UserError(f"no features at {directory}: make them with step2_extract.py")
-        store = cls(
-            directory,
-            read_json(directory / "features.json")["settings"],
-            _read_table(directory / "clips.parquet"),
-        )
+        described = read_record(directory / "features.json", FeatureRecord)
+        clips = _read_table(directory, "clips.parquet", described, STORE_CLIPS)
+        store = cls(directory, described["settings"], clips)
+        _check_rows(directory / "clips.parquet", clips, described["settings"]["shard_clips"])
         missing = store.missing_shards()
         if missing:
             raise UserError(
@@ -157,18 +203,35 @@ class FeatureStore:
         """Number of shards the clips are planned into."""
         return int(self.clips["shard"].max()) + 1
 
-    @property
+    @functools.cached_property
     def frames(self) -> pd.DataFrame:
         """Ground truth of every frame (see pez.stimuli.clipset); UserError where the clips came without."""
-        return _read_table(self.directory / "frames.parquet")
+        path = self.directory / "frames.parquet"
+        described = read_record(self.directory / "features.json", FeatureRecord)
+        frames = _read_table(self.directory, "frames.parquet", described, STORE_FRAMES)
+        strangers = set(frames["clip_id"]) ^ set(self.clips["clip_id"])
+        if strangers:
+            raise UserError(
+                f"{path} is not of the clips of its store ({len(strangers)} differ, such as {min(strangers)}): "
+                f"{STORE_FRAMES.mend}"
+            )
+        return frames
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Fingerprint of all that can be read from a complete store: settings, both tables, every tensor of every
+        shard. UserError if a shard is damaged or of other clips."""
+        shards = [self._header(shard).get("checksums") or self._checksums_now(shard) for shard in range(self.n_shards)]
+        tables = [self.directory / name for name in TABLES]
+        return fingerprint({"settings": self.settings, "tables": fingerprint_of_files(tables), "shards": shards})
 
     def shard_path(self, shard: int) -> Path:
         """File of one shard."""
         return self.directory / "shards" / f"shard_{shard:05d}.safetensors"
 
     def missing_shards(self) -> list[int]:
-        """Shards that are not on disk yet."""
-        return [shard for shard in range(self.n_shards) if not self.shard_path(shard).is_file()]
+        """Shards that are not on disk yet, or are of clips whose frames have changed since."""
+        return [s for s in range(self.n_shards) if s in self._stale or not self.shard_path(s).is_file()]
 
     def own_shards(self) -> list[int]:
         """Shards that this store's `writer` writes."""
@@ -183,14 +246,20 @@ class FeatureStore:
         content = clips["content"].tolist() if "content" in clips else None
         return fingerprint({"settings": self.settings, "clips": clips["clip_id"].tolist(), "content": content})
 
-    def _remove_stale_shards(self) -> None:
-        """Remove shards of clips whose frames have changed since, so that they are made again."""
-        there = [shard for shard in self.own_shards() if self.shard_path(shard).is_file()]
-        stale = [shard for shard in there if _metadata(self.shard_path(shard)) != self._fingerprint(shard)]
-        for shard in stale:
-            self.shard_path(shard).unlink()
-        if stale:
-            print(f"{self.directory}: frames of {len(stale)} of {len(there)} shards have changed; they are made again")
+    def _is_of_these_clips(self, shard: int) -> bool:
+        """Whether a shard's header can be read and says that it is of the store's settings and clips."""
+        try:
+            return self._header(shard).get("fingerprint") == self._fingerprint(shard)
+        except UserError:
+            return False
+
+    def _header(self, shard: int) -> dict[str, Any]:
+        """A shard's `fingerprint` and, unless an earlier version wrote it, `checksums` by tensor name."""
+        with _opened(self.shard_path(shard)) as reader:
+            return _header(reader)
+
+    def _checksums_now(self, shard: int) -> dict[str, str]:
+        return {name: checksum(tensor) for name, tensor in sorted(self.read_shard(shard).items())}
 
     def write_shard(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write one shard's tensors (see `tensor_name`), atomically.
@@ -208,12 +277,18 @@ class FeatureStore:
                     "use --store-dtype float32, and --dtype float32 if that does not help"
                 )
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        metadata = {"fingerprint": self._fingerprint(shard)}  # one entry: several have no fixed order on disk
+        sums = {name: checksum(tensor) for name, tensor in sorted(contiguous.items())}
+        header = {"fingerprint": self._fingerprint(shard), "checksums": sums}
+        metadata = {"shard": json.dumps(header)}  # one entry: several have no fixed order on disk
+        if self._due:  # what is there was whole until now
+            self._write_tables(self._due)
+            self._due = {}
         with atomic_path(self.shard_path(shard), self.writer.owner) as temporary:
             try:
                 save_file(contiguous, temporary, metadata=metadata)
             except SafetensorError as error:
                 raise _disk_error(error, self.shard_path(shard)) from error
+        self._stale.discard(shard)
 
     def check(self, capture: str, pooling: str | None = None) -> str:
         """Check that this store has `capture` and `pooling` and return the pooling.
@@ -229,7 +304,9 @@ class FeatureStore:
         if pooling is None and len(there) > 1:
             raise UserError(f"{self.directory} holds several poolings: choose one with --pooling ({', '.join(there)})")
         if pooling is not None and pooling not in there:
-            raise UserError(f"{self.directory} holds pooling {', '.join(there)}, not {pooling}")
+            raise UserError(
+                f"{self.directory} holds pooling {', '.join(there)}, not {pooling}: extract it with --pooling {pooling}"
+            )
         return pooling or there[0]
 
     def layer(self, capture: str, pooling: str, layer: int, clip_ids: Iterable[str] | None = None) -> torch.Tensor:
@@ -240,7 +317,9 @@ class FeatureStore:
         """
         self.check(capture, pooling)
         if not 0 <= layer < self.depth:
-            raise UserError(f"layer {layer} is not in 0 ... {self.depth - 1}, the layers of {self.directory}")
+            raise UserError(
+                f"layer {layer} is not in 0 ... {self.depth - 1}, the layers of {self.directory}: choose among those"
+            )
         name = tensor_name(pooling, state_index(capture, layer))
         parts = [self.read_shard(shard, [name])[name] for shard in range(self.n_shards)]
         features = torch.cat(parts)
@@ -255,19 +334,69 @@ class FeatureStore:
         rows = pd.Series(range(len(self.clips)), index=self.clips["clip_id"])
         unknown = [clip for clip in clip_ids if clip not in rows.index]
         if unknown:
-            raise UserError(f"{self.directory} has no features of clip {unknown[0]} ({len(unknown)} unknown in all)")
+            raise UserError(
+                f"{self.directory} has no features of clip {unknown[0]} ({len(unknown)} unknown in all): extract them"
+            )
         return features[torch.tensor(rows[list(clip_ids)].tolist())]
 
     def read_shard(self, shard: int, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Tensors of one shard (all, or `names`); UserError if the file is damaged or of other settings."""
         path = self.shard_path(shard)
-        try:
-            with safe_open(path, framework="pt") as reader:
-                if (reader.metadata() or {}).get("fingerprint") != self._fingerprint(shard):
-                    raise UserError(f"{path} is of other settings or clips than its store: remove it and rerun step 2")
-                return {name: reader.get_tensor(name) for name in (names or reader.keys())}
-        except (SafetensorError, struct.error, FileNotFoundError) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove it and rerun step 2") from None
+        with _opened(path) as reader:
+            header = _header(reader)
+            if header.get("fingerprint") != self._fingerprint(shard):
+                raise UserError(f"{path} is of other settings or clips than its store: {_AGAIN}")
+            tensors = {name: reader.get_tensor(name) for name in (names or reader.keys())}
+        expected = header.get("checksums")
+        for name, tensor in tensors.items():
+            if expected is not None and checksum(tensor) != expected.get(name):
+                raise UserError(f"{path} is damaged: {name} is not what was written: {_AGAIN}")
+        return tensors
+
+
+_AGAIN = "remove it and rerun the step2_extract.py command that made it, which extracts only what is missing"
+
+
+def checksum(tensor: torch.Tensor) -> str:
+    """Eight hex digits over a contiguous tensor's type, shape and bytes (CRC-32)."""
+    start = zlib.crc32(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, start):08x}"
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A shard to read; UserError for a damaged one."""
+    if not path.is_file():  # a pipe would never answer
+        raise UserError(f"{path} cannot be read (it is no file): {_AGAIN}")
+    try:
+        with safe_open(path, framework="pt") as reader:
+            yield reader
+    except (SafetensorError, struct.error, KeyError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({first_words(error)}): {_AGAIN}") from None
+
+
+def _header(reader: Any) -> dict[str, Any]:
+    """What a shard's metadata says of it; empty if that is not to be understood."""
+    found = reader.metadata() or {}
+    if "shard" not in found:
+        return {"fingerprint": found.get("fingerprint")}  # of an earlier version
+    try:
+        header = json.loads(found["shard"])
+    except ValueError:
+        return {}
+    whole = isinstance(header, dict) and isinstance(header.get("checksums"), dict)
+    return header if whole else {}
+
+
+def _check_rows(path: Path, clips: pd.DataFrame, shard_clips: int) -> None:
+    """UserError unless `shard` and `row` number the clips of a table as `_planned` does."""
+    number = np.arange(len(clips))
+    if not len(clips):
+        raise UserError(f"{path} has no clips: {STORE_CLIPS.mend}")
+    wrong = (clips["shard"] != number // shard_clips) | (clips["row"] != number % shard_clips)
+    if wrong.any():
+        clip = clips["clip_id"][wrong].iloc[0]
+        raise UserError(f"{path}: clip {clip} is not at its place in the shards: {STORE_CLIPS.mend}")
 
 
 def _finite(tensor: torch.Tensor) -> torch.Tensor:
@@ -279,15 +408,6 @@ def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     """A clip table in the order of its ids, with `shard` and `row`."""
     clips = clips.sort_values("clip_id").reset_index(drop=True)
     return clips.assign(shard=clips.index // settings["shard_clips"], row=clips.index % settings["shard_clips"])
-
-
-def _metadata(path: Path) -> str | None:
-    """Fingerprint in a shard's header; None if the file cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as reader:
-            return (reader.metadata() or {}).get("fingerprint")
-    except (SafetensorError, struct.error):
-        return None
 
 
 def open_stores(feature_root: str | os.PathLike[str]) -> dict[str, FeatureStore]:
@@ -320,32 +440,41 @@ def _tell_of_earlier_version(directory: Path, there: dict[str, Any]) -> None:
         )
 
 
-def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any], within: str = "") -> None:
-    # a fingerprint of the rest says least
-    for key in sorted(set(there) | set(wanted), key=lambda key: (key == "fingerprint", key)):
-        held, asked = there.get(key), wanted.get(key)
-        if held != asked and isinstance(held or asked, dict) and isinstance(asked or held, dict):
-            _refuse_difference(directory, held or {}, asked or {}, f"{within}{key}.")
-        if held != asked:
-            raise UserError(
-                f"{directory} holds features made with {within}{key} = {held!r}, now asked for {asked!r}: "
-                "choose another folder for the features, or replace these with --overwrite"
-            )
+def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    different = first_difference(there, dict(sorted(wanted.items())))
+    if different:
+        name, held, asked = different
+        raise UserError(
+            f"{directory} holds features made with {name} = {held!r}, now asked for {asked!r}: "
+            "choose another folder for the features, or replace these with --overwrite"
+        )
 
 
 def _holds_table(path: Path, table: pd.DataFrame) -> bool:
     try:
-        with path.open("rb") as file:
-            return bool(pd.read_parquet(file).equals(table))
-    except (FileNotFoundError, ValueError, OSError):  # missing or damaged
+        there: bool = unchecked_parquet(path, "").equals(table)
+        return there
+    except UserError:  # missing or damaged
         return False
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        with path.open("rb") as file:  # pyarrow takes every path for UTF-8
-            return pd.read_parquet(file)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: rerun step2_extract.py for this feature root") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove its folder and rerun step2_extract.py") from None
+def _table_checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: fingerprint_of_files([directory / name]) for name in names}
+
+
+def _as_recorded(directory: Path, described: dict[str, Any]) -> bool:
+    """Whether the tables are those of features.json, which an earlier version's does not know."""
+    recorded: dict[str, str] = described.get("tables", {})
+    return _table_checksums(directory, recorded) == recorded
+
+
+def _read_table(directory: Path, name: str, described: dict[str, Any], schema: Schema) -> pd.DataFrame:
+    """A table of a store, as it was written."""
+    table = read_parquet(directory / name, schema)
+    recorded = described.get("tables", {})
+    if recorded and recorded.get(name) != fingerprint_of_files([directory / name]):
+        raise UserError(
+            f"{directory / name} is not the table that its features were stored with (it was edited, or is of other "
+            f"features): {schema.mend}, which writes it again and keeps the shards that fit"
+        )
+    return table

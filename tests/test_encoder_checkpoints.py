@@ -230,9 +230,10 @@ def cut(path):
         (lambda root: (root / "model.safetensors").unlink(), "cannot be read as VJEPA2Model"),
         (
             lambda root: cut(root / "config.json") or (root / "config.json").write_text("{"),
-            "config.json cannot be read",
+            "config.json is not readable JSON",
         ),
-        (lambda root: (root / "config.json").write_text("[]"), "names no model_type"),
+        (lambda root: (root / "config.json").write_text("[]"), "config.json holds .*, expected an object"),
+        (lambda root: (root / "config.json").write_text("{}"), "config.json has no model_type"),
         (
             lambda root: (root / "config.json").write_text('{"model_type": "bert"}'),
             "of type bert, which no family here",

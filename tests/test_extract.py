@@ -1,5 +1,6 @@
 """Step 2 on real files: one pass for all branches, kill and resume, refusals, bad clips."""
 
+import json
 import os
 import shutil
 import signal
@@ -274,6 +275,10 @@ def test_features_that_are_not_finite_name_the_clip(encoder, squares, tmp_path):
     with safe_open(store.shard_path(0), "pt") as reader:
         metadata = reader.metadata()
     save_file(tensors, store.shard_path(0), metadata=metadata)
+    with pytest.raises(UserError, match="is damaged: mean.h_02 is not what was written"):
+        store.layer("resid_post", "mean", 1)
+    of_an_earlier_version = {"fingerprint": json.loads(metadata["shard"])["fingerprint"]}
+    save_file(tensors, store.shard_path(0), metadata=of_an_earlier_version)
     with pytest.raises(UserError, match="layer 1 of clip squares_03 is not finite"):
         store.layer("resid_post", "mean", 1)
     store.shard_path(0).write_bytes(b"\x00" * 100)

@@ -159,7 +159,8 @@ def test_captures_are_views_of_the_same_states():
 
 
 def planned(directory, **changes) -> FeatureStore:
-    settings = {"captures": ["resid_post"], "poolings": ["mean"], "depth": 2, "width": 4, "shard_clips": 2, **changes}
+    settings = {"model": "tiny", "weights_label": "none", "transform": "resize", "captures": ["resid_post"]}
+    settings |= {"poolings": ["mean"], "depth": 2, "width": 4, "shard_clips": 2, **changes}
     return FeatureStore.plan(directory, settings, pd.DataFrame({"clip_id": ["c", "a", "b"]}), None)
 
 

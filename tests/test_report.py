@@ -102,8 +102,16 @@ def clip_set(root, name="velocity"):
         rows[-1] |= {"visible_fraction": visible}
         (directory / "clips" / f"c{index}").mkdir(parents=True)
     pd.DataFrame(rows).to_parquet(directory / "clips.parquet")
-    pd.DataFrame({"clip_id": ["c0"]}).to_parquet(directory / "frames.parquet")
-    settings = {"preset": "quick", "n_frames": 16, "frame_rate": 24.0, "resolution": 256, "backend": "pybullet"}
+    frames = [{"clip_id": row["clip_id"], "frame": frame} for row in rows for frame in range(16)]
+    pd.DataFrame(frames).to_parquet(directory / "frames.parquet")
+    settings = {
+        "set": name,
+        "preset": "quick",
+        "n_frames": 16,
+        "frame_rate": 24.0,
+        "resolution": 256,
+        "backend": "pybullet",
+    }
     (directory / "clipset.json").write_text(json.dumps({"settings": settings}))
     picture(directory / "contact_sheet.png", (700, 300))
     frames = [Image.new("P", (660, 380), shade) for shade in (10, 200)]

@@ -35,7 +35,7 @@ python tools/card_tiny_vjepa.py --training-dir artifacts/tiny_vjepa --machine ".
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--training-dir", type=Path, required=True, help="of tools/train_tiny_vjepa.py")
     parser.add_argument("--results-dir", type=Path, default=REPOSITORY / "artifacts/quick/results", help="of step 3")
     parser.add_argument("--run-name", default="fig2c_quick", help="of step3_probe.py run")

@@ -47,7 +47,7 @@ FINAL_LAYERS = (2, 5, 8, 11)
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output-dir", type=Path, default=ARTIFACTS_DIR / "tiny_vjepa", help="where to write")
     parser.add_argument("--export-dir", type=Path, help="also write weights without optimiser, log and results there")
     parser.add_argument("--start-from", type=Path, metavar="DIR", help="an --export-dir whose weights to start from")

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from constants import DEFAULT_MODEL, MODELS
+from pez.cli import COUNT, COUNT_OR_NONE, SEED
 from pez.controls import frame_orders
 from pez.encoder.extract import DTYPES
 from pez.encoder.families import FAMILIES
@@ -11,7 +12,6 @@ from pez.encoder.loading import CUSTOM, load_encoder
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.encoder.vjepa1 import POSITIONS
-from pez.errors import UserError
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
@@ -40,9 +40,9 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     chosen.add_argument(
         "--positions", choices=POSITIONS, help="of V-JEPA 1 at another size than its own (default: rebuilt)"
     )
-    chosen.add_argument(heads_option, dest="num_heads", type=int, help="attention heads, for --model custom")
-    chosen.add_argument("--model-resolution", type=int, help="pixels a side (default: the model's)")
-    chosen.add_argument("--weights-seed", type=int, default=0, help="seed of random weights")
+    chosen.add_argument(heads_option, dest="num_heads", type=COUNT, help="attention heads, for --model custom")
+    chosen.add_argument("--model-resolution", type=COUNT, help="pixels a side (default: the model's)")
+    chosen.add_argument("--weights-seed", type=SEED, default=0, help="seed of random weights")
     passed = parser.add_argument_group("encoder pass")
     passed.add_argument("--device", default="cpu", help="cpu, cuda:0, mps, ..., or auto: the best there is")
     passed.add_argument(
@@ -59,16 +59,16 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     passed.add_argument(
         "--frame-order", default="original", choices=list(frame_orders()), help="a control made at load time"
     )
-    passed.add_argument("--batch-size", type=int, help="clips a pass (default: 2 on a CPU, 16 on a GPU)")
-    passed.add_argument("--workers", type=int, help="decoding processes (default: 1 on a CPU, up to 16 on a GPU)")
+    passed.add_argument("--batch-size", type=COUNT, help="clips a pass (default: 2 on a CPU, 16 on a GPU)")
+    passed.add_argument(
+        "--workers",
+        type=COUNT_OR_NONE,
+        help="decoding processes (default: 1 on a CPU, up to 16 on a GPU)",
+    )
 
 
 def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
     """Load the encoder that the options name; UserError if it cannot be had."""
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1; got {args.batch_size}")
-    if args.workers is not None and args.workers < 0:
-        raise UserError(f"--workers must be at least 0; got {args.workers}")
     encoder = load_encoder(
         args.model,
         args.weights,

@@ -101,7 +101,9 @@ def attention_plans(encoder: Encoder, plans: Mapping[int, Plan]) -> Iterator[Non
     modules = attention_modules(encoder)
     for block, plan in plans.items():
         if not 0 <= block < len(modules):
-            raise UserError(f"block {block} is not in 0 ... {len(modules) - 1}, the blocks of this encoder")
+            raise UserError(
+                f"block {block} is not in 0 ... {len(modules) - 1}, the blocks of this encoder: choose among those"
+            )
         if plan.keep is not None and not bool(plan.keep.any(-1).all()):
             raise ValueError("a query may look nowhere: let it look everywhere and make it `silent`, or leave it")
     configurations = {id(_config(module)): _config(module) for module in modules}

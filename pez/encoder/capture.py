@@ -88,7 +88,10 @@ def _hooked(encoder: Encoder, states: Iterable[int], hook: Callable[[int], Hook]
     modules = hooked_modules(encoder)
     unknown = [state for state in states if state not in modules]
     if unknown:
-        raise UserError(f"state {unknown[0]} is not in 0 ... {len(modules) - 1}, the residual states of this encoder")
+        raise UserError(
+            f"state {unknown[0]} is not in 0 ... {len(modules) - 1}, the residual states of this encoder: "
+            "choose among those"
+        )
     with contextlib.ExitStack() as hooks:
         for state in states:
             hooks.callback(modules[state].register_forward_hook(hook(state)).remove)

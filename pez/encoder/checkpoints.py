@@ -272,20 +272,22 @@ def vit_spec(
     except (KeyError, ValueError, IndexError):
         dimensions = "2-D" if kind.title.startswith("DINO") else "3-D"
         raise UserError(
-            f"{path} holds no {kind.title} encoder: no {dimensions} patch_embed.proj.weight or blocks.0.mlp; is it "
-            "another family (--family) or entry (--checkpoint-key)?"
+            f"{path} holds no {kind.title} encoder: no {dimensions} patch_embed.proj.weight or blocks.0.mlp; "
+            "if it is of another family or entry, give --family or --checkpoint-key"
         ) from None
     if patch != across:
-        raise UserError(f"{path} has patches of {patch} x {across} pixels; only square ones are read")
+        raise UserError(
+            f"{path} has patches of {patch} x {across} pixels, and only square ones are read: give another checkpoint"
+        )
     if heads is None:
         heads = kind.known_heads.get((width, depth))
     if heads is None:
         raise UserError(
-            "--model custom needs --num-heads N: a checkpoint does not say how many heads it has, and no released "
+            "--model custom needs --num-heads N: give it, for a checkpoint does not say it, and no released "
             f"{kind.title} has width {width} and {depth} blocks"
         )
     if width % heads:
-        raise UserError(f"--num-heads {heads} does not divide the width {width} of {path}")
+        raise UserError(f"--num-heads {heads} does not divide the width {width} of {path}: give a divisor")
     sizes = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width, "file": Path(path).name}
     sizes |= {"patch_size": patch, "tubelet_size": tubelet[0] if tubelet else 1}
     return ModelSpec(**{**sizes, **more})

@@ -90,7 +90,9 @@ def controls(encoder: Encoder, names: Sequence[str], frame_order: str, n_seeds: 
         if name in PASSES:
             yield from PASSES[name](encoder, frame_order, n_seeds)
         elif frame_order != "original":
-            raise UserError(f"--control {name} needs --frame-order original; got {frame_order}")
+            raise UserError(
+                f"--control {name} needs --frame-order original; got {frame_order}: leave --frame-order out"
+            )
         else:
             yield Control(name, encoder, name)
 

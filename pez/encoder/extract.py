@@ -1,6 +1,7 @@
 """Clips to per-layer features: one encoder pass serves every capture and every pooling."""
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +24,13 @@ from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
-from pez.files import fingerprint_of_files, read_json
+from pez.files import fingerprint_of_files
 from pez.machine import available_cores
+from pez.records import FeatureRecord, read_record
 from pez.runs import progress
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
 from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_name
+from pez.tables import STORE_CLIPS, read_parquet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
@@ -87,7 +90,7 @@ def extract_features(
     if compile_blocks:
         encoder, settings = _compiled(encoder, source.n_frames, settings, batch_size)
     clips = with_content(source)
-    if not overwrite and (done := _finished(directory, settings, clips, reuse_existing)):
+    if not overwrite and (done := _finished(directory, settings, clips, source.frames, reuse_existing)):
         return done  # looked at without a lock: it may lie where nothing can be written
     for writer in _in_turn(shard) if finish else [shard]:
         with holding(directory, writer):
@@ -97,22 +100,27 @@ def extract_features(
                 if reuse_existing and not overwrite and _holds(directory, settings, clips):
                     return FeatureStore.open(directory)
                 store = FeatureStore.plan(directory, settings, clips, source.frames, writer)
-            try:
-                _fill(store, encoder, source, batch_size, workers, speed)
-            except (RuntimeError, EOFError, ConnectionError) as error:
-                # PyTorch raises the first anywhere in this process, when it notices a worker's end; the others come
-                # from a batch of that worker that was on its way
-                print(_without_workers(error, store))
-                _fill(store, encoder, source, batch_size, 0, speed)
+            for processes in itertools.chain([workers], itertools.repeat(0)):
+                try:
+                    _fill(store, encoder, source, batch_size, processes, speed)
+                    break
+                except (RuntimeError, EOFError, ConnectionError) as error:
+                    # PyTorch raises the first anywhere in this process, when it notices a worker's end, of several
+                    # workers several times; the others come from a batch of that worker that was on its way
+                    if processes == 0 and not isinstance(error, RuntimeError):
+                        raise
+                    told = _without_workers(error, store)
+                    if processes != 0:
+                        print(told)
         if not store.missing_shards():
             return FeatureStore.open(directory)
     return store
 
 
 def _finished(
-    directory: Path, settings: dict[str, Any], clips: pd.DataFrame, reuse_existing: bool
+    directory: Path, settings: dict[str, Any], clips: pd.DataFrame, frames: pd.DataFrame | None, reuse_existing: bool
 ) -> FeatureStore | None:
-    if store := FeatureStore.finished(directory, settings, clips):
+    if store := FeatureStore.finished(directory, settings, clips, frames):
         return store
     if reuse_existing and _holds(directory, settings, clips):
         with contextlib.suppress(UserError):  # incomplete
@@ -190,7 +198,8 @@ def store_settings(
                 f"takes together (its tubelet size): give {fits}"
             )
         raise UserError(
-            f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}"
+            f"{source.name} has {source.n_frames} frames a clip, not a multiple of the tubelet size {tubelet}: "
+            "make clips of such a number of frames"
         )
     encoder.check_frames(source.n_frames)
     dtype = pass_dtype(dtype, encoder.device)
@@ -224,15 +233,14 @@ def _holds(directory: Path, wanted: dict[str, Any], clips: pd.DataFrame) -> bool
     """Whether a store there was made the same way of the same frames, with the wanted captures, poolings and more."""
     if not (directory / "features.json").is_file():
         return False
-    there = read_json(directory / "features.json")["settings"]
+    there = read_record(directory / "features.json", FeatureRecord)["settings"]
     wanted = as_recorded(there, wanted)
     if there == wanted:
         return False  # it may be incomplete: whoever plans it goes on with it
     several = ("captures", "poolings")
     same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
     columns = ["clip_id", "content"]
-    with (directory / "clips.parquet").open("rb") as file:
-        table = pd.read_parquet(file).reindex(columns=columns)
+    table = read_parquet(directory / "clips.parquet", STORE_CLIPS).reindex(columns=columns)
     same &= set(table.itertuples(index=False, name=None)) == set(clips[columns].itertuples(index=False, name=None))
     return same and all(set(wanted[key]) <= set(there[key]) for key in several)
 

@@ -1,6 +1,5 @@
 """Models in Hugging Face's format: where a folder or hub id leads, and its weights, without running remote code."""
 
-import json
 import re
 import socket
 import threading
@@ -19,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from pez.encoder.checkpoints import reason
 from pez.errors import UserError
+from pez.records import HuggingFaceConfig, read_record
 
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers gives it no types
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers gives it no types
@@ -82,13 +82,7 @@ def read_config(weights: str) -> dict[str, Any]:
     """config.json of a folder or hub id; UserError, within two seconds without network, if it cannot be had."""
     if Path(weights).is_dir():
         path = Path(weights) / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({reason(error)}): download the model again") from None
-        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-            raise UserError(f"{path} names no model_type, so its class is not known: download the model again")
-        return config
+        return read_record(path, HuggingFaceConfig)
     try:
         config, _ = PreTrainedConfig.get_config_dict(weights, local_files_only=not _must_download(weights))
     except ERRORS as error:
@@ -169,8 +163,7 @@ def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "
     missing = sorted(name for name in report["missing_keys"] if name.startswith(needed))
     if missing:
         raise UserError(
-            f"{weights}: {missing[0]} is missing ({len(missing)} encoder tensors in all): is it a "
-            f"{model_class.__name__}?"
+            f"{weights}: {missing[0]} is missing ({len(missing)} encoder tensors in all): give a {model_class.__name__}"
         )
     if mismatched := sorted(report["mismatched_keys"]):
         raise UserError(f"{weights}: {mismatched[0][0]} has another shape than config.json says: download it again")

@@ -17,6 +17,7 @@ from pez.encoder.hub import ERRORS, pretrained, read_config
 from pez.encoder.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from pez.encoder.protocol import Encoder, TokenLayout, sized
 from pez.errors import UserError
+from pez.records import Preprocessing, read_record
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -203,7 +204,9 @@ class HuggingFace(Encoder):
         patch, tubelet = cls.patch_and_tubelet(config)
         own = cls.own_resolution(config, patch)
         if not cls.architecture.any_size and resolution not in (None, own):
-            raise UserError(f"{cls.title} takes frames of {own} pixels only, not --model-resolution {resolution}")
+            raise UserError(
+                f"{cls.title} takes frames of {own} pixels only, not --model-resolution {resolution}: leave it out"
+            )
         mean, std = normalisation(weights)
         spec = ModelSpec(
             width=config.hidden_size,
@@ -297,10 +300,7 @@ def normalisation(weights: str) -> tuple[tuple[float, ...] | None, tuple[float, 
         path = Path(weights) / name
         if not path.is_file():
             continue
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({reason(error)}): download it again, or remove it") from None
+        said = read_record(path, Preprocessing)
         for values in (said, *(said.get(part, {}) for part in ("video_processor", "image_processor"))):
             mean, std = values.get("image_mean"), values.get("image_std")
             if mean is not None and std is not None and values.get("do_normalize", True):
@@ -320,5 +320,5 @@ def _class_of(architecture: Architecture) -> type[transformers.PreTrainedModel]:
 def _one(value: Any, name: str) -> int:
     values = set(value) if isinstance(value, (list, tuple)) else {value}
     if len(values) != 1 or not isinstance(next(iter(values)), int):
-        raise UserError(f"config.json has {name} = {value}: only square frames and patches are read")
+        raise UserError(f"config.json has {name} = {value}: choose a model with square frames and patches")
     return int(values.pop())

@@ -81,7 +81,7 @@ def load_encoder(
     """
     for option, value in (("--num-heads", num_heads), ("--model-resolution", resolution)):
         if value is not None and value < 1:
-            raise UserError(f"{option} must be at least 1; got {value}")
+            raise UserError(f"{option} must be at least 1; got {value}: give a number in that range")
     if family is not None:
         check_choice("--family", family, FAMILIES)
     if positions is not None:
@@ -115,7 +115,10 @@ def load_encoder(
             raise UserError(f"{source} has {loaded.spec.heads} heads, not --num-heads {num_heads}: leave it out")
         loaded = loaded.random_like(seed) if untrained else loaded
     elif untrained:
-        raise UserError(f"--weights random takes sizes from a registered model or a Hugging Face folder, not {weights}")
+        raise UserError(
+            f"--weights random takes sizes from a registered model or a Hugging Face folder, not {weights}: "
+            "name one of those"
+        )
     else:
         content = read_checkpoint(weights)
         registered = None if spec is None else spec.family
@@ -206,7 +209,7 @@ def _recognition(encoder: Encoder, content: Any, heads: int | None, resolution: 
 
 def _registered_checkpoint(model: str) -> Path:
     if model == CUSTOM:
-        raise UserError("--model custom needs --weights FILE: an original checkpoint or a Hugging Face folder")
+        raise UserError("--model custom needs --weights FILE: give an original checkpoint or a Hugging Face folder")
     spec = MODELS[model]
     assert spec.file is not None
     return CHECKPOINT_DIR / spec.file if spec.sha256 is None else _shipped(SHIPPED_WEIGHTS_DIR / spec.file, spec.sha256)
@@ -274,7 +277,7 @@ def _from_function(model: str, device: torch.device) -> Encoder:
     file, _, function = model.rpartition(":")
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"no file {path}: --model FILE.py:FUNCTION names a function of yours that returns an Encoder")
+        raise UserError(f"no file {path}: name a function of yours that returns an Encoder as --model FILE.py:FUNCTION")
     there = importlib.util.spec_from_file_location(path.stem, path)
     assert there is not None and there.loader is not None  # the name ends with .py
     module = importlib.util.module_from_spec(there)

@@ -239,7 +239,9 @@ def sized(spec: ModelSpec, resolution: int | None) -> ModelSpec:
     if resolution is None:
         return spec
     if resolution % spec.patch_size:
-        raise UserError(f"--model-resolution {resolution} is not a multiple of the patch size {spec.patch_size}")
+        raise UserError(
+            f"--model-resolution {resolution} is not a multiple of the patch size {spec.patch_size}: give one"
+        )
     return replace(spec, resolution=resolution)
 
 

@@ -68,7 +68,7 @@ class Sampling:
         """UserError for values, or combinations, without a meaning."""
         for option, value in (("frame-rate", self.rate), ("frame-stride", self.stride), ("window", self.window)):
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise UserError(f"--{option} must be more than 0; got {value}")
+                raise UserError(f"--{option} must be more than 0; got {value}: give more")
         if self.rate is not None and self.stride is not None:
             raise UserError("--frame-rate and --frame-stride both say which frames are read: give one of them")
         if self.window_stride is not None and (self.window is None or self.window_stride < 1):
@@ -155,14 +155,16 @@ def folder_source(
     """
     directory = Path(directory).resolve()  # `.` has no name
     if n_frames < 1:
-        raise UserError(f"--num-frames must be at least 1; got {n_frames}")
+        raise UserError(f"--num-frames must be at least 1; got {n_frames}: give a number in that range")
     sampling.check(n_frames)
     if directory.suffix.lower() in VIDEO_SUFFIXES and directory.is_file():
         raise UserError(f"{directory} is itself a clip: give the folder that it is in, --clips {directory.parent}")
     if not directory.is_dir():
-        raise UserError(f"no folder {directory}: --clips takes a folder of clip folders or of video files")
+        raise UserError(f"no folder {directory}: give --clips a folder of clip folders or of video files")
     if frame_pattern is not None and (not frame_pattern or frame_pattern.startswith("/")):
-        raise UserError(f"--frame-pattern is relative to a clip's folder, such as 'rgba_*'; got {frame_pattern!r}")
+        raise UserError(
+            f"--frame-pattern is relative to a clip's folder, such as 'rgba_*'; got {frame_pattern!r}: give one"
+        )
     found = find_clips(directory, n_frames, frame_pattern)
 
     with ThreadPoolExecutor(available_cores()) as pool:

@@ -82,7 +82,7 @@ class VJEPA1(VJEPA2):
         spec = vit_spec(cls, tensors, heads, path, family="vjepa1")
         table = tensors.get("pos_embed")
         if table is None:
-            raise UserError(f"{path} has no pos_embed, which every V-JEPA 1 has: is it V-JEPA 2 (--family vjepa2)?")
+            raise UserError(f"{path} has no pos_embed, which every V-JEPA 1 has: try --family vjepa2")
         n_tubelets, grid = size_of_table(table) or (8, round((table.shape[1] / 8) ** 0.5))
         side = grid * spec.patch_size
         return replace(spec, n_frames=n_tubelets * spec.tubelet_size, resolution=side, table_resolution=side)

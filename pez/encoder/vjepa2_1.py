@@ -95,7 +95,7 @@ class VJEPA2_1(VJEPA2):
         }
         modality = kept.pop("video_mod_embed", None)
         if modality is None:
-            raise UserError("the file has no video_mod_embed, which every V-JEPA 2.1 has: is it --family vjepa2?")
+            raise UserError("the file has no video_mod_embed, which every V-JEPA 2.1 has: try --family vjepa2")
         return convert_keys(kept) | {"embeddings.video_mod_embed": modality}
 
     @classmethod

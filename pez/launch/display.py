@@ -70,6 +70,7 @@ def added_up(reports: Sequence[list[Any]]) -> dict[tuple[str, int], tuple[int, i
 def _read(path: Path) -> list[Any]:
     try:
         report: list[Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the shard has not begun
+    except (OSError, ValueError, RecursionError):  # the shard has not begun
         return []
-    return report
+    whole = isinstance(report, list) and all(isinstance(bar, list) and len(bar) == 4 for bar in report)
+    return report if whole else []

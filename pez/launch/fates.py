@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pez.errors import UserError
-from pez.files import read_json
 from pez.launch.display import Display, report_paths, reported
 from pez.launch.local import last_words
 from pez.launch.task import exit_code
+from pez.records import LaunchRecord, read_record
 
 POLL_SECONDS = 10.0  # squeue is everyone's
 PATIENCE = 3  # times that a shard must seem lost, or SLURM not answer, before it is believed
@@ -74,9 +74,9 @@ def ask_slurm(command: list[str], allowed: str = "") -> str:
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{command[0]} does not answer here ({error})") from None
+        raise UserError(f"{command[0]} does not answer here ({error}): run it where jobs are submitted") from None
     if ran.returncode and not (allowed and allowed in ran.stderr):
-        raise UserError(f"{command[0]}: {ran.stderr.strip() or ran.returncode}")
+        raise UserError(f"{command[0]}: {ran.stderr.strip() or ran.returncode}: try again once SLURM answers")
     return ran.stdout if not ran.returncode else ""
 
 
@@ -84,7 +84,7 @@ def described(folder: Path) -> dict[str, Any]:
     """launch.json of a launch; UserError if nothing was submitted under its name."""
     if not (folder / "launch.json").is_file():
         raise UserError(f"nothing was submitted as {folder.name}: start it with --slurm, or name it with --job-name")
-    return read_json(folder / "launch.json")
+    return read_record(folder / "launch.json", LaunchRecord)
 
 
 def dependency(folder: Path) -> str | None:

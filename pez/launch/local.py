@@ -38,14 +38,16 @@ class Place:
 def places(gpus: str | None, processes: int | None) -> list[Place]:
     """Places for `--gpus 0,1` or `--processes 4`, or all visible GPUs. UserError if there are none."""
     if gpus is not None and processes is not None:
-        raise UserError("--gpus and --processes exclude each other: several processes a GPU are --gpus 0,0,1,1")
+        raise UserError(
+            "--gpus and --processes exclude each other: leave one out; several processes a GPU are --gpus 0,0,1,1"
+        )
     if processes is not None:
         if processes < 1:
-            raise UserError(f"--processes must be at least 1; got {processes}")
+            raise UserError(f"--processes must be at least 1; got {processes}: give a number in that range")
         return [Place()] * processes
     names = [name.strip() for name in gpus.split(",")] if gpus is not None else visible_gpus()
     if not all(names):
-        raise UserError(f"--gpus takes names with commas between, such as 0,1,2,3; got {gpus!r}")
+        raise UserError(f"--gpus takes names with commas between, such as 0,1,2,3; got {gpus!r}: write it so")
     if not names:
         raise UserError("no GPU is visible here: name them with --gpus, or use --processes N for the CPU")
     return [Place(name) for name in names]

@@ -80,7 +80,7 @@ def _submitted(tasks: list[ShardTask], folder: Path, wanted: Wanted, after: Sequ
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # sbatch's words come with the error
             jobs = [executor.submit(task) for task in tasks]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"SLURM refused the job: {_sbatch_words(str(error))}") from None
+        raise UserError(f"SLURM refused the job: {_sbatch_words(str(error))}: change what it was asked for") from None
     return jobs[0].job_id.split("_")[0]
 
 
@@ -131,7 +131,7 @@ def minutes(time_limit: str) -> int:
     """Whole minutes of a time limit as SLURM writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit.strip())
     if found is None:
-        raise UserError(f"--time takes minutes, H:MM:SS or D-HH; got {time_limit!r}")
+        raise UserError(f"--time takes minutes, H:MM:SS or D-HH; got {time_limit!r}: write it so")
     days, *parts = found.groups()
     given = [int(part) for part in parts if part is not None]
     if days is not None or len(given) == 3:
@@ -140,7 +140,7 @@ def minutes(time_limit: str) -> int:
         hours, mins, seconds = 0, *[*given, 0][:2]
     total = (int(days or 0) * 24 + hours) * 60 + mins + (seconds + 59) // 60
     if total < 1:
-        raise UserError(f"--time must be at least a minute; got {time_limit!r}")
+        raise UserError(f"--time must be at least a minute; got {time_limit!r}: give more")
     return total
 
 
@@ -148,6 +148,6 @@ def sbatch_options(given: Sequence[str]) -> dict[str, str | bool]:
     """Further options of sbatch from words such as constraint=a100 or exclusive."""
     for word in given:
         if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", word):
-            raise UserError(f"--sbatch takes KEY or KEY=VALUE, such as constraint=a100; got {word!r}")
+            raise UserError(f"--sbatch takes KEY or KEY=VALUE, such as constraint=a100; got {word!r}: write it so")
     pairs = (word.partition("=") for word in given)
     return {key: value if equals else True for key, equals, value in pairs}

@@ -49,7 +49,7 @@ def find_step(name: str, arguments: Sequence[str], num_shards: int) -> Step:
     parser.prog = script.name
     step = Step(script, tuple(arguments), parser.parse_args([*arguments]))
     if num_shards > 1 and not hasattr(step.parsed, "num_shards"):
-        raise UserError(f"{script.name} cannot be split into {num_shards} shards: it runs as one, with --num-shards 1")
+        raise UserError(f"{script.name} cannot be split into {num_shards} shards: run it as one, with --num-shards 1")
     for option in ("--num-shards", "--shard-index"):
         if step.gives(option):
             raise UserError(f"launch.py gives each shard its {option}: leave it out of {script.name}'s own options")

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pez.files import read_json, write_json
+from pez.files import write_json
 from pez.launch.display import report_path
 from pez.launch.local import POLL_SECONDS, end
 from pez.launch.steps import thread_limits
+from pez.records import ShardState, read_record
 from pez.reports import VARIABLE as REPORT
 
 if TYPE_CHECKING:  # only a task that SLURM started has use for it
@@ -76,4 +77,4 @@ def state_path(folder: Path, index: int) -> Path:
 def exit_code(folder: Path, index: int) -> int | None:
     """Exit code that a shard wrote down; None if it is running, was never begun, or died without a word."""
     path = state_path(folder, index)
-    return read_json(path)["code"] if path.is_file() else None
+    return read_record(path, ShardState)["code"] if path.is_file() else None

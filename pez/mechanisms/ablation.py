@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from constants import REFERENCE_DIR
+from pez.cli import COUNT, Number
 from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import Plan, attention_modules, attention_plans, run_from
 from pez.encoder.capture import captured_states
@@ -62,6 +63,7 @@ from pez.probes.validation.cross_validate import cross_validate, probe_name
 from pez.runs import progress
 from pez.shards import add_shard_arguments, check_shard, holding
 from pez.store import SHARD_CLIPS, FeatureStore, tensor_name
+from pez.tables import read_csv
 
 NONE = "none"  # the baseline: no mask at all
 READOUTS = ("refit", "frozen")
@@ -132,7 +134,7 @@ def head_sets(args, encoder: Encoder, layers: list[int]) -> dict[int, torch.Tens
         raise UserError(
             f"--heads {args.heads} needs {path}: run `step4_mechanisms.py attention` of this --run-name first"
         )
-    table = pd.read_csv(path)
+    table = read_csv(path, "run `step4_mechanisms.py attention` of this --run-name again")
     table = table[table["control"].isna() & (table["statistic"] == "spatial")]
     means = table.pivot_table(index="layer", columns="head", values="mean").to_numpy()
     rng, found = np.random.default_rng(args.seed), {}
@@ -374,11 +376,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--empty-rows", default="zero", choices=["zero", "keep"], help="queries left without a key")
     parser.add_argument("--readout", nargs="+", default=list(READOUTS), choices=READOUTS, help="probes")
-    parser.add_argument("--folds", type=int, default=5, help="of the grouped cross-validation")
+    parser.add_argument("--folds", type=Number(int, least=2), default=5, help="of the grouped cross-validation")
     parser.add_argument("--benchmark-root", type=Path, help="movies to read as well, such as artifacts/intphys/dev")
-    parser.add_argument("--max-scenes-per-block", type=int, help="of the movies (default: all)")
+    parser.add_argument("--max-scenes-per-block", type=COUNT, help="of the movies (default: all)")
     parser.add_argument("--control", nargs="+", default=[], choices=["random_weights"], help="do the same with these")
-    parser.add_argument("--control-seeds", type=int, default=1, help="random encoders")
+    parser.add_argument("--control-seeds", type=COUNT, default=1, help="random encoders")
     add_clip_arguments(parser)
     add_shard_arguments(parser)
 

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pez.cli import COUNT
 from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import Plan, attention_modules, attention_plans
 from pez.encoder.controls import control_passes, controls
@@ -34,6 +35,7 @@ from pez.mechanisms.passes import ClipPass, add_clip_arguments, chosen_clips, cl
 from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, zone_layers
 from pez.probes.scores.bootstrap import bootstrap, group_resamples
 from pez.shards import add_shard_arguments, check_shard
+from pez.tables import unchecked_parquet
 
 QUERIES = 256  # a chunk: of Large 16 heads x 256 x 2048 x 4 bytes are 34 MB
 WITHIN_S, WITHIN_T = (1, 3, 5, 7), (0, 1, 2)
@@ -133,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     add_clip_arguments(parser)
     parser.add_argument("--control", nargs="+", default=[], choices=control_passes(), help="measure these too")
-    parser.add_argument("--control-seeds", type=int, default=3, help="random encoders of --control random_weights")
+    parser.add_argument("--control-seeds", type=COUNT, default=3, help="random encoders of --control random_weights")
     add_shard_arguments(parser)
 
 
@@ -165,7 +167,9 @@ def main(args: argparse.Namespace) -> list[Path]:
         what = f"attention: {own.model}, {own.weights_label}" + (f", {order}" if order != "original" else "")
         parts = in_parts(folder, settings, clip_ids, shard, "parquet", make, what)
         if parts:
-            table = pd.concat([pd.read_parquet(path) for path in parts], ignore_index=True)
+            table = pd.concat(
+                [unchecked_parquet(path, "remove it and rerun the same command") for path in parts], ignore_index=True
+            )
             tables.append(table.assign(control=name, control_seed=seed))
     if len(tables) < len(passes):
         return []

@@ -29,6 +29,7 @@ import torch
 from safetensors import safe_open
 
 from constants import REFERENCE_DIR
+from pez.cli import COUNT_OR_NONE
 from pez.errors import UserError
 from pez.files import run_lock, write_csv, write_text
 from pez.mechanisms.runs import DIRECTION, SPEED, add_run_arguments, ball_data, entry, of_variable, record
@@ -49,6 +50,7 @@ from pez.probes.data.probe_data import POSSIBLE
 from pez.probes.folds import make_folds
 from pez.probes.scores.r2 import r2
 from pez.probes.solvers.ridge import ridge_at
+from pez.tables import read_csv
 
 PAIRS = ((DIRECTION, POSSIBLE), (SPEED, POSSIBLE), (DIRECTION, SPEED))
 FIRST = (1, 2, 5, 10)  # probes of a basis beside all K
@@ -149,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `step4_mechanisms.py overlap`; everything else is what `sequence` was asked for."""
     add_run_arguments(parser)
     parser.add_argument("--intphys-root", type=Path, help="features of movies (default: those of `sequence`)")
-    parser.add_argument("--null-draws", type=int, default=200, help="random subspaces of each size")
+    parser.add_argument("--null-draws", type=COUNT_OR_NONE, default=200, help="random subspaces of each size")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
 
 
@@ -190,7 +192,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     options.device, options.probe, options.norms = args.device, options.probe[:1], options.norms[:1]
     balls = ball_data(options)
     root = args.intphys_root or (Path(made["options"]["intphys_root"]) if made["options"]["intphys_root"] else None)
-    rounds = pd.read_csv(args.results_dir / f"sequence_{args.run_name}.csv")
+    rounds = read_csv(args.results_dir / f"sequence_{args.run_name}.csv", "run step4_mechanisms.py sequence again")
     main_rounds = rounds[rounds["control"].isna() & (rounds["probe"] == options.probe[0])]
     main_rounds = main_rounds[main_rounds["norm"] == options.norms[0]]
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):

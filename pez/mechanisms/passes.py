@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from constants import DATA_DIR, N_FRAMES
+from pez.cli import COUNT
 from pez.encoder.arguments import add_encoder_arguments, pass_options
 from pez.encoder.extract import DTYPES, default_batch_size, pass_dtype
 from pez.encoder.protocol import Encoder
@@ -35,8 +36,8 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     clips = parser.add_argument_group("clips")
     clips.add_argument("--clips", default="velocity", help="a ball set, or a folder as step2_extract.py --clips takes")
     clips.add_argument("--data-root", type=Path, default=DATA_DIR, help="where step 1 wrote the ball sets")
-    clips.add_argument("--num-frames", type=int, default=N_FRAMES, help="frames sampled from a clip of one's own")
-    clips.add_argument("--max-clips", type=int, help="evenly spread over the set (default: all)")
+    clips.add_argument("--num-frames", type=COUNT, default=N_FRAMES, help="frames sampled from a clip of one's own")
+    clips.add_argument("--max-clips", type=COUNT, help="evenly spread over the set (default: all)")
     add_encoder_arguments(parser)
 
 
@@ -56,7 +57,7 @@ def chosen_clips(source: ClipSource, most: int | None) -> list[str]:
     if most is None or most >= len(ids):
         return ids
     if most < 2:
-        raise UserError(f"--max-clips must be at least 2; got {most}")
+        raise UserError(f"--max-clips must be at least 2; got {most}: give more")
     return [ids[place] for place in np.linspace(0, len(ids) - 1, most).round().astype(int)]
 
 

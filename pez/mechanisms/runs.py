@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from constants import N_FOLDS, RESULTS_DIR
+from pez.cli import COUNT, COUNT_OR_NONE, Number
 from pez.controls import BALLS
 from pez.encoder.pooling import POOLINGS
 from pez.errors import UserError
-from pez.files import check_run_name, locked, read_json, write_json
+from pez.files import check_run_name, locked, write_json
 from pez.probes.data.ball import variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
@@ -25,6 +26,7 @@ from pez.probes.data.groupings import GROUPINGS
 from pez.probes.data.probe_data import ProbeData, check_layers, feature_precision, store_features
 from pez.probes.folds import Folds, make_folds
 from pez.probes.solvers.problems import NORM_MODES
+from pez.records import MechanismRecord, read_record
 from pez.runs import provenance
 from pez.store import CAPTURES, FeatureStore, open_stores
 
@@ -39,8 +41,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-name", required=True, help="names what is written; sub-commands of one name belong together"
     )
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="where results are written")
-    parser.add_argument("--seed", type=int, default=0, help="of folds, draws and resamples")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of groups for intervals; 0: none")
+    parser.add_argument(
+        "--seed", type=Number(int, least=0, most=2**32 - 1), default=0, help="of folds, draws and resamples"
+    )
+    parser.add_argument(
+        "--bootstrap", type=COUNT_OR_NONE, default=1000, help="resamples of groups for intervals; 0: none"
+    )
     parser.add_argument("--zone-layers", metavar="FIRST-LAST", help="the zone (default: 0.2 to 0.4 of the last layer)")
 
 
@@ -55,9 +61,9 @@ def add_feature_arguments(parser: argparse.ArgumentParser, pooling: str, control
     features.add_argument(
         "--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together"
     )
-    features.add_argument("--folds", type=int, default=N_FOLDS, help="of the grouped cross-validation")
+    features.add_argument("--folds", type=Number(int, least=2), default=N_FOLDS, help="of the grouped cross-validation")
     features.add_argument("--control", nargs="+", default=[], choices=controls, help="do the same with these")
-    features.add_argument("--control-seeds", type=int, default=3, help="draws of seeded controls")
+    features.add_argument("--control-seeds", type=COUNT, default=3, help="draws of seeded controls")
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,11 @@ def zone_layers(asked: str | None, depth: int) -> list[int]:
         return inside or [round(sum(ZONE) / 2 * (depth - 1))]
     first, _, last = asked.partition("-")
     if not first.isdigit() or not (last or first).isdigit():
-        raise UserError(f"--zone-layers is FIRST-LAST, such as 5-9; got {asked}")
+        raise UserError(f"--zone-layers is FIRST-LAST, such as 5-9; got {asked}: write it so")
     if not int(first) <= int(last or first) < depth:
-        raise UserError(f"--zone-layers {asked} is not within 0-{depth - 1}, the layers of this encoder")
+        raise UserError(
+            f"--zone-layers {asked} is not within 0-{depth - 1}, the layers of this encoder: choose among those"
+        )
     return list(range(int(first), int(last or first) + 1))
 
 
@@ -160,7 +168,7 @@ def check_encoder(args: argparse.Namespace, described: dict[str, Any]) -> None:
     path = record_path(args.results_dir, check_run_name(args.run_name))
     if not path.is_file():
         return
-    there = read_json(path).get("encoder", {})
+    there = read_record(path, MechanismRecord)["encoder"]
     for name in ("model", "weights_sha256", "resolution"):
         if name in there and there[name] != described.get(name):
             raise UserError(
@@ -173,7 +181,11 @@ def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Pat
     path = record_path(args.results_dir, args.run_name)
     options = {name: value for name, value in vars(args).items() if name not in ("debug", "function")}
     with locked(path.parent / ".locks" / path.name, quietly=True):
-        there = read_json(path) if path.is_file() else {"run_name": args.run_name, "encoder": {}, "commands": {}}
+        there = (
+            read_record(path, MechanismRecord)
+            if path.is_file()
+            else {"run_name": args.run_name, "encoder": {}, "commands": {}}
+        )
         described = about.get("features", {})
         names = ("model", "weights_label", "weights_sha256", "resolution", "depth", "width", "dtype")
         there["encoder"] |= {name: described[name] for name in names if name in described}
@@ -184,7 +196,7 @@ def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Pat
 def entry(results_dir: Path, run_name: str, command: str) -> dict[str, Any]:
     """What the record says of a sub-command; UserError if it was not run."""
     path = record_path(results_dir, run_name)
-    commands = read_json(path)["commands"] if path.is_file() else {}
+    commands = read_record(path, MechanismRecord)["commands"] if path.is_file() else {}
     if command not in commands:
         raise UserError(f"run {run_name} has no results of {command}: run `step4_mechanisms.py {command}` first")
     return commands[command]

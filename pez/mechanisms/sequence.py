@@ -34,6 +34,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
+from pez.cli import COUNT, COUNT_OR_NONE
 from pez.controls import BALLS, controls_for
 from pez.errors import UserError
 from pez.files import atomic_path, run_lock, write_csv
@@ -476,8 +477,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(norm_mode="zscore")
     parser.add_argument("--norms", nargs="+", default=["zscore"], choices=NORMS, help="normalisations, each on its own")
     parser.add_argument("--probe", nargs="+", default=["ridge"], choices=PROBES, help="probes, each on its own")
-    parser.add_argument("--max-rounds", type=int, default=MAX_ROUNDS, help="cap on rounds")
-    parser.add_argument("--null-draws", type=int, default=200, help="random removals at the zone's last layer; 0: none")
+    parser.add_argument("--max-rounds", type=COUNT, default=MAX_ROUNDS, help="cap on rounds")
+    parser.add_argument(
+        "--null-draws", type=COUNT_OR_NONE, default=200, help="random removals at the zone's last layer; 0: none"
+    )
     parser.add_argument(
         "--intphys-root", type=Path, help="features of movies: possible or impossible as a third variable"
     )
@@ -531,7 +534,7 @@ def _other_name(store: FeatureStore, state: int) -> tuple[str, int] | None:
 def main(args: argparse.Namespace) -> list[Path]:
     """Run the sequences; the paths of the tables."""
     if args.max_rounds < PATIENCE + 1:
-        raise UserError(f"--max-rounds must be at least {PATIENCE + 1}; got {args.max_rounds}")
+        raise UserError(f"--max-rounds must be at least {PATIENCE + 1}; got {args.max_rounds}: give more")
     balls = ball_data(args)
     check_encoder(args, balls.store.settings)
     zone = zone_layers(args.zone_layers, balls.store.depth)

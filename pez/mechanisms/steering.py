@@ -45,6 +45,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 
+from pez.cli import COUNT_OR_NONE, Number
 from pez.controls import BALLS, controls_for
 from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import run_from
@@ -349,11 +350,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     allowed = [name for name in controls_for(BALLS) if name not in ("position", "reversed", "pixels")]
     add_feature_arguments(parser, "mean", allowed)
-    parser.add_argument("--layer", type=int, help="edited (default: the zone's last)")
+    parser.add_argument("--layer", type=Number(int, least=0), help="edited (default: the zone's last)")
     parser.add_argument("--judge", nargs="+", default=list(JUDGES), choices=JUDGES, help="keep the rows of these")
-    parser.add_argument("--null-draws", type=int, default=200, help="draws of each null")
+    parser.add_argument("--null-draws", type=COUNT_OR_NONE, default=200, help="draws of each null")
     parser.add_argument("--downstream", action="store_true", help="run the later blocks on edited states")
-    parser.add_argument("--downstream-clips", type=int, default=24, help="edited clips that are run on")
+    parser.add_argument("--downstream-clips", type=COUNT_OR_NONE, default=24, help="edited clips that are run on")
     add_clip_arguments(parser)
 
 
@@ -363,9 +364,11 @@ def main(args: argparse.Namespace) -> list[Path]:
     check_encoder(args, balls.store.settings)
     layer = max(zone_layers(args.zone_layers, balls.store.depth)) if args.layer is None else args.layer
     if layer not in balls.main.layers:
-        raise UserError(f"--layer {layer} is not among the layers of {balls.store.directory} that were asked for")
+        raise UserError(
+            f"--layer {layer} is not among the layers of {balls.store.directory} that were asked for: name one of them"
+        )
     if balls.folds.n_folds < 3:
-        raise UserError(f"--folds {balls.folds.n_folds}: basis, judge and edited clips need three at least")
+        raise UserError(f"--folds {balls.folds.n_folds}: basis, judge and edited clips need three at least: give more")
     encoder, source = None, None
     if args.downstream:
         encoder, source = encoder_from_arguments(args).inspectable(), clip_source(args)
@@ -546,5 +549,6 @@ def _check_continues(encoder, first: int, hidden: dict[int, torch.Tensor]) -> No
     last = run_from(encoder, first, hidden[first], lambda state, h: None)
     if not torch.allclose(last, hidden[encoder.depth], atol=1e-3, rtol=1e-2):
         raise UserError(
-            f"the blocks of {encoder.title} need more than the state to go on: --downstream is for V-JEPA 2 encoders"
+            f"the blocks of {encoder.title} need more than the state to go on: "
+            "leave out --downstream, which is for V-JEPA 2 encoders"
         )

@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from pez.cli import COUNT, Number
 from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import mlp_modules
 from pez.encoder.controls import controls
@@ -242,9 +243,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--site", default="act", choices=["act", "fc1", "fc2"], help="after GELU, before it, or written"
     )
-    parser.add_argument("--folds", type=int, default=5, help="of the grouped cross-validation")
+    parser.add_argument("--folds", type=Number(int, least=2), default=5, help="of the grouped cross-validation")
     parser.add_argument("--control", nargs="+", default=[], choices=["random_weights"], help="do the same with these")
-    parser.add_argument("--control-seeds", type=int, default=1, help="random encoders")
+    parser.add_argument("--control-seeds", type=COUNT, default=1, help="random encoders")
     add_clip_arguments(parser)
     add_shard_arguments(parser)
 

@@ -117,7 +117,7 @@ class MovieDataset(ABC):
         Raises UserError for a tree that cannot be read (see `read`) or `max_scenes` below 1.
         """
         if max_scenes is not None and max_scenes < 1:
-            raise UserError(f"--max-scenes-per-block must be at least 1; got {max_scenes}")
+            raise UserError(f"--max-scenes-per-block must be at least 1; got {max_scenes}: give a number in that range")
         table = self.read(Path(root).expanduser(), skip_damaged)
         self._check(table)
         if max_scenes is None:
@@ -160,5 +160,8 @@ class MovieDataset(ABC):
 def sample_frames(n_frames: int, n_sample: int) -> np.ndarray:
     """Indices (from 0) of `n_sample` frames of a movie by `even_indices`; UserError if it has fewer than asked for."""
     if not 1 <= n_sample <= n_frames:
-        raise UserError(f"--n-frames-sample {n_sample} is not in 1 ... {n_frames}, the frames of a movie")
+        raise UserError(
+            f"--n-frames-sample {n_sample} is not in 1 ... {n_frames}, the frames of a movie: "
+            "give a number in that range"
+        )
     return np.array(even_indices(n_frames, n_sample))

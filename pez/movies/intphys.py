@@ -25,9 +25,9 @@ from PIL import Image, UnidentifiedImageError
 
 from constants import INTPHYS_MINI_ROOT, INTPHYS_ROOT
 from pez.errors import UserError
-from pez.files import read_json
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask, sample_frames
 from pez.movies.problems import Problem, listed, print_problems, summary
+from pez.records import StandInRecord, read_record
 from pez.runs import progress
 
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
@@ -253,13 +253,15 @@ def _find_movies(block: str, scene: str, folder: Path) -> tuple[list[Movie], lis
 
 def _status(path: Path) -> tuple[bool | None, list[tuple[Path, str, str]]]:
     """The label in a status file, and what is wrong with the file."""
+    if path.exists() and not path.is_file():  # a pipe would never answer
+        return None, [(path, "unreadable status files", "no file")]
     try:
         possible = json.loads(path.read_bytes())["header"]["is_possible"]  # of bytes: any Unicode, byte order marks
     except FileNotFoundError:
         return None, [(path, "missing status files", "missing")]
     except (KeyError, TypeError):
         return None, [(path, "status files without a label", "has no header.is_possible")]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         return None, [(path, "unreadable status files", f"unreadable status ({error})")]
     if not isinstance(possible, bool):
         what = f"header.is_possible is {possible!r}, neither true nor false"
@@ -363,7 +365,9 @@ def _missing_scenes(
     for block, scene in there:
         numbers[block].add(int(scene))
     known = n_scenes is not None
-    count = read_json(root / STAND_IN_FILE).get("scenes_per_block", 0) if n_scenes is None else n_scenes
+    count = n_scenes
+    if count is None:
+        count = read_record(root / STAND_IN_FILE, StandInRecord).get("scenes_per_block", 0)
     every = set().union(*numbers.values())
     first = 0 if 0 in every and count not in every else 1
     expected = set(range(first, first + count)) | (set() if known else every)

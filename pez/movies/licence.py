@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from pez.errors import UserError
-from pez.files import fingerprint, read_json, write_json
+from pez.files import fingerprint, write_json
 from pez.movies.dataset import MovieDataset
+from pez.records import AgreedRecord, read_record
 
 
 def check_licence(dataset: MovieDataset, accepted: bool, remember_in: str | Path) -> None:
@@ -16,7 +17,7 @@ def check_licence(dataset: MovieDataset, accepted: bool, remember_in: str | Path
     if not dataset.licence:
         return
     path = Path(remember_in) / "licences.json"
-    known = read_json(path) if path.is_file() else {}
+    known = read_record(path, AgreedRecord) if path.is_file() else {}
     if known.get(dataset.name) == fingerprint(dataset.licence):
         return
     if not accepted:

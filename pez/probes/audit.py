@@ -36,6 +36,7 @@ import torch
 
 from constants import N_FOLDS
 from pez.errors import UserError
+from pez.files import fingerprint_of_bytes
 from pez.probes.data.ball import PROBE_SETS, direction_partner
 from pez.probes.data.controls import place_features, seen_positions
 from pez.probes.data.groupings import torn_orbit
@@ -277,6 +278,12 @@ def places_of(clips: Clips, columns: tuple[str, str]) -> np.ndarray:
             f"{clips.directory}: clip {ids[unknown].iloc[0]} has no ground-truth position: rerun the step that made it"
         )
     return places
+
+
+def truth_fingerprint(clips: Clips) -> str:
+    """Fingerprint of the ground truth of every frame: the same of a clip set and of a store of its features."""
+    frames = clips.frames.sort_values(["clip_id", "frame"]).reset_index(drop=True)
+    return fingerprint_of_bytes(pd.util.hash_pandas_object(frames, index=False).to_numpy().tobytes())
 
 
 def _settings(clips: Clips) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _one_fold_a_value(clips: pd.DataFrame, group: np.ndarray, grouping: str) -> 
     if len(value) < 3:
         raise UserError(
             f"--grouping {grouping} needs at least 3 different values to leave one between others out; "
-            f"there are {len(value)} ({', '.join(sorted(set(group)))})"
+            f"there are {len(value)} ({', '.join(sorted(set(group)))}): choose another"
         )
     return fold.astype(np.int64)
 
@@ -163,7 +163,7 @@ def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: 
     Fewer where seeds give the same folds again: few groups can be dealt in few ways. UserError for `repeats` below 1.
     """
     if repeats < 1:
-        raise UserError(f"--repeats must be at least 1; got {repeats}")
+        raise UserError(f"--repeats must be at least 1; got {repeats}: give a number in that range")
     different: dict[tuple[int, ...], np.ndarray] = {}
     for repeat in range(repeats):
         fold = deal(seed + repeat)
@@ -191,7 +191,7 @@ def grouped_folds(
     group = np.asarray(group)
     names = np.unique(group)
     if n_folds < 2:
-        raise UserError(f"--folds must be at least 2; got {n_folds}")
+        raise UserError(f"--folds must be at least 2; got {n_folds}: give a number in that range")
     if len(names) < 2:
         raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another --grouping")
     strata = np.zeros(len(group), dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
@@ -226,7 +226,7 @@ def unevenness(fold: np.ndarray, targets: np.ndarray) -> float:
 def check_seed(seed: int) -> None:
     """UserError for a seed that the random generators cannot take."""
     if not 0 <= seed < 2**32:
-        raise UserError(f"--seed must be 0 ... {2**32 - 1}; got {seed}")
+        raise UserError(f"--seed must be 0 ... {2**32 - 1}; got {seed}: give a number in that range")
 
 
 def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.ndarray:
@@ -241,7 +241,7 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.nda
     if len(scenes) < 3:
         raise UserError(
             f"{len(scenes)} IntPhys scenes are too few for separate training, validation and test folds: "
-            "at least 3 are needed (see --max-scenes-per-block)"
+            "give at least 3 (see --max-scenes-per-block)"
         )
     rng = np.random.default_rng(seed)
     dealt = pd.concat([block.sample(frac=1, random_state=rng) for _, block in scenes.groupby("block")])
@@ -265,4 +265,4 @@ def check_n_folds(n_folds: int, chooses: bool = False) -> None:
     least = 3 if chooses else 2
     if n_folds < least:
         why = "training, validation and test scenes" if chooses else "training and test scenes"
-        raise UserError(f"--folds must be at least {least}, for separate {why}; got {n_folds}")
+        raise UserError(f"--folds must be at least {least}, for separate {why}; got {n_folds}: give more")

@@ -16,7 +16,7 @@ from constants import N_FOLDS, RESULTS_DIR
 from pez.controls import BALLS, MOVIES, controls_for
 from pez.encoder.devices import probe_device
 from pez.encoder.pooling import POOLINGS
-from pez.errors import UserError
+from pez.errors import check_number
 from pez.files import check_run_name
 from pez.probes.data.ball import DIRECTION_TARGETS, PROBE_SETS
 from pez.probes.data.controls import MODES, REFIT, known_control
@@ -51,13 +51,14 @@ def option(
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
+    sane: float | None = None,
     metavar: str | None = None,
 ) -> Any:
     """A field of an options class.
 
     `name` on the command line, if it is not the field's; `flags`: further names there. `choices` are asked for when a
     parser is made, so that what was registered counts. `several`: one or more values, a tuple. `least`, `above`,
-    `most`: bounds of a number, of each of several.
+    `most`, `sane`: bounds of a number, of each of several (pez.errors.check_number).
     """
     about = {key: value for key, value in locals().items() if key != "default"}
     return dataclasses.field(default=default, metadata={"option": about})
@@ -78,9 +79,9 @@ class RunOptions:
         "where settings are chosen: on the reported fold, or inside (pez/probes/protocols.py)",
         choices=lambda: CHOICES,
     )
-    folds: int = option(N_FOLDS, "of the grouped cross-validation", type=int)
+    folds: int = option(N_FOLDS, "of the grouped cross-validation", type=int, least=2, sane=10_000)
     seed: int = option(0, "of folds and clusters, and of what a probe draws", type=int, least=0, most=2**32 - 1)
-    repeats: int = option(1, "cross-validations, split with seeds seed, seed + 1, ...", type=int, least=1)
+    repeats: int = option(1, "cross-validations, split with seeds seed, seed + 1, ...", type=int, least=1, sane=10_000)
     max_epochs: int | None = option(
         None, "epochs of a linear probe at most (default: 400, of adamw100 100)", type=int, least=1, most=1_000_000
     )
@@ -89,8 +90,12 @@ class RunOptions:
         "probe layers whose probes had not converged again, for more epochs (pez/probes/validation/convergence.py)",
         flag=True,
     )
-    bootstrap: int = option(N_RESAMPLES, "resamples of groups for intervals; 0: none", type=int, least=0)
-    control_seeds: int = option(3, "draws of the controls shuffled_labels and random_weights", type=int, least=1)
+    bootstrap: int = option(
+        N_RESAMPLES, "resamples of groups for intervals; 0: none", type=int, least=0, sane=1_000_000
+    )
+    control_seeds: int = option(
+        3, "draws of the controls shuffled_labels and random_weights", type=int, least=1, sane=1000
+    )
     device: str = option("cpu", "cpu, cuda:0, ...")
     memory_gib: float | None = option(
         None,
@@ -98,6 +103,7 @@ class RunOptions:
         flags=("--memory-gb",),
         type=float,
         above=0,
+        sane=1_000_000,
     )
     results_dir: Path = option(RESULTS_DIR, "where results are written", type=Path)
 
@@ -160,7 +166,12 @@ class BallOptions(RunOptions):
     )
     layers: tuple[int, ...] | None = option(None, "only these (default: all)", type=int, several=True)
     threads: int | None = option(
-        None, "CPU threads, one problem each (default: all cores)", flags=("--workers",), type=int, least=1
+        None,
+        "CPU threads, one problem each (default: all cores)",
+        flags=("--workers",),
+        type=int,
+        least=1,
+        sane=100_000,
     )
     save_probes: bool = option(False, "write the weights of the nested refits as probes_RUN.safetensors", flag=True)
 
@@ -193,8 +204,8 @@ class AttentiveOptions(MovieOptions):
 
     run_name: str = option("intphys_attentive", "names what is written")
     patch_pool: str = option(TOKEN_POOLINGS[0], "the tokens that the probe reads", choices=lambda: TOKEN_POOLINGS)
-    lr: tuple[float, ...] = option((1e-4,), "learning rates", type=float, several=True, above=0)
-    wd: tuple[float, ...] = option((0.01,), "weight decays", type=float, several=True, least=0)
+    lr: tuple[float, ...] = option((1e-4,), "learning rates", type=float, several=True, above=0, sane=1000)
+    wd: tuple[float, ...] = option((0.01,), "weight decays", type=float, several=True, least=0, sane=1_000_000)
     selection_metric: str = option(
         "relative_accuracy", "chooses among several settings", choices=lambda: SELECTION_METRICS
     )
@@ -204,11 +215,11 @@ class AttentiveOptions(MovieOptions):
         "beside it; fixed: one setting, its last epoch, half the work",
         choices=lambda: FIXED_CHOICES,
     )
-    num_epochs: int = option(20, "epochs of training", type=int)
-    warmup_epochs: float = option(0.0, "linear warm-up of the learning rate", type=float)
-    probe_batch_size: int = option(16, "movies a training step", type=int)
-    num_probe_blocks: int = option(4, "blocks, the cross-attention one included", type=int)
-    probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int)
+    num_epochs: int = option(20, "epochs of training", type=int, least=1, sane=1_000_000)
+    warmup_epochs: float = option(0.0, "linear warm-up of the learning rate", type=float, least=0)
+    probe_batch_size: int = option(16, "movies a training step", type=int, least=1, sane=1_000_000)
+    num_probe_blocks: int = option(4, "blocks, the cross-attention one included", type=int, least=1, sane=1000)
+    probe_heads: int = option(16, "attention heads of the probe", name="--num-heads", type=int, least=1, sane=10_000)
     token_norm: str = option("layer", "of the tokens before the probe", choices=lambda: TOKEN_NORMS)
     schedule: str = option("cosine", "of the learning rate, to 0 at the last step; or", choices=lambda: SCHEDULES)
     probe_dtype: str = option(
@@ -301,23 +312,13 @@ def check_ranges(options: Any) -> None:
         about, value = field.metadata["option"], getattr(options, field.name)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, (int, float)) and not isinstance(number, bool):
-                _check_range(_name(field), number, about)
+                bounds = {name: about[name] for name in ("least", "above", "most", "sane")}
+                check_number(_name(field), number, **bounds)
 
 
 def _name(field: dataclasses.Field[Any]) -> str:
     """What an option is called on the command line."""
     return str(field.metadata["option"]["name"] or "--" + field.name.replace("_", "-"))
-
-
-def _check_range(name: str, number: float, about: dict[str, Any]) -> None:
-    least, above, most = about["least"], about["above"], about["most"]
-    if least is not None and not number >= least:
-        bound = f"at least {least:g}" if most is None else f"{least:g} ... {most:.10g}"
-        raise UserError(f"{name} must be {bound}; got {number:g}")
-    if above is not None and not number > above:
-        raise UserError(f"{name} must be more than {above:g}; got {number:g}")
-    if most is not None and not number <= most:
-        raise UserError(f"{name} must be {least or 0:g} ... {most:.10g}; got {number:.10g}")
 
 
 def recorded(options: Any) -> dict[str, Any]:

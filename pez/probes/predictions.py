@@ -25,6 +25,7 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.probes.data.probe_data import NEVER, POSSIBLE, Parts, Variable, possible_variable, scene_names
+from pez.tables import BALL_PREDICTIONS, MOVIE_PREDICTIONS, checked, unchecked_parquet
 
 MAIN = ""  # `control` of the main curve
 _BALL_COLUMNS = ("protocol", "variable", "layer", "clip_id", "group", "component", "target", "prediction")
@@ -180,27 +181,27 @@ def read_predictions(path: str | Path, rerun: str, parts: Parts | None = None) -
     damaged, or curves in it are cut.
     """
     path = Path(path)
+    table = unchecked_parquet(path, f"rerun {rerun}")
+    schema = MOVIE_PREDICTIONS if "score" in table.columns else BALL_PREDICTIONS
     try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: rerun {rerun}") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): rerun {rerun}") from None
-    try:
-        return from_table(table, parts)
-    except UserError as error:
+        return from_table(checked(path, dataclasses.replace(schema, mend=f"rerun {rerun}"), table), parts)
+    except DamagedPredictions as error:
         raise UserError(f"{path}: {error}: rerun {rerun}") from None
 
 
+class DamagedPredictions(UserError):
+    """What is wrong with a table of predictions."""
+
+
 def from_table(table: pd.DataFrame, parts: Parts | None = None) -> list[Predictions]:
-    """The curves of a table of either layout; UserError if a column, a clip or a layer of a curve is missing.
+    """The curves of a table of either layout; DamagedPredictions if a column, a clip or a layer of a curve is missing.
 
     `parts` says what parts movies have, from their table; by default their sub-tasks, by the column of that name.
     """
     is_movies = "score" in table.columns
     missing = [column for column in (_MOVIE_COLUMNS if is_movies else _BALL_COLUMNS) if column not in table.columns]
     if missing:
-        raise UserError(f"the predictions have no column {missing[0]}")
+        raise DamagedPredictions(f"the predictions have no column {missing[0]}")
     table = table.assign(**{name: value for name, value in _OLDER.items() if name not in table.columns})
     keys = ["control", "control_seed", *([] if is_movies else ["variable"]), "protocol"]
     curves = [rows.reset_index(drop=True) for _, rows in table.groupby(keys, sort=False)]
@@ -221,7 +222,7 @@ def _ball_curve(rows: pd.DataFrame) -> Predictions:
     keys = ["repeat", "layer", "clip_id", "component"]
     first = rows.iloc[0]
     if len(rows) != np.prod(shape) or rows.duplicated(keys).any():
-        raise UserError(
+        raise DamagedPredictions(
             f"the predictions of {first['variable']} have {len(rows)} rows for {' x '.join(map(str, shape))} repeats x "
             "layers x clips x components"
         )
@@ -249,7 +250,7 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
     movies = rows[of_movie].drop_duplicates("clip_id").sort_values("clip_id").reset_index(drop=True)
     shape = (len(repeats), len(layers), len(movies))
     if len(rows) != np.prod(shape) or rows.duplicated(["repeat", "layer", "clip_id"]).any():
-        raise UserError(f"{len(rows)} rows for {' x '.join(map(str, shape))} repeats x layers x movies")
+        raise DamagedPredictions(f"{len(rows)} rows for {' x '.join(map(str, shape))} repeats x layers x movies")
     order = pd.Categorical(rows["clip_id"], categories=movies["clip_id"])
     rows = rows.assign(clip_id=order).sort_values(["repeat", "layer", "clip_id"], kind="stable")
     first = rows.iloc[0]

@@ -40,7 +40,8 @@ def with_fixed(protocol: str, n_folds: int, n_settings: int) -> tuple[str, ...]:
         return chosen_protocols(protocol, n_folds)
     if n_settings > 1:
         raise UserError(
-            f"--protocol fixed chooses nothing, so it needs one --lr and one --wd; got {n_settings} settings"
+            f"--protocol fixed chooses nothing, so it needs one --lr and one --wd; got {n_settings} settings: "
+            "leave one of each"
         )
     return (FIXED,)
 

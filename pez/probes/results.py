@@ -4,7 +4,12 @@
     convergence_RUN.csv    linear probes: how the training behind each layer and fold of the main curve ended
     controls_RUN.csv       the same scores of every control and seed, with selectivity; absent without controls
     predictions_RUN.parquet     out-of-fold predictions of every curve (pez/probes/predictions.py)
-    config_RUN.json (balls), summary_RUN.json (movies)     settings, what the features are, provenance
+    config_RUN.json (balls), summary_RUN.json (movies)     settings, what the features are, provenance, and the
+                           checksum of every file above
+
+A results table names, in `features_fingerprint` and `predictions_fingerprint`, the features (`FeatureStore.content`)
+and the file of predictions that it was made from. Files that are not those of one run are refused where they are read;
+runs of versions that wrote no checksums are read without.
 
 Inside, a score has a protocol and one name. In the tables, columns without a protocol's name are of
 
@@ -27,7 +32,7 @@ import pandas as pd
 
 from pez.controls import UNIQUE
 from pez.errors import UserError
-from pez.files import read_json, write_csv, write_json, write_parquet
+from pez.files import fingerprint_of_bytes, fingerprint_of_files, write_json, write_parquet, write_text
 from pez.movies import dataset_titled
 from pez.probes.data.movies import dataset_parts
 from pez.probes.data.probe_data import Variable
@@ -38,7 +43,9 @@ from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored, Scores, ends_of, score
 from pez.probes.validation.convergence import converged
+from pez.records import BallRunRecord, MovieRunRecord, read_record
 from pez.runs import provenance
+from pez.tables import RESULTS, checked, read_csv
 
 BALL, MOVIES = "ball", "movies"
 RECORDS = {BALL: "config", MOVIES: "summary"}
@@ -320,18 +327,21 @@ def write_tables(
     record: dict[str, Any],
 ) -> list[Path]:
     """Write a run's tables and its record, each whole; returns their paths, the results table last."""
-    written = []
-    for stem, rows in (("controls", controls), ("convergence", convergence)):
+    record_path = directory / f"{RECORDS[kind]}_{run_name}.json"
+    made = write_parquet(directory / f"predictions_{run_name}.parquet", predictions)
+    results = results.assign(predictions_fingerprint=fingerprint_of_files([made]))
+    written, texts = [], {}
+    for stem, rows in (("controls", controls), ("convergence", convergence), ("results", results)):
         path = directory / f"{stem}_{run_name}.csv"
-        path.unlink(missing_ok=True)  # an earlier run of this name may have had some
-        written += [] if rows.empty else [write_csv(path, rows)]
-    record = {**record, "provenance": provenance()}
-    return [
-        *written,
-        write_parquet(directory / f"predictions_{run_name}.parquet", predictions),
-        write_json(directory / f"{RECORDS[kind]}_{run_name}.json", record),
-        write_csv(directory / f"results_{run_name}.csv", results),
-    ]
+        if rows.empty:
+            path.unlink(missing_ok=True)  # an earlier run of this name may have had some
+        else:
+            texts[path] = rows.to_csv(index=False)
+    files = {path.name: fingerprint_of_bytes(text.encode()) for path, text in texts.items()}
+    record = {**record, "provenance": provenance(), "files": {**files, made.name: fingerprint_of_files([made])}}
+    *others, last = texts  # the results come last: what they are made from is there
+    written += [write_text(path, texts[path]) for path in others]
+    return [*written, made, write_json(record_path, record), write_text(last, texts[last])]
 
 
 def prediction_table(run_name: str, kind: str, predictions: Sequence[Predictions], with_epoch: bool) -> pd.DataFrame:
@@ -348,12 +358,7 @@ def prediction_table(run_name: str, kind: str, predictions: Sequence[Predictions
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """A CSV that a step wrote; UserError if it is damaged."""
-    try:
-        return pd.read_csv(path)
-    except ValueError as error:  # pandas' own errors and broken text are ValueErrors
-        raise UserError(
-            f"{path} is not a readable table ({error}): remove it, or rerun the step that wrote it"
-        ) from None
+    return read_csv(path, "remove it, or rerun the step that wrote it")
 
 
 def result_paths(results_dir: str | Path) -> list[Path]:
@@ -372,7 +377,7 @@ def run_kind(table: pd.DataFrame) -> str | None:
 class Run:
     """A run in a results folder: its results table and when that was written (seconds); the rest is read when asked.
 
-    Whatever is not there is empty; what is damaged is a UserError that names it.
+    Whatever is not there is empty; what is damaged, or was not written with the rest, is a UserError that names it.
     """
 
     directory: Path
@@ -398,13 +403,41 @@ class Run:
     def controls(self) -> pd.DataFrame:
         """controls_RUN.csv; empty without controls."""
         path = self.path("controls", ".csv")
-        return read_table(path) if path.is_file() else pd.DataFrame()
+        if not path.is_file():
+            if path.name in self.record.get("files", {}):
+                raise UserError(f"{path} is missing: rerun {self.step}")
+            return pd.DataFrame()
+        self.check_file(path)
+        return read_table(path)
+
+    def check_file(self, path: Path) -> None:
+        """UserError if one of the run's files is not the one that was written with its record."""
+        recorded = self.record.get("files", {})
+        if recorded and recorded.get(path.name) != fingerprint_of_files([path]):
+            raise UserError(
+                f"{path} is not the file that was written with {self.path(RECORDS[self.kind], '.json').name} (it was "
+                f"edited or cut, or is of another run): rerun {self.step}"
+            )
+
+    def check(self) -> "Run":
+        """Itself, if results, predictions and record were written together; else UserError.
+
+        Of a run of an earlier version only what its record says is checked.
+        """
+        results, made = self.path("results", ".csv"), self.path("predictions", ".parquet")
+        if "predictions_fingerprint" in self.table and not self.record.get("files"):
+            missing = self.path(RECORDS[self.kind], ".json")
+            raise UserError(f"{missing} is missing, or is of another run than {results.name}: rerun {self.step}")
+        self.check_file(results)
+        if made.is_file():
+            self.check_file(made)
+        return self
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """config_RUN.json or summary_RUN.json; empty if it is not there."""
         path = self.path(RECORDS[self.kind], ".json")
-        return read_json(path) if path.is_file() else {}
+        return read_record(path, BallRunRecord if self.kind == BALL else MovieRunRecord) if path.is_file() else {}
 
     @property
     def features(self) -> dict[str, dict[str, Any]]:
@@ -439,7 +472,10 @@ class Run:
         parts = None
         if self.kind == MOVIES and "data" in self.table:
             parts = dataset_parts(dataset_titled(str(self.value("data"))))
-        return score(read_predictions(self.path("predictions", ".parquet"), self.step, parts), int(n))
+        path = self.path("predictions", ".parquet")
+        if path.is_file():
+            self.check_file(path)
+        return score(read_predictions(path, self.step, parts), int(n))
 
 
 def depth_of(table: pd.DataFrame) -> int:
@@ -456,8 +492,12 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
             continue
         table = read_table(path)
         kind = run_kind(table)
+        records = [Path(results_dir) / f"{record}_{name}.json" for record in RECORDS.values()]
+        if kind is None and any(record.is_file() for record in records):
+            raise UserError(f"{path} is not a whole table of results: rerun the command that made run {name}")
         if kind is not None:
-            yield Run(Path(results_dir), name, kind, table, path.stat().st_mtime)
+            run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime)
+            yield run.check()
 
 
 def movie_settings(described: dict[str, Any]) -> dict[str, Any]:

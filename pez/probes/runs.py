@@ -21,7 +21,7 @@ from pez.controls import BALLS, BESIDE, is_floor
 from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
-from pez.files import atomic_path, run_lock
+from pez.files import atomic_path, remove_dead_partial, run_lock
 from pez.movies.intphys2 import MAIN as MAIN_SPLIT
 from pez.movies.intphys2 import write_leaderboard
 from pez.probes.audit import grouping_notes
@@ -207,7 +207,7 @@ def plan(options: BallOptions) -> list[Curve]:
         if options.recipe == PUBLISHED:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
         if options.swap:
-            raise UserError("--swap is of the ball sets; with --targets name the factor with --group instead")
+            raise UserError("--swap is of the ball sets; name the factor with --group, beside --targets")
         return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
     assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
@@ -306,6 +306,7 @@ def _curve(
         norm_mode=options.norm_mode,
         described=store.settings,
         precision=feature_precision(store.settings, pooling),
+        stores=(store,),
     )
     protocols = chosen_protocols(options.protocol, repeats[0].n_folds)
     return Curve(store, capture, pooling, data, repeats, protocols, grouping)
@@ -416,6 +417,7 @@ def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[s
         "n_bootstrap": options.bootstrap,
         "seed": options.seed,
         "note": ANGLE_NOTE if variable.components == ("angle",) else "",
+        "features_fingerprint": curve.store.content,
     }
 
 
@@ -568,7 +570,7 @@ def score_movie_run(
         {"run_name": options.run_name, "probe_set": probe_set, "variable": scores.variables()[0]}.items()
     ):
         rows.insert(place, column, value)
-    rows = rows.assign(**movie_settings(described), **settings)
+    rows = rows.assign(**movie_settings(described), **settings, features_fingerprint=curve.store.content)
     record = {
         "run_name": options.run_name,
         "recipe": options.recipe,
@@ -693,7 +695,7 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
         }
         whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
         recipe = {} if options.recipe == OURS else {"recipe": options.recipe}
-        return {**made, **asked, **solver.recipe.told(), **chosen, **whose, **recipe}
+        return {**made, **asked, **solver.recipe.told(), **chosen, **whose, **recipe, "store": data.described}
 
     work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
     return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
@@ -708,6 +710,7 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
     shard = check_shard(args.num_shards, args.shard_index)
     locks = options.results_dir / ".locks" / options.run_name
     with holding(locks, shard):
+        remove_dead_partial(options.results_dir)
         features = movie_features(args, options.patch_pool, options.control, shard)
         curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
         return _attentive(args, options, solver, curve, locks, shard)

@@ -56,7 +56,7 @@ def run_transfer(args: argparse.Namespace) -> pd.DataFrame:
     curves = plan(options)
     for curve in curves:
         if "nested" not in curve.protocols and options.protocol != "nested":
-            raise UserError("transfer reads the refits of the nested protocol, which needs --folds of at least 3")
+            raise UserError("transfer reads the refits of the nested protocol: give --folds of at least 3")
         print("\n".join(notes(options, curve)))
     with run_lock(options.results_dir, f"transfer_{options.run_name}"):
         table = pd.concat([transfer(options, curve) for curve in curves], ignore_index=True)

@@ -89,7 +89,9 @@ def ball_renderer(settings: dict[str, Any], ball_radius: float, threads: int = 1
 def check_resolution(resolution: int) -> int:
     """Return `resolution` if frames of that many pixels a side can be rendered; UserError otherwise."""
     if not 16 <= resolution <= 2048:
-        raise UserError(f"--resolution must be 16 ... 2048 pixels a side; got {resolution}")
+        raise UserError(
+            f"--resolution must be 16 ... 2048 pixels a side; got {resolution}: give a number in that range"
+        )
     return resolution
 
 
@@ -97,7 +99,10 @@ def _kubric_sampling(options: KubricOptions) -> dict[str, Any]:
     """How Cycles samples, and which Blender and Kubric it is: their pictures differ a little."""
     check_choice("--cycles-device", options.cycles_device, CYCLES_DEVICES)
     if not 1 <= options.samples_per_pixel <= MAX_SAMPLES:
-        raise UserError(f"--samples-per-pixel must be 1 ... {MAX_SAMPLES}; got {options.samples_per_pixel}")
+        raise UserError(
+            f"--samples-per-pixel must be 1 ... {MAX_SAMPLES}; got {options.samples_per_pixel}: "
+            "give a number in that range"
+        )
     found = kubric_environment()
     _check_device(options.cycles_device, found)
     return {**asdict(options), "blender": found.blender, "kubric": found.kubric}

@@ -1,6 +1,7 @@
 """A clip set on disk: lossless PNG frames a clip, and two parquet manifests.
 
-    <root>/<set>/clipset.json            settings that made the set, their fingerprint, provenance
+    <root>/<set>/clipset.json            settings that made the set, their fingerprint, provenance, and the checksums of
+                                         the two manifests
     <root>/<set>/clips.parquet           one row a clip
     <root>/<set>/frames.parquet          one row a frame: ground truth
     <root>/<set>/clips/<clip_id>/frame_00.png ... frame_15.png
@@ -40,10 +41,13 @@ from typing import Any
 import pandas as pd
 
 from pez.errors import UserError
-from pez.files import fingerprint, read_json
+from pez.files import fingerprint, fingerprint_of_files
+from pez.records import ClipSetRecord, read_record
 from pez.shards import whose
+from pez.tables import CLIPS, FRAMES, read_parquet
 
 FORMAT = 1
+MANIFESTS = ("clips.parquet", "frames.parquet")
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,15 @@ def read_clip_set(directory: str | Path) -> ClipSet:
         raise UserError(
             f"no clip set at {directory}: make it with `python step1_generate.py --dataset {directory.name}`"
         )
-    described = read_json(directory / "clipset.json")
+    described = read_record(directory / "clipset.json", ClipSetRecord)
     clips, frames = read_manifests(directory)
+    recorded = described.get("tables", {})  # of earlier versions none
+    for name, now in manifest_checksums(directory).items():
+        if recorded and recorded.get(name) != now:
+            raise UserError(
+                f"{directory / name} is not the manifest that step 1 wrote (it was edited, or is of another set): "
+                f"{CLIPS.mend}; clips that are complete are kept"
+            )
     missing = missing_clips(directory, clips)
     if missing:
         raise UserError(
@@ -107,8 +118,20 @@ def read_clip_set(directory: str | Path) -> ClipSet:
 
 
 def read_manifests(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """clips.parquet and frames.parquet of a set; UserError if one is missing or damaged."""
-    return _read_parquet(directory / "clips.parquet"), _read_parquet(directory / "frames.parquet")
+    """clips.parquet and frames.parquet of a set; UserError if one is missing, damaged or not of the other's clips."""
+    clips, frames = read_parquet(directory / MANIFESTS[0], CLIPS), read_parquet(directory / MANIFESTS[1], FRAMES)
+    counted = frames["clip_id"].value_counts()
+    if not len(clips) or clips.set_index("clip_id")["n_frames"].to_dict() != counted.to_dict():
+        raise UserError(
+            f"{directory}: clips.parquet and frames.parquet are not of the same clips and frames ({len(clips)} clips, "
+            f"{len(counted)} with frames): {FRAMES.mend}"
+        )
+    return clips, frames
+
+
+def manifest_checksums(directory: Path) -> dict[str, str]:
+    """What clipset.json says of the manifests."""
+    return {name: fingerprint_of_files([directory / name]) for name in MANIFESTS}
 
 
 def missing_clips(directory: Path, clips: pd.DataFrame) -> list[str]:
@@ -119,13 +142,3 @@ def missing_clips(directory: Path, clips: pd.DataFrame) -> list[str]:
 def shards_of(directory: Path, clips: pd.DataFrame, wanted: list[str]) -> str:
     """Which shards have the clips `wanted`, in words; empty if the set was made by one process."""
     return whose(directory, clips.index[clips["clip_id"].isin(wanted)].tolist())
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        with path.open("rb") as file:  # pyarrow takes every path for UTF-8, whatever the locale
-            return pd.read_parquet(file)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: rerun step1_generate.py for this set") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and rerun step1_generate.py for this set") from None

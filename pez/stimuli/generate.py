@@ -12,11 +12,19 @@ import pandas as pd
 
 from constants import N_FRAMES
 from pez.errors import UserError
-from pez.files import fingerprint, read_json, remove_partial, write_json, write_parquet
+from pez.files import fingerprint, remove_dead_partial, remove_partial, write_json, write_parquet
+from pez.records import ClipSetRecord, first_difference, read_record
 from pez.runs import progress, provenance
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import KubricOptions, check_resolution, render_settings, resolve
-from pez.stimuli.clipset import FORMAT, clip_directory, frame_paths, missing_clips, read_manifests
+from pez.stimuli.clipset import (
+    FORMAT,
+    clip_directory,
+    frame_paths,
+    manifest_checksums,
+    missing_clips,
+    read_manifests,
+)
 from pez.stimuli.conditions import MAX_OBJECTS, check_starts, condition_table, grid_settings
 from pez.stimuli.manifests import manifests
 from pez.stimuli.motions import prefixes
@@ -24,6 +32,7 @@ from pez.stimuli.orbits import has_orbits, orbit_settings
 from pez.stimuli.physics import DEFAULT_PHYSICS
 from pez.stimuli.variation import check_variation, stage_of, variation_settings
 from pez.stimuli.workers import render_clips
+from pez.tables import CLIPS, read_parquet
 
 DEFAULT_KUBRIC = KubricOptions()
 PNG_END = b"IEND\xaeB`\x82"
@@ -59,7 +68,7 @@ def set_settings(
     """
     backend, starts = resolve(backend), check_starts(set_name, start_positions)
     if not 1 <= objects <= MAX_OBJECTS:
-        raise UserError(f"--objects must be 1 ... {MAX_OBJECTS}; got {objects}")
+        raise UserError(f"--objects must be 1 ... {MAX_OBJECTS}; got {objects}: give a number in that range")
     if kubric.full_frame and starts == "endless":
         raise UserError(
             "--full-frame is not for --start-positions endless, whose copies are drawn box by box: leave it out"
@@ -107,6 +116,7 @@ def write_clip_set(
             there = _clips_there(directory, settings)
             conditions = conditions.head(len(conditions) if limit is None else max(limit, there))
             clips, frames = _described(directory, settings, conditions, shard)
+        remove_dead_partial(directory)
         remove_partial(directory / "clips", shard.owner)
         own = clips.iloc[own_share(range(len(clips)), *shard)]
         jobs = _missing(directory, own, frames, settings)
@@ -130,9 +140,9 @@ def png_is_whole(path: Path) -> bool:
 
 def _check_counts(limit: int | None, workers: int) -> None:
     if limit is not None and limit < 1:
-        raise UserError(f"--limit must be at least 1 clip; got {limit}")
+        raise UserError(f"--limit must be at least 1 clip; got {limit}: give a number in that range")
     if workers < 1:
-        raise UserError(f"--workers must be at least 1; got {workers}")
+        raise UserError(f"--workers must be at least 1; got {workers}: give a number in that range")
 
 
 def make_folder(directory: Path) -> None:
@@ -158,29 +168,22 @@ def _clips_there(directory: Path, settings: dict[str, Any]) -> int:
         if (directory / "clips").is_dir():
             raise UserError(f"{directory} holds clips but no clipset.json: choose another folder, or use --overwrite")
         return 0
-    refuse_difference(directory, read_json(directory / "clipset.json")["settings"], settings)
+    refuse_difference(directory, read_record(directory / "clipset.json", ClipSetRecord)["settings"], settings)
     try:
-        return len(pd.read_parquet(directory / "clips.parquet", columns=["clip_id"]))
-    except (FileNotFoundError, ValueError, OSError):  # missing or damaged: it is about to be written anew
+        return len(read_parquet(directory / "clips.parquet", CLIPS))
+    except UserError:  # missing or damaged: it is about to be written anew
         return 0
 
 
 def refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise a UserError that names the first setting in which two clip sets differ."""
-    there, wanted = _flat(there), _flat(wanted)
-    for name in [*wanted, *there]:
-        if there.get(name) != wanted.get(name):
-            raise UserError(
-                f"{directory} holds clips made with {name} = {there.get(name)}, now asked for {wanted.get(name)}: "
-                "choose another --output-root, or replace them with --overwrite"
-            )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
+    different = first_difference(there, wanted)
+    if different:
+        name, held, asked = different
+        raise UserError(
+            f"{directory} holds clips made with {name} = {held}, now asked for {asked}: "
+            "choose another --output-root, or replace them with --overwrite"
+        )
 
 
 def _described(
@@ -199,11 +202,14 @@ def _described(
 
 def _describe(directory: Path, settings: dict[str, Any], clips: pd.DataFrame, frames: pd.DataFrame) -> None:
     path = directory / "clipset.json"
-    if not path.is_file():
-        described = {"format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings)}
-        write_json(path, {**described, "provenance": provenance()})
+    described = {"format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings)}
+    described["provenance"] = provenance()
+    there = read_record(path, ClipSetRecord) if path.is_file() else {}
+    if there.pop("tables", None) is not None or not there:  # neither manifest is vouched for while they are written
+        write_json(path, there or described)
     write_parquet(directory / "clips.parquet", clips)
     write_parquet(directory / "frames.parquet", frames)
+    write_json(path, {**(there or described), "tables": manifest_checksums(directory)})
 
 
 def _missing(

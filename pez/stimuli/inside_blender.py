@@ -6,7 +6,7 @@ Such a Blender would print a traceback and still end with exit code 0.
 import importlib.util
 import sys
 
-_NEEDED = ("numpy", "pandas", "pyarrow", "pybullet", "PIL", "tqdm")
+_NEEDED = ("numpy", "pandas", "pyarrow", "pybullet", "PIL", "tqdm", "pydantic")
 
 
 def missing_packages() -> list[str]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from pez.errors import UserError
-from pez.files import fingerprint, read_json, remove_partial, write_json, write_text
+from pez.files import fingerprint, remove_dead_partial, remove_partial, write_json, write_text
 from pez.movies.intphys import MOVIES, SUBTASKS
+from pez.records import StandInRecord, read_record
 from pez.runs import progress, provenance
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import resolve
@@ -101,7 +102,7 @@ def write_mini_set(
 def _check_range(flag: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         allowed = f"at least {low}" if high is None else f"{low} ... {high}"
-        raise UserError(f"{flag} must be {allowed}; got {value}")
+        raise UserError(f"{flag} must be {allowed}; got {value}: give a number in that range")
 
 
 def _refuse_others_movies(root: Path) -> None:
@@ -125,7 +126,7 @@ def _scenes_there(root: Path, settings: dict[str, Any]) -> int:
     """Scenes a block in the folder, or begun there, 0 if none; UserError if its settings differ."""
     if not (root / "STAND_IN.json").is_file():
         return 0
-    described = read_json(root / "STAND_IN.json")
+    described = read_record(root / "STAND_IN.json", StandInRecord)
     refuse_difference(root, described["settings"], settings)
     names = [path.name for block in SUBTASKS for path in (root / block).glob("*")]
     numbers = [int(name) for name in names if re.fullmatch(r"\d\d", name)]
@@ -135,7 +136,7 @@ def _scenes_there(root: Path, settings: dict[str, Any]) -> int:
 def _describe(root: Path, settings: dict[str, Any], scenes_per_block: int) -> None:
     path = root / "STAND_IN.json"
     if path.is_file():
-        described = read_json(path)
+        described = read_record(path, StandInRecord)
     else:
         described = {"notice": NOTICE, "format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings)}
         described["provenance"] = provenance()
@@ -146,6 +147,7 @@ def _describe(root: Path, settings: dict[str, Any], scenes_per_block: int) -> No
 
 def _todo(root: Path, scenes: list[Scene], settings: dict[str, Any], shard: Shard) -> list[Scene]:
     """Scenes that are not whole; what is there of them, and what killed runs left, is removed."""
+    remove_dead_partial(root)
     for block in SUBTASKS:
         remove_partial(root / block, shard.owner)
     missing = [scene for scene in scenes if not _is_whole(root / scene.scene_id, settings["n_frames"])]

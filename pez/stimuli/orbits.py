@@ -77,8 +77,8 @@ def _check_directions(directions: Sequence[float]) -> None:
     half = len(directions) // 2
     if len(directions) % 2 or any(directions[i] + 180 != directions[i + half] for i in range(half)):
         raise UserError(
-            "--start-positions matched and endless, and --dataset turns, need directions in pairs: the second half "
-            "of directions_deg in constants.py must be the first plus 180"
+            "--start-positions matched and endless, and --dataset turns, need directions in pairs: make the second "
+            "half of directions_deg in constants.py the first plus 180"
         )
 
 

@@ -109,7 +109,7 @@ def table(design: str, draws: int) -> pd.DataFrame:
 
 def main() -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="pez.stimuli.place", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="pez.stimuli.place", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--draws", type=int, default=40, help="paper-size sets of each design")
     parser.add_argument("--sets", nargs="+", choices=DESIGNS, default=list(DESIGNS), help="designs")
     args = parser.parse_args()

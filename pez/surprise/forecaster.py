@@ -198,10 +198,12 @@ def _meta_predictor(content: dict, path: Path, config, heads: int, mask_token: i
         lacking = "mask_tokens" if embed is not None and mlp is not None else "predictor_embed or predictor_blocks"
         raise UserError(f"{path} has no predictor of V-JEPA 2's kind (no {lacking} in it): {_NO_PREDICTOR}")
     if mask_token not in tokens:
-        raise UserError(f"--mask-token {mask_token} is not there: {path} has {len(tokens)}, 0 to {max(tokens)}")
+        raise UserError(f"--mask-token {mask_token} is not there: {path} has {len(tokens)}: give 0 to {max(tokens)}")
     width = embed.shape[0]
     if heads < 1 or width % heads:
-        raise UserError(f"--predictor-heads {heads} does not divide the predictor's width {width} in {path}")
+        raise UserError(
+            f"--predictor-heads {heads} does not divide the predictor's width {width} in {path}: give a divisor"
+        )
     state[_MASK_TOKENS] = tokens[mask_token][None]
     config.pred_hidden_size, config.pred_num_attention_heads = width, heads
     config.pred_num_hidden_layers = len({name.split(".")[1] for name in state if name.startswith("layer.")})
@@ -229,7 +231,7 @@ def _hugging_face_predictor(weights: str, encoder, mask_token: int) -> VJEPA2Pre
     embeddings = loaded.predictor.embeddings
     if not 0 <= mask_token < len(embeddings.mask_tokens):
         last = len(embeddings.mask_tokens) - 1
-        raise UserError(f"--mask-token {mask_token} is not there: {weights} has {last + 1}, 0 to {last}")
+        raise UserError(f"--mask-token {mask_token} is not there: {weights} has {last + 1}: give 0 to {last}")
     embeddings.mask_tokens = nn.Parameter(embeddings.mask_tokens[mask_token : mask_token + 1].detach().clone())
     embeddings.num_mask_tokens = 1
     return loaded.predictor

@@ -26,13 +26,15 @@ import pandas as pd
 import torch
 
 from pez.errors import UserError
-from pez.files import fingerprint, read_json, write_csv, write_json, write_parquet
+from pez.files import fingerprint, fingerprint_of_files, write_csv, write_json, write_parquet
 from pez.movies.dataset import MOVIE_COLUMNS, OVERALL, MovieDataset
 from pez.movies.intphys2 import pair_accuracy, possible_threshold, write_leaderboard
 from pez.probes.scores.possibility import score_movies, tolerances
+from pez.records import MovieRunRecord, read_record
 from pez.runs import progress, provenance
 from pez.surprise.forecaster import Forecaster
 from pez.surprise.windows import COPY_LAST, Windows, movie_frames, movie_surprises
+from pez.tables import MOVIE_PREDICTIONS, WINDOWS, read_parquet
 
 RANDOM_WEIGHTS = "random_weights"
 PROBE_SET = "surprise"
@@ -40,6 +42,7 @@ PROTOCOL = "fixed setting"  # nothing is trained or chosen
 OVER = ("mean", "max")
 CURVE = ["control", "control_seed"]
 FLUSH_SECONDS = 60
+HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 _COLUMNS = ("clip_id", *CURVE, "start", "context", "surprise")
 
 
@@ -49,7 +52,7 @@ class WindowTable:
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[tuple] = []
-        self.kept = pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=list(_COLUMNS))
+        self.kept = read_parquet(path, WINDOWS) if path.is_file() else pd.DataFrame(columns=list(_COLUMNS))
         self._written = time.monotonic()
 
     def done(self, control: str, seed: int) -> set[str]:
@@ -82,12 +85,14 @@ def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> Wi
     UserError naming the first setting that differs from the earlier run's, or if the name is another kind of run's.
     """
     table, record = directory / f"windows_{run_name}.parquet", directory / f"summary_{run_name}.json"
-    if record.is_file() and read_json(record).get("probe_set") != PROBE_SET:
+    if record.is_file() and read_record(record, MovieRunRecord).get("probe_set") != PROBE_SET:
         raise UserError(f"{record} is of a run that is not of step_surprise.py: choose another --run-name")
     if overwrite:
         table.unlink(missing_ok=True)
     if table.is_file():
-        before = read_json(record).get("settings", {})
+        before = read_record(record, MovieRunRecord).get("settings", {})
+        came_later = {name: settings[name] for name in ("held_out",) if name in settings}  # an earlier run had none
+        before = {**came_later, **before}
         differing = [name for name, value in settings.items() if before.get(name) != value]
         if differing:
             name = differing[0]
@@ -104,9 +109,12 @@ def _record(run_name: str, settings: dict) -> dict:
     return {**described, "provenance": provenance()}
 
 
-def movies_fingerprint(movies: pd.DataFrame) -> str:
-    """Changes with the movies, their labels and numbers of frames."""
-    return fingerprint(movies.drop(columns="directory").to_dict("records"))
+def movies_fingerprint(movies: pd.DataFrame, dataset: MovieDataset) -> str:
+    """Changes with the movies, their labels and the bytes of every frame."""
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        frames = [dataset.frames(movie, movie.n_frames) for movie in movies.itertuples()]
+        content = list(pool.map(fingerprint_of_files, frames))
+    return fingerprint([movies.drop(columns="directory").to_dict("records"), content])
 
 
 def fill(
@@ -291,7 +299,7 @@ def write_results(
         write_json(directory / f"summary_{run_name}.json", record),
     ]
     if probe_run is not None:
-        probe = pd.read_parquet(directory / f"predictions_{probe_run}.parquet")
+        probe = read_parquet(directory / f"predictions_{probe_run}.parquet", MOVIE_PREDICTIONS)
         paths.append(write_csv(directory / f"beside_{run_name}.csv", beside(probe, predictions, dataset)))
     return paths
 

@@ -42,10 +42,10 @@ class Windows:
         """UserError for counts that no movie could be cut by."""
         for option, value in (("--frame-step", self.frame_step), ("--stride", self.stride)):
             if value < 1:
-                raise UserError(f"{option} must be at least 1; got {value}")
+                raise UserError(f"{option} must be at least 1; got {value}: give a number in that range")
         for option, value in (("--window-frames", self.window), ("--context-frames", self.context)):
             if value < tubelet or value % tubelet:
-                raise UserError(f"{option} must be a multiple of the tubelet, {tubelet} frames; got {value}")
+                raise UserError(f"{option} must be a multiple of the tubelet, {tubelet} frames; got {value}: give one")
         if self.context >= self.window:
             raise UserError(
                 f"--context-frames {self.context} leaves nothing of --window-frames {self.window} to predict: lower it"

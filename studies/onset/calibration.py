@@ -267,7 +267,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(prog="python -m studies.onset.calibration", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m studies.onset.calibration", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--datasets", type=int, default=200, help="simulated data sets a scenario")
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--scenarios", nargs="+", choices=names, default=names, metavar="NAME", help="only these")

@@ -131,7 +131,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(prog="python -m studies.onset.estimators", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m studies.onset.estimators", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--datasets", type=int, default=200, help="simulated data sets a scenario")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     sys.exit(run_script(parser, main))

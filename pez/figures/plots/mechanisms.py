@@ -23,7 +23,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from pez.figures.plots.style import control_style, draw_interval, drawing_style, line_style, titled, write_notes
 from pez.figures.words import spoken
-from pez.files import read_json
+from pez.records import MechanismRecord, read_record
+from pez.tables import read_csv, unchecked_parquet
 
 ZONE_COLOUR, ZONE_LABEL = "#f0e6c8", "zone"
 _THIN = {"lw": 0.9, "color": "#6b6b6b"}
@@ -40,16 +41,17 @@ class MechanismRun:
     @classmethod
     def open(cls, results_dir: str | Path, name: str) -> "MechanismRun":
         """The run of that name; UserError if its record is damaged or missing."""
-        return cls(Path(results_dir), name, read_json(Path(results_dir) / f"config_mechanisms_{name}.json"))
+        record = Path(results_dir) / f"config_mechanisms_{name}.json"
+        return cls(Path(results_dir), name, read_record(record, MechanismRecord))
 
     def table(self, stem: str) -> pd.DataFrame | None:
         """Table `stem`_RUN, .csv or .parquet; None if it is not there."""
         path = self.results_dir / f"{stem}_{self.name}.csv"
         if path.is_file():
-            table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+            table = read_csv(path, MechanismRecord.mend, keep_default_na=False, na_values=["", "nan"])
             return table.assign(control=table["control"].astype(object).fillna("")) if "control" in table else table
         path = path.with_suffix(".parquet")
-        return pd.read_parquet(path) if path.is_file() else None
+        return unchecked_parquet(path, MechanismRecord.mend) if path.is_file() else None
 
     def about(self, command: str) -> dict[str, Any]:
         """What the record says of a sub-command; empty if it was not run."""

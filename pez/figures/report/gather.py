@@ -19,9 +19,10 @@ import constants
 from pez.errors import UserError
 from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
 from pez.figures.words import dataset_of
-from pez.files import read_json
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
+from pez.probes.audit import truth_fingerprint
 from pez.probes.results import MOVIES, RECORDS, Run, read_runs, read_table, result_paths
+from pez.records import VerdictRecord, read_record
 from pez.stimuli.clipset import ClipSet, read_clip_set
 
 CLIP_SETS = ("velocity", "acceleration")
@@ -230,7 +231,14 @@ def _audits(report: Report) -> list[Audit]:
             rows = read_table(table) if table.is_file() else None
         except UserError as error:
             report.absent.append(str(error))
-        found.append(Audit(stem.removeprefix("audit_"), rows, picture if picture.is_file() else None))
+        name = stem.removeprefix("audit_")
+        clips = next((each for each in report.clip_sets if each.name == name), None)
+        # of earlier versions no fingerprint is known
+        told = set(rows["clips_fingerprint"]) if rows is not None and "clips_fingerprint" in rows else set()
+        if clips is not None and told and told != {truth_fingerprint(clips)}:
+            report.absent.append(f"{table} is of other clips than {clips.directory}: rerun step3_probe.py audit")
+            continue
+        found.append(Audit(name, rows, picture if picture.is_file() else None))
     if not found:
         report.absent.append("Confound audit: no audit_*.csv (step3_probe.py audit)")
     return found
@@ -261,7 +269,7 @@ def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:
 def _record(report: Report, path: Path) -> dict[str, Any]:
     """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
     try:
-        return read_json(path)
+        return read_record(path, VerdictRecord)
     except UserError as error:
         report.absent.append(str(error))
         return {}

@@ -269,7 +269,7 @@ def read_statements(path: str | Path) -> tuple[Statement, ...]:
     lacking = [name for name in COLUMNS if name not in table]
     if lacking or table.empty:
         what = f"has no column {lacking[0]}" if lacking else "has no rows"
-        raise UserError(f"--statements {path} {what}: it needs {', '.join(COLUMNS)}, as docs/statements.csv")
+        raise UserError(f"--statements {path} {what}: write {', '.join(COLUMNS)}, as docs/statements.csv")
     table = table.assign(figure=table.get("figure", LABELS)).replace({"figure": {"": LABELS}})
     for number, row in enumerate(table.to_dict("records"), start=2):
         empty = [name for name in COLUMNS if not row[name].strip()]

@@ -10,6 +10,7 @@ pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -72,7 +73,8 @@ def build_verdict(
             notes.append(f"{of} left out: {error}")
     more = [asdict(each) for item in judged for each in item.beyond()]
     found = [each for item in judged for each in item.checked(figure, statements)]
-    record = verdict_record(found, **({"beyond": more} if more else {}), emergence=emergence_record(judged))
+    told = {"made_from": _fingerprints([run for run, _ in curves]), "emergence": emergence_record(judged)}
+    record = verdict_record(found, **({"beyond": more} if more else {}), **told)
     stem = f"_{curves[0][0].name}" if figure == LABELS else figure
     return _write(results_dir, stem, verdict_text(figure, judged, notes, statements), record)
 
@@ -96,8 +98,15 @@ def build_movie_verdict(
             judged.append(error)
     shown = [item for item in judged if isinstance(item, Judged)]
     found = [each for item in shown for each in item.checked(MOVIES, statements)]
-    record = verdict_record(found, status=published.status(runs, theirs), emergence=emergence_record(shown))
+    told = {"made_from": _fingerprints(runs), "emergence": emergence_record(shown)}
+    record = verdict_record(found, status=published.status(runs, theirs), **told)
     return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing, statements), record)
+
+
+def _fingerprints(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """What each run was made from, by its name."""
+    columns = ("features_fingerprint", "predictions_fingerprint")
+    return {run.name: {column: str(run.value(column)) for column in columns} for run in runs}
 
 
 def _write(results_dir: str | Path, figure: object, text: str, record: dict[str, Any]) -> list[Path]:
@@ -178,7 +187,7 @@ def movie_verdict_text(
         lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
         lines += onset_lines([item], ("row", "metric"), cells)
     lines += emergence_lines([item for item in judged if isinstance(item, Judged)], "model")
-    return "\n".join([*lines, "", *_rules(published.__doc__.partition("\n\n")[2].strip(), MOVIE_RULES)])
+    return "\n".join([*lines, "", *_rules(_words(published).partition("\n\n")[2].strip(), MOVIE_RULES)])
 
 
 # ---------------------------------------------------------------- of both
@@ -229,8 +238,13 @@ def emergence_record(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     return [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
 
 
+def _words(module: ModuleType) -> str:
+    """A module's docstring, which `python -OO` takes away."""
+    return module.__doc__ or f"\n\nThe rules are in {module.__name__}."
+
+
 def _rules(*first: str) -> list[str]:
     """How it was computed, from the docstrings of the modules that do."""
-    checks = rules.__doc__.partition("\n\n")[2].strip()
-    onsets = "The rules" + onset_rules.__doc__.partition("The rules")[2].strip()
+    checks = _words(rules).partition("\n\n")[2].strip()
+    onsets = "The rules" + _words(onset_rules).partition("The rules")[2].strip()
     return ["---", "How this was computed:", "", "```", "\n\n".join([*first, checks, onsets]), "```", ""]

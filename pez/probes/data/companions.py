@@ -49,6 +49,11 @@ class Companions:
         store.check(self.capture, self.pooling)
         if store.clips["clip_id"].tolist() != self.store.clips["clip_id"].tolist():
             raise self._other(control, store, f"holds other clips than {self.store.directory}")
+        if "content" in store.clips and "content" in self.store.clips:
+            other = store.clips["clip_id"][store.clips["content"] != self.store.clips["content"]]
+            if len(other):
+                what = f"was made of other frames of {len(other)} clips (first {other.iloc[0]}) than the main features"
+                raise self._other(control, store, what)
         for name, there, wanted in self._compared(control, store):
             if there != wanted:
                 raise self._other(control, store, f"has {name} {there}, the main features {wanted}")

@@ -135,7 +135,7 @@ def _position(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
     places = seen_positions(source.store, source.pooling)
     rows = pd.Series(range(len(places)), index=source.store.clips["clip_id"])[base.clips["clip_id"]].to_numpy()
     given = torch.from_numpy(place_features(places[rows]))
-    yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={})
+    yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={}, stores=(source.store,))
 
 
 def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
@@ -147,13 +147,16 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
         made["precision"] = feature_precision(store.settings, source.pooling)
         if control.reads_back:
             turned = played_backwards(base.variables)
-            yield dataclasses.replace(base, read_features=features, read_variables=turned, **made)
+            both = (*base.stores, store)
+            yield dataclasses.replace(base, read_features=features, read_variables=turned, stores=both, **made)
             continue
         if can_be_read(base.control) and READ_BY_MAIN in source.modes:
-            yield dataclasses.replace(base, control=f"{base.control}{READ}", read_features=features, **made)
+            both = (*base.stores, store)
+            read = f"{base.control}{READ}"
+            yield dataclasses.replace(base, control=read, read_features=features, stores=both, **made)
         if not can_be_read(base.control) or REFIT in source.modes:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
-            yield dataclasses.replace(base, features=features, layers=layers, **made)
+            yield dataclasses.replace(base, features=features, layers=layers, stores=(store,), **made)
 
 
 def played_backwards(variables: Sequence[Variable]) -> tuple[Variable, ...]:
@@ -209,14 +212,20 @@ def _tubelet_positions(store: FeatureStore) -> np.ndarray:
     """Mean position over the frames of every tubelet, [clips, tubelets, 2 a ball] in px."""
     order = store.settings.get("frame_order", "original")
     if order != "original":
-        raise UserError(f"{store.directory} has --frame-order {order}: --control position needs original")
+        raise UserError(
+            f"{store.directory} has --frame-order {order}: --control position needs original: leave that control out"
+        )
     prefixes = ["", *(f"object_{number}_" for number in range(2, n_objects(store) + 1))]
     columns = [f"{prefix}{axis}_px" for prefix in prefixes for axis in "xy"]
     if not set(columns) <= set(store.frames.columns):
-        raise UserError(f"{store.directory}: its frames carry no x_px, y_px, which --control position needs")
+        raise UserError(
+            f"{store.directory}: its frames carry no x_px, y_px, which --control position needs: leave it out"
+        )
     ids = store.clips["clip_id"]
     wide = store.frames.pivot_table(index="clip_id", columns="frame", values=columns).reindex(ids)[columns]
     places = wide.to_numpy(dtype=np.float64).reshape(len(wide), len(columns), store.settings["n_tubelets"], -1)
     if not np.isfinite(places).all():
-        raise UserError(f"{store.directory}: a clip has no position in some frame, which --control position needs")
+        raise UserError(
+            f"{store.directory}: a clip has no position in some frame, which --control position needs: leave it out"
+        )
     return cast(np.ndarray, places.mean(3).swapaxes(1, 2))

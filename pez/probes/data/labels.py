@@ -28,6 +28,7 @@ import pandas as pd
 
 from pez.errors import UserError, check_choice
 from pez.probes.data.probe_data import Variable
+from pez.tables import UNREADABLE
 
 LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
 MOST_CLASSES = 200
@@ -77,7 +78,7 @@ def read_labels(
     table = _read(Path(path))
     specified = [_specified(each) for each in wanted]
     if not specified:
-        raise UserError(f"--targets {path} needs --variables NAME:kind ..., such as {_example(table)}")
+        raise UserError(f"--targets {path} needs --variables NAME:kind ...: give them, such as {_example(table)}")
     if "clip_id" not in table.columns:
         raise UserError(f"{path} has no column clip_id (it has {', '.join(map(str, table.columns))}): add it")
     table = table.assign(clip_id=table["clip_id"].astype(str))
@@ -87,7 +88,9 @@ def read_labels(
     for name in [*(name for name, kind in specified if kind != "vector"), *([group] if group else [])]:
         if name not in table.columns:
             option = "--group" if name == group else "--variables"
-            raise UserError(f"{option} {name}: {path} has no such column, only {', '.join(map(str, table.columns))}")
+            raise UserError(
+                f"{option} {name}: {path} has no such column: choose among {', '.join(map(str, table.columns))}"
+            )
     columns = {name: _columns(table, name, kind, path) for name, kind in specified}
     known = table[~pd.concat([each.isna().any(axis=1) for each in columns.values()], axis=1).any(axis=1)]
     rows, notes = _matched(path, clips, table, known, skip_unlabelled)
@@ -148,6 +151,8 @@ def labelled_set(path: Path, sets: Mapping[str, ClipsT], where: object) -> Clips
 def _read(path: Path) -> pd.DataFrame:
     """The table in a file, by its suffix."""
     suffix = path.suffix.lower()
+    if path.exists() and not path.is_file():  # a pipe would never answer
+        raise UserError(f"--targets {path} is no file: give a CSV, parquet or JSON lines file")
     try:
         if suffix in (".csv", ".tsv", ".txt"):
             return pd.read_csv(
@@ -159,7 +164,7 @@ def _read(path: Path) -> pd.DataFrame:
             return _read_lines(path)
     except FileNotFoundError:
         raise UserError(f"--targets {path} is missing: give a CSV, parquet or JSON lines file") from None
-    except (ValueError, OSError) as error:  # pandas', pyarrow's and json's errors, broken text
+    except UNREADABLE as error:
         raise UserError(f"--targets {path} cannot be read ({error}): mend it, or save it again as CSV") from None
     raise UserError(f"--targets {path}: {suffix or 'no suffix'} is not known: give .csv, .tsv, .parquet or .jsonl")
 
@@ -172,7 +177,7 @@ def _read_lines(path: Path) -> pd.DataFrame:
         value = json.loads(line)
         if not isinstance(value, dict):
             raise UserError(
-                f"{path}, line {number}: {type(value).__name__} instead of an object: one JSON object a line"
+                f"{path}, line {number}: {type(value).__name__} instead of an object: write one JSON object a line"
             )
         rows.append(_with_metadata(path, value))
     return pd.DataFrame(rows)
@@ -190,7 +195,9 @@ def _with_metadata(path: Path, line: dict[str, Any]) -> dict[str, Any]:
     if scene is not None and metadata.is_file():
         inside = json.loads(metadata.read_text(encoding="utf-8-sig"))
         if not isinstance(inside, dict):
-            raise UserError(f"{metadata} holds {type(inside).__name__} instead of an object: one JSON object a scene")
+            raise UserError(
+                f"{metadata} holds {type(inside).__name__} instead of an object: write one JSON object a scene"
+            )
         found = {**_flat(inside), **found}
     return found if scene is None else {**found, "clip_id": str(scene)}
 
@@ -231,7 +238,9 @@ def _columns(table: pd.DataFrame, name: str, kind: str, path: Path) -> pd.DataFr
         there = [f"{name}_{part}" for part in parts if f"{name}_{part}" in table.columns]
         if len(there) >= 2:
             return table[there]
-    raise UserError(f"--variables {name}:vector: {path} has neither {name}_x, {name}_y nor a column {name} of lists")
+    raise UserError(
+        f"--variables {name}:vector: {path} has neither {name}_x, {name}_y nor a column {name} of lists: add one"
+    )
 
 
 def _matched(
@@ -250,7 +259,9 @@ def _matched(
         )
     rows = np.flatnonzero(ids.isin(known["clip_id"]))
     if not len(rows):
-        raise UserError(f"{path}: {'; '.join(said)}: no label fits; a clip_id is the clip's folder or file name")
+        raise UserError(
+            f"{path}: {'; '.join(said)}: no label fits: give clip_ids that are the clips' folder or file names"
+        )
     if said and not skip_unlabelled:
         raise UserError(f"{path}: {'; '.join(said)}: complete it, or leave them out with --skip-unlabelled")
     return rows, [f"note: left out: {each}" for each in said]

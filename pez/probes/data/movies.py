@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from constants import ARTIFACTS_DIR, FEATURES_DIR, N_FRAMES
+from pez.cli import COUNT
 from pez.controls import CONTROLS, MOVIES, controls_for
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.controls import control_directory, controls
@@ -52,8 +53,8 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
     movies.add_argument(
         "--intphys-root", "--benchmark-root", type=Path, help="folder of the movies (default: the benchmark's)"
     )
-    movies.add_argument("--n-frames-sample", type=int, default=N_FRAMES, help="frames taken evenly from a movie")
-    movies.add_argument("--max-scenes-per-block", type=int, help="the first scenes of each block (default: all)")
+    movies.add_argument("--n-frames-sample", type=COUNT, default=N_FRAMES, help="frames taken evenly from a movie")
+    movies.add_argument("--max-scenes-per-block", type=COUNT, help="the first scenes of each block (default: all)")
     movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
     movies.add_argument(
         "--accept-licence", action="store_true", help="a benchmark's, where that forbids training; asked for once"
@@ -196,6 +197,7 @@ def movie_data(
         described=store.settings,
         precision=feature_precision(store.settings, pooling),
         parts=dataset_parts(dataset),
+        stores=(store,),
     )
 
 

@@ -3,6 +3,7 @@
 Balls, movies and a user's own clips all become a ProbeData; so does every control (pez/probes/data/controls.py).
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
+from pez.files import fingerprint
 from pez.stimuli.clipset import ClipSet
 from pez.store import FeatureStore
 
@@ -88,6 +90,7 @@ class ProbeData:
         described: settings of the features, as their store records them.
         precision: relative size of a feature's rounding error (`feature_precision`).
         parts: clip table -> rows of the parts of it that are scored by themselves as well, such as sub-tasks, by name.
+        stores: those that the features are read from.
     """
 
     name: str
@@ -106,6 +109,7 @@ class ProbeData:
     described: dict[str, Any] = field(default_factory=dict)
     precision: float = 2.0**-24
     parts: Parts = field(default=lambda clips: {})
+    stores: tuple[FeatureStore, ...] = ()
 
     @property
     def scored(self) -> tuple[Variable, ...]:
@@ -116,6 +120,18 @@ class ProbeData:
     def targets(self) -> torch.Tensor:
         """Targets of all variables side by side, [n, k], float64."""
         return torch.from_numpy(np.concatenate([variable.targets for variable in self.variables], axis=1))
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Fingerprints of all that decides what a probe of it finds: the very bytes of `features`, what is read, of
+        which clips."""
+        digest = hashlib.sha256()
+        for variable in (*self.variables, *self.scored):
+            digest.update(f"{variable.name} {variable.kind} {variable.targets.shape}".encode())
+            digest.update(np.ascontiguousarray(variable.targets, dtype=np.float64).tobytes())
+        clips = fingerprint([self.clips.to_dict("list"), self.group.tolist(), self.norm_mode])
+        features = fingerprint([store.content for store in self.stores])
+        return {"features": features, "targets": digest.hexdigest()[:16], "clips": clips}
 
     @property
     def outputs(self) -> tuple[int, ...]:

@@ -152,11 +152,16 @@ class Scores:
         """
         found = [each for each in self.scored if _is(each, variable, control)]
         if not found:
-            raise UserError(f"the predictions hold no {variable}{f' of {control}' if control else ''}")
+            raise UserError(
+                f"the predictions hold no {variable}{f' of {control}' if control else ''}: "
+                "rerun the step that made them"
+            )
         protocols = list(dict.fromkeys(each.predictions.protocol for each in found))
         chosen = protocol if protocol in protocols else quoted_protocol(protocols)
         if protocol is not None and control == MAIN and chosen != protocol:
-            raise UserError(f"the predictions hold no {variable} with protocol {protocol}")
+            raise UserError(
+                f"the predictions hold no {variable} with protocol {protocol}: rerun the step that made them"
+            )
         return [each for each in found if each.predictions.protocol == chosen]
 
     def main(self, variable: str, protocol: str | None = None) -> Scored:

@@ -163,7 +163,7 @@ def _join_heads(x: torch.Tensor) -> torch.Tensor:
 def check_sizes(embed_dim: int, num_heads: int, depth: int) -> None:
     """UserError for sizes that no probe can have."""
     if depth < 1:
-        raise UserError(f"an attentive probe needs at least one block; got --num-probe-blocks {depth}")
+        raise UserError(f"an attentive probe needs at least one block; got --num-probe-blocks {depth}: give more")
     if num_heads < 1 or embed_dim % num_heads:
         raise UserError(
             f"--num-heads {num_heads} does not divide the tokens' width {embed_dim}: choose a divisor, "

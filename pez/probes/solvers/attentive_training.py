@@ -55,9 +55,12 @@ class Recipe:
     def __post_init__(self) -> None:
         for flag, value in (("--num-epochs", self.num_epochs), ("--probe-batch-size", self.batch_size)):
             if value < 1:
-                raise UserError(f"{flag} must be at least 1; got {value}")
+                raise UserError(f"{flag} must be at least 1; got {value}: give a number in that range")
         if not 0 <= self.warmup_epochs < self.num_epochs:
-            raise UserError(f"--warmup-epochs must be from 0 to less than --num-epochs; got {self.warmup_epochs}")
+            raise UserError(
+                f"--warmup-epochs must be from 0 to less than --num-epochs; got {self.warmup_epochs}: "
+                "give a number in that range"
+            )
 
     def sizes(self, width: int) -> dict[str, int]:
         """Arguments of AttentiveClassifier for tokens of `width` channels."""

@@ -15,6 +15,7 @@ import torch
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE, PROBE_WEIGHT_DECAYS
 from pez.errors import UserError, check_choice
+from pez.machine import available_cores
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
@@ -114,7 +115,7 @@ class LinearSolver:
         if self.closed_form:
             # small problems on busy cores are fastest on one thread
             before = torch.get_num_threads()
-            torch.set_num_threads(self.threads or before)
+            torch.set_num_threads(min(self.threads or before, available_cores()))
             try:
                 yield from solve_ridge(problems)
             finally:

@@ -128,7 +128,7 @@ def solve(
     options |= {"keep_weights": keep_weights, "tell_losses": tell_losses}
     if device.type == "cpu":
         limit = None if memory_gib is None else memory_gib * 2**30
-        yield from _solve_on_cpu(problems, threads or available_cores(), limit, options)
+        yield from _solve_on_cpu(problems, min(threads or available_cores(), available_cores()), limit, options)
         return
     for batch in _batches(problems, _device_bytes(device, memory_gib), memory_gib, alike=False):
         yield from _solve_mixed(batch, options)

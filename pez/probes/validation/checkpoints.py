@@ -5,10 +5,12 @@
                                             layer_07_fold_0_repeat_1.parquet of a second cross-validation
     layers_RUN/controls/static_last/...     the same of a control
 
-A piece is a file that appears whole. Pieces that are there are never made again; one that was made with other settings
-is refused by name.
+A piece is a file that appears whole. Pieces that are there are never made again. What a piece depends on stands in
+settings.json: the probe's settings, by name, and the fingerprints of what was read (`ProbeData.content`), of the folds
+and of the pieces' format. Pieces of anything else are refused, with the name of the first difference.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +20,19 @@ import pandas as pd
 
 from pez.controls import CONTROLS
 from pez.errors import UserError
-from pez.files import atomic_path, read_json, remove_partial, write_json
+from pez.files import fingerprint, remove_partial, write_json, write_parquet
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
-from pez.probes.predictions import Predictions, from_table, kind_column
+from pez.probes.predictions import DamagedPredictions, Predictions, from_table, kind_column
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.solver import Step
 from pez.probes.validation.cross_validate import Outcome, count_steps, outcomes
+from pez.records import PieceRecord, first_difference, read_record
 from pez.runs import progress
 from pez.shards import WHOLE, Shard, describing, holding, own_share
+from pez.tables import PIECE, read_parquet
+
+FORMAT = 2  # of pieces: goes up when what a piece holds, or how it is computed, changes
 
 
 class Piece(NamedTuple):
@@ -53,6 +59,12 @@ class LongCurve:
         seeded = control is not None and control.seeded
         return f"{self.data.control}_seed{self.data.control_seed}" if seeded else self.data.control
 
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """All that a piece of the curve depends on, as settings.json has it."""
+        folds = fingerprint([[folds.fold.tolist(), folds.group.tolist()] for folds in self.repeats])
+        return {**self.described, "format": FORMAT, "content": {**self.data.content, "folds": folds}}
+
     def pieces(self) -> list[Piece]:
         """Every piece of the curve, a layer's side by side."""
         return [
@@ -69,24 +81,25 @@ class PieceFolder:
     def __init__(self, directory: Path, shard: Shard = WHOLE):
         self.directory, self.shard = directory, shard
 
-    def start(self, described: dict[str, Any]) -> None:
+    def start(self, depends_on: dict[str, Any]) -> None:
         """Begin, or go on with pieces of these settings; UserError, naming the first that differs, for other ones."""
-        path = self.directory / "settings.json"
+        path, depends_on = self.directory / "settings.json", json.loads(json.dumps(depends_on, default=str))
         remove_partial(self.directory, self.shard.owner)
         with describing(self.directory, self.shard):
             if not path.is_file():
-                write_json(path, described)
+                write_json(path, depends_on)
                 return
-        there, mend = read_json(path), "choose another --run-name, or remove the folder"
-        unknown = sorted(set(described) - set(there))
+        there = read_record(path, PieceRecord)
+        unknown = sorted(set(depends_on) - set(there))
         if unknown:
-            raise UserError(f"{self.directory} was made by an earlier version, which had no {unknown[0]}: {mend}")
-        for key in described:
-            if there[key] != described[key]:
-                raise UserError(
-                    f"{self.directory} holds layers probed with {key} = {there[key]!r}, now asked for "
-                    f"{described[key]!r}: {mend}"
-                )
+            raise UserError(f"{path} was made by an earlier version, which had no {unknown[0]}: {PieceRecord.mend}")
+        different = first_difference({name: there[name] for name in depends_on}, depends_on)
+        if different:
+            name, held, asked = different
+            what = f"{name} = {held!r}, now asked for {asked!r}"
+            if name.startswith("content."):
+                what = f"other {name.removeprefix('content.')} than there are now ({held} then, {asked} now)"
+            raise UserError(f"{self.directory} holds layers probed with {what}: {PieceRecord.mend}")
 
     def path(self, piece: Piece) -> Path:
         """File of a piece."""
@@ -99,17 +112,26 @@ class PieceFolder:
 
     def write(self, piece: Piece, table: pd.DataFrame) -> None:
         """Keep the scores of a piece."""
-        with atomic_path(self.path(piece), self.shard.owner) as temporary:
-            table.to_parquet(temporary, index=False)
+        write_parquet(self.path(piece), table, self.shard.owner)
 
-    def read(self, pieces: Iterable[Piece]) -> pd.DataFrame:
-        """The scores of `pieces`, one after another; UserError for a damaged file."""
+    def read(self, curve: LongCurve) -> pd.DataFrame:
+        """The scores of every piece of a curve, one after another; UserError for a damaged file, or one of another
+        piece or other movies."""
         tables = []
-        for path in map(self.path, pieces):
-            try:
-                tables.append(pd.read_parquet(path))
-            except (ValueError, OSError) as error:
-                raise UserError(f"{path} is damaged ({error}): remove it and rerun the same command") from None
+        for piece in curve.pieces():
+            path = self.path(piece)
+            table = read_parquet(path, PIECE)
+            if table.empty or any(set(table[name]) != {number} for name, number in piece._asdict().items()):
+                raise UserError(f"{path} is not of the layer and fold of its name: {PIECE.mend}")
+            movies = curve.data.clips.iloc[curve.repeats[piece.repeat].rows(piece.fold)]
+            expected = pd.concat([movies] * len(curve.protocols), ignore_index=True)
+            there = table.reindex(columns=expected.columns).astype(object)
+            same = len(there) == len(expected) and ((there == expected) | (there.isna() & expected.isna())).all(
+                axis=None
+            )
+            if not same:
+                raise UserError(f"{path} is not of the movies of its fold: {PIECE.mend}")
+            tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
 
@@ -131,7 +153,7 @@ def cross_validate_long(
         solver.check(curve.data)
     with holding(directory, shard):
         for folder, curve in zip(folders, curves):
-            folder.start(curve.described)
+            folder.start(curve.depends_on)
         own = own_share([(n, piece) for n, curve in enumerate(curves) for piece in curve.pieces()], *shard)
         _fill(curves, folders, [[p for n, p in own if n == number] for number in range(len(curves))], solver, metric)
     if any(folder.missing(curve.pieces()) for folder, curve in zip(folders, curves)):
@@ -139,8 +161,11 @@ def cross_validate_long(
     found: list[Predictions] = []
     for folder, curve in zip(folders, curves):
         data = curve.data
-        table = folder.read(curve.pieces()).assign(control=data.control, control_seed=data.control_seed)
-        found += from_table(table, data.parts)
+        table = folder.read(curve).assign(control=data.control, control_seed=data.control_seed)
+        try:
+            found += from_table(table, data.parts)
+        except DamagedPredictions as error:
+            raise UserError(f"{folder.directory}: {error}: remove the folder and rerun the same command") from None
     return found
 
 
