@@ -51,7 +51,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     passed.add_argument(
         "--store-dtype",
         choices=["auto", *DTYPES],
-        help="on disk; auto: float16 for patches, else float32 (default: auto, but float32 for all with --dtype float32)",
+        help="on disk; auto: float16 for patches, else float32 (default: auto; float32 with --dtype float32)",
     )
     passed.add_argument(
         "--transform", default="resize", choices=list(TRANSFORMS), help="from a frame to the input square"
