@@ -99,6 +99,11 @@ def test_roots_without_sets_are_said(tmp_path, capsys):
 # ---------------------------------------------------------------- two groupings, readers of place, orbits
 
 
+def test_a_set_with_too_few_groups_is_named(plain):
+    with pytest.raises(UserError, match=r"velocity: an audit needs at least 3 folds; its \d+ groups .* make 2: choose"):
+        audit(plain[0], AuditOptions(folds=2))
+
+
 def by_start_place(clips, frames):
     """Balls of each direction start at one place, drawn at random: place tells direction, but only where clips of that
     direction were trained on."""
