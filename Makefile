@@ -80,8 +80,8 @@ reproduce: $(INSTALLED)
 	@$(MECHANISMS) overlap $(RUN_NAME)
 	@$(MECHANISMS) steer $(RUN_NAME) --feature-root $(FEATURES)/tiny --control random_weights --control-seeds 1
 	@$(MECHANISMS) patches $(RUN_NAME) --feature-root $(FEATURES)/tiny --control random_weights --control-seeds 1 \
-		--layers 0 2 3 4 8
-	@$(MECHANISMS) ablate $(RUN_NAME) $(ENCODER) --max-clips 32 --conditions union_s3_t1 random_s3_t1
+		--layers 0 3 4 8
+	@$(MECHANISMS) ablate $(RUN_NAME) $(ENCODER) --max-clips 24 --conditions union_s3_t1 random_s3_t1
 	@echo "== Figures and report"
 	@$(QUICK) $(RUN) plot_figures.py --reference
 

@@ -191,7 +191,6 @@ def test_a_race_goes_on_with_one_and_leaves_what_is_worth_keeping(tmp_path):
     }
     result = read_json(tmp_path / "kept" / "result.json")
     assert set(result["race"]) == {"future_deviation_1", "vjepa2_equal_1"} and result["winner"] in result["race"]
-    assert result["whole_s"] < 0.4 * 60 + 15
     assert result["clips"] > result["race"][result["winner"]]["clips"]
     assert load_encoder("tiny", str(tmp_path / "kept" / "encoder.pt"), checkpoint_key="encoder").spec.width == 192
 

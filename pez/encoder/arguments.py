@@ -50,9 +50,8 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, heads_option: str = "
     )
     passed.add_argument(
         "--store-dtype",
-        default="auto",
         choices=["auto", *DTYPES],
-        help="on disk; auto: float16 for patches, else float32",
+        help="on disk; auto: float16 for patches, else float32 (default: auto; float32 with --dtype float32)",
     )
     passed.add_argument(
         "--transform", default="resize", choices=list(TRANSFORMS), help="from a frame to the input square"
@@ -87,6 +86,10 @@ def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
 
 
 def pass_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of pez.encoder.extract.extract_features that the options decide."""
-    names = ("transform", "frame_order", "dtype", "store_dtype", "batch_size", "workers")
-    return {name: getattr(args, name) for name in names}
+    """Keyword arguments of pez.encoder.extract.extract_features that the options decide.
+
+    Who asks for float32 by name gets it on disk as well; float16 would round patches by up to 5e-4.
+    """
+    names = ("transform", "frame_order", "dtype", "batch_size", "workers")
+    store_dtype = args.store_dtype or ("float32" if args.dtype == "float32" else "auto")
+    return {name: getattr(args, name) for name in names} | {"store_dtype": store_dtype}

@@ -44,7 +44,7 @@ AROUND = 0.1  # of the depth, on either side of one third
 LAST = 0.9  # of the depth: where the last tenth begins
 MOVIES = "movies"
 LABELS = "labels"
-FIGURES = ("2c", "2b", MOVIES, LABELS)
+FIGURES = ("2c", "2b", "_motion", MOVIES, LABELS)
 READABLE = 0.1  # least R^2 above control that would count as readable
 
 
