@@ -1,6 +1,7 @@
 # make reproduce   the quick preset end to end on two CPU cores: clips, features, probes, figures
 # make test        style, types, layers of imports and the whole test suite, with a share of the faults
 # make faults      every fault of tests/faults: damaged files, kills, full disks, odd machines; some minutes
+# make slow        the slow tests of the rest
 # Both make .venv and install requirements.txt into it on first use.
 # make lint        formats the code, then checks style, types and layers
 # make benchmarks  every step beside what a user would otherwise do, into docs/benchmarks.md; some ten minutes
@@ -13,7 +14,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help reproduce reproduce-paper reproduce-intphys reproduce-mechanisms kubric test faults lint checks types layers \
+.PHONY: help reproduce reproduce-paper reproduce-intphys reproduce-mechanisms kubric test faults slow lint checks types layers \
 	benchmarks clean
 
 help:
@@ -168,6 +169,9 @@ test: checks
 
 faults: $(INSTALLED)
 	@FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/faults -m "slow or not slow"
+
+slow: $(INSTALLED)
+	@$(RUN) -m pytest --ignore tests/faults -m slow
 
 lint: $(INSTALLED)
 	@$(RUN) -m ruff format .

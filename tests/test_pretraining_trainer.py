@@ -97,6 +97,7 @@ def test_another_run_of_other_settings_is_refused(tmp_path):
         trainer_of(tmp_path, replace(SMALL, seed=1)).run(log_every=1)
 
 
+@pytest.mark.slow
 def test_a_collapse_stops_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "DIAGNOSED_EVERY", 1)
     trainer = trainer_of(tmp_path, steps=8)
@@ -112,7 +113,7 @@ def test_a_collapse_stops_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
     assert pd.read_csv(tmp_path / "log.csv")["step"].max() == 4
 
 
-@pytest.mark.parametrize("masks", ["future", "vjepa2"])
+@pytest.mark.parametrize("masks", ["future", pytest.param("vjepa2", marks=pytest.mark.slow)])
 def test_the_loss_falls(tmp_path, masks):
     trainer_of(tmp_path, replace(SMALL, masks=masks, warmup=0.15), steps=60).run(log_every=1)
     log = pd.read_csv(tmp_path / "log.csv")
@@ -172,6 +173,7 @@ def test_the_script_trains_probes_and_writes_a_checkpoint(tmp_path):
     assert len(result["target_encoder/balls/speed_temporal_last"]) == len(result["layers"])
 
 
+@pytest.mark.slow
 def test_a_race_goes_on_with_one_and_leaves_what_is_worth_keeping(tmp_path):
     run = run_script(
         *("--output-dir", tmp_path / "run", "--export-dir", tmp_path / "kept", "--minutes", 0.4, "--race"),

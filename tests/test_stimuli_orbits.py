@@ -179,8 +179,8 @@ def test_a_magnitude_that_leaves_no_room_names_the_largest_that_fits():
         (["--dataset", "turns", "--start-positions", "in_view"], "is not for --dataset turns"),
         (["--dataset", "turns", "--accelerations", "3"], "--accelerations is not for --dataset turns"),
         (["--speeds", "2", "2"], "--speeds 2 2: give different numbers above 0, in m/s"),
-        (["--speeds", "-1"], "--speeds -1: give different numbers"),
-        (["--accelerations", "nan"], "in m/s^2"),
+        (["--speeds", "-1"], "--speeds must be more than 0; got -1"),
+        (["--accelerations", "nan"], "--accelerations must be more than 0; got nan"),
         (["--dataset", "intphys_mini", "--objects", "2"], "--objects is for the ball sets"),
     ],
 )
