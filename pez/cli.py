@@ -186,9 +186,7 @@ def _line(error: Exception) -> str | None:
     words = " ".join(str(error).split())
     if isinstance(error, UserError):
         return words
-    if (
-        isinstance(error, MemoryError) or "not enough memory: you tried to allocate" in words
-    ):  # Python's, NumPy's, Torch's
+    if isinstance(error, MemoryError) or "memory: you tried to allocate" in words:  # Python's, NumPy's, Torch's
         return "memory ran out: close other programs, raise `ulimit -v`, or ask for less (--batch-size, --workers 0)"
     if "can't start new thread" in words or "can't allocate lock" in words:
         return "no more threads can be started: raise `ulimit -u`, or set OMP_NUM_THREADS=1 and --workers 0"
