@@ -202,7 +202,7 @@ def _line(error: Exception) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission for {name}: choose a folder you may write, or change its permissions"
+        return f"no permission for {name}: choose another folder, or change its permissions"
     if error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}: choose another folder or name"
     return None
