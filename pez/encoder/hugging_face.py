@@ -313,11 +313,11 @@ def _scaling(values: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ..
     """Mean and standard deviation, of RGB in 0 ... 1, of a processor that scales, shifts and normalises; None if it
     does not say."""
     if values.get("do_normalize") is False:
-        mean, std = [0.0] * 3, [1.0] * 3
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    elif values.get("image_mean") is not None and values.get("image_std") is not None:
+        mean, std = values["image_mean"], values["image_std"]
     else:
-        mean, std = values.get("image_mean"), values.get("image_std")
-        if mean is None or std is None:
-            return None
+        return None
     factor = 255 * (values.get("rescale_factor") or 1 / 255) if values.get("do_rescale", True) is not False else 255.0
     factor = 1.0 if math.isclose(factor, 1, rel_tol=1e-6) else factor
     shift = 1.0 if values.get("offset") and values.get("do_rescale", True) is not False else 0.0  # ViViT's
