@@ -186,9 +186,7 @@ def _line(error: Exception) -> str | None:
     words = " ".join(str(error).split())
     if isinstance(error, UserError):
         return words
-    if (
-        isinstance(error, MemoryError) or "not enough memory: you tried to allocate" in words
-    ):  # Python's, NumPy's, Torch's
+    if isinstance(error, MemoryError) or "memory: you tried to allocate" in words:  # Python's, NumPy's, Torch's
         return "memory ran out: close other programs, raise `ulimit -v`, or ask for less (--batch-size, --workers 0)"
     if "can't start new thread" in words or "can't allocate lock" in words:
         return "no more threads can be started: raise `ulimit -u`, or set OMP_NUM_THREADS=1 and --workers 0"
@@ -204,7 +202,7 @@ def _line(error: Exception) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission for {name}: choose a folder you may write, or change its permissions"
+        return f"no permission for {name}: choose another folder, or change its permissions"
     if error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}: choose another folder or name"
     return None

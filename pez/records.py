@@ -136,6 +136,27 @@ class MechanismRecord(Record):
     commands: dict[str, dict[str, Any]]
 
 
+Size = Annotated[int, Field(ge=1, le=100_000)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+
+
+class _ModelSizes(BaseModel):
+    """Sizes that configurations share, those that they name."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    num_hidden_layers: Depth = 1
+    num_spatial_layers: Depth = 1
+    num_temporal_layers: Depth = 1
+    image_size: Size | list[Size] = 1
+    crop_size: Size = 1
+    patch_size: Size | list[Size] = 1
+    tubelet_size: Size | list[Size] = 1
+    num_frames: Size = 1
+    num_channels: Literal[3] = 3
+    in_chans: Literal[3] = 3
+    quantization_config: None = None
+
+
 class HuggingFaceConfig(Record):
     """config.json of a model in Hugging Face's format."""
 
@@ -143,20 +164,35 @@ class HuggingFaceConfig(Record):
     model_type: Text
 
 
-class Preprocessing(Record):
+class EncoderConfig(_ModelSizes, HuggingFaceConfig):
+    """config.json of a model in Hugging Face's format that is read as an encoder of three colours."""
+
+    mend: ClassVar[str] = "download the model again, or choose an encoder of RGB frames in float32 or half precision"
+    vision_config: _ModelSizes | None = None
+
+
+Colours = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+Spread = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+
+
+class _Processor(BaseModel):
+    """What is done to the pixels of a frame before the encoder."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    image_mean: Colours | None = None
+    image_std: Spread | None = None
+    do_normalize: bool | None = None
+    do_rescale: bool | None = None
+    rescale_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    offset: bool | None = None
+
+
+class Preprocessing(_Processor, Record):
     """preprocessor_config.json, processor_config.json of a model in Hugging Face's format."""
 
-    class Processor(Part):
-        image_mean: list[float] | None = None
-        image_std: list[float] | None = None
-        do_normalize: bool | None = None
-
     mend: ClassVar[str] = "download it again, or remove it"
-    image_mean: list[float] | None = None
-    image_std: list[float] | None = None
-    do_normalize: bool | None = None
-    video_processor: Processor = Processor()
-    image_processor: Processor = Processor()
+    video_processor: _Processor = _Processor()
+    image_processor: _Processor = _Processor()
 
 
 class PieceRecord(Record):

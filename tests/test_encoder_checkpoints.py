@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import socket
@@ -279,3 +280,10 @@ def test_an_id_without_network_is_said_within_two_seconds(why, monkeypatch):
     with pytest.raises(UserError, match="nobody/no-such-model is .*not in the cache.* give its folder"):
         load_encoder("nobody/no-such-model")
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_pipe_of_weights_never_hangs(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a pipe or device: give the checkpoint's file"):
+        load_encoder("custom", str(tmp_path / name), num_heads=1)

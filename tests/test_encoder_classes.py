@@ -277,3 +277,77 @@ def test_step_2_with_controls(case, tmp_path):
         assert features.isfinite().all() and not torch.equal(features[0], features[1])
     main = next(FeatureStore.open(path) for path in stores if "controls" not in path.parts)
     assert main.settings["model"] == "m" and main.settings["encoder"]["family"] in FAMILIES
+
+
+def edited(folder, file, **values):
+    path = folder / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_channels": 1}, "num_channels is 1, expected 3"),
+        ({"patch_size": 0}, "patch_size.* is 0, expected greater than or equal to 1"),
+        ({"image_size": 10**7}, "image_size.* is 10000000, expected less than or equal to 100000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected less than or equal to 1000"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantization_config is"),
+        ({"num_hidden_layers": 2}, r"layers.2.attention.\S+ is of a block that its config.json does not have"),
+    ],
+)
+def test_sizes_that_no_encoder_has_are_one_line(values, said, tmp_path):
+    make("ViTModel").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"{said}.*: download"):
+        load_encoder(edited(tmp_path, "config.json", **values))
+
+
+@pytest.mark.parametrize("case", [case for case in CLASSES if not case.startswith("D")])  # DINO's name their stages too
+def test_a_file_with_more_blocks_than_its_configuration_is_refused(case, tmp_path):
+    model = make(case)
+    model.save_pretrained(tmp_path)
+    name = "num_spatial_layers" if case == "VideoPrismVisionModel" else "num_hidden_layers"
+    with pytest.raises(UserError, match="is of a block that its config.json does not have"):
+        load_encoder(edited(tmp_path, "config.json", **{name: getattr(model.config, name) - 1}))
+
+
+def test_how_attention_was_computed_when_a_folder_was_saved_does_not_count(tmp_path):
+    make("ViTModel").save_pretrained(tmp_path)
+    first = load_encoder(str(tmp_path)).settings()
+    assert load_encoder(edited(tmp_path, "config.json", _attn_implementation="flash_attention_2")).settings() == first
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"do_normalize": False},
+        {"do_normalize": False, "do_rescale": False},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "rescale_factor": 1 / 127.5, "offset": True},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "rescale_factor": 1 / 255, "offset": False},
+        {"image_mean": [100.0, 110.0, 120.0], "image_std": [60.0, 61.0, 62.0], "do_rescale": False, "offset": False},
+    ],
+)
+def test_pixels_are_scaled_as_the_folder_s_processor_does(values, tmp_path):
+    make("ViTModel").save_pretrained(tmp_path)
+    encoder = load_encoder(edited(tmp_path, "preprocessor_config.json", **values))
+    frame = torch.randint(0, 256, (1, 1, 3, 32, 32), dtype=torch.uint8)
+    own = transformers.VivitImageProcessor(do_resize=False, do_center_crop=False, **{"offset": False, **values})
+    if "rescale_factor" not in values:
+        own.rescale_factor = 1 / 255
+    expected = own.preprocess([list(frame[0].permute(0, 2, 3, 1).numpy())], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(encoder.prepare(frame), expected[0].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"image_mean": [0.5], "image_std": [0.5]}, "image_mean is .* at least 3 items"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.2, 0.0, 0.2]}, "image_std.1 is 0.0, expected greater than 0"),
+        ({"image_mean": [0.5, float("nan"), 0.5], "image_std": [0.2] * 3}, "image_mean.1 is nan, expected a finite"),
+        ({"rescale_factor": -1.0}, "rescale_factor is -1.0, expected greater than 0"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_is_one_line(values, said, tmp_path):
+    make("ViTModel").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"preprocessor_config.json: {said}.*: download it again, or remove it"):
+        load_encoder(edited(tmp_path, "preprocessor_config.json", **values))

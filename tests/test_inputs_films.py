@@ -309,6 +309,18 @@ def test_a_film_that_is_cut_off_is_refused(tmp_path, suffix, codec, options):
         read_frames([film], 8)
 
 
+@pytest.mark.parametrize("suffix, codec", [("mkv", "mpeg4"), ("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_of_a_matroska_film_every_byte_must_be_there(tmp_path, suffix, codec):
+    film = write_film(tmp_path / f"film.{suffix}", codec, n_frames=20)
+    assert numbers_in(read_frames([film], 8)) == even_indices(20, 8)
+    content = film.read_bytes()
+    film.write_bytes(content + b"\0" * 100)  # what lies behind a film is not its own
+    assert numbers_in(read_frames([film], 8)) == even_indices(20, 8)
+    film.write_bytes(content[: int(len(content) * 0.97)])
+    with pytest.raises(UserError, match=f"of its {len(content)} bytes are there"):
+        read_frames([film], 8)
+
+
 def test_a_film_whose_index_comes_first_and_that_is_cut_off_is_refused(tmp_path):
     film = write_film(tmp_path / "film.mp4", pictures=[noise(number) for number in range(40)])
     with (

@@ -15,6 +15,7 @@ from PIL import Image
 
 import step2_extract
 from pez.cli import run_script
+from pez.encoder import folders
 from pez.encoder.frames import read_frames
 from pez.encoder.sources import folder_source, told
 from pez.errors import UserError
@@ -338,3 +339,11 @@ def test_features_of_what_files_meant_before_are_not_mixed_with_what_they_mean_n
     assert step2(*arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert step2(*arguments, "--overwrite") == 0
+
+
+def test_a_link_to_a_folder_above_gives_no_clip_twice(tmp_path):
+    write_pictures(tmp_path / "mine" / "clip", [f"{number}.png" for number in range(4)])
+    (tmp_path / "mine" / "again").symlink_to(tmp_path / "mine")
+    found = folders.find_clips(tmp_path / "mine", 4)
+    assert [clip.clip_id for clip in found.clips] == ["clip"]
+    assert found.left_out == [(tmp_path / "mine" / "again", "a link to a folder that it is in")]

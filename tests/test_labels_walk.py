@@ -1,6 +1,7 @@
 """docs/labels.md as it stands there: its three commands, its audit, its scenes; statements of one's own."""
 
 import json
+import os
 import re
 import shlex
 
@@ -206,6 +207,12 @@ def test_statements_that_cannot_be_checked_are_told_their_mend(tmp_path, text, m
     with pytest.raises(UserError, match=message) as raised:
         read_statements(tmp_path / "s.csv")
     assert "\n" not in str(raised.value)
+
+
+def test_a_pipe_of_statements_never_hangs(tmp_path):
+    os.mkfifo(tmp_path / "s.csv")
+    with pytest.raises(UserError, match="it is no file.*: save it as CSV"):
+        read_statements(tmp_path / "s.csv")
 
 
 def test_a_statement_about_a_variable_that_no_run_has_is_refused(folder, tmp_path, capsys):

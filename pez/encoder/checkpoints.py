@@ -50,6 +50,8 @@ def read_checkpoint(path: str | Path) -> Any:
     Raises UserError, naming the file, if it is missing, damaged or holds objects that are not safe to load.
     """
     path = Path(path).expanduser()
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would never answer
+        raise UserError(f"{path} is a pipe or device: give the checkpoint's file")
     try:
         if path.suffix == ".safetensors" and path.is_file():
             return load_file(path)

@@ -95,7 +95,10 @@ class _Entries:
         for entry in entries:
             path = Path(entry.path)
             if entry.is_dir() and not _is_hidden(path):
-                self.folders.append(path)
+                if entry.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+                    found.left_out.append((path, "a link to a folder that it is in"))
+                else:
+                    self.folders.append(path)
             elif reason := _why_not(entry, path):
                 found.left_out.append((path, reason))
             else:

@@ -391,10 +391,31 @@ def _refuse_cut_off(
         promised = Fraction(container.duration, av.time_base)
         if promised - end > max(3 / Fraction(rate), promised / 50):
             raise _Damaged(f"{float(end):.2f} of its {float(promised):.2f} seconds are there")
+    if "matroska" in formats and (size := _matroska_size(path)) > path.stat().st_size:
+        raise _Damaged(f"{path.stat().st_size} of its {size} bytes are there")
     if "gif" in formats and not path.read_bytes().rstrip(b"\0").endswith(b";"):
         raise _Damaged("its end mark is missing")
     if any(is_corrupt for *_, is_corrupt in packets):
         raise _Damaged("some of its packets are corrupt")
+
+
+def _matroska_size(path: Path) -> int:
+    """Bytes that a Matroska file's header and segment say they have together; 0 where they do not say. (RFC 8794)"""
+
+    def number(keep_mark: bool) -> int:  # its length is told by the leading zeros of its first byte
+        first = file.read(1)[0]
+        length = 9 - first.bit_length()
+        value = int.from_bytes(bytes([first]) + file.read(length - 1))
+        unmarked = value & ((1 << 7 * length) - 1)
+        unknown = unmarked == (1 << 7 * length) - 1
+        return value if keep_mark else -1 if unknown else unmarked
+
+    with path.open("rb") as file:
+        for identity in (0x1A45DFA3, 0x18538067):  # EBML header, segment
+            if number(keep_mark=True) != identity or (size := number(keep_mark=False)) < 0:
+                return 0
+            file.seek(size, 1)
+        return file.tell()
 
 
 def _turn(frame: "av.VideoFrame") -> tuple[int, int, int, int]:

@@ -30,6 +30,7 @@ ERRORS = (
     KeyError,
     TypeError,
     AttributeError,
+    ImportError,  # a package for what its config.json asks
     SafetensorError,
     StrictDataclassError,
     HfHubHTTPError,
@@ -128,6 +129,11 @@ def _reachable(endpoint: str) -> bool:
     return answered.is_set()
 
 
+def _unnumbered(name: str) -> str:
+    """A tensor's name whichever block it is of."""
+    return re.sub(r"\.\d+\.", ".#.", name, count=1)
+
+
 def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "", **options: Any) -> PreTrainedModel:
     """A model in fp32 from a folder or hub id: safetensors if there are, else pytorch_model.bin without its pickles.
 
@@ -167,6 +173,13 @@ def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "
         )
     if mismatched := sorted(report["mismatched_keys"]):
         raise UserError(f"{weights}: {mismatched[0][0]} has another shape than config.json says: download it again")
+    known = {_unnumbered(name) for name in loaded.state_dict()}
+    for name in sorted(report["unexpected_keys"]):
+        inner = name.removeprefix(f"{model_class.base_model_prefix}.").removeprefix("vision_model.")
+        if name.startswith(needed) and _unnumbered(inner) in known:
+            raise UserError(
+                f"{weights}: {name} is of a block that its config.json does not have: download its config.json again"
+            )
     for name, tensor in loaded.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{weights}: {name} has values that are not finite: the file is damaged, download it again")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ class Architecture:
         return self.model_types[0]
 
 
+_NOT_OF_THE_ENCODER = ("model_type", "architectures", "_attn_implementation", "attn_implementation")
 _INTERPOLATE = {"interpolate_pos_encoding": True}
 _NO_POOLER = {"add_pooling_layer": False}
 _NO_HEAD = {"vision_use_head": False}
@@ -177,7 +179,7 @@ class HuggingFace(Encoder):
         kind = cls.architecture
         if values["model_type"] != kind.tower_type:
             values = values.get("vision_config") or {}
-        values = {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
+        values = {name: value for name, value in values.items() if name not in _NOT_OF_THE_ENCODER}
         try:
             config = cast(Callable[..., Any], _class_of(kind).config_class)(**values)
             for name, value in kind.configure.items():
@@ -302,10 +304,24 @@ def normalisation(weights: str) -> tuple[tuple[float, ...] | None, tuple[float, 
             continue
         said = read_record(path, Preprocessing)
         for values in (said, *(said.get(part, {}) for part in ("video_processor", "image_processor"))):
-            mean, std = values.get("image_mean"), values.get("image_std")
-            if mean is not None and std is not None and values.get("do_normalize", True):
-                return tuple(mean), tuple(std)
+            if scaling := _scaling(values):
+                return scaling
     return None, None
+
+
+def _scaling(values: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation, of RGB in 0 ... 1, of a processor that scales, shifts and normalises; None if it
+    does not say."""
+    if values.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    elif values.get("image_mean") is not None and values.get("image_std") is not None:
+        mean, std = values["image_mean"], values["image_std"]
+    else:
+        return None
+    factor = 255 * (values.get("rescale_factor") or 1 / 255) if values.get("do_rescale", True) is not False else 255.0
+    factor = 1.0 if math.isclose(factor, 1, rel_tol=1e-6) else factor
+    shift = 1.0 if values.get("offset") and values.get("do_rescale", True) is not False else 0.0  # ViViT's
+    return tuple((value + shift) / factor for value in mean), tuple(value / factor for value in std)
 
 
 def _class_of(architecture: Architecture) -> type[transformers.PreTrainedModel]:

@@ -34,6 +34,8 @@ from pez.encoder.hugging_face import HuggingFace
 from pez.encoder.protocol import Encoder, sized
 from pez.encoder.vjepa1 import POSITIONS
 from pez.errors import UserError, check_choice
+from pez.records import EncoderConfig
+from pez.records import checked as check_record
 
 __all__ = ["CUSTOM", "Encoder", "encoder_from_state", "find_device", "load_encoder", "random_encoder"]
 
@@ -246,7 +248,8 @@ def _family_of_type(model_type: str | None) -> str | None:
 def _from_hugging_face(
     model: str, spec: ModelSpec | None, weights: str, said: str | None, resolution: int | None, device: torch.device
 ) -> Encoder:
-    model_type = read_config(weights).get("model_type")
+    config = read_config(weights)
+    model_type = config.get("model_type")
     family = _family_of_type(model_type)
     if model_type in HIERARCHICAL.split():
         raise UserError(
@@ -260,6 +263,7 @@ def _from_hugging_face(
         )
     if said is not None and said != family and {said, family} != {"dinov2", "dinov2_with_registers"}:
         raise UserError(f"{weights} is of family {family}, not {said}: leave --family out")
+    check_record(f"{weights}, config.json", EncoderConfig, config)
     module, found = FAMILIES[family].from_hugging_face(weights, resolution)
     for size in () if spec is None else ("width", "depth", "heads"):
         if getattr(found, size) != getattr(spec, size):

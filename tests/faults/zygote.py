@@ -21,7 +21,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY)]
 SCRIPTS = ["step1_generate", "step2_extract", "step3_probe", "step_intphys_probe", "step_intphys_attentive"]
-SCRIPTS += ["step_surprise", "plot_figures", "launch"]
+SCRIPTS += ["step_surprise", "step4_mechanisms", "plot_figures", "launch"]
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 

@@ -260,6 +260,8 @@ def read_statements(path: str | Path) -> tuple[Statement, ...]:
     is not known.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would never answer
+        raise UserError(f"--statements {path} cannot be read (it is no file): save it as CSV")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except FileNotFoundError:
