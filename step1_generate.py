@@ -7,7 +7,7 @@
     python step1_generate.py --dataset intphys_mini   # 30 IntPhys-like scenes of 4 movies
     python step1_generate.py --start-positions matched --output-root artifacts/matched   # place tells no direction
     python step1_generate.py --dataset turns       # the ball turns after every tubelet
-    python step1_generate.py --vary camera light colour --objects 2 --output-root artifacts/varied
+    python step1_generate.py --vary camera light --objects 2 --output-root artifacts/varied
     python step1_generate.py --num-shards 8 --shard-index 0   # an eighth of every set; the others anywhere, any time
 
 What the sets are, and what place can tell in each: docs/stimuli.md.

@@ -201,7 +201,7 @@ def _line(error: Exception) -> str | None:
     if error.errno in (errno.EAGAIN, errno.ENOMEM) and not error.filename:
         return f"no more processes or memory ({error.strerror}): raise `ulimit -u` or `-v`, or use fewer --workers"
     name = error.filename or "the output folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left while writing {name}: free some, or set PEZ_ARTIFACTS_DIR to another disk, and rerun"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission for {name}: choose a folder you may write, or change its permissions"

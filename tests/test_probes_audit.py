@@ -99,6 +99,11 @@ def test_roots_without_sets_are_said(tmp_path, capsys):
 # ---------------------------------------------------------------- two groupings, readers of place, orbits
 
 
+def test_a_set_with_too_few_groups_is_named(plain):
+    with pytest.raises(UserError, match=r"velocity: an audit needs at least 3 folds; its \d+ groups .* make 2: choose"):
+        audit(plain[0], AuditOptions(folds=2))
+
+
 def by_start_place(clips, frames):
     """Balls of each direction start at one place, drawn at random: place tells direction, but only where clips of that
     direction were trained on."""
@@ -175,7 +180,8 @@ def test_acceleration_is_in_three_places_and_in_no_single_velocity(tmp_path):
 def test_an_unbalanced_set_of_orbits_is_named(tmp_path):
     def orbits(clips, frames, spoil=False):
         clips = clips.assign(point=clips["start_index"])
-        return (clips.iloc[1:] if spoil else clips), frames
+        clips = clips.iloc[1:] if spoil else clips
+        return clips, frames[frames["clip_id"].isin(clips["clip_id"])]
 
     whole = audit(make(tmp_path / "whole", orbits), AuditOptions("position"))
     assert not [line for line in whole.found if "do not sum to 0" in line] and whole.by_start is None

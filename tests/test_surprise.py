@@ -122,7 +122,7 @@ def test_random_weights_are_of_the_same_sizes_and_of_a_seed(checkpoint):
         ({"predictor": {}}, {}, "has no predictor, so it expects nothing.*--weights random"),
         ({"predictor": {"module.backbone.head": torch.zeros(3)}}, {}, "no predictor of V-JEPA 2's kind"),
         ({}, {"predictor_heads": 5}, "--predictor-heads 5 does not divide the predictor's width 24"),
-        ({}, {"mask_token": 3}, "--mask-token 3 is not there: .* has 3, 0 to 2"),
+        ({}, {"mask_token": 3}, "--mask-token 3 is not there: .* has 3: give 0 to 2"),
     ],
 )
 def test_checkpoints_that_cannot_predict_are_refused(models, tmp_path, change, options, named):

@@ -24,7 +24,7 @@ from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
-from pez.files import fingerprint_of_files
+from pez.files import fingerprint_of_files, remove_dead_partial
 from pez.machine import available_cores
 from pez.records import FeatureRecord, read_record
 from pez.runs import progress
@@ -91,6 +91,8 @@ def extract_features(
         encoder, settings = _compiled(encoder, source.n_frames, settings, batch_size)
     clips = with_content(source)
     if not overwrite and (done := _finished(directory, settings, clips, source.frames, reuse_existing)):
+        for folder in (directory, directory / "shards"):  # a run may have been killed just after it was done
+            remove_dead_partial(folder)
         return done  # looked at without a lock: it may lie where nothing can be written
     for writer in _in_turn(shard) if finish else [shard]:
         with holding(directory, writer):

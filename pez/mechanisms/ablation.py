@@ -160,6 +160,7 @@ def extract(job: Job, cells: list[Cell], clip_ids: list[str], shard) -> dict[str
     source, first = job.clip_pass.source, min(cells[0].layers)
     clips = with_content(source)
     clips = clips[clips["clip_id"].isin(clip_ids)]
+    frames = None if source.frames is None else source.frames[source.frames["clip_id"].isin(clip_ids)]
     stores = {}
     for cell in cells:
         settings = {
@@ -172,7 +173,7 @@ def extract(job: Job, cells: list[Cell], clip_ids: list[str], shard) -> dict[str
             "ablation": cell.described,
         }
         directory = job.folder / cell.band / cell.name / source.name
-        stores[cell.name] = FeatureStore.plan(directory, settings, clips, source.frames, shard)
+        stores[cell.name] = FeatureStore.plan(directory, settings, clips, frames, shard)
     any_store = next(iter(stores.values()))
     lacking = {
         number: [cell for cell in cells if not _is_there(stores[cell.name], number)]

@@ -35,7 +35,7 @@ blocks, tests what the network does with them.
 import argparse
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,24 +244,28 @@ def linear_judge(x: torch.Tensor, y: torch.Tensor, strength: float) -> tuple[tor
     return weights, y.mean(0) - x.mean(0) @ weights
 
 
-def judges_of(split: Split, group: np.ndarray) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """By name: features [n, d] -> standardised (cos, sin) [n, 2]; `speed` -> m/s [n, 1]."""
+def judges_of(
+    split: Split, group: np.ndarray, asked: Sequence[str] = JUDGES
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """By name: features [n, d] -> standardised (cos, sin) [n, 2]; `speed` -> m/s [n, 1]. `mlp` only if it is asked."""
     x, y = split.judge, split.code(split.part(1))
     strength = judge_strength(x, y, group[split.rows[1]])
     weights, bias = linear_judge(x, y, strength)
     seen, seen_bias = linear_judge(split.steered, split.code(split.part(2)), STRENGTHS[0])
     speed = torch.from_numpy(split.speed[split.rows[1]])[:, None]
     speed_weights, speed_bias = linear_judge(x, speed, judge_strength(x, speed, group[split.rows[1]]))
-    network = MLPRegressor(hidden_layer_sizes=(HIDDEN,), alpha=1.0, solver="lbfgs", max_iter=300, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        network.fit(x.numpy(), y.numpy())
-    return {
+    judges = {
         "split": lambda rows: rows @ weights + bias,
-        "mlp": lambda rows: torch.from_numpy(network.predict(rows.numpy()).astype(np.float64)),
         "paper": lambda rows: rows @ seen + seen_bias,
         "speed": lambda rows: rows @ speed_weights + speed_bias,
     }
+    if "mlp" in asked:
+        network = MLPRegressor(hidden_layer_sizes=(HIDDEN,), alpha=1.0, solver="lbfgs", max_iter=300, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            network.fit(x.numpy(), y.numpy())
+        judges["mlp"] = lambda rows: torch.from_numpy(network.predict(rows.numpy()).astype(np.float64))
+    return judges
 
 
 def judged(split: Split, judges: dict, arms: dict, probes: list[torch.Tensor]) -> pd.DataFrame:
@@ -270,7 +274,8 @@ def judged(split: Split, judges: dict, arms: dict, probes: list[torch.Tensor]) -
     neighbours = _neighbour_distance(split)
     speed_before = judges["speed"](x)
     speed_error = float((speed_before[:, 0] - torch.from_numpy(split.speed[split.rows[2]])).abs().mean())
-    before = {name: judges[name](x) for name in ("split", "mlp", "paper")} | {"own": x @ probes[0]}
+    names = [name for name in JUDGES if name == "own" or name in judges]
+    before = {name: x @ probes[0] if name == "own" else judges[name](x) for name in names}
     every = {("none", 0, 0): lambda target: torch.zeros_like(x), **arms}
     for (arm, n_probes, rank), edit_to in every.items():
         for target in TARGETS:
@@ -279,7 +284,7 @@ def judged(split: Split, judges: dict, arms: dict, probes: list[torch.Tensor]) -
             edit = edit.nan_to_num()
             length = edit.norm(dim=1)
             moved = (judges["speed"](x + edit) - speed_before)[:, 0].abs() / max(speed_error, 1e-12)
-            for judge in JUDGES:
+            for judge in names:
                 reading = (x + edit) @ probes[0] if judge == "own" else judges[judge](x + edit)
                 error = angular_error(split.angle(reading), target)
                 before_error = angular_error(split.angle(before[judge]), target)
@@ -351,7 +356,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     allowed = [name for name in controls_for(BALLS) if name not in ("position", "reversed", "pixels")]
     add_feature_arguments(parser, "mean", allowed)
     parser.add_argument("--layer", type=Number(int, least=0), help="edited (default: the zone's last)")
-    parser.add_argument("--judge", nargs="+", default=list(JUDGES), choices=JUDGES, help="keep the rows of these")
+    parser.add_argument("--judge", nargs="+", default=list(JUDGES), choices=JUDGES, help="which of them judge")
     parser.add_argument("--null-draws", type=COUNT_OR_NONE, default=200, help="draws of each null")
     parser.add_argument("--downstream", action="store_true", help="run the later blocks on edited states")
     parser.add_argument("--downstream-clips", type=COUNT_OR_NONE, default=24, help="edited clips that are run on")
@@ -419,7 +424,7 @@ def _steer(args, data: ProbeData, balls, layer: int, splits: list, bar) -> tuple
         most = min(max(N_PROBES), split.basis.shape[1] // 2, (len(split.basis) - 1) // 2)
         probes = probes_of(split.basis, split.y, split.strength, most)
         counts = [n for n in N_PROBES if n <= most]
-        judges = judges_of(split, balls.main.group)
+        judges = judges_of(split, balls.main.group, args.judge)
         found.append(judged(split, judges, arms_of(split, probes, counts), probes))
         if not data.control:
             for key, values in nulls_of(split, judges, probes, counts, args.null_draws, args.seed + fold).items():

@@ -355,6 +355,11 @@ def decoded(
     clips: "Clips | LabelledClips", targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """R^2 of every target (the index) by every reader (a column), and the ends of its interval."""
+    if folds[0].n_folds < 3:
+        raise UserError(
+            f"{clips.name}: an audit needs at least 3 folds; its {folds[0].n_groups} groups of clips make "
+            f"{folds[0].n_folds}: choose another --grouping, --group or --folds, or make more clips"
+        )
     protocols = chosen_protocols("nested", folds[0].n_folds)
     features = [torch.from_numpy(np.array(values)) for values in read.values()]
     varies = np.array([bool((values.std(0) > 1e-12).any()) for values in read.values()])

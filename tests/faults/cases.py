@@ -227,6 +227,24 @@ CASES += [
         max_scenes_per_block=0,
     ),
     *options("audit", folds=1, seed=-1),
+    Case("more threads than cores", "balls", healed="features", options=("--threads", "1000")),
+    # ---- movies as people have them
+    Case(
+        "a status with a byte order mark",
+        "linear",
+        "movies/dev/O1/01/1/status.json",
+        lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()),
+        healed="linear",
+    ),
+    Case("a system file among scenes", "linear", "movies/dev/O1/.DS_Store", damage.write("x"), healed="linear"),
+    Case(
+        "a system file among frames",
+        "linear",
+        "movies/dev/O1/01/1/scene/._scene_001.png",
+        damage.write("x"),
+        healed="linear",
+    ),
+    Case("a folder beside the movies", "linear", "movies/dev/O1/01/notes.txt", damage.write("x"), healed="linear"),
 ]
 QUICK = {case.name for case in CASES[::12]}  # run by `make test`; CI runs all
 
