@@ -127,6 +127,16 @@ def test_a_whole_run(folder, script, capsys):
     assert (folder / "results" / f"figure_{name}.png").stat().st_size > 10_000
 
 
+def test_two_scenes_are_probed_by_the_published_protocol_alone(folder, tmp_path, capsys):
+    where = ["--benchmark-root", str(DATA / "intphys2_mini" / "Main"), "--feature-root", str(tmp_path / "features")]
+    few = ["--accept-licence", "--max-epochs", "5", "--folds", "5", "--results-dir", str(tmp_path)]
+    assert run(step_intphys_probe, folder, "two", *where, *few) == 0
+    assert "too few for the nested protocol" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "results_two.csv")
+    assert set(rows["protocol"]) == {"paper"} and rows.query("subtask == 'overall'")["n_scenes"].eq(2).all()
+    assert run(step_intphys_probe, folder, "two", *where, *few, "--protocol", "nested") == 2
+
+
 def test_other_benchmarks_have_no_leaderboard_and_no_published_recipe(folder, tmp_path, capsys):
     write_tree(tmp_path / "Main", n_scenes=1, n_frames=16)
     assert run(step_intphys_probe, tmp_path, "x", "--leaderboard", str(tmp_path / "l")) == 2

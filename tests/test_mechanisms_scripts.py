@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from clips import write_moving_squares
@@ -15,6 +16,7 @@ from pez.figures.report.gather import gather
 from pez.figures.report.page import render
 from pez.figures.verdicts.mechanisms import below
 from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED
+from pez.files import write_parquet
 
 SMALL = ["--model", "tiny", "--weights", "random", "--model-resolution", "64", "--workers", "0"]
 
@@ -91,6 +93,30 @@ def test_figures_of_whatever_is_there(folder):
     run = MechanismRun.open(folder / "results", "stored")
     assert FIGURES["18"].draw(run) is None and "random weights" in run.title("x")
     assert run_script(plot_figures.make_parser(), plot_figures.main, [*words[:2], "--figures", "18"]) == 2
+
+
+def test_tuned_units_in_their_tables_and_figures(tmp_path):
+    place, results = write_moving_squares(tmp_path / "squares" / "velocity", 16, size=64), tmp_path / "results"
+    clips = pd.read_parquet(place / "clips.parquet")
+    clips["direction_deg"] = (clips["direction_deg"] // 45) * 45  # two clips to each of eight
+    write_parquet(place / "clips.parquet", clips.assign(magnitude=[1.0, 3.0] * 8))
+    words = ["--run-name", "clips", "--results-dir", str(results), "--data-root", str(tmp_path / "squares"), *SMALL]
+    assert step4("tuning", *words, "--layers", "0", "4", "--folds", "3") == 0
+    units = pd.read_parquet(results / "tuning_clips.parquet")
+    named = {"delta_r2_max", "t", "y", "x", "pd_deg", "gain", "delta_r2_pooled", "pd_pooled", "r2_second_harmonic"}
+    assert named | {"r2_given_place", "delta_r2_speed", "preferred_speed", "shape"} <= set(units)
+    means = pd.read_parquet(results / "tuning_means_clips.parquet")
+    assert len(means) == 8 * len(units) and (means["n"] == 2).all() and means["sd"].gt(0).any()
+    # the first harmonic of eight means is that of all clips, where directions are equally many
+    first = means[(means["layer"] == 4) & (means["unit"] == 7)].sort_values("direction_deg")
+    code = np.exp(1j * np.deg2rad(first["direction_deg"].to_numpy()))
+    preferred = np.rad2deg(np.angle((first["mean"].to_numpy() * code).sum()))
+    fitted = units.loc[(units["layer"] == 4) & (units["unit"] == 7), "pd_pooled"].iloc[0]
+    assert abs((preferred - fitted + 180) % 360 - 180) < 1
+    figures = ["--results-dir", str(results), "--figures", "4", "20", "21", "heatmap"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, figures) == 0
+    expected = ("figure4_tuning", "figure20_tuning", "figure21_speed_tuning", "figure_tuning_heatmap")
+    assert {path.stem for path in results.glob("*.png")} == {f"{name}_clips" for name in expected}
 
 
 def test_verdicts_and_the_chapter_of_the_report(folder):

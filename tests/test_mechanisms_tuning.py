@@ -84,10 +84,10 @@ def test_planted_units():
         error = np.rad2deg(noise / gain[unit] * np.sqrt(2 / len(CLIPS)))  # standard error of the angle
         assert abs((row["pd_deg"] - np.rad2deg(phi[unit]) + 180) % 360 - 180) < 4 * error
         assert row["gain"] == pytest.approx(gain[unit], abs=4 * noise * np.sqrt(2 / len(CLIPS)))
-        assert row["delta_r2"] == pytest.approx(expected, abs=0.07)
-        assert row["delta_r2_given_place"] > 0.3 * expected and row["second_harmonic"] < 0.05
+        assert row["delta_r2_max"] == pytest.approx(expected, abs=0.07)
+        assert row["r2_given_place"] > 0.3 * expected and row["r2_second_harmonic"] < 0.05
         assert heat[unit].argmax() == int((row["pd_deg"] + 180) / 360 * BINS)
-    assert table.iloc[3]["delta_r2"] < 0.06 and table["shuffled_r2"].max() < 0.1
+    assert table.iloc[3]["delta_r2_max"] < 0.06 and table["shuffled_r2"].max() < 0.1
 
 
 def test_pure_noise_is_below_zero_and_a_second_harmonic_is_not_a_direction():

@@ -1,5 +1,8 @@
 """The main curve's probes on other features and factors: read controls, transfer between layers, swapped factors."""
 
+import itertools
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +14,8 @@ import step3_probe
 from pez.cli import run_script
 from pez.controls import is_floor, meaning
 from pez.errors import UserError
+from pez.figures.plots.transfer import transfer_figure
+from pez.figures.words import spoken
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import swapped_folds
 from pez.probes.options import BallOptions
@@ -199,3 +204,16 @@ def test_a_factor_that_does_not_vary_or_parts_groups_is_one_line(coloured, capsy
     assert "--swap must be one of camera, light, colour" in capsys.readouterr().err
     with pytest.raises(UserError):
         with_controls(options(coloured, swap="colour", control=("pixels",)), plan(options(coloured, swap="colour"))[0])
+
+
+@pytest.mark.parametrize("n_variables", [1, 3, 4])
+def test_transfer_is_drawn_of_any_number_of_variables(n_variables):
+    names = ["speed", "direction", "direction_sincos", "acceleration"][:n_variables]
+    cells = itertools.product(names, (0, 1), (0, 1))
+    table = pd.DataFrame(
+        [{"variable": name, "probe_layer": probe, "read_layer": read, "r2": 0.5} for name, probe, read in cells]
+    )
+    figure = transfer_figure(table, "transfer")
+    assert [ax.get_title("left") for ax in figure.axes[:n_variables]] == [spoken(name) for name in names]
+    assert len(figure.axes) == n_variables + 1  # and the scale of colours
+    plt.close(figure)

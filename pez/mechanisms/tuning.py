@@ -13,10 +13,12 @@ of highest delta R^2, which is a choice among many: compare with the same choice
 see place alone (a bump of 0.6 patches round the ball). `pooled` is the mean response over all positions, which knows no
 place.
 
-    tuning_RUN.parquet      control columns, layer unit delta_r2 t y x pd_deg gain delta_r2_given_place second_harmonic
-                            delta_r2_speed preferred_speed speed_shape shuffled_r2 delta_r2_pooled pd_pooled
-    tuning_heat_RUN.parquet layer unit bin_00 ... bin_23: highest delta R^2 over positions with that preferred direction
-    tuning_layers_RUN.csv   population statistics: control columns, layer statistic value
+    tuning_RUN.parquet        control columns, layer unit delta_r2_max t y x pd_deg gain r2_given_place
+                              r2_second_harmonic delta_r2_speed preferred_speed shape shuffled_r2 delta_r2_pooled
+                              pd_pooled
+    tuning_heat_RUN.parquet   layer unit bin_00 ... bin_23: highest delta R^2 of positions with that preferred direction
+    tuning_means_RUN.parquet  layer unit direction_deg n mean sd: pooled responses over the clips of a direction
+    tuning_layers_RUN.csv     population statistics: control columns, layer statistic value
 """
 
 import argparse
@@ -164,10 +166,11 @@ def units_table(sums: Sums, grid: TokenGrid, speeds: np.ndarray) -> tuple[pd.Dat
     at = speed.argmax(0)
     vertex, shape = speed_shape(slope[at, unit], curve[at, unit], speeds)
     table = pd.DataFrame({
-        "unit": unit, "delta_r2": direction[best, unit], "t": when, "y": place // grid.width, "x": place % grid.width,
+        "unit": unit, "delta_r2_max": direction[best, unit],
+        "t": when, "y": place // grid.width, "x": place % grid.width,
         "pd_deg": preferred[best, unit], "gain": np.hypot(cos, sin)[best, unit],
-        "delta_r2_given_place": given[best, unit], "second_harmonic": second[best, unit],
-        "delta_r2_speed": speed[at, unit], "preferred_speed": vertex, "speed_shape": shape,
+        "r2_given_place": given[best, unit], "r2_second_harmonic": second[best, unit],
+        "delta_r2_speed": speed[at, unit], "preferred_speed": vertex, "shape": shape,
         "shuffled_r2": shuffled.max(0),
     })  # fmt: skip
     heat = np.zeros((n_units, BINS))
@@ -199,8 +202,8 @@ def pooled_tuning(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
 def population(table: pd.DataFrame, heat: np.ndarray, place_only: float, means: np.ndarray) -> dict[str, float]:
     """Statistics of a layer's units; `means` [8 directions, units] of pooled responses."""
     floor = max(TUNED, place_only, float(table["shuffled_r2"].max()))
-    found = {f"share_above_{share:g}": float((table["delta_r2"] >= share).mean()) for share in SHARES}
-    tuned = table[table["delta_r2"] > floor]
+    found = {f"share_above_{share:g}": float((table["delta_r2_max"] >= share).mean()) for share in SHARES}
+    tuned = table[table["delta_r2_max"] > floor]
     found |= {"floor_place_only": place_only, "floor_shuffled": float(table["shuffled_r2"].max())}
     found |= {
         "share_tuned": len(tuned) / len(table),
@@ -213,9 +216,7 @@ def population(table: pd.DataFrame, heat: np.ndarray, place_only: float, means: 
     occupied = (heat[tuned["unit"].to_numpy()].max(0) > floor) if len(tuned) else np.zeros(BINS, bool)
     found["share_of_bins"] = float(occupied.mean())
     found |= ring(means)
-    found |= {
-        f"speed_{name}": float((table["speed_shape"] == name).mean()) for name in ("up", "down", "peaked", "trough")
-    }
+    found |= {f"speed_{name}": float((table["shape"] == name).mean()) for name in ("up", "down", "peaked", "trough")}
     return found
 
 
@@ -274,7 +275,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     encoders = [("", 0, encoder)]
     encoders += [(each.kind, each.seed, each.encoder.inspectable())
                  for each in controls(encoder, args.control, args.frame_order, args.control_seeds)]  # fmt: skip
-    tables, heats, statistics = [], [], []
+    tables, heats, means, statistics = [], [], [], []
     for control, seed, own in encoders:
         folder = folder_of(args, "tuning") / (f"{control}_{seed}" if control else "main")
         clip_pass = ClipPass.of(args, source)
@@ -288,8 +289,14 @@ def main(args: argparse.Namespace) -> list[Path]:
             over.add(design[:, :1], pooled[:, None].double(), fold)
             table["delta_r2_pooled"], table["pd_pooled"] = pooled_tuning(over)
             degrees = clips["direction_deg"].to_numpy()
-            means = np.stack([pooled[torch.from_numpy(degrees == each)].mean(0).numpy() for each in np.unique(degrees)])
-            rows = population(table, heat, place_only, means)
+            by_direction = {each: pooled[torch.from_numpy(degrees == each)].double() for each in np.unique(degrees)}
+            means.append(pd.concat([
+                pd.DataFrame({**named, "unit": table["unit"], "direction_deg": degree, "n": len(own_clips),
+                              "mean": own_clips.mean(0).numpy(), "sd": own_clips.std(0, correction=0).numpy()})
+                for degree, own_clips in by_direction.items()
+            ]))  # fmt: skip
+            centres = np.stack([own_clips.mean(0).numpy() for own_clips in by_direction.values()])
+            rows = population(table, heat, place_only, centres)
             statistics += [{**named, "statistic": name, "value": value} for name, value in rows.items()]
             tables.append(pd.DataFrame(named, index=table.index).join(table))
             columns = {f"bin_{number:02d}": heat[:, number] for number in range(BINS)}
@@ -302,6 +309,7 @@ def main(args: argparse.Namespace) -> list[Path]:
         return [
             write_parquet(results / f"tuning_{name}.parquet", pd.concat(tables, ignore_index=True)),
             write_parquet(results / f"tuning_heat_{name}.parquet", pd.concat(heats, ignore_index=True)),
+            write_parquet(results / f"tuning_means_{name}.parquet", pd.concat(means, ignore_index=True)),
             write_csv(results / f"tuning_layers_{name}.csv", pd.DataFrame(statistics)),
             record(args, "tuning", {**about, "features": ClipPass.of(args, source).settings(encoder)}),
         ]

@@ -229,19 +229,19 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed must be 0 ... {2**32 - 1}; got {seed}: give a number in that range")
 
 
-def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.ndarray:
+def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0, least: int = 3) -> np.ndarray:
     """Fold of every movie, [n]: a scene's movies share their frames, so they share their fold.
 
     Each block's scenes are shuffled and dealt out in turn, so folds hold equally many scenes of every block, to within
     one, and equally many in all. With fewer scenes than `n_folds` there are as many folds as scenes. Raises UserError
-    for fewer than 3 scenes or 2 folds.
+    for fewer than `least` scenes (the nested protocol needs 3) or 2 folds.
     """
     check_n_folds(n_folds)
     scenes = movies[["block", "scene"]].drop_duplicates().sort_values(["block", "scene"])
-    if len(scenes) < 3:
+    if len(scenes) < least:
         raise UserError(
             f"{len(scenes)} IntPhys scenes are too few for separate training, validation and test folds: "
-            "give at least 3 (see --max-scenes-per-block)"
+            f"give at least {least} (see --max-scenes-per-block)"
         )
     rng = np.random.default_rng(seed)
     dealt = pd.concat([block.sample(frac=1, random_state=rng) for _, block in scenes.groupby("block")])
@@ -250,8 +250,11 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> np.nda
 
 
 def repeated_scene_folds(movies: pd.DataFrame, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
-    """Folds of `repeats` cross-validations of movies, with seeds `seed`, `seed` + 1, ...: see `scene_folds`."""
-    return different_folds(scene_names(movies), lambda own: scene_folds(movies, n_folds, own), seed, repeats)
+    """Folds of `repeats` cross-validations of movies, with seeds `seed`, `seed` + 1, ...: see `scene_folds`.
+
+    Two scenes make two folds, of which `chosen_protocols` leaves out the nested one.
+    """
+    return different_folds(scene_names(movies), lambda own: scene_folds(movies, n_folds, own, 2), seed, repeats)
 
 
 def published_scene_folds(movies: pd.DataFrame, n_folds: int) -> tuple[Folds, ...]:

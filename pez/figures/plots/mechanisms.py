@@ -620,7 +620,7 @@ def draw_ablation(run: MechanismRun) -> Figure | None:
 
 
 def draw_tuning(run: MechanismRun) -> Figure | None:
-    """Figures 4 and 20: preferred directions of units, by layer, trained above random weights; and how strongly."""
+    """Figure 20: preferred directions of units, by layer, trained above random weights; and how strongly."""
     table, layers = run.table("tuning"), run.table("tuning_layers")
     if table is None or layers is None:
         return None
@@ -634,8 +634,8 @@ def draw_tuning(run: MechanismRun) -> Figure | None:
                 ax = axes[down, across]
                 own = table[(table["control"] == control) & (table["layer"] == layer)]
                 floor = max(0.1, run.about("tuning")["place_only"], own["shuffled_r2"].max())
-                angle, strength = np.deg2rad(own["pd_deg"]), own["delta_r2"].clip(lower=0)
-                tuned = own["delta_r2"] > floor
+                angle, strength = np.deg2rad(own["pd_deg"]), own["delta_r2_max"].clip(lower=0)
+                tuned = own["delta_r2_max"] > floor
                 for chosen, colour, size in ((~tuned, "#b9b9b9", 3), (tuned, "#0072B2", 7)):
                     x, y = strength[chosen] * np.cos(angle[chosen]), strength[chosen] * np.sin(angle[chosen])
                     ax.scatter(x, y, s=size, color=colour, lw=0)
@@ -652,7 +652,7 @@ def draw_tuning(run: MechanismRun) -> Figure | None:
             for number, layer in enumerate(shown):
                 own = table[(table["control"] == control) & (table["layer"] == layer)]
                 style = line_style(number)
-                for name, line in (("delta_r2", "-"), ("shuffled_r2", ":")):
+                for name, line in (("delta_r2_max", "-"), ("shuffled_r2", ":")):
                     values = np.sort(own[name])[::-1]
                     ax.plot(np.arange(1, len(values) + 1) / len(values), values, color=style.color, ls=line,
                             label=f"layer {layer}" + (", shuffled labels" if line == ":" else ""))  # fmt: skip
@@ -660,7 +660,7 @@ def draw_tuning(run: MechanismRun) -> Figure | None:
             ax.set(xlabel="Share of units", ylabel="ΔR² at the best position", xlim=(0, 1), ylim=(-0.05, 1))
             ax.xaxis.set_major_locator(MaxNLocator(5))
         _legend(figure, axes[0, -1])
-        figure.suptitle(run.title("Figures 4, 20: MLP units' preferred directions"), ha="left", x=0.01)
+        figure.suptitle(run.title("Figure 20: MLP units' preferred directions"), ha="left", x=0.01)
         notes = ["A dot a unit, at the position of its highest ΔR²: a choice among many, compared with the same choice"]
         notes += [
             "for shuffled labels and place-only units (dotted circle). 8 directions: harmonics above 4 cannot be seen."
@@ -669,32 +669,104 @@ def draw_tuning(run: MechanismRun) -> Figure | None:
     return figure
 
 
-def draw_tuning_heat(run: MechanismRun) -> Figure | None:
-    """C.7's heat map, and Figure 21: preferred speeds."""
-    heat, table = run.table("tuning_heat"), run.table("tuning")
-    if heat is None or table is None:
+def draw_tuning_ring(run: MechanismRun) -> Figure | None:
+    """Figure 4: the mean responses to each direction in their principal plane, and the best units' tuning curves."""
+    means, units = run.table("tuning_means"), run.table("tuning")
+    if means is None or units is None:
         return None
-    shown = sorted(heat["layer"].unique())
+    curves = list(dict.fromkeys(means["control"]))
+    shown = sorted(means["layer"].unique())
+    zone = [layer for layer in shown if layer in run.about("tuning")["zone"]]
+    example = max(zone or shown)
     with drawing_style():
-        figure, axes = _figure(2, len(shown), 3.2 * len(shown) + 1, 6)
+        figure, axes = _figure(len(curves), len(shown) + 1, 2.7 * (len(shown) + 1) + 0.5, 2.7 * len(curves) + 0.8)
+        for down, control in enumerate(curves):
+            own = means[means["control"] == control]
+            own = own[own["control_seed"] == own["control_seed"].min()]
+            for ax, layer in zip(axes[down], shown):
+                wide = own[own["layer"] == layer].pivot_table(index="direction_deg", columns="unit", values="mean")
+                left, sizes, _ = np.linalg.svd(wide.to_numpy() - wide.to_numpy().mean(0), full_matrices=False)
+                share = np.square(sizes) / max(np.square(sizes).sum(), 1e-30)
+                x, y = (left[:, :2] * sizes[:2]).T
+                ax.plot(np.append(x, x[0]), np.append(y, y[0]), **_THIN)
+                points = ax.scatter(x, y, c=wide.index, cmap="twilight", vmin=0, vmax=360, s=30, zorder=3)
+                for degree, at in zip(wide.index, zip(x, y)):
+                    ax.annotate(f"{degree:.0f}°", at, xytext=(3, 3), textcoords="offset points", fontsize=6)
+                ax.set(title=f"{spoken(control) or 'trained'}, layer {layer}", xlabel=f"first axis ({share[0]:.0%})",
+                       ylabel=f"second axis ({share[1]:.0%})")  # fmt: skip
+                ax.set_aspect("equal", "datalim")
+                ax.margins(0.25)
+            ax = axes[down, -1]
+            best = units[(units["control"] == control) & (units["layer"] == example)]
+            best = best[best["control_seed"] == best["control_seed"].min()]
+            for number, unit in enumerate(best.nlargest(3, "delta_r2_pooled").itertuples()):
+                rows = own[(own["layer"] == example) & (own["unit"] == unit.unit)].sort_values("direction_deg")
+                angle, style = np.deg2rad(rows["direction_deg"].to_numpy()), line_style(number)
+                design = np.stack([np.ones_like(angle), np.cos(angle), np.sin(angle)], 1)
+                base, cos, sin = np.linalg.lstsq(design, rows["mean"].to_numpy(), rcond=None)[0]
+                size = max(float(np.hypot(cos, sin)), 1e-30)
+                ax.errorbar(rows["direction_deg"], (rows["mean"] - base) / size, rows["sd"] / np.sqrt(rows["n"]) / size,
+                            ls="none", marker=style.marker, ms=4, color=style.color, elinewidth=0.7,
+                            label=f"unit {unit.unit}, ΔR² {unit.delta_r2_pooled:.2f}")  # fmt: skip
+                fine = np.linspace(0, 2 * np.pi, 100)
+                fit = (cos * np.cos(fine) + sin * np.sin(fine)) / size
+                ax.plot(np.rad2deg(fine), fit, color=style.color, lw=0.9)
+            ax.set(title=f"{spoken(control) or 'trained'}, layer {example}", xlabel="Direction (°)",
+                   ylabel="Response / gain")  # fmt: skip
+            ax.xaxis.set_major_locator(FixedLocator([0, 90, 180, 270, 360]))
+            ax.legend(fontsize=6)
+        figure.colorbar(points, ax=axes.ravel().tolist(), label="direction (°)", shrink=0.6)
+        figure.suptitle(run.title("Figure 4: a ring of directions, and tuned units"), ha="left", x=0.01, fontsize=9)
+        notes = ["Responses averaged over all positions. Any smooth circular tuning makes a ring."]
+        notes += ["Right: the three units of highest ΔR², a choice among many; bars: standard errors; lines: cosines."]
+        write_notes(figure, notes)
+    return figure
+
+
+def draw_tuning_heat(run: MechanismRun) -> Figure | None:
+    """C.7's heat map: the highest ΔR² of every unit over positions that prefer a direction, trained above random."""
+    heat = run.table("tuning_heat")
+    if heat is None:
+        return None
+    shown, curves = sorted(heat["layer"].unique()), list(dict.fromkeys(heat["control"]))
+    with drawing_style():
+        figure, axes = _figure(len(curves), len(shown), 3.2 * len(shown) + 1, 3 * len(curves) + 0.4)
+        for down, control in enumerate(curves):
+            for ax, layer in zip(axes[down], shown):
+                own = heat[(heat["layer"] == layer) & (heat["control"] == control)].filter(like="bin_").to_numpy()
+                order = np.lexsort((-own.max(1), own.argmax(1)))
+                image = _heat(ax, own[order], 0, 0.6, "magma")
+                ax.set(title=f"{spoken(control) or 'trained'}, layer {layer}", xlabel="Preferred direction",
+                       ylabel="Unit, by preferred bin")  # fmt: skip
+                ax.xaxis.set_major_locator(FixedLocator([-0.5, 5.5, 11.5, 17.5, 23.5]))
+                ax.set_xticklabels(["-180°", "-90°", "0°", "90°", "180°"])
+        figure.colorbar(image, ax=axes.ravel().tolist(), label="highest ΔR² in the bin")
+        figure.suptitle(run.title("Units by preferred direction"), ha="left", x=0.01, fontsize=9)
+        floor = run.about("tuning")["place_only"]
+        write_notes(
+            figure, [f"The best position is a choice among many: units that see place alone reach {floor:.2f}."]
+        )
+    return figure
+
+
+def draw_tuning_speed(run: MechanismRun) -> Figure | None:
+    """Figure 21: preferred speeds of units, beside random weights."""
+    table = run.table("tuning")
+    if table is None:
+        return None
+    shown = sorted(table["layer"].unique())
+    with drawing_style():
+        figure, axes = _figure(1, len(shown), 3.2 * len(shown) + 1, 3.2)
         for ax, layer in zip(axes[0], shown):
-            own = heat[(heat["layer"] == layer) & (heat["control"] == "")].filter(like="bin_").to_numpy()
-            order = np.lexsort((-own.max(1), own.argmax(1)))
-            image = _heat(ax, own[order], 0, 0.6, "magma")
-            ax.set(title=f"layer {layer}", xlabel="Preferred direction", ylabel="Unit, by preferred bin")
-            ax.xaxis.set_major_locator(FixedLocator([-0.5, 5.5, 11.5, 17.5, 23.5]))
-            ax.set_xticklabels(["-180°", "-90°", "0°", "90°", "180°"])
-        figure.colorbar(image, ax=axes[0].tolist(), label="highest ΔR² in the bin")
-        for ax, layer in zip(axes[1], shown):
             for number, control in enumerate(dict.fromkeys(table["control"])):
                 own = table[(table["layer"] == layer) & (table["control"] == control) & (table["delta_r2_speed"] > 0.1)]
                 style = line_style(number)
-                peaked = (own["speed_shape"] == "peaked").mean() if len(own) else 0
+                peaked = (own["shape"] == "peaked").mean() if len(own) else 0
                 ax.hist(own["preferred_speed"], bins=24, histtype="step", color=style.color, lw=1.2,
                         label=f"{spoken(control) or 'trained'}: {len(own)} ({peaked:.0%} peaked)")  # fmt: skip
-            ax.set(xlabel="Preferred speed (m/s)", ylabel="Units with ΔR² > 0.1")
+            ax.set(title=f"layer {layer}", xlabel="Preferred speed (m/s)", ylabel="Units with ΔR² > 0.1")
             ax.legend(fontsize=6.5)
-        figure.suptitle(run.title("Figures 20, 21: preferred direction, speed"), ha="left", x=0.01, fontsize=9)
+        figure.suptitle(run.title("Figure 21: units' preferred speeds"), ha="left", x=0.01, fontsize=9)
         write_notes(
             figure,
             ["Few speeds: between them the preferred one is interpolated, and monotone units pile up at the ends."],
@@ -769,8 +841,10 @@ FIGURES: dict[str, MechanismFigure] = {
     "24downstream": MechanismFigure("figure24_downstream", "Edits that run on", "steer", draw_downstream),
     "18": MechanismFigure("figure18_patches", "Direction at single places", "patches", draw_patches),
     "table4": MechanismFigure("figure_ablation", "Reading without near attention", "ablate", draw_ablation),
+    "4": MechanismFigure("figure4_tuning", "A ring of directions, and tuned units", "tuning", draw_tuning_ring),
     "20": MechanismFigure("figure20_tuning", "Units' preferred directions", "tuning", draw_tuning),
-    "21": MechanismFigure("figure21_tuning", "Units by direction and speed", "tuning", draw_tuning_heat),
+    "21": MechanismFigure("figure21_speed_tuning", "Units' preferred speeds", "tuning", draw_tuning_speed),
+    "heatmap": MechanismFigure("figure_tuning_heatmap", "Units by preferred direction", "tuning", draw_tuning_heat),
     "12": MechanismFigure("figure12_tasks", "Other tasks by layer", "tasks", draw_tasks),
     "coordinates": MechanismFigure("figure_coordinates", "Polar or Cartesian", "coordinates", draw_coordinates),
 }

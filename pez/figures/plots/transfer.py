@@ -32,7 +32,8 @@ def transfer_figure(table: pd.DataFrame, title: str, note: str = "") -> Figure:
             ax.plot([-0.5, len(wide) - 0.5], [-0.5, len(wide) - 0.5], color="#D55E00", lw=0.7)
         for ax in grid.flat[len(names) :]:
             ax.remove()
-        figure.colorbar(shown, ax=grid, label="R² of held-out clips (0 and below: white)", shrink=0.8)
+        drawn = list(grid.flat[: len(names)])
+        figure.colorbar(shown, ax=drawn, label="R² of held-out clips (0 and below: white)", shrink=0.8)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         write_notes(figure, [f"On the line: the layer's own probe. {note}".strip()])
     return figure
