@@ -148,6 +148,7 @@ def test_a_step_that_fails_is_told_with_its_reason(slurm, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "SLURM refused the job" in error and error.count("\n") == 1
     one = [*ON_SLURM, "--num-shards", "1", "--sbatch", "exclusive"]  # no array, and no shard for the step
-    assert launched(tmp_path, *clips, "--limit", "0", *one, "--wait") == 2
+    too_fast = ("--start-positions", "matched", "--speeds", "40")  # which only the step itself finds out
+    assert launched(tmp_path, *clips, *too_fast, *one, "--wait") == 2
     error = capsys.readouterr().err
-    assert "1 of 1 shards are not done: --shard-index 0 (first: failed with exit code 2: --limit must be" in error
+    assert "1 of 1 shards are not done: --shard-index 0 (first: failed with exit code 2: --start-positions matched: at" in error
