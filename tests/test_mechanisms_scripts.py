@@ -133,6 +133,17 @@ def test_verdicts_and_the_chapter_of_the_report(folder):
     assert 'id="mechanisms"' in render(report)
 
 
+def test_an_edit_stands_beside_its_null_in_one_table(folder):
+    steering = pd.read_csv(folder / "results" / "steering_stored.csv", keep_default_na=False, na_values=[""])
+    nulls = pd.read_csv(folder / "results" / "steering_nulls_stored.csv").query("null == 'random_sequence'")
+    beside = steering.dropna(subset="null_mean")
+    assert set(zip(beside["arm"], beside["judge"], beside["target"].astype(str))) == {("probes", "split", "all")}
+    assert dict(zip(beside["n_probes"], beside["null_p"])) == dict(zip(nulls["n_probes"], nulls["p"]))
+    assert (beside["mae_target"] - nulls["probes_mae_target"].to_numpy()).abs().max() < 1e-9
+    overlap = pd.read_csv(folder / "results" / "overlap_stored.csv")
+    assert list(overlap)[:5] == ["control", "control_seed", "layer", "a", "b"]
+
+
 def test_intervals_decide():
     assert below((1, 0.5, 1.5), (3, 2, 4)) == HOLDS and below((3, 2, 4), (1, 0.5, 1.5)) == FAILS
     assert below((1, 0.5, 2.5), (3, 2, 4)) == UNDECIDED

@@ -11,8 +11,8 @@ from mean-pooled features, direction at every place (`per_patch`: one probe for 
 Features of a condition are an ordinary store, mechanisms_RUN/ablate/CURVE/BAND/CONDITION/SET, with pooling `mean`, and
 beside it, at the last masked layer, `time_mean_patch` in places/.
 
-    ablation_RUN.csv   control columns, band layers condition kind s t heads empty_rows removed_keys empty_share
-                       removed_mass read_layer readout variable score low high delta delta_low delta_high
+    ablation_RUN.csv   control columns, zone band layers condition semantics kind s t heads empty_rows removed_keys
+                       empty_share removed_mass read_layer readout variable score low high delta delta_low delta_high
     table4_ablation_RUN.md, .csv   in the paper's layout, its numbers beside ours
 """
 
@@ -429,7 +429,9 @@ def main(args: argparse.Namespace) -> list[Path]:
         print(f"{folder}: shards are still to come")
         return []
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
-        table = pd.DataFrame(rows).assign(heads=args.heads, empty_rows=args.empty_rows)
+        zone = f"{min(chosen['zone'])}-{max(chosen['zone'])}"
+        named_by = {"zone": zone, "semantics": args.semantics, "heads": args.heads, "empty_rows": args.empty_rows}
+        table = pd.DataFrame(rows).assign(**named_by)
         results, name = args.results_dir, args.run_name
         ours = table4(table)
         written = [

@@ -207,6 +207,8 @@ def main(args: argparse.Namespace) -> list[Path]:
         layer = min(balls.main.layers, key=lambda layer: abs(layer - max(made["zone"])))
         results, name = args.results_dir, args.run_name
         table = pd.concat([table, halves], ignore_index=True)
+        table.insert(0, "control", "")  # the main curve; shuffled labels are a column
+        table.insert(1, "control_seed", 0)
         written = [write_csv(results / f"overlap_{name}.csv", table)]
         written.append(write_csv(results / f"overlap_power_{name}.csv", power_table(table, layer, args)))
         erased = erasure(bases, balls, layer, args.null_draws, args.seed)

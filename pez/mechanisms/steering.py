@@ -25,6 +25,7 @@ subspace of 2N dimensions, and its own least edit: the fair one), `random_probe`
 
     steering_RUN.csv              control columns, layer arm n_probes rank judge target ("all" or degrees) mae_target
                                   mae_truth low high radius edit_ratio edit_neighbours off_target_speed wrong_way
+                                  null_mean null_p (of random_sequence, where there is one)
     steering_nulls_RUN.csv        layer null n_probes mae_target low high p (of the probes' arm against it)
     steering_downstream_RUN.csv   with --downstream: edit_layer read_layer arm n_probes mae_target retained
 
@@ -392,6 +393,12 @@ def main(args: argparse.Namespace) -> list[Path]:
         results, name = args.results_dir, args.run_name
         table = pd.concat(rows, ignore_index=True)
         table = table[table["judge"].isin(args.judge)]
+        if len(nulls):
+            fair = nulls[nulls["null"] == "random_sequence"].rename(columns={"mae_target": "null_mean", "p": "null_p"})
+            fair = fair[["n_probes", "null_mean", "null_p"]].assign(
+                control="", arm="probes", judge="split", target="all"
+            )
+            table = table.merge(fair, how="left", on=["control", "arm", "judge", "target", "n_probes"])
         written = [
             write_csv(results / f"steering_{name}.csv", table),
             write_csv(results / f"steering_nulls_{name}.csv", nulls),
