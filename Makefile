@@ -80,7 +80,7 @@ reproduce: $(INSTALLED)
 		--intphys-root "$$(dirname $(FEATURES)/intphys_tiny_*_resid_pre_resize_mean/intphys)"
 	@$(MECHANISMS) overlap $(RUN_NAME)
 	@$(MECHANISMS) steer $(RUN_NAME) --feature-root $(FEATURES)/tiny --control random_weights --control-seeds 1 \
-		--judge split paper own --null-draws 50
+		--judge split paper own --null-draws 50 --folds 3
 	@$(MECHANISMS) patches $(RUN_NAME) --feature-root $(FEATURES)/tiny --control random_weights --control-seeds 1 \
 		--layers 0 3 4 8
 	@$(MECHANISMS) ablate $(RUN_NAME) $(ENCODER) --max-clips 24 --conditions union_s3_t1 random_s3_t1
