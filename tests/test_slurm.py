@@ -151,4 +151,5 @@ def test_a_step_that_fails_is_told_with_its_reason(slurm, tmp_path, capsys):
     too_fast = ("--start-positions", "matched", "--speeds", "40")  # which only the step itself finds out
     assert launched(tmp_path, *clips, *too_fast, *one, "--wait") == 2
     error = capsys.readouterr().err
-    assert "1 of 1 shards are not done: --shard-index 0 (first: failed with exit code 2: --start-positions matched: at" in error
+    first = "failed with exit code 2: --start-positions matched: at"
+    assert f"1 of 1 shards are not done: --shard-index 0 (first: {first}" in error
