@@ -61,16 +61,6 @@ class StandInRecord(Record):
     scenes_per_block: Annotated[int, Field(ge=0)] = 0
 
 
-class MovieStatus(Record):
-    """status.json of a movie of IntPhys."""
-
-    class Header(Part):
-        is_possible: bool
-
-    mend: ClassVar[str] = "unpack the archive again"
-    header: Header
-
-
 class AgreedRecord(Record):
     """What a user agreed to: pez/movies/licence.py."""
 

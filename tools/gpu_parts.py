@@ -19,8 +19,6 @@ from pez.encoder.flops import wait
 from pez.encoder.sources import ClipSource
 from pez.encoder.vjepa2 import VJEPA2
 
-SMALL_SIDE = 64  # pixels of the sizes that a CPU runs in a minute
-
 
 @dataclass(frozen=True)
 class Bench:

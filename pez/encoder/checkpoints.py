@@ -222,11 +222,6 @@ def checked(entry: Entry, path: str | Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in entry.tensors.items() if not name.endswith("_extra_state")}
 
 
-def tensors_of(content: Any, key: str, path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of the entry that `key` names, under names without wrapping prefixes; UserError as of both above."""
-    return checked(entry_called(content, key, path), path)
-
-
 def _kind(value: Any) -> str:
     return "nothing (None)" if value is None else f"of type {type(value).__name__}"
 

@@ -34,10 +34,9 @@ from pez.controls import UNIQUE
 from pez.errors import UserError
 from pez.files import fingerprint_of_bytes, fingerprint_of_files, write_json, write_parquet, write_text
 from pez.movies import dataset_titled
-from pez.probes.data.movies import dataset_parts
 from pez.probes.data.probe_data import Variable
 from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
-from pez.probes.protocols import FIXED, spoken_protocol
+from pez.probes.protocols import FIXED
 from pez.probes.recipes import OURS
 from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
@@ -329,7 +328,8 @@ def write_tables(
     """Write a run's tables and its record, each whole; returns their paths, the results table last."""
     record_path = directory / f"{RECORDS[kind]}_{run_name}.json"
     made = write_parquet(directory / f"predictions_{run_name}.parquet", predictions)
-    results = results.assign(predictions_fingerprint=fingerprint_of_files([made]))
+    made_print = fingerprint_of_files([made])
+    results = results.assign(predictions_fingerprint=made_print)
     written, texts = [], {}
     for stem, rows in (("controls", controls), ("convergence", convergence), ("results", results)):
         path = directory / f"{stem}_{run_name}.csv"
@@ -338,7 +338,7 @@ def write_tables(
         else:
             texts[path] = rows.to_csv(index=False)
     files = {path.name: fingerprint_of_bytes(text.encode()) for path, text in texts.items()}
-    record = {**record, "provenance": provenance(), "files": {**files, made.name: fingerprint_of_files([made])}}
+    record = {**record, "provenance": provenance(), "files": {**files, made.name: made_print}}
     *others, last = texts  # the results come last: what they are made from is there
     written += [write_text(path, texts[path]) for path in others]
     return [*written, made, write_json(record_path, record), write_text(last, texts[last])]
@@ -471,7 +471,7 @@ class Run:
         n = self.value("n_bootstrap", asked)
         parts = None
         if self.kind == MOVIES and "data" in self.table:
-            parts = dataset_parts(dataset_titled(str(self.value("data"))))
+            parts = dataset_titled(str(self.value("data"))).rows_of_parts
         path = self.path("predictions", ".parquet")
         if path.is_file():
             self.check_file(path)
@@ -510,9 +510,3 @@ def movie_settings(described: dict[str, Any]) -> dict[str, Any]:
         "frame_order": described["frame_order"],
         **{key: chosen[key] for key in ("data", "n_frames_sample", "n_frames", "n_movies") if key in chosen},
     }
-
-
-def spoken_protocols(scores: Scores) -> str:
-    """What tables call the protocols of a run's main curves."""
-    mains = [each.predictions for each in scores.scored if each.predictions.control == MAIN]
-    return spoken_protocol(dict.fromkeys(each.protocol for each in mains))

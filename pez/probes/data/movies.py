@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from constants import ARTIFACTS_DIR, FEATURES_DIR, N_FRAMES
@@ -26,13 +25,12 @@ from pez.encoder.sources import ClipSource
 from pez.errors import UserError
 from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
-from pez.movies.dataset import OVERALL, MovieDataset
+from pez.movies.dataset import MovieDataset
 from pez.movies.intphys2 import IntPhys2
 from pez.movies.licence import check_licence
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
     POSSIBLE,
-    Parts,
     ProbeData,
     check_layers,
     feature_precision,
@@ -196,20 +194,9 @@ def movie_data(
         features=store_features(store, capture, pooling),
         described=store.settings,
         precision=feature_precision(store.settings, pooling),
-        parts=dataset_parts(dataset),
+        parts=dataset.rows_of_parts,
         stores=(store,),
     )
-
-
-def dataset_parts(dataset: MovieDataset) -> Parts:
-    """The sub-tasks of a benchmark but the overall one, as rows of a table of its movies."""
-
-    def parts(movies: pd.DataFrame) -> dict[str, np.ndarray]:
-        numbered = movies.assign(_row=range(len(movies)))
-        found = {name: part["_row"].to_numpy() for name, part in dataset.parts(numbered).items()}
-        return {name: rows for name, rows in found.items() if name != OVERALL}
-
-    return parts
 
 
 def movie_control_data(
