@@ -1,8 +1,14 @@
 """Devices that an encoder or a probe can run on."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from pez.errors import UserError
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def probe_device(name: str) -> str:
@@ -33,6 +39,21 @@ def find_device(name: str) -> torch.device:
         torch.cuda.set_device(device)  # else pinned memory and libraries would open a context on the first GPU as well
         torch.backends.cudnn.allow_tf32 = False  # of convolutions, where float32 is asked for; products have it off
     return device
+
+
+def in_halves(work: Callable[[list[Item]], list[Made]], items: list[Item], too_large: str) -> list[Made]:
+    """What `work` makes of each of `items`, in halves where a GPU's memory runs out; UserError `too_large` if it does
+    with one."""
+    try:
+        return work(items)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(items) == 1:
+            raise UserError(too_large) from None
+    torch.cuda.empty_cache()
+    half = (len(items) + 1) // 2
+    return [*in_halves(work, items[:half], too_large), *in_halves(work, items[half:], too_large)]
 
 
 def out_of_memory(error: RuntimeError) -> bool:

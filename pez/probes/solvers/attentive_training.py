@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pez.encoder.devices import out_of_memory
+from pez.encoder.devices import in_halves
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.attentive_stack import initial_parameters, stacked_forward
@@ -136,19 +136,11 @@ def train(
 
 def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.ndarray]:
     """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
-    try:
-        return train_stack(problems, **options)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        if len(problems) == 1:
-            raise UserError(
-                f"{options['device']} has not enough memory for one attentive probe: free it, or lower "
-                "--probe-batch-size or --num-probe-blocks"
-            ) from None
-    torch.cuda.empty_cache()
-    half = (len(problems) + 1) // 2
-    return [*_train_halving(problems[:half], options), *_train_halving(problems[half:], options)]
+    too_large = (
+        f"{options['device']} has not enough memory for one attentive probe: free it, or lower --probe-batch-size or "
+        "--num-probe-blocks"
+    )
+    return in_halves(lambda group: train_stack(group, **options), problems, too_large)
 
 
 def train_stack(

@@ -23,7 +23,7 @@ from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.solvers.problems import Setting
-from pez.probes.solvers.solver import Fit, Step, Trials
+from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
 
 SHARES = (0.0, *(1 / (1 + 10.0 ** (-power / 2)) for power in range(-5, 6)))  # of the layer; 0: the others alone
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 9))
@@ -38,7 +38,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class BandedSolver:
+class BandedSolver(TrainedTogether):
     """See pez.probes.solvers.solver.Solver; the first of `parts` is the layer (its width follows from the features),
     the last columns are the others'. Without a layer `shares` is (0,)."""
 
@@ -53,14 +53,6 @@ class BandedSolver:
     def settings(self) -> tuple[Setting, ...]:
         """Every share with every strength, shares slowest."""
         return tuple(Setting(share, strength) for share in self.shares for strength in self.strengths)
-
-    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
-        """Every other fold."""
-        return tuple(other for other in range(n_folds) if other != fold)
-
-    def steps(self, fit: Fit) -> int:
-        """One: every setting is solved at once."""
-        return 1
 
     def solve(
         self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False

@@ -23,7 +23,7 @@ from pez.probes.recipes import OURS
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Moments, Problem, Setting, Training, moment_problem, paper_settings, row_problem
 from pez.probes.solvers.ridge import ridge_settings, solve_ridge
-from pez.probes.solvers.solver import Fit, Step, Trials
+from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
 from pez.probes.solvers.sweep import SweepResult, solve
 
 SOLVERS = ("trainable", "adamw100", "ridge")
@@ -31,7 +31,7 @@ PUBLISHED_TRAINING = Training(l2=True, start_seed=42, bias=True, targets_as_feat
 
 
 @dataclass(frozen=True)
-class LinearSolver:
+class LinearSolver(TrainedTogether):
     """See pez.probes.solvers.solver.Solver.
 
     `closed_form`: ridge, whose strengths stand where AdamW has its weight decay; `threads`, `memory_gib` as of
@@ -55,14 +55,6 @@ class LinearSolver:
     def last_epoch(self) -> int:
         """Epochs at most."""
         return self.epochs
-
-    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
-        """Every other fold."""
-        return tuple(other for other in range(n_folds) if other != fold)
-
-    def steps(self, fit: Fit) -> int:
-        """One: all settings train together."""
-        return 1
 
     def solve(
         self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False

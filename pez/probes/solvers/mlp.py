@@ -21,7 +21,7 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Setting
-from pez.probes.solvers.solver import Fit, Step, Trials
+from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
 
 MLP = "mlp"  # what --solver calls it
 HIDDEN = 64
@@ -30,7 +30,7 @@ SETTINGS = tuple(Setting(rate, decay) for rate in (1e-3, 3e-3) for decay in (1e-
 
 
 @dataclass(frozen=True)
-class MLPSolver:
+class MLPSolver(TrainedTogether):
     """See pez.probes.solvers.solver.Solver; `seed` of the starting weights."""
 
     settings: tuple[Setting, ...] = SETTINGS
@@ -46,14 +46,6 @@ class MLPSolver:
     def last_epoch(self) -> int:
         """Epochs at most."""
         return self.epochs
-
-    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
-        """Every other fold."""
-        return tuple(other for other in range(n_folds) if other != fold)
-
-    def steps(self, fit: Fit) -> int:
-        """One: all settings train together."""
-        return 1
 
     def solve(
         self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False

@@ -67,6 +67,18 @@ class Fitted(Protocol):
         """Weights [k, d] and bias [k] for raw features and targets, of a Fit with choices; None if not kept."""
 
 
+class TrainedTogether:
+    """What solvers share that train every setting of a Fit at once."""
+
+    def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
+        """Every other fold."""
+        return tuple(other for other in range(n_folds) if other != fold)
+
+    def steps(self, fit: Fit) -> int:
+        """One."""
+        return 1
+
+
 class Solver(Protocol):
     """A way to train probes.
 

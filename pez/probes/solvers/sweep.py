@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
-from pez.encoder.devices import out_of_memory
+from pez.encoder.devices import in_halves
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.adamw import Trained, train_together
@@ -186,19 +186,10 @@ def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[Sweep
 
 def _solve_halving(batch: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
     """`_solve_batch`, in halves where a GPU's memory runs out; UserError if it does with one problem."""
-    try:
-        return _solve_batch(batch, **options)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        if len(batch) == 1:
-            raise UserError(
-                f"{options['device']} has not enough memory for one probe of these features: free it, or use "
-                "--device cpu"
-            ) from None
-    torch.cuda.empty_cache()
-    half = (len(batch) + 1) // 2
-    return [*_solve_halving(batch[:half], options), *_solve_halving(batch[half:], options)]
+    too_large = (
+        f"{options['device']} has not enough memory for one probe of these features: free it, or use --device cpu"
+    )
+    return in_halves(lambda half: _solve_batch(half, **options), batch, too_large)
 
 
 def _batches(
