@@ -13,11 +13,11 @@ import pandas as pd
 from pez.controls import BALLS, controls_for
 from pez.controls import MOVIES as OF_MOVIES
 from pez.figures.quoted import key_curve, quoted
-from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged, spans, unconverged_layers
-from pez.figures.words import capital, dataset_of, listed, number, spoken
+from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged
+from pez.figures.words import capital, dataset_of, listed, number, spans, spoken
 from pez.probes.protocols import FIXED
 from pez.probes.recipes import OURS, PUBLISHED, PUBLISHED_NOTE
-from pez.probes.results import BALL, MOVIES, Run
+from pez.probes.results import BALL, MOVIES, Run, unconverged_in
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.possibility import OVERALL
 from pez.stimuli.clipset import ClipSet
@@ -281,7 +281,7 @@ def _bare(kind: str, data: str) -> Found:
 
 def _unconverged(run: Run) -> Iterator[str]:
     for variable, rows in run.table.groupby("variable", sort=False):
-        late = unconverged_layers(rows)
+        late = unconverged_in(rows)
         if late:
             yield f"{spoken(variable)}, layers {spans(late)}."
 

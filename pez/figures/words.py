@@ -1,8 +1,9 @@
 """Names and numbers as figures, verdicts and report write them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from pez.movies import MovieDataset, dataset_titled
@@ -52,6 +53,12 @@ def interval(low: float | None, high: float | None) -> str:
 def listed(words: Iterable[str]) -> str:
     """Words with commas, each once."""
     return ", ".join(dict.fromkeys(words))
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Layers for people: 0 to 3, 7."""
+    parts = np.split(np.asarray(layers), np.flatnonzero(np.diff(layers) > 1) + 1)
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
 
 
 def capital(text: str) -> str:

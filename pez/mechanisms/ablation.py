@@ -249,6 +249,17 @@ def places_of(store: FeatureStore) -> torch.Tensor:
 # ---------------------------------------------------------------- readouts
 
 
+def _read_by(readout: str, data: ProbeData, store: FeatureStore) -> ProbeData:
+    """Features of `store`, read by probes of their own ("refit") or by those of `data`'s ("frozen")."""
+
+    def ablated(layer: int) -> torch.Tensor:
+        return store.layer("resid_post", "mean", layer)
+
+    if readout == "refit":
+        return dataclasses.replace(data, features=ablated)
+    return dataclasses.replace(data, read_features=ablated, read_variables=data.variables)
+
+
 def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: int, args) -> list[dict]:
     """Rows of direction, speed and per-patch direction of every condition, delta to the baseline paired."""
     base = stores[NONE]
@@ -274,22 +285,15 @@ def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: i
     _, frozen_probes = nested(unablated, folds)
     rows, baselines = [], {}
     for cell in cells:
-        store = stores[cell.name]
-
-        def ablated(layer: int, store=store) -> torch.Tensor:
-            return store.layer("resid_post", "mean", layer)
-
         for readout in args.readout:
-            if readout == "refit":
-                own = dataclasses.replace(data, features=ablated)
-            else:
-                own = dataclasses.replace(data, read_features=ablated, read_variables=data.variables)
+            own = _read_by(readout, data, stores[cell.name])
             for found in cross_validate(own, (folds,), linear_solver("ridge"), ("nested",)):
                 curve = bootstrap_r2(found.variable.targets, found.predicted[0], group, resamples)
                 for at, layer in enumerate(data.layers):
                     key = (readout, found.variable.name, layer)
                     rows.append(_row(cell, *key, _layer_of(curve, at), baselines, args))
-            read = _read_places(one, folds, places_of(store), frozen_probes if readout == "frozen" else None)
+            probes = frozen_probes if readout == "frozen" else None
+            read = _read_places(one, folds, places_of(stores[cell.name]), probes)
             flat = np.repeat(np.arange(len(group)), read.shape[1])
             curve = bootstrap_r2(targets_of(one)[flat], read.reshape(1, -1, 2), group[flat], resamples)
             rows.append(_row(cell, readout, "per_patch", last, curve, baselines, args))
@@ -331,14 +335,8 @@ def movie_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: 
     resamples = group_resamples(group, max(args.bootstrap, 1), args.seed, folds.n_folds)
     rows, baselines = [], {}
     for cell in cells:
-        store = stores[cell.name]
-
-        def ablated(layer: int, store=store) -> torch.Tensor:
-            return store.layer("resid_post", "mean", layer)
-
         for readout in args.readout:
-            own = dataclasses.replace(data, features=ablated) if readout == "refit" else dataclasses.replace(
-                data, read_features=ablated, read_variables=data.variables)  # fmt: skip
+            own = _read_by(readout, data, stores[cell.name])
             (found,) = cross_validate(own, (folds,), linear_solver("ridge"), ("nested",))
             curve = bootstrap_accuracy(possible, found.predicted[0, :, :, 0], group, resamples, threshold=0.5)
             for at, layer in enumerate(layers):

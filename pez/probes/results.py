@@ -130,6 +130,13 @@ def convergence_columns(scored: Scored) -> pd.DataFrame:
     return table.reindex(scored.layers).reset_index(drop=True)
 
 
+def unconverged_in(rows: pd.DataFrame) -> list[int]:
+    """Layers of rows of a results table at which a fold's probe stopped before it had converged."""
+    if "converged" not in rows:
+        return []
+    return sorted(rows.loc[rows["converged"].eq(False), "layer"].unique().tolist())
+
+
 def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFrame:
     """A control's rows, if it has one layer, at every layer of the main curve, layers slowest; else `rows`."""
     if len(set(rows["layer"])) > 1 or len(layers) == 1:

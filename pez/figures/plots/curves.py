@@ -31,6 +31,7 @@ from pez.figures.plots.style import (
     write_notes,
 )
 from pez.figures.words import recipe_of, spoken
+from pez.probes.results import unconverged_in
 from pez.probes.scores.kinds import chance_of, headline
 
 NESTED, PUBLISHED = "nested protocol", "paper protocol"
@@ -103,9 +104,7 @@ def shown(curve: pd.DataFrame, metric: str | None = None) -> Shown:
         None if twice or not np.isfinite(thin).any() else thin,
         is_pooled,
         protocol,
-        np.array([value is False for value in curve["converged"].tolist()])
-        if "converged" in curve
-        else np.zeros(len(curve), dtype=bool),
+        curve["layer"].isin(unconverged_in(curve)).to_numpy(),
         column(f"{metric}_ridge_pooled"),
     )
 
@@ -151,17 +150,12 @@ def curve_figure(
             _finish_axes(ax, [curves[name] for name in own], values, 30 if len(controls) else 60)
             if len(controls):
                 ax.set_title(spoken(own[0]), fontsize=9.5, fontweight="bold")
-        for ax in grid.flat[len(panels) :]:
-            ax.remove()
         heading = f"{title}\n{titled(made_from(results), results['weights'].unique())}"
         if len(panels) == 1:
             figure.axes[0].set_title(heading)
         else:
             figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
-        write_notes(figure, _notes(curves, reference, controls, note))
-        for ax, placed in zip(figure.axes, ends):
-            kept = [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed]
-            label_ends(ax, kept, 7.5 if len(controls) else 8.5)
+        _finish(figure, grid, _notes(curves, reference, controls, note), ends, 7.5 if len(controls) else 8.5)
     return figure
 
 
@@ -189,16 +183,20 @@ def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[st
                 _draw_variable(ax, name, curve, None, line_style(list(runs).index(label)), label, ends[-1], False)
             _finish_axes(ax, list(curves.values()), [v for c in curves.values() for v in (c.low, c.y)], 30)
             ax.set_title(spoken(name), fontsize=9.5, fontweight="bold")
-        for ax in grid.flat[len(names) :]:
-            ax.remove()
         weights = list(dict.fromkeys(weight for rows in runs.values() for weight in rows["weights"]))
+        common = "Thin beside a curve: the paper protocol. Intervals: 95 %, bootstrap over groups."
         figure.suptitle(titled(title, weights), x=0.01, ha="left", fontsize=10)
-        write_notes(
-            figure, [*notes, "Thin beside a curve: the paper protocol. Intervals: 95 %, bootstrap over groups."]
-        )
-        for ax, placed in zip(figure.axes, ends):
-            label_ends(ax, [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed], 7.5)
+        _finish(figure, grid, [*notes, common], ends, 7.5)
     return figure
+
+
+def _finish(figure: Figure, grid: np.ndarray, notes: Sequence[str], ends: list[list[End]], size: float) -> None:
+    """Take away the panels of `grid` that were not drawn, write notes, and name the `ends` of each panel's lines."""
+    for ax in grid.flat[len(ends) :]:
+        ax.remove()
+    write_notes(figure, notes)
+    for ax, placed in zip(figure.axes, ends):
+        label_ends(ax, [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed], size)
 
 
 def draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End]) -> list[np.ndarray]:

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import pandas as pd
-
 from pez.controls import BESIDE, UNIQUE, is_floor
 from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, Statement, beyond, checked
-from pez.figures.words import spoken
-from pez.probes.results import MOVIES, Run
+from pez.figures.words import spans, spoken
+from pez.probes.results import MOVIES, Run, unconverged_in
 from pez.probes.scores.kinds import chance_of
 from pez.probes.scores.onset import Emergence, Onset, emergence, find_onsets
 from pez.probes.scores.possibility import OVERALL
@@ -68,7 +65,7 @@ class Judged:
     @property
     def unconverged(self) -> list[int]:
         """Layers whose probes stopped before they had converged; none where that was not recorded."""
-        return unconverged_layers(self.run.table[self.run.table["variable"] == self.variable])
+        return unconverged_in(self.run.table[self.run.table["variable"] == self.variable])
 
     @property
     def training(self) -> str:
@@ -104,19 +101,6 @@ class Judged:
             for against, control in evidence.comparisons.items()
             for onset in find_onsets(evidence.layers, evidence.main, control, evidence.chance, threshold)
         ]
-
-
-def unconverged_layers(rows: pd.DataFrame) -> list[int]:
-    """Layers of rows of a results table at which a fold's probe stopped before it had converged."""
-    if "converged" not in rows:
-        return []
-    return sorted(rows.loc[rows["converged"].eq(False), "layer"].unique().tolist())
-
-
-def spans(layers: Sequence[int]) -> str:
-    """Layers for people: 0 to 3, 7."""
-    parts = np.split(np.asarray(layers), np.flatnonzero(np.diff(layers) > 1) + 1)
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
 
 
 def judge(run: Run, variable: str, of: str) -> Judged:
