@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from pez.controls import BESIDE, UNIQUE, is_floor
 from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, Statement, beyond, checked
@@ -62,15 +63,12 @@ class Judged:
             return f"too few {unit}: {self.n_groups}"
         return "" if self.key else "no resamples: rerun with --bootstrap 1000"
 
-    @property
-    def unconverged(self) -> list[int]:
-        """Layers whose probes stopped before they had converged; none where that was not recorded."""
-        return unconverged_in(self.run.table[self.run.table["variable"] == self.variable])
-
-    @property
+    @cached_property
     def training(self) -> str:
-        """Why nothing is decided of a curve that the probe's training has shaped; empty where all layers converged."""
-        return f"{TRAINING}: not converged at layers {spans(self.unconverged)}" if self.unconverged else ""
+        """Why nothing is decided of a curve that the probe's training has shaped; empty where all layers converged, or
+        it was not recorded."""
+        late = unconverged_in(self.run.table[self.run.table["variable"] == self.variable])
+        return f"{TRAINING}: not converged at layers {spans(late)}" if late else ""
 
     def checked(self, figure: str, statements: Sequence[Statement] = STATEMENTS) -> list[Checked]:
         """Those of `statements` (by default the paper's) of `figure` about this variable, each with its verdict."""
