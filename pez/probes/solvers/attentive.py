@@ -21,7 +21,7 @@ from pez.probes.solvers.attentive_model import check_sizes
 from pez.probes.solvers.attentive_stack import stack_size
 from pez.probes.solvers.attentive_training import Problem, Recipe, train
 from pez.probes.solvers.problems import Setting
-from pez.probes.solvers.solver import Fit, Step, Trials
+from pez.probes.solvers.solver import Fit, PredictsOnly, Step, Trials
 
 POOLINGS = ("temporal_last_patch", "temporal_diff_patch", "all")  # those that keep tokens apart
 CPU_MEMORY_BYTES = 3 * 2**30
@@ -134,7 +134,7 @@ class AttentiveSolver:
 
 
 @dataclass(frozen=True)
-class AttentiveFitted:
+class AttentiveFitted(PredictsOnly):
     """See pez.probes.solvers.solver.Fitted: its probes, and the `scores` [epochs, rows] of each.
 
     `judge` (rows, scores) -> what chooses the epoch, the higher the better; None: the loss.
@@ -169,18 +169,6 @@ class AttentiveFitted:
         number = 0 if self.fit.choices is not None else choice.setting
         epochs = self.problems[number].epochs or ()
         return torch.from_numpy(self.scores[number][epochs.index(choice.epochs)])[:, None]
-
-    def exactly(self, choices: tuple[Choice, ...]) -> None:
-        """Rounding inside such a probe is not known."""
-        return
-
-    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
-        """As they are."""
-        return choices
-
-    def weights(self) -> None:
-        """An attentive probe's weights are not kept."""
-        return
 
 
 def judged_by(metric: str, data: ProbeData) -> Judge:

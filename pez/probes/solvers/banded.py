@@ -23,7 +23,7 @@ from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.solvers.problems import Setting
-from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
+from pez.probes.solvers.solver import Fit, PredictsOnly, Step, TrainedTogether, Trials
 
 SHARES = (0.0, *(1 / (1 + 10.0 ** (-power / 2)) for power in range(-5, 6)))  # of the layer; 0: the others alone
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 9))
@@ -111,7 +111,7 @@ def _kernel(features: torch.Tensor, norm_mode: str, train: np.ndarray, rows: np.
 
 
 @dataclass(frozen=True)
-class BandedFitted:
+class BandedFitted(PredictsOnly):
     """See pez.probes.solvers.solver.Fitted; `parts`: predictions [S, m, k] of each validation fold, then of the fold
     that is read."""
 
@@ -133,13 +133,3 @@ class BandedFitted:
         """[m, k] of the fold that is read; a Fit that validates and reads none is read where it validates."""
         parts = torch.split(self.parts[-1], list(self.data.outputs), dim=2)
         return torch.cat([part[choice.setting] for choice, part in zip(choices, parts)], dim=1)
-
-    def exactly(self, choices: tuple[Choice, ...]) -> None:
-        """Least squares has no ties to settle."""
-
-    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
-        """As they are."""
-        return choices
-
-    def weights(self) -> None:
-        """None are kept: the dual has them per clip."""

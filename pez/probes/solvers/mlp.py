@@ -21,7 +21,7 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Setting
-from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
+from pez.probes.solvers.solver import Fit, PredictsOnly, Step, TrainedTogether, Trials
 
 MLP = "mlp"  # what --solver calls it
 HIDDEN = 64
@@ -186,7 +186,7 @@ def _adamw_step(
 
 
 @dataclass(frozen=True)
-class MLPFitted:
+class MLPFitted(PredictsOnly):
     """See pez.probes.solvers.solver.Fitted. `judged`: of every variable (loss, epoch, prediction) per validation fold;
     `read`: of every variable [S, m, k], of the fold that the Fit reads."""
 
@@ -206,13 +206,3 @@ class MLPFitted:
             return torch.cat([part[0] for part in self.predicted], dim=1)
         parts = self.predicted if self.fit.read is not None else [variable[0][2] for variable in self.judged]
         return torch.cat([part[choice.setting] for part, choice in zip(parts, choices)], dim=1)
-
-    def exactly(self, choices: tuple[Choice, ...]) -> None:
-        """Rounding of a network's scores is not known."""
-
-    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
-        """As they are."""
-        return choices
-
-    def weights(self) -> None:
-        """Networks have no weights of a linear probe."""

@@ -67,6 +67,20 @@ class Fitted(Protocol):
         """Weights [k, d] and bias [k] for raw features and targets, of a Fit with choices; None if not kept."""
 
 
+class PredictsOnly:
+    """What a Fitted is without weights of a linear probe: it knows no rounding and no training losses."""
+
+    def exactly(self, choices: tuple[Choice, ...]) -> None:
+        """Not known."""
+
+    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        """As they are."""
+        return choices
+
+    def weights(self) -> None:
+        """Not kept."""
+
+
 class TrainedTogether:
     """What solvers share that train every setting of a Fit at once."""
 
