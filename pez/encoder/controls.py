@@ -97,20 +97,38 @@ def controls(encoder: Encoder, names: Sequence[str], frame_order: str, n_seeds: 
             yield Control(name, encoder, name)
 
 
-class _PixelModule(nn.Module):
-    """[B, T, 3, H, W] to one token a tubelet, [B, T / tubelet, tubelet * 3 * 16 * 16], and one block that does
-    nothing."""
+class _TokensAlone(nn.Module):
+    """`tokens`, a module from frames to tokens, and one block that does nothing."""
 
-    def __init__(self, tubelet_size: int):
+    def __init__(self, tokens: nn.Module):
         super().__init__()
-        self.embeddings = _PixelTokens(tubelet_size)
+        self.embeddings = tokens
         self.block = nn.Identity()
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.block(self.embeddings(frames)))
 
 
+class _WithoutNetwork(Encoder):
+    """An encoder without weights, over a `_TokensAlone`."""
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """What makes its tokens."""
+        return cast(_TokensAlone, self.module).embeddings
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """One that does nothing."""
+        return [cast(_TokensAlone, self.module).block]
+
+
+# ---------------------------------------------------------------- pixels
+
+
 class _PixelTokens(nn.Module):
+    """[B, T, 3, H, W] to one token a tubelet, [B, T / tubelet, tubelet * 3 * 16 * 16]."""
+
     def __init__(self, tubelet_size: int):
         super().__init__()
         self.tubelet_size = tubelet_size
@@ -120,25 +138,15 @@ class _PixelTokens(nn.Module):
         return small.reshape(len(frames), frames.shape[1] // self.tubelet_size, -1)
 
 
-class PixelEncoder(Encoder):
-    """Frames averaged down to 16 x 16 pixels: a network of one block and no weights, one patch a tubelet."""
+class PixelEncoder(_WithoutNetwork):
+    """Frames averaged down to 16 x 16 pixels, one patch a tubelet."""
 
     title = "pixels"
-
-    @property
-    def embeddings(self) -> nn.Module:
-        """Averaging."""
-        return cast(_PixelModule, self.module).embeddings
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """One that does nothing."""
-        return [cast(_PixelModule, self.module).block]
 
     @staticmethod
     def build(spec: ModelSpec) -> nn.Module:
         """There is nothing to initialise."""
-        return _PixelModule(spec.tubelet_size)
+        return _TokensAlone(_PixelTokens(spec.tubelet_size))
 
 
 def pixel_encoder(encoder: Encoder) -> PixelEncoder:
@@ -203,8 +211,8 @@ class _FlowTokens(nn.Module):
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         size = self.layout.tubelet
         if size == 1:
-            flow = dense_flow(torch.cat([frames[:, :1], frames], dim=1))
-            flow = torch.cat([dense_flow(frames[:, :2]), flow[:, 1:]], dim=1)
+            flow = dense_flow(frames)
+            flow = torch.cat([flow[:, :1], flow], dim=1)
         else:
             within = [dense_flow(tubelet).mean(1, keepdim=True) for tubelet in torch.split(frames, size, dim=1)]
             flow = torch.cat(within, dim=1)
@@ -215,35 +223,15 @@ class _FlowTokens(nn.Module):
         return patches.flatten(2).mT.reshape(len(frames), -1, len(FLOW_CHANNELS))
 
 
-class _FlowModule(nn.Module):
-    def __init__(self, layout: TokenLayout):
-        super().__init__()
-        self.embeddings = _FlowTokens(layout)
-        self.block = nn.Identity()
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.block(self.embeddings(frames)))
-
-
-class FlowEncoder(Encoder):
-    """Optical flow on the grid of another encoder's tokens: a network of one block and no weights, on the CPU."""
+class FlowEncoder(_WithoutNetwork):
+    """Optical flow on the grid of another encoder's tokens, on the CPU."""
 
     title = "optical flow"
 
     @property
-    def embeddings(self) -> nn.Module:
-        """Flow and averaging."""
-        return cast(_FlowModule, self.module).embeddings
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """One that does nothing."""
-        return [cast(_FlowModule, self.module).block]
-
-    @property
     def layout(self) -> TokenLayout:
         """That of the other encoder, without its prefix."""
-        return cast(_FlowModule, self.module).embeddings.layout
+        return cast(_FlowTokens, self.embeddings).layout
 
     def prepare(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames as they are."""
@@ -253,7 +241,7 @@ class FlowEncoder(Encoder):
     def build(spec: ModelSpec) -> nn.Module:
         """There is nothing to initialise."""
         side = spec.resolution // spec.patch_size
-        return _FlowModule(TokenLayout(spec.tubelet_size, side, side))
+        return _TokensAlone(_FlowTokens(TokenLayout(spec.tubelet_size, side, side)))
 
 
 def flow_encoder(encoder: Encoder) -> FlowEncoder:
@@ -271,5 +259,5 @@ def flow_encoder(encoder: Encoder) -> FlowEncoder:
         tubelet_size=layout.tubelet,
     )
     label = f"DIS optical flow, OpenCV {cv2.__version__}"
-    flow = FlowEncoder.of(_FlowModule(layout), spec, "optical_flow", label, None, torch.device("cpu"))
+    flow = FlowEncoder.of(_TokensAlone(_FlowTokens(layout)), spec, "optical_flow", label, None, torch.device("cpu"))
     return replace(flow, weights_sha256=hashlib.sha256(label.encode()).hexdigest())
