@@ -41,8 +41,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def in_halves(work: Callable[[list[Item]], list[Made]], items: list[Item], too_large: str) -> list[Made]:
-    """What `work` makes of each of `items`, in halves where a GPU's memory runs out; UserError `too_large` if it does
+def in_halves(work: Callable[[list[Item]], list[Made]], items: list[Item], mend: str) -> list[Made]:
+    """What `work` makes of each of `items`, in halves where a GPU's memory runs out; UserError `mend` if it does
     with one."""
     try:
         return work(items)
@@ -50,10 +50,10 @@ def in_halves(work: Callable[[list[Item]], list[Made]], items: list[Item], too_l
         if not out_of_memory(error):
             raise
         if len(items) == 1:
-            raise UserError(too_large) from None
+            raise UserError(mend) from None
     torch.cuda.empty_cache()
     half = (len(items) + 1) // 2
-    return [*in_halves(work, items[:half], too_large), *in_halves(work, items[half:], too_large)]
+    return [*in_halves(work, items[:half], mend), *in_halves(work, items[half:], mend)]
 
 
 def out_of_memory(error: RuntimeError) -> bool:

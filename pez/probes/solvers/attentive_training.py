@@ -136,11 +136,11 @@ def train(
 
 def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.ndarray]:
     """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
-    too_large = (
+    mend = (
         f"{options['device']} has not enough memory for one attentive probe: free it, or lower --probe-batch-size or "
         "--num-probe-blocks"
     )
-    return in_halves(lambda group: train_stack(group, **options), problems, too_large)
+    return in_halves(lambda group: train_stack(group, **options), problems, mend)
 
 
 def train_stack(
