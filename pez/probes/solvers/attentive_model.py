@@ -27,15 +27,28 @@ class AttentiveClassifier(nn.Module):
         depth: blocks in all, the cross-attention block included.
         num_classes: outputs; 1 is a logit for a two-way question.
         mlp_ratio: hidden channels of an MLP as a multiple of `embed_dim`.
+        generator: what the weights are drawn from; None: PyTorch's own.
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int = 16, depth: int = 4, num_classes: int = 1, mlp_ratio: float = 4.0
+        self,
+        embed_dim: int,
+        num_heads: int = 16,
+        depth: int = 4,
+        num_classes: int = 1,
+        mlp_ratio: float = 4.0,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         check_sizes(embed_dim, num_heads, depth)
-        self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
-        self.linear = nn.Linear(embed_dim, num_classes)
+        with torch.device("meta"):  # PyTorch's own initial weights would cost as much as ours
+            self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
+            self.linear = nn.Linear(embed_dim, num_classes)
+        self.to_empty(device=torch.get_default_device())
+        self.pooler.initialise(generator)
+        nn.init.kaiming_uniform_(self.linear.weight, a=math.sqrt(5), generator=generator)  # as PyTorch has it
+        bound = 1 / math.sqrt(embed_dim)
+        nn.init.uniform_(self.linear.bias, -bound, bound, generator=generator)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, embed_dim] -> [clips, num_classes]."""
@@ -47,10 +60,9 @@ class AttentivePooler(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, depth: int, mlp_ratio: float):
         super().__init__()
-        self.query_tokens = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.query_tokens = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.cross_attention_block = CrossAttentionBlock(embed_dim, num_heads, mlp_ratio)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth - 1))
-        self._initialise()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, embed_dim] -> [clips, 1, embed_dim]."""
@@ -60,15 +72,17 @@ class AttentivePooler(nn.Module):
         return cast(torch.Tensor, self.cross_attention_block(query, tokens))
 
     @torch.no_grad()
-    def _initialise(self) -> None:
-        # Normal (the original cuts it off at 100 standard deviations), and every block's two output matrices divided
-        # by sqrt(2 * its number). The cross-attention block shares the number of the last self-attention block, as in
-        # the original.
-        nn.init.normal_(self.query_tokens, std=INIT_STD)
+    def initialise(self, generator: torch.Generator | None) -> None:
+        """Draw the weights: normal (the original cuts it off at 100 standard deviations), and every block's two output
+        matrices divided by sqrt(2 * its number). The cross-attention block shares the number of the last
+        self-attention block, as in the original."""
+        nn.init.normal_(self.query_tokens, std=INIT_STD, generator=generator)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INIT_STD)
+                nn.init.normal_(module.weight, std=INIT_STD, generator=generator)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
         for number, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
             block.attn.proj.weight.div_(math.sqrt(2 * number))

@@ -5,15 +5,15 @@ attention and falls back to a loop (measured: 0.3 to 0.7 times the speed of one 
 the forward is written out with batched matrix products. tests/test_attentive_probe.py holds it to the module.
 """
 
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.nn import functional as F
 
+from pez.machine import available_cores
 from pez.probes.solvers.attentive_model import AttentiveClassifier
 
-_SEEDING = threading.Lock()  # stacks start in several threads, and PyTorch's random state is one for all
 CPU_ACTIVATION_BYTES = 16 * 2**20  # the widest activation stays in cache and under malloc's mmap threshold
 
 
@@ -22,18 +22,18 @@ def initial_parameters(
 ) -> dict[str, torch.Tensor]:
     """Stack freshly initialised probes: each tensor is [problems, ...] and a leaf that wants gradients.
 
-    `sizes` are the arguments of AttentiveClassifier; problem i starts from `torch.manual_seed(seeds[i])`
-    whatever it is stacked with. The caller's random state is untouched.
+    `sizes` are the arguments of AttentiveClassifier; problem i starts as a module made after
+    `torch.manual_seed(seeds[i])` whatever it is stacked with. The caller's random state is untouched.
     """
-    made = {seed: _seeded_state(seed, sizes) for seed in dict.fromkeys(seeds)}  # settings of a fold share theirs
+    own = list(dict.fromkeys(seeds))  # settings of a fold share theirs
+    with ThreadPoolExecutor(min(len(own), available_cores())) as pool:  # a Large's probe: 50 million draws
+        made = dict(zip(own, pool.map(lambda seed: _seeded_state(seed, sizes), own)))
     states = [made[seed] for seed in seeds]
     return {name: torch.stack([state[name] for state in states]).to(device).requires_grad_() for name in states[0]}
 
 
 def _seeded_state(seed: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    with _SEEDING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AttentiveClassifier(**sizes).state_dict()
+    return AttentiveClassifier(**sizes, generator=torch.Generator().manual_seed(seed)).state_dict()
 
 
 def stacked_forward(parameters: dict[str, torch.Tensor], tokens: torch.Tensor, num_heads: int) -> torch.Tensor:
