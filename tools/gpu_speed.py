@@ -10,10 +10,14 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from pez.encoder import blocks
+from pez.encoder.attention import attention_plans
 from pez.encoder.compute import compiled
 from pez.encoder.extract import _batches, encode_pooled, extract_features, store_settings, with_content
 from pez.encoder.flops import encoder_flops, matmul_rate, wait
 from pez.encoder.vjepa2 import VJEPA2
+from pez.mechanisms.ablation import masks
+from pez.mechanisms.attention import attention_of
+from pez.mechanisms.geometry import Condition, token_grid
 from pez.probes.solvers import sweep as solver_sweep
 from pez.probes.solvers.attentive_model import AttentiveClassifier
 from pez.probes.solvers.attentive_stack import initial_parameters, stack_size
@@ -227,30 +231,35 @@ def attentive(bench: Bench) -> None:
     sizes = Recipe(num_heads=heads).sizes(width)
     free = torch.cuda.mem_get_info(bench.device)[0] if bench.on_gpu else 2**31
     fits = stack_size(sizes, 16, tokens, bench.device, int(0.7 * free))
+    n_starts = n_layers * n_folds
     start = time.perf_counter()
-    initial_parameters([1], sizes, bench.device)
-    bench.tell("attentive, making one probe's start", seconds=time.perf_counter() - start, stack_fits=fits)
-    steps = len(_batch_order(problems[0], Recipe(num_epochs=epochs)))
+    initial_parameters(list(range(n_starts)), sizes, bench.device)
+    drawing = (time.perf_counter() - start) / n_starts
+    bench.tell("attentive, drawing first weights", probes=n_starts, s_a_probe=drawing, stack_fits=fits)
     for dtype in ("bfloat16", "float32"):
-        recipe = Recipe(num_heads=heads, num_epochs=epochs, dtype=dtype)
         if dtype == "float32":
             problems = problems[: len(problems) // 2]
-        times = {}
-        for name in ("stacked", "stacked", "one at a time"):
-            start = time.perf_counter()
-            if name == "stacked":
-                list(train(problems, drawn.__getitem__, labels, recipe, bench.device, min(fits, len(problems))))
-            else:
-                for problem in problems[:3]:
-                    _alone(problem, drawn, labels, recipe, bench.device)
-            wait(bench.device)
-            done = len(problems) if name == "stacked" else len(problems[:3])
-            times[name] = (time.perf_counter() - start) / done
-            bench.tell(f"attentive, {name}, {dtype}", probes=done, steps=steps, s_a_probe=times[name])
+        kinds = {"stacked": problems, "one at a time": problems[:2]}
+        epoch = {}
+        for name, own in kinds.items():
+            took = []
+            for n_epochs in (epochs, epochs, 2 * epochs):  # the first warms up
+                recipe = Recipe(num_heads=heads, num_epochs=n_epochs, dtype=dtype)
+                start = time.perf_counter()
+                if name == "stacked":
+                    list(train(own, drawn.__getitem__, labels, recipe, bench.device, min(fits, len(own))))
+                else:
+                    for problem in own:
+                        _alone(problem, drawn, labels, recipe, bench.device)
+                wait(bench.device)
+                took.append(time.perf_counter() - start)
+            epoch[name] = (took[2] - took[1]) / epochs / len(own)
+            row = {"probes": len(own), "steps": len(_batch_order(problems[0], Recipe(num_epochs=1)))}
+            bench.tell(f"attentive, {name}, {dtype}", **row, s_a_probe_and_epoch=epoch[name])
         # 24 layers, five outer folds and five inner ones with 3/4 of the steps, 20 epochs
-        probes = 24 * 5 * (1 + 0.75)
-        whole = {name: probes * 20 / epochs * each / 60 for name, each in times.items()}
-        ratio = times["one at a time"] / times["stacked"]
+        outer = 24 * 5
+        whole = {name: outer * (2 * drawing + 1.75 * 20 * each) / 60 for name, each in epoch.items()}
+        ratio = epoch["one at a time"] / epoch["stacked"]
         bench.tell(f"Figure 8 of Large, projected, {dtype}", minutes=whole, stacked_is_faster_by=ratio)
 
 
@@ -272,6 +281,34 @@ def _alone(problem: Problem, tokens, labels: torch.Tensor, recipe: Recipe, devic
         optimizer.step()
 
 
+def mechanisms(bench: Bench) -> None:
+    """Statistics of every head's attention, and masked keys, beside a plain pass of Large: time and memory."""
+    encoder = _model(bench, "large").inspectable()
+    frames, settings = noise(4, encoder.resolution).to(bench.device), pass_settings(encoder)
+    grid = token_grid(encoder, 16)
+    dropped = Condition("union", s=3, t=1).dropped(grid).to(bench.device)
+    plans = {block: masks(dropped, "zero") for block in range(encoder.depth)}
+    peaks: dict[str, int] = {}
+
+    def masked() -> None:
+        with attention_plans(encoder, plans):
+            encode_pooled(encoder, frames, settings)
+
+    def statistics() -> None:
+        with torch.inference_mode(), torch.autocast(bench.device.type, torch.bfloat16):
+            attention_of(encoder, frames, grid)
+
+    kinds = {"plain": lambda: encode_pooled(encoder, frames, settings), "attention": statistics, "masked": masked}
+    for name, work in kinds.items():
+        if bench.on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = bench.seconds(work, rounds=3)
+        peaks[name] = torch.cuda.max_memory_allocated() if bench.on_gpu else 1
+        row = {"batch": len(frames), "clips_per_s": len(frames) / seconds}
+        bench.tell(f"mechanisms, {name} pass", **row, peak_of_plain=peaks[name] / peaks["plain"])
+
+
 # name: (function, seconds at most, whether it needs the device for itself)
 PARTS = {
     "clips": (clips, 90, False),
@@ -284,4 +321,5 @@ PARTS = {
     "giant": (giant, 45, True),
     "huge": (huge, 45, True),
     "compiling": (compiling, 90, True),
+    "mechanisms": (mechanisms, 45, True),
 }

@@ -6,7 +6,8 @@ hooks stay):
 
 float32     the same operations with the angles' cosines and sines made once: the same bits (tests/test_blocks.py)
 lower       under autocast: one product for query, key and value, weights cast once, angles exact before they are
-            rounded, LayerNorm and the residual stream in float32
+            rounded, LayerNorm and the residual stream in float32; patches are embedded by a product, too: cuDNN has no
+            fast convolution for them
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer, VJEPA2RopeAttention
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer, VJEPA2PatchEmbeddings3D, VJEPA2RopeAttention
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
 Weights = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias
@@ -35,7 +36,27 @@ def own_blocks(encoder: nn.Module) -> nn.Module:
         layer.__class__ = OwnLayer
         layer.kept = {}  # weights in a lower precision
         layer.tables = tables  # of all layers: they have the same heads
+    for part in encoder.modules():
+        if type(part) is VJEPA2PatchEmbeddings3D:
+            part.__class__ = OwnPatches
     return encoder
+
+
+class OwnPatches(VJEPA2PatchEmbeddings3D):
+    """[B, 3, T, H, W] -> [B, tokens, width], as transformers' VJEPA2PatchEmbeddings3D."""
+
+    def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """Frames that are no whole number of patches are transformers' business."""
+        proj, kind = self.proj, pixel_values_videos.device.type
+        sizes = cast(tuple[int, int, int], proj.kernel_size)
+        whole = all(length % size == 0 for length, size in zip(pixel_values_videos.shape[2:], sizes))
+        if not whole or not torch.is_autocast_enabled(kind) or _hooked(self):
+            return super().forward(pixel_values_videos)
+        parts = pixel_values_videos.to(torch.get_autocast_dtype(kind))
+        for axis, size in zip((2, 4, 6), sizes):
+            parts = torch.unflatten(parts, axis, (-1, size))
+        patches = parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        return F.linear(patches, proj.weight.flatten(1), proj.bias)
 
 
 class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gives its subclasses' hook no types
@@ -76,17 +97,18 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
         attention, kept = self.attention, self._weights(dtype)
         size = attention.attention_head_size
         x = self.norm1(hidden).to(dtype)
-        qkv = torch.unflatten(F.linear(x, *kept["qkv"]), -1, (3, -1, size))  # [B, tokens, 3, heads, channels]
+        qkv = torch.unflatten(F.linear(x, *kept["qkv"]), -1, (3, -1, size))
+        query, key, value = qkv.unbind(2)  # [B, tokens, heads, channels] each
         cos, sin = self._halves(hidden.shape[1], hidden, dtype)
-        turned, half = qkv[:, :, :2] * cos, size // 2
-        turned[..., :half].addcmul_(qkv[:, :, :2, :, half:], sin[..., :half])
-        turned[..., half:].addcmul_(qkv[:, :, :2, :, :half], sin[..., half:])
-        query, key, value = (part.transpose(1, 2) for part in (turned[:, :, 0], turned[:, :, 1], qkv[:, :, 2]))
+        query, key = (_turned(part, cos, sin) for part in (query, key))  # without gaps: so is what is attended to then
         with _attention_on(hidden.device):
-            attended = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
-        hidden = hidden + F.linear(attended.transpose(1, 2).flatten(2), *kept["proj"])
+            attended = F.scaled_dot_product_attention(
+                query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=attention.scaling
+            )
+        # sums of two precisions are slower than a cast and a sum
+        hidden = hidden + F.linear(attended.transpose(1, 2).flatten(2), *kept["proj"]).float()
         x = self.norm2(hidden).to(dtype)
-        return hidden + F.linear(self.mlp.activation(F.linear(x, *kept["fc1"])), *kept["fc2"])
+        return hidden + F.linear(self.mlp.activation(F.linear(x, *kept["fc1"])), *kept["fc2"]).float()
 
     def _weights(self, dtype: torch.dtype) -> dict[str, Weights]:
         """Weights and biases of the products in `dtype`, made once; queries and keys with channels as `_halves` has."""
@@ -115,13 +137,13 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
         return self._made(("whole", n_tokens, like.device), lambda: _cos_sin(self.attention, n_tokens, like.device))
 
     def _halves(self, n_tokens: int, like: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for channels in another order, [tokens, 1, 1, channels]: first those that are first of a pair, then
+        """The same for channels in another order, [tokens, 1, channels]: first those that are first of a pair, then
         those that are second, so that a rotation swaps halves. Products of queries and keys do not change with it."""
 
         def make() -> Pair:
             order = _order(self.attention).to(like.device)
             cos, sin = _cos_sin(self.attention, n_tokens, like.device)
-            return cos[:, None, None, order].to(dtype), sin[:, None, None, order].to(dtype)
+            return cos[:, None, order].to(dtype), sin[:, None, order].to(dtype)
 
         return self._made((dtype, n_tokens, like.device), make)
 
@@ -138,6 +160,14 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
 def _hooked(block: nn.Module) -> bool:
     """Whether something inside the block is read or replaced by a hook, which needs that module's own call."""
     return any(part._forward_hooks or part._forward_pre_hooks for part in block.modules() if part is not block)
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotated, [..., channels] with pairs as `OwnLayer._halves` has them."""
+    turned, half = x * cos, x.shape[-1] // 2
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return turned
 
 
 def _swapped(x: torch.Tensor) -> torch.Tensor:
