@@ -4,13 +4,14 @@
     python -m benchmarks.scale --write docs/scale.md    # and puts them there (make benchmarks does)
 
 Bytes follow from the store's format (pez/store.py); times divide operations and clips by the rates in
-benchmarks/results.json. GPU rates are not measured there: they are published peaks times an assumed share.
+benchmarks/results.json and, for one GPU, those of benchmarks/gpu; another's are its published peak times an assumed share.
 """
 
 import math
 import sys
 from pathlib import Path
 
+from benchmarks.gpu import measured_passes
 from benchmarks.page import put_between, table
 from constants import MODELS, N_FRAMES, ModelSpec
 from pez.cli import Parser, run_script
@@ -21,7 +22,7 @@ from pez.files import read_json
 
 CLIPS, GPUS = 100_000, 8
 POOLINGS = ("temporal_last", "temporal_last_patch", "all")
-PUBLISHED = {"H100 SXM": 989e12, "A100": 312e12}  # dense bfloat16, operations a second, by their data sheets
+PUBLISHED = {"A100": 312e12}  # dense bfloat16, operations a second, by its data sheet
 SHARES = (0.2, 0.45)  # of the published peak; assumed
 DOLLARS_AN_HOUR = 2.5  # of one GPU; assumed
 
@@ -60,23 +61,23 @@ def time_rows(decoded: float) -> list[dict]:
     rows = []
     for name in ("large", "huge", "giant"):
         flops = encoder_flops(MODELS[name], N_FRAMES)
+        rates = {f"{gpu}, measured": rate for gpu, rate in measured_passes(name).items()}
         for gpu, peak in PUBLISHED.items():
-            for share in SHARES:
-                each = share * peak / flops
-                hours = CLIPS / each / GPUS / 3600
-                rows.append(
-                    {
-                        "model": name,
-                        "a clip": f"{flops / 1e12:.2f} TFLOP",
-                        "GPU, published peak": f"{gpu}, {peak / 1e12:.0f} TFLOP/s",
-                        "assumed share": f"{share:.0%}",
-                        "clips/s a GPU": f"{each:.0f}",
-                        f"{CLIPS:,} clips on {GPUS}": _time(3600 * hours),
-                        "cost": f"${GPUS * hours * DOLLARS_AN_HOUR:.2f}",
-                        "frames to decode": f"{GPUS * each * N_FRAMES:,.0f}/s",
-                        "cores for that": f"{math.ceil(GPUS * each / decoded)}",
-                    }
-                )
+            rates |= {f"{gpu}, {share:.0%} of {peak / 1e12:.0f} TFLOP/s": share * peak / flops for share in SHARES}
+        for gpu, each in rates.items():
+            hours = CLIPS / each / GPUS / 3600
+            rows.append(
+                {
+                    "model": name,
+                    "a clip": f"{flops / 1e12:.2f} TFLOP",
+                    "GPU": gpu,
+                    "clips/s a GPU": f"{each:.0f}",
+                    f"{CLIPS:,} clips on {GPUS}": _time(3600 * hours),
+                    "cost": f"${GPUS * hours * DOLLARS_AN_HOUR:.2f}",
+                    "frames to decode": f"{GPUS * each * N_FRAMES:,.0f}/s",
+                    "cores for that": f"{math.ceil(GPUS * each / decoded)}",
+                }
+            )
     return rows
 
 

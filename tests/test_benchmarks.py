@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from benchmarks import gpu
 from benchmarks.__main__ import main, make_parser
 from benchmarks.cases import CASES
 from benchmarks.measure import measure
@@ -87,3 +88,5 @@ def test_the_page_shows_the_committed_results_as_they_are():
     results = json.loads((REPOSITORY / "benchmarks/results.json").read_text(encoding="utf-8"))
     assert between("measured", tables(results)) in (REPOSITORY / "docs/benchmarks.md").read_text(encoding="utf-8")
     assert {row["name"] for row in results["rows"]} == {case.name for case in CASES}
+    page = (REPOSITORY / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert all(between(name, text) in page for name, text in gpu.tables().items())
