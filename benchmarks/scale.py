@@ -4,7 +4,8 @@
     python -m benchmarks.scale --write docs/scale.md    # and puts them there (make benchmarks does)
 
 Bytes follow from the store's format (pez/store.py); times divide operations and clips by the rates in
-benchmarks/results.json and, for one GPU, those of benchmarks/gpu; another's are its published peak times an assumed share.
+benchmarks/results.json and, for one GPU, those of benchmarks/gpu; another's are its published peak times an assumed
+share.
 """
 
 import math

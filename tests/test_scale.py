@@ -34,13 +34,13 @@ def test_bytes_of_a_clip_are_those_on_disk(tmp_path, captures, pooling):
 
 
 def test_time_and_cost_by_hand():
-    row = scale.time_rows(40.0)[1]
-    assert (row["model"], row["assumed share"]) == ("large", "45%")
-    clips_a_second = 0.45 * 989e12 / 1.6557e12
-    assert row["clips/s a GPU"] == f"{clips_a_second:.0f}" == "269"
+    row = scale.time_rows(40.0)[2]
+    assert (row["model"], row["GPU"]) == ("large", "A100, 45% of 312 TFLOP/s")
+    clips_a_second = 0.45 * 312e12 / 1.6557e12
+    assert row["clips/s a GPU"] == f"{clips_a_second:.0f}" == "85"
     seconds = 100_000 / clips_a_second / 8
-    assert row["100,000 clips on 8"] == f"{seconds:.0f} s"
-    assert row["cores for that"] == "54"  # 8 x 269 / 40, rounded up
+    assert row["100,000 clips on 8"] == f"{seconds / 60:.0f} min"
+    assert row["cores for that"] == "17"  # 8 x 84.8 / 40, rounded up
     assert row["cost"] == f"${8 * seconds / 3600 * 2.5:.2f}"
 
 
