@@ -13,6 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+PARALLEL := --numprocesses $(shell nproc 2>/dev/null || echo 2) --maxprocesses 8 --dist loadfile  # a file's tests share what they make
 
 .PHONY: help reproduce reproduce-paper reproduce-intphys reproduce-mechanisms kubric test faults slow lint checks types layers \
 	benchmarks clean
@@ -165,13 +166,13 @@ reproduce-intphys: $(INSTALLED)
 		--run-name figure8_intphys_$(MODEL)_attentive
 
 test: checks
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest $(PARALLEL)
 
 faults: $(INSTALLED)
-	@FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/faults -m "slow or not slow"
+	@FUZZ_EXAMPLES=200 $(RUN) -m pytest $(PARALLEL) tests/faults -m "slow or not slow"
 
 slow: $(INSTALLED)
-	@$(RUN) -m pytest --ignore tests/faults -m slow
+	@$(RUN) -m pytest $(PARALLEL) --ignore tests/faults -m slow
 
 lint: $(INSTALLED)
 	@$(RUN) -m ruff format .

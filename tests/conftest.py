@@ -1,5 +1,6 @@
 """Shared by all tests: the repository on the path, and data that several test files use."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 DATA = REPOSITORY / "tests" / "data"
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: threads of one would wait for those of the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")

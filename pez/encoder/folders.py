@@ -121,6 +121,8 @@ def _why_not(entry: os.DirEntry[str], path: Path) -> str:
 
 
 def _pictures(folder: Path, pattern: str = "*") -> list[Path]:
+    if pattern.endswith("**"):  # which Python before 3.13 takes for folders alone
+        pattern += "/*"
     files = [
         file
         for file in folder.glob(pattern)
