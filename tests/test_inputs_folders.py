@@ -136,8 +136,10 @@ def test_a_pattern_may_name_a_folder(tmp_path):
     names = {f"{folder}/{i}.png": i + start for folder, start in (("rgb", 0), ("images", 100)) for i in range(12)}
     write_pictures(tmp_path / "mine" / "clip", names)
     assert frames_of(folder_source(tmp_path / "mine", 4, "images/*"))["clip"] == [100, 104, 107, 111]
-    for pattern in ("images/**", "images**/**"):  # every depth
+    for pattern in ("images/**", "**/images/*"):  # every depth
         assert frames_of(folder_source(tmp_path / "mine", 4, pattern))["clip"] == [100, 104, 107, 111]
+    with pytest.raises(UserError, match="write \\*\\* as a folder's whole name"):
+        folder_source(tmp_path / "mine", 4, "images**/*")
 
 
 def test_strays_beside_a_series_are_left_out_and_said(tmp_path):

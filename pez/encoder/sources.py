@@ -165,6 +165,8 @@ def folder_source(
         raise UserError(
             f"--frame-pattern is relative to a clip's folder, such as 'rgba_*'; got {frame_pattern!r}: give one"
         )
+    if frame_pattern is not None and any("**" in part and part != "**" for part in Path(frame_pattern).parts):
+        raise UserError(f"--frame-pattern {frame_pattern!r}: write ** as a folder's whole name, such as 'images/**/*'")
     found = find_clips(directory, n_frames, frame_pattern)
 
     with ThreadPoolExecutor(available_cores()) as pool:
