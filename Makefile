@@ -169,7 +169,7 @@ test: checks
 	@$(RUN) -m pytest $(PARALLEL)
 
 faults: $(INSTALLED)
-	@FUZZ_EXAMPLES=200 $(RUN) -m pytest $(PARALLEL) tests/faults -m "slow or not slow"
+	@FUZZ_EXAMPLES=200 $(RUN) -m pytest $(PARALLEL) --dist load tests/faults -m "slow or not slow"
 
 slow: $(INSTALLED)
 	@$(RUN) -m pytest $(PARALLEL) --ignore tests/faults -m slow
