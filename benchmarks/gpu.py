@@ -5,6 +5,7 @@
 benchmarks/gpu/correct.json     does a GPU give the CPU's answers
 benchmarks/gpu/speed_before.json, speed_after.json     the same card before and after blocks and attentive probes were
 mended; the second run was short, so that what it lacks stands as the first found it
+benchmarks/gpu/tiny.json, tiny_log.jsonl               a second training of `tiny`, and what is read from it
 """
 
 import sys
@@ -15,6 +16,7 @@ from pez.cli import Parser, run_script
 from pez.files import read_json
 
 HERE = Path(__file__).parent / "gpu"
+TRAININGS = ("shipped", "gpu", "position")
 MODELS = ("large", "huge", "giant", "giant_384")
 
 
@@ -83,6 +85,17 @@ def steps(before: dict, after: dict) -> list[dict]:
     return made
 
 
+def tiny_rows(results: dict) -> list[dict]:
+    """A row a variable and pooling: best layer of the shipped weights, of the new ones, and of position."""
+    made = []
+    for row in results["rows"]:
+        scores = {
+            name: f"{row[name]['r2']:.2f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]" for name in TRAININGS
+        }
+        made.append({"variable": row["variable"], "pooling": row["pooling"], **scores})
+    return made
+
+
 def tables() -> dict[str, str]:
     """The tables by the names of their markers."""
     correct, before, after = (read_json(HERE / f"{name}.json") for name in ("correct", "speed_before", "speed_after"))
@@ -94,6 +107,7 @@ def tables() -> dict[str, str]:
         "gpu correct": f"{head}\n\n{table(correct_rows(correct))}",
         "gpu passes": table(passes(before, after)),
         "gpu steps": table(steps(before, after)),
+        "gpu tiny": table(tiny_rows(read_json(HERE / "tiny.json"))),
     }
 
 

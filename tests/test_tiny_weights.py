@@ -11,6 +11,7 @@ from constants import MODELS, SHIPPED_WEIGHTS_DIR
 from pez.encoder import loading
 from pez.encoder.loading import load_encoder
 from pez.errors import UserError
+from pez.files import read_json
 from pez.pretraining.evaluation import BallEvaluation
 
 SPEC = MODELS["tiny"]
@@ -22,6 +23,14 @@ def test_it_is_the_default_and_its_file_the_one_of_the_registry():
     assert path.stat().st_size <= 15e6
     encoder = load_encoder("tiny")
     assert (encoder.weights_label, encoder.checkpoint_key) == (SPEC.file, "encoder")
+    assert (encoder.spec.depth, encoder.spec.width, encoder.spec.resolution) == (12, 192, 192)
+
+
+def test_the_second_training_is_the_one_that_was_measured_and_loads_as_a_user_loads_it():
+    told = read_json(REPOSITORY / "benchmarks/gpu/tiny.json")
+    path = REPOSITORY / told["weights"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == told["sha256"]
+    encoder = load_encoder("tiny", str(path), checkpoint_key="encoder")
     assert (encoder.spec.depth, encoder.spec.width, encoder.spec.resolution) == (12, 192, 192)
 
 
