@@ -351,3 +351,12 @@ def test_a_link_to_a_folder_above_gives_no_clip_twice(tmp_path):
     found = folders.find_clips(tmp_path / "mine", 4)
     assert [clip.clip_id for clip in found.clips] == ["clip"]
     assert found.left_out == [(tmp_path / "mine" / "again", "a link to a folder that it is in")]
+
+
+def test_frames_saved_as_gifs_are_told_from_films(tmp_path):
+    folder = tmp_path / "mine" / "clip"
+    folder.mkdir(parents=True)
+    for i in range(16):
+        Image.new("RGB", (32, 32), (i, i, i)).save(folder / f"{i}.gif")
+    with pytest.raises(UserError, match=r"0\.gif is a film of one frame: .* save them as PNG or JPEG"):
+        folder_source(tmp_path / "mine", 16)

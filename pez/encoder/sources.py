@@ -238,6 +238,11 @@ def _rows(clip: FoundClip, n_frames: int, sampling: Sampling) -> tuple[list[_Row
     film = look_at_film(clip.entry, SKIP) if clip.files == [clip.entry] else None
     n_there = len(clip.files) if film is None else film.n_frames
     if n_there < n_frames:
+        if film is not None and n_there == 1:
+            raise UserError(
+                f"{clip.entry} is a film of one frame: if it is one of a clip's frames, save them as PNG or JPEG, "
+                "else leave it out with --skip-unreadable"
+            )
         raise UserError(
             f"{clip.entry} has {n_there} frames, {n_frames} are wanted: lower --num-frames, or leave out what is too "
             "short with --skip-unreadable"
