@@ -26,7 +26,7 @@ from pez.errors import UserError
 from pez.files import check_run_name, run_lock
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import OVERALL, MovieDataset
-from pez.movies.intphys2 import HELD_OUT, MAIN, IntPhys2
+from pez.movies.intphys2 import HELD_OUT, INTPHYS2, MAIN, check_leaderboard
 from pez.surprise.forecaster import MASK_TOKEN, PREDICTOR_HEADS, Forecaster, load_forecaster
 from pez.surprise.run import (
     OVER,
@@ -114,12 +114,11 @@ def main(args) -> None:
         raise UserError(f"{probe} is missing: run step_intphys_probe.py --run-name {args.beside} first")
     root = args.intphys_root or MOVIE_DATASETS[args.benchmark or "intphys"].root
     dataset = MOVIE_DATASETS[args.benchmark] if args.benchmark else dataset_at(root)
-    if args.held_out is not None and args.leaderboard is None:
-        raise UserError("--held-out movies have no labels, so all there is to write is --leaderboard FILE: name it")
-    if args.leaderboard is not None and not isinstance(dataset, IntPhys2):
-        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
+    check_leaderboard(dataset, args.leaderboard, args.held_out)
     movies = dataset.movies(root, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
-    held_out = dataset.unlabelled(args.held_out) if args.held_out is not None else movies.iloc[:0]
+    held_out = movies.iloc[:0]
+    if args.held_out is not None:
+        held_out = INTPHYS2.unlabelled(args.held_out, movies["clip_id"])
     step = dataset.frame_step if args.frame_step is None else args.frame_step
     windows = Windows(step, args.window_frames, args.stride, args.context_frames, args.short_contexts)
     forecaster = load_forecaster(

@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,23 @@ class IntPhys2(MovieDataset):
             raise UserError(f"{folder}: no scene is complete, so there is nothing to read: {_MEND}")
         return _movies(rows, counts, folder)
 
-    def unlabelled(self, folder: str | Path) -> pd.DataFrame:
+    def unlabelled(self, folder: str | Path, labelled: Collection[str] = ()) -> pd.DataFrame:
         """Videos of a split without labels (HeldOut), in the order of their names: `clip_id n_frames directory`.
 
-        UserError if there are none, or one cannot be read.
+        UserError if there are none, one cannot be read, or one is among the `labelled` ones that answers are learned
+        from.
         """
         folder = Path(folder).expanduser()
+        folder = folder if (folder / "Videos").is_dir() else folder / HELD_OUT
         files = sorted(path for path in (folder / "Videos").glob("*.mp4") if not path.name.startswith("."))
         if not files:
             raise UserError(f"no Videos/*.mp4 in {folder}: pass the folder of the split without labels")
+        known = [path.stem for path in files if path.stem in set(labelled)]
+        if known:
+            raise UserError(
+                f"{folder} holds {known[0]} and {len(known) - 1} others of the videos with labels: pass the split "
+                f"without labels, {HELD_OUT}, as --held-out"
+            )
         rows = []
         for path in progress(files, description="checking videos", unit="video"):
             n_frames, wrong = _count_frames(path)
@@ -162,6 +171,14 @@ def possible_threshold(surprise: npt.ArrayLike, possible: npt.ArrayLike) -> floa
     return float(np.quantile(np.asarray(surprise)[np.asarray(possible, dtype=bool)], POSSIBLE_QUANTILE))
 
 
+def check_leaderboard(dataset: MovieDataset, leaderboard: Path | None, held_out: Path | None) -> None:
+    """UserError for --leaderboard of another benchmark, or --held-out without it."""
+    if held_out is not None and leaderboard is None:
+        raise UserError("--held-out movies have no labels, so all there is to write is --leaderboard FILE: name it")
+    if leaderboard is not None and not isinstance(dataset, IntPhys2):
+        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
+
+
 def write_leaderboard(path: str | Path, scores: pd.DataFrame, task: str = HELD_OUT) -> Path:
     """Write answers as the benchmark's leaderboard takes them: JSON lines, a video each, in the table's order.
 
@@ -204,7 +221,7 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
     if "type" in lacking and "name" in table or not lacking and len(table) and not table["type"].any():
         raise UserError(
             f"{folder} has no labels, as IntPhys 2's {HELD_OUT} split (they are not public): nothing can be probed; "
-            f"pass its {MAIN} split as --benchmark-root, and {HELD_OUT} to step_surprise.py as --held-out"
+            f"pass its {MAIN} split as --benchmark-root, and {HELD_OUT} as --held-out"
         )
     if lacking or table.empty:
         what = f"has no column {lacking[0]}" if lacking else "has no rows"

@@ -26,7 +26,7 @@ from pez.errors import UserError
 from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import MovieDataset
-from pez.movies.intphys2 import IntPhys2
+from pez.movies.intphys2 import HELD_OUT, INTPHYS2, check_leaderboard
 from pez.movies.licence import check_licence
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
@@ -58,7 +58,13 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
         "--accept-licence", action="store_true", help="a benchmark's, where that forbids training; asked for once"
     )
     movies.add_argument(
-        "--leaderboard", type=Path, metavar="FILE", help="write out-of-fold answers as IntPhys 2's leaderboard wants"
+        "--leaderboard",
+        type=Path,
+        metavar="FILE",
+        help="write answers as IntPhys 2's leaderboard wants: out of fold, or those for --held-out",
+    )
+    movies.add_argument(
+        "--held-out", type=Path, metavar="DIR", help="IntPhys 2's split without labels, to be answered: --leaderboard"
     )
     features = parser.add_argument_group("features")
     features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
@@ -85,11 +91,12 @@ def chosen_dataset(args: argparse.Namespace) -> tuple[MovieDataset, Path]:
 def movie_source(dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: int) -> ClipSource:
     """Sampled frames of every movie as clips to encode.
 
-    What the store records of them changes with the movies, labels, frames taken and sizes of their files.
+    What the store records of them changes with the movies, labels (where there are some), frames taken and sizes of
+    their files.
     """
     paths = {row.clip_id: dataset.frames(row, n_frames_sample) for row in movies.itertuples()}
     content = [
-        [row.clip_id, row.possible, [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
+        [row.clip_id, getattr(row, "possible", None), [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
         for row in movies.itertuples()
     ]
     chosen = {
@@ -107,17 +114,19 @@ def movie_source(dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: i
 
 @dataclass(frozen=True)
 class MovieFeatures:
-    """Features of a benchmark's movies: the main store, and for each control that needs a pass its stores and seeds."""
+    """Features of a benchmark's movies: the main store, for each control that needs a pass its stores and seeds, and
+    the store of movies without labels, if they were asked for."""
 
     dataset: MovieDataset
     store: FeatureStore
     controls: dict[str, list[tuple[FeatureStore, int]]]
+    held_out: FeatureStore | None = None
 
 
 def movie_features(
     args: argparse.Namespace, pooling: str, asked: Sequence[str] = (), shard: Shard = WHOLE
 ) -> MovieFeatures:
-    """Features of the movies that the options name, made or reused, and those of the controls `asked`.
+    """Features of the movies that the options name, made or reused, of those of --held-out and of the controls `asked`.
 
     A control's complete store is always reused; beside other shards so is the main one. Raises UserError for a damaged
     tree, an encoder that cannot be had, a folder with other features, naming the first setting (model, weights,
@@ -125,18 +134,28 @@ def movie_features(
     """
     refuse_with_shards(shard, overwrite=args.overwrite)
     dataset, folder = chosen_dataset(args)
-    if args.leaderboard is not None and not isinstance(dataset, IntPhys2):
-        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
+    check_leaderboard(dataset, args.leaderboard, args.held_out)
     check_licence(dataset, args.accept_licence, ARTIFACTS_DIR)
     movies = dataset.movies(folder, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
-    source = movie_source(dataset, movies, args.n_frames_sample)
+    source, unlabelled = movie_source(dataset, movies, args.n_frames_sample), None
+    if args.held_out is not None:
+        others = INTPHYS2.unlabelled(args.held_out, movies["clip_id"])
+        unlabelled = movie_source(dataset, others, args.n_frames_sample)
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
     print(f"{dataset.title}: {len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
     root = args.feature_root or _default_root(args, encoder, pooling)
-    make_again = shard.is_whole and not args.reuse_features
-    again = make_again and _is_complete(root / source.name, args, encoder, source, pooling)
-    main = _store(args, encoder, source, root, pooling, {"overwrite": args.overwrite or again, "shard": shard})
+
+    def made(clips: ClipSource, where: Path) -> FeatureStore:
+        make_again = shard.is_whole and not args.reuse_features
+        again = make_again and _is_complete(where / clips.name, args, encoder, clips, pooling)
+        return _store(args, encoder, clips, where, pooling, {"overwrite": args.overwrite or again, "shard": shard})
+
+    main = made(source, root)
+    held_out = None
+    if unlabelled is not None:
+        print(f"{HELD_OUT}: {len(unlabelled.clips)} movies without labels")
+        held_out = made(unlabelled, root / "held_out")
     found: dict[str, list[tuple[FeatureStore, int]]] = {}
     passes = [name for name in controls_for(MOVIES) if name in asked and CONTROLS[name].needs_pass]
     for control in controls(encoder, passes, args.frame_order, args.control_seeds):
@@ -144,7 +163,7 @@ def movie_features(
         chosen = {"overwrite": args.overwrite, "shard": shard, "frame_order": control.frame_order}
         store = _store(args, control.encoder, source, control_directory(root, control.name), pooling, chosen)
         found.setdefault(control.kind, []).append((store, control.seed))  # not the control: it holds an encoder
-    return MovieFeatures(dataset, main, found)
+    return MovieFeatures(dataset, main, found, held_out)
 
 
 def _store(
