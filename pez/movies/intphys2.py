@@ -150,9 +150,18 @@ def pair_accuracy(movies: pd.DataFrame, pair_column: str = "pair") -> float:
     With `pair_column` "" every possible movie of a scene is paired with every impossible one. The score is higher the
     more possible; of surprises, minus the mean or the largest over windows (their relative accuracy).
     """
+    possible, impossible = matched(movies, pair_column)
+    score = movies["score"].to_numpy()
+    return float((score[possible] > score[impossible]).mean())
+
+
+def matched(movies: pd.DataFrame, pair_column: str = "pair") -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the possible and of the impossible movie of every pair, [pairs] each."""
     keys = ["block", "scene", *([pair_column] if pair_column else [])]
-    pairs = movies[movies["possible"]].merge(movies[~movies["possible"]], on=keys, suffixes=("", "_impossible"))
-    return float((pairs["score"] > pairs["score_impossible"]).mean())
+    rows = movies[keys].assign(row=np.arange(len(movies)))
+    possible = movies["possible"].to_numpy(dtype=bool)
+    pairs = rows[possible].merge(rows[~possible], on=keys, suffixes=("", "_impossible"))
+    return pairs["row"].to_numpy(), pairs["row_impossible"].to_numpy()
 
 
 def video_accuracy(possible: npt.ArrayLike, answer: npt.ArrayLike) -> float:

@@ -48,6 +48,7 @@ from pez.tables import RESULTS, checked, read_csv
 
 BALL, MOVIES = "ball", "movies"
 RECORDS = {BALL: "config", MOVIES: "summary"}
+SURPRISE = "surprise"  # probe set of runs of step_surprise.py, which train no probe
 RUN_COLUMNS = ("run_name", "variable", "layer", "weights")  # of every results table
 
 

@@ -197,12 +197,17 @@ def _is_complete(directory: Path, args: argparse.Namespace, encoder: Encoder, so
 # ---------------------------------------------------------------- data to probe
 
 
+def kind_of(dataset: MovieDataset) -> str:
+    """What its movies are scored as, a key of pez.probes.scores.kinds.KINDS."""
+    return "possible_pairs" if dataset.pair_column else POSSIBLE
+
+
 def movie_data(
     store: FeatureStore, dataset: MovieDataset, capture: str, pooling: str, layers: Sequence[int] | None = None
 ) -> ProbeData:
     """The main curve's data; `layers` None: all of them."""
     movies = store.clips.drop(columns=[name for name in _OF_STORE if name in store.clips]).reset_index(drop=True)
-    kind = "possible_pairs" if dataset.pair_column else POSSIBLE
+    kind = kind_of(dataset)
     return ProbeData(
         name=dataset.set_name,
         clips=movies,
