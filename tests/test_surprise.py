@@ -24,19 +24,31 @@ from surprise_models import (
 from torch.nn.functional import layer_norm
 
 import constants
+import plot_figures
 import step_surprise
 from pez.cli import run_script
 from pez.controls import COPY_LAST
 from pez.encoder.preprocessing import normalise
 from pez.errors import UserError
+from pez.figures.plots import movies as movie_plots
+from pez.figures.plots.style import save_figure
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
 from pez.movies.intphys2 import INTPHYS2, pair_accuracy, possible_threshold
 from pez.probes.predictions import from_table
+from pez.probes.results import movie_results, write_tables
 from pez.probes.scores.bootstrap import group_resamples
 from pez.probes.scores.score import score
 from pez.surprise import run as surprise_run
 from pez.surprise.forecaster import load_forecaster
-from pez.surprise.run import beside, by_movie, check_same_movies, prediction_rows, score_table, scores_of
+from pez.surprise.run import (
+    beside,
+    by_movie,
+    check_same_movies,
+    prediction_rows,
+    score_table,
+    scores_of,
+    write_results,
+)
 from pez.surprise.windows import Windows, check_lengths, movie_frames, movie_surprises
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -478,3 +490,91 @@ def test_still_movies_surprise_a_copier_of_tokens_only_where_they_change(tmp_pat
     scores = pd.read_csv(tmp_path / "surprise_small.csv", keep_default_na=False)
     own = scores[(scores["control"] == COPY_LAST) & (scores["over"] == "max")].set_index("subtask")
     assert (own.loc["overall", ["auc", "relative_accuracy", "strict_pair_accuracy"]] == 1.0).all()
+
+
+# ---------------------------------------------------------------- beside probes: figures, verdicts, report
+
+
+def planted_runs(folder, scenes=range(1, 13), name="surprise"):
+    """A linear run whose second layer alone reads, and a run of surprises that half know; of movies without frames."""
+    movies = movie_table(12, seed=2)
+    rng = np.random.default_rng(3)
+    tables = []
+    for layer, height in enumerate((0.0, 6.0)):
+        score_ = rng.normal(size=len(movies)) + height * movies["possible"] - height / 2
+        tables.append(movies.assign(layer=layer, score=score_, fold=movies["scene"].astype(int) % 3))
+    made = pd.concat(tables).assign(control="", control_seed=0, protocol="nested", repeat=0, lr=1e-3, weight_decay=0.1)
+    scores = score(from_table(made))
+    described = {"run_name": "probe", "probe_set": "intphys_linear", "variable": "possible", "model": "large"}
+    described |= {"weights": "vitl.pt", "data": INTPHYS_MINI.title}
+    rows = movie_results(scores, 2, with_epoch=True).assign(**described)
+    write_tables(folder, "probe", "movies", rows, pd.DataFrame(), pd.DataFrame(), made, described)
+    # surprises: lower of possible movies, with noise; the copier's are noise
+    own = movies[movies["scene"].astype(int).isin(scenes)]
+    windows = []
+    for movie in own.itertuples():
+        windows.append((movie.clip_id, "", 0, 0, 8, rng.normal() - 0.5 * movie.possible))
+        windows.append((movie.clip_id, COPY_LAST, 0, 0, 8, rng.normal()))
+    windows = pd.DataFrame(windows, columns=list(surprise_run._COLUMNS))
+    windows.to_parquet(folder / f"windows_{name}.parquet")
+    forecaster = {"model": "large", "weights_label": "vitl.pt", "depth": 2}
+    of_movies = by_movie(windows, own.assign(directory=""))
+    settings = {"transform": "resize"}
+    write_results(folder, name, of_movies, INTPHYS_MINI, over="mean", settings=settings, forecaster=forecaster)
+
+
+def test_figures_verdict_and_report_have_the_predictor_beside_the_layers(tmp_path, monkeypatch, capsys):
+    planted_runs(tmp_path)
+    drawn = []
+
+    def keep(figure, path):
+        drawn.append(figure)
+        return save_figure(figure, path)
+
+    monkeypatch.setattr(movie_plots, "save_figure", keep)
+    argv = ["--results-dir", str(tmp_path), "--figures", "1", "6", "report"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, argv) == 0, capsys.readouterr().err
+    own = pd.read_csv(tmp_path / "results_surprise.csv").set_index("subtask")
+    truth = pd.read_csv(tmp_path / "surprise_surprise.csv").query("over == 'mean' and control.isna()")
+    truth = truth.set_index("subtask")
+    assert own.loc["overall", "layer"] == 2 and own.loc["overall", "layer_fraction"] == 1.0
+    for metric in ("relative_accuracy", "auc"):
+        np.testing.assert_allclose(own[f"{metric}_mean"], truth[metric].loc[own.index])
+        np.testing.assert_allclose(own[f"{metric}_low"], truth[f"{metric}_low"].loc[own.index])
+    value, low, high = own.loc["overall", [f"relative_accuracy_{end}" for end in ("mean", "low", "high")]]
+    table = pd.read_csv(tmp_path / "figure6_intphys_overall_compare.csv")
+    for subtask, rows in table.groupby("subtask"):
+        expected = own.loc[subtask, "relative_accuracy_mean"]
+        assert rows["predictor_relative_accuracy"].tolist() == pytest.approx([expected] * 2)
+    for figure in drawn:  # Figure 1 and Figure 6: a level line, an interval
+        (line,) = (line for line in figure.axes[0].lines if line.get_gid() == "predictor")
+        assert line.get_ydata() == pytest.approx([value, value])
+        ends = [each.get_ydata() for each in figure.axes[0].lines if len(each.get_ydata()) == 2]
+        assert any(np.allclose(each, [low, high]) for each in ends)
+    text = (tmp_path / "figure6_verdict.md").read_text()
+    assert "What its predictor expects (run `surprise`)" in text and f"{value:.3f} ({low:.3f} to {high:.3f})" in text
+    record = json.loads((tmp_path / "figure6_verdict.json").read_text())
+    said = {each["claim"]: each for each in record["beyond"]}
+    expects = said["possible versus impossible is expected by the predictor"]
+    chance, copied = expects["findings"]
+    assert (chance["against"], copied["against"]) == ("chance", COPY_LAST) and chance["verdict"] == "holds"
+    assert f"{value - 0.5:+.2f} [{low - 0.5:+.2f}, {high - 0.5:+.2f}]" in chance["measured"]
+    more = said["possible versus impossible is read by some layer beyond what the predictor expects"]
+    assert more["verdict"] == "holds" and f"most at layer 1: {1 - value:+.2f}" in more["findings"][0]["measured"]
+    assert "by themselves layers 1" in more["findings"][0]["measured"]
+    assert record["made_from"]["surprise"]["predictions_fingerprint"] == own["predictions_fingerprint"].iloc[0]
+    page = (tmp_path / "report.html").read_text()
+    assert "the surprise of the model" in page and "what the predictor expects, overall, nothing trained" in page
+    assert "large: possible versus impossible is expected by the predictor" in page.lower()
+    assert "surprise: without random weights." in page  # the baseline that was not run
+
+
+def test_surprises_of_other_movies_are_not_drawn_beside(tmp_path, capsys):
+    planted_runs(tmp_path, scenes=range(1, 7))
+    argv = ["--results-dir", str(tmp_path), "--figures", "6"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, argv) == 0
+    assert "run surprise: not drawn beside probe, whose movies are others" in capsys.readouterr().out
+    assert "predictor_relative_accuracy" not in pd.read_csv(tmp_path / "figure6_intphys_overall_compare.csv")
+    compared = ["--results-dir", str(tmp_path), "--compare", "probe", "surprise"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, compared) == 0
+    assert (tmp_path / "compare_probe_surprise.png").is_file()
