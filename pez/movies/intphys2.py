@@ -33,6 +33,7 @@ from pez.files import write_text
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask
 from pez.movies.problems import Problem, listed, print_problems, summary
 from pez.runs import progress
+from pez.tables import UNREADABLE, first_words, read_sheet
 
 METADATA = "metadata.csv"
 MAIN, HELD_OUT = "Main", "HeldOut"
@@ -221,11 +222,9 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(_not_a_split(root))
     try:
-        # as text: 40_1 is no number, and None is a value
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no readable table ({' '.join(str(error).split())}): {_MEND}") from None
-    table = table.apply(lambda column: column.str.strip())
+        table = read_sheet(path)  # as text: 40_1 is no number, and None is a value
+    except UNREADABLE as error:
+        raise UserError(f"{path} is no readable table ({first_words(error)}): {_MEND}") from None
     lacking = [name for name in _COLUMNS if name not in table]
     if "type" in lacking and "name" in table or not lacking and len(table) and not table["type"].any():
         raise UserError(
@@ -235,9 +234,12 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
     if lacking or table.empty:
         what = f"has no column {lacking[0]}" if lacking else "has no rows"
         raise UserError(f"{path} {what}; it should have {', '.join(_COLUMNS)}: {_MEND}")
-    unknown = sorted(set(table["condition"]) - {each.value for each in INTPHYS2.subtasks if each.column == "condition"})
-    if unknown:
-        print(f"note: {path}: condition {unknown[0]!r} has no row of its own in tables", file=sys.stderr)
+    for column in _OF_SCENE:
+        known = {each.value.lower(): each.value for each in INTPHYS2.subtasks if each.column == column.lower()}
+        table[column] = [known.get(word.lower(), word) for word in table[column]]
+        unknown = sorted(set(table[column]) - {*known.values(), ""})
+        if unknown:
+            print(f"note: {path}: {column} {unknown[0]!r} has no row of its own in tables", file=sys.stderr)
     return table
 
 
@@ -250,12 +252,19 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
         if match is None:
             what = f"type {row.type!r} of {row.name} in scene {row.SceneIndex} is not 1_Possible, 1_Impossible, ..."
             problems.append(Problem(key, path, "videos without a label", what))
+        problems += [
+            Problem(key, path, "rows with an empty cell", f"{column} of {row.name or row.file_name} is empty")
+            for column in _COLUMNS
+            if column != "type" and not getattr(row, column)
+        ]
         if Path(row.file_name).is_absolute() or ".." in Path(row.file_name).parts:
             what = f"file_name {row.file_name!r} leads out of the split"
             problems.append(Problem(key, path, "videos outside the split", what))
-    for name, count in Counter(table["name"]).items():
-        if count > 1:
-            rows = table[table["name"] == name]
+    for column, name, count in [
+        (each, *found) for each in ("name", "file_name") for found in Counter(table[each]).items()
+    ]:
+        if count > 1 and name:
+            rows = table[table[column] == name]
             for key in dict.fromkeys(zip(rows["condition"], rows["SceneIndex"])):
                 problems.append(Problem(key, path, "videos listed twice", f"{name} is listed {count} times"))
     for scene, rows in table.groupby("SceneIndex", sort=False):

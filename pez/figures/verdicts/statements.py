@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.controls import TOGETHER
 from pez.errors import UserError, check_choice
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.scores.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
+from pez.tables import UNREADABLE, first_words, read_sheet
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 CHANCE = "chance"  # what a curve is compared with where it is not a control
@@ -268,18 +268,20 @@ def read_statements(path: str | Path) -> tuple[Statement, ...]:
     if path.exists() and not path.is_file():  # a pipe would never answer
         raise UserError(f"--statements {path} cannot be read (it is no file): save it as CSV")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        table = read_sheet(path)
     except FileNotFoundError:
         raise UserError(f"--statements {path} is missing: give a CSV with {', '.join(COLUMNS)}") from None
-    except (ValueError, OSError) as error:  # pandas' errors and broken text are ValueErrors
-        raise UserError(f"--statements {path} cannot be read ({error}): save it as CSV") from None
+    except UNREADABLE as error:
+        raise UserError(
+            f"--statements {path} cannot be read ({first_words(error)}): save it as CSV, a claim with commas in quotes"
+        ) from None
     lacking = [name for name in COLUMNS if name not in table]
     if lacking or table.empty:
         what = f"has no column {lacking[0]}" if lacking else "has no rows"
         raise UserError(f"--statements {path} {what}: write {', '.join(COLUMNS)}, as docs/statements.csv")
     table = table.assign(figure=table.get("figure", LABELS)).replace({"figure": {"": LABELS}})
     for number, row in enumerate(table.to_dict("records"), start=2):
-        empty = [name for name in COLUMNS if not row[name].strip()]
+        empty = [name for name in COLUMNS if not row[name]]
         if empty:
             raise UserError(f"--statements {path}, line {number} has no {empty[0]}: fill it in")
         check_choice(f"--statements {path}, line {number}: check", row["check"], CHECKS)

@@ -30,7 +30,7 @@ import pandas as pd
 
 from pez.errors import UserError, check_choice
 from pez.probes.data.probe_data import Variable
-from pez.tables import UNREADABLE, first_words
+from pez.tables import UNREADABLE, first_words, read_sheet
 
 LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
 MOST_CLASSES = 200
@@ -48,7 +48,6 @@ class HasClips(Protocol):
 ClipsT = TypeVar("ClipsT", bound=HasClips)
 _TRUE, _FALSE = {"true", "t", "1", "1.0", "yes", "y"}, {"false", "f", "0", "0.0", "no", "n"}
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "<na>"}  # cells of a CSV, in any case; "none" too where numbers are
-_SEPARATORS = {".tsv": "\t", ".csv": ",;\t", ".txt": ",;\t"}  # those that a file of a suffix may have
 
 
 @dataclass(frozen=True)
@@ -185,8 +184,8 @@ def _read(path: Path) -> pd.DataFrame:
     if path.exists() and not path.is_file():  # a pipe would never answer
         raise UserError(f"--targets {path} is no file: give a CSV, parquet or JSON lines file")
     try:
-        if suffix in _SEPARATORS:
-            table = _read_csv(path, _SEPARATORS[suffix])
+        if suffix in (".csv", ".tsv", ".txt"):
+            table = _with_missing(read_sheet(path))
         elif suffix in (".parquet", ".pq"):
             table = pd.read_parquet(path)
             table = table.reset_index() if "clip_id" in table.index.names else table
@@ -201,10 +200,6 @@ def _read(path: Path) -> pd.DataFrame:
         raise UserError(
             f"--targets {path} cannot be read ({first_words(error)}): mend it, or save it again as CSV in UTF-8"
         ) from None
-    table.columns = table.columns.map(lambda name: str(name).strip())
-    twice = table.columns[table.columns.duplicated()]
-    if len(twice):
-        raise UserError(f"{path} has several columns {twice[0]}: leave one, or name them apart")
     for name, column in table.items():
         if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
             cells = [(cell.strip() or None) if isinstance(cell, str) else cell for cell in column]
@@ -212,23 +207,15 @@ def _read(path: Path) -> pd.DataFrame:
     return table.dropna(how="all").reset_index(drop=True)
 
 
-def _read_csv(path: Path, separators: str) -> pd.DataFrame:
-    """A CSV, every cell as it is written, None where _MISSING; of `separators` the one that is commonest in line 1."""
-    with path.open(encoding="utf-8-sig") as file:
-        head = file.readline()
-    separator = max(separators, key=head.count)
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    cells = pd.read_csv(path, sep=separator, header=None, skipinitialspace=True, **options)
-    table = cells[1:].set_axis(cells.iloc[0].str.strip(), axis=1)
-    table = table.loc[:, [bool(name) or table.iloc[:, k].str.strip().any() for k, name in enumerate(table.columns)]]
-    table = table.mask(table.map(lambda cell: cell.strip().lower() in _MISSING), None)
-    if separator == ";":  # where it separates, a comma may be a decimal point
-        table = table.map(lambda cell: cell.replace(",", ".") if isinstance(cell, str) and _is_decimal(cell) else cell)
-    return table
+def _with_missing(table: pd.DataFrame) -> pd.DataFrame:
+    """A sheet with None where _MISSING; a comma in a number, where semicolons part cells, as its decimal point."""
+    return table.map(
+        lambda cell: None if cell.lower() in _MISSING else cell.replace(",", ".") if _is_decimal(cell) else cell
+    )
 
 
 def _is_decimal(cell: str) -> bool:
-    return re.fullmatch(r"\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*", cell) is not None
+    return re.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?", cell) is not None
 
 
 def _read_lines(path: Path) -> pd.DataFrame:
