@@ -107,14 +107,20 @@ def test_classes_score_as_scikit_learn_has_it(mine):
 
 
 def test_pairs_are_set_against_each_other_inside_their_group(mine):
-    tables = probe_curves(asked(mine, "won:pair"))
+    tables = probe_curves(asked(mine, "won:pair", control=("shuffled_labels",), control_seeds=5))
     row = tables.results.set_index("layer")
-    rows = tables.predictions.query("protocol == 'nested' and layer == 1")
+    rows = tables.predictions.query("protocol == 'nested' and layer == 1 and control == ''")
     both = rows.merge(truth()[["clip_id", "scene", "won"]], on="clip_id").pivot_table(
         index="scene", columns="won", values="prediction"
     )
     assert row.loc[1, "pairwise_accuracy_nested_pooled"] == pytest.approx((both[True] > both[False]).mean())
     assert row.loc[1, "pairwise_accuracy_nested_pooled"] > 0.9
+    shuffled = tables.predictions.query("control == 'shuffled_labels' and layer == 1")
+    assert (shuffled.groupby(["control_seed", "group"])["target"].sum() == 1).all()  # one of each pair, still
+    changed = shuffled.merge(rows[["clip_id", "target"]], on="clip_id").query("target_x != target_y")
+    assert 0.3 < len(changed) / len(shuffled) < 0.7
+    assert tables.controls["pairwise_accuracy_pooled"].between(0.2, 0.8).all()
+    assert tables.controls.groupby("layer")["selectivity_low"].mean()[1] > 0
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])

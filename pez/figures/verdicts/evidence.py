@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from pez.controls import BESIDE, UNIQUE, is_floor
 from pez.figures.verdicts.statements import (
     EXPECTED,
@@ -131,7 +133,7 @@ def judge(run: Run, variable: str, of: str, expected: Run | None = None) -> Judg
     curves = {}
     for part, metric in wanted:
         curve = main.curve(metric, part)
-        if curve is not None:
+        if curve is not None and np.isfinite(curve.estimate).any():
             every = {name: scores.control(variable, name, metric, part) for name in [*floors, *others]}
             known = {name: control for name, control in every.items() if control is not None}
             controls = {name: known[name] for name in floors if name in known}
