@@ -57,8 +57,8 @@ class Control:
 
 CONTROLS: dict[str, Control] = {
     "shuffled_labels": Control(
-        "targets of other clips (of movies and pairs: of others in the scene or group): what the probe fits where there "
-        "is nothing to be read",
+        "targets of other clips (of movies and pairs: of others in the scene or group): what the probe fits where "
+        "there is nothing to be read",
         needs_pass=False,
         seeded=True,
     ),

@@ -156,6 +156,32 @@ def test_a_manifest_of_scenes_with_metadata(tmp_path):
     assert labels.variables[1].targets[0].tolist() == [5, -5] and labels.group.tolist() == list("babaab")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        lambda scene: {"clip_id": scene},
+        lambda scene: {"scene_id": scene},
+        lambda scene: {"id": int(scene[-4:]), "video_path": f"videos/{scene}/video.mp4"},
+        lambda scene: {"scene": "kitchen", "video": f"videos\\{scene}\\video.mp4"},
+        lambda scene: {"clip_id": scene, "video": f"./videos/{scene}/film.mkv"},
+    ],
+    ids=["clip_id", "scene_id", "a number and a video", "another scene and a video", "clip_id and a film"],
+)
+def test_lines_of_a_manifest_find_their_scene(tmp_path, line):
+    scenes = [f"scene_{number:04d}" for number in range(4)]
+    for number, scene in enumerate(scenes):
+        (tmp_path / "videos" / scene).mkdir(parents=True)
+        metadata = json.dumps({"physics": {"mass": number / 2}, "clip_id": "another"})
+        (tmp_path / "videos" / scene / "metadata.json").write_text("\ufeff" + metadata)
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("\n".join(json.dumps(line(scene)) for scene in scenes))
+    labels = read_labels(path, ["physics.mass:scalar"], pd.DataFrame({"clip_id": scenes}), "v")
+    assert labels.variables[0].targets[:, 0].tolist() == [0, 0.5, 1, 1.5]
+    (tmp_path / "videos" / scenes[1] / "metadata.json").write_text("{oops")
+    with pytest.raises(UserError, match=r"scene_0001/metadata.json cannot be read .*: write one JSON object a scene"):
+        read_labels(path, ["physics.mass:scalar"], pd.DataFrame({"clip_id": scenes}), "v")
+
+
 def test_without_a_group_clips_of_equal_labels_stay_together(tmp_path):
     table = truth().assign(step=np.arange(N) % 7)
     table.to_csv(tmp_path / "l.csv", index=False)

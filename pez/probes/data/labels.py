@@ -237,26 +237,36 @@ def _read_lines(path: Path) -> pd.DataFrame:
             raise UserError(
                 f"{path}, line {number}: {type(value).__name__} instead of an object: write one JSON object a line"
             )
+    if not values:
+        raise UserError(f"--targets {path} holds no labels: write one JSON object a line")
     return pd.DataFrame([_with_metadata(path, value) for _, value in values], dtype=object)
 
 
 def _with_metadata(path: Path, line: dict[str, Any]) -> dict[str, Any]:
-    """A line with its scene's metadata, flat; `clip_id` is the scene's folder where none is given."""
+    """A line with its scene's metadata, flat; without a `clip_id` that is what its video is called: the scene's folder,
+    or the file where that is not called video; and without a video its scene."""
     found = _flat(line)
-    scene = found.get("clip_id") or found.get("scene_id") or found.get("scene") or found.get("id")
     video = next((str(found[key]) for key in ("video", "video_path", "path") if isinstance(found.get(key), str)), None)
-    if scene is None and video is not None:
-        scene = Path(video).parent.name or Path(video).stem
-    folder = path.parent / video if video is not None else path.parent / "videos" / str(scene) / "video.mp4"
-    metadata = folder.parent / "metadata.json"
-    if scene is not None and metadata.is_file():
-        inside = json.loads(metadata.read_text(encoding="utf-8-sig"))
+    scene = next((found[key] for key in ("clip_id", "scene_id", "scene", "id") if found.get(key) is not None), None)
+    film = Path("videos", str(scene), "video.mp4") if video is None else Path(video.replace("\\", "/"))
+    if video is None and scene is None:
+        return found
+    metadata = path.parent / film.parent / "metadata.json"
+    if metadata.is_file():
+        try:
+            inside = json.loads(metadata.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise UserError(
+                f"{metadata} cannot be read ({first_words(error)}): write one JSON object a scene"
+            ) from None
         if not isinstance(inside, dict):
             raise UserError(
                 f"{metadata} holds {type(inside).__name__} instead of an object: write one JSON object a scene"
             )
         found = {**_flat(inside), **found}
-    return found if scene is None else {**found, "clip_id": str(scene)}
+    by_folder = film.stem == "video" or metadata.is_file()
+    clip = line.get("clip_id")
+    return {**found, "clip_id": str(clip) if clip is not None else film.parent.name if by_folder else film.stem}
 
 
 def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
