@@ -257,6 +257,37 @@ def test_a_probe_of_main_answers_movies_without_labels(plain, script, capsys):
     assert "possible" not in store.clips and store.settings["captures"] == ["resid_pre"]
 
 
+def test_windows_over_films_are_encoded_by_themselves_and_made_one(plain, capsys):
+    cut = ["--n-frames-sample", "4", "--window", "8", "--window-stride", "4"]
+    asked = ["--max-epochs", "20", "--accept-licence", *cut]
+    asked += ["--held-out", str(plain / "HeldOut"), "--leaderboard", str(plain / "windows.jsonl")]
+    root = plain / "windowed"
+    assert run(step_intphys_probe, plain, "w", *asked, "--feature-root", str(root)) == 0, capsys.readouterr().err
+    windows, store = FeatureStore.open(root / "windows" / "intphys2"), FeatureStore.open(root / "intphys2")
+    assert len(windows.clips) == 3 * len(store.clips) == 12 * SCENES  # of 16 frames: from 0, 4 and 8
+    own = windows.clips.set_index("clip_id")["frame_indices"]
+    first = store.clips["clip_id"].iloc[0]
+    taken = [own[f"{first}@{number:05d}"] for number in range(3)]
+    assert taken == ["0 2 5 7", "4 6 9 11", "8 10 13 15"]
+    ids = [f"{first}@{number:05d}" for number in range(3)]
+    of_windows = windows.layer("resid_pre", "mean", 6, clip_ids=ids).mean(0)
+    torch.testing.assert_close(store.layer("resid_pre", "mean", 6, clip_ids=[first])[0], of_windows)
+    assert run(step_intphys_probe, plain, "again", *asked, "--feature-root", str(root)) == 0  # what is there is used
+    rows = pd.read_csv(plain / "results" / "results_again.csv")
+    assert set(rows["window"]) == {8} and set(rows["window_stride"]) == {4} and set(rows["window_pooling"]) == {"mean"}
+    lines = [json.loads(line) for line in (plain / "windows.jsonl").read_text().splitlines()]
+    assert [line["model_answer"] for line in lines] == [int("red" in line["row_id"]) for line in lines]
+    assert len(lines) == 10
+    for wrong, said in (
+        (["--window", "17"], "has 16 frames, fewer than --window 17: lower it"),
+        (["--window", "3"], "--window 3 has not --n-frames-sample 4 in it"),
+        (["--window-stride", "3"], "--window-stride is for --window"),
+        ([*cut, "--window-pooling", "max"], "holds features made with"),
+    ):
+        few = ["--n-frames-sample", "4", "--feature-root", str(root), *wrong]
+        assert run(step_intphys_probe, plain, "w", *few) == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", [step_intphys_probe, step_intphys_attentive], ids=["linear", "attentive"])
 def test_movies_with_labels_are_not_held_out(folder, script, tmp_path, capsys):
     main, board = str(folder / "Main"), ["--leaderboard", str(tmp_path / "l")]

@@ -517,4 +517,6 @@ def movie_settings(described: dict[str, Any]) -> dict[str, Any]:
         "transform": described["transform"],
         "frame_order": described["frame_order"],
         **{key: chosen[key] for key in ("data", "n_frames_sample", "n_frames", "n_movies") if key in chosen},
+        **{key: int(chosen[key]) for key in ("window", "window_stride") if key in chosen},
+        **{key: described[key] for key in ("window_pooling",) if key in described},
     }
