@@ -259,7 +259,7 @@ def test_a_probe_of_main_answers_movies_without_labels(plain, script, capsys):
 
 def test_windows_over_films_are_encoded_by_themselves_and_made_one(plain, capsys):
     cut = ["--n-frames-sample", "4", "--window", "8", "--window-stride", "4"]
-    asked = ["--max-epochs", "20", "--accept-licence", *cut]
+    asked = ["--max-epochs", "20", "--layers", "6", "--bootstrap", "0", "--accept-licence", *cut]
     asked += ["--held-out", str(plain / "HeldOut"), "--leaderboard", str(plain / "windows.jsonl")]
     root = plain / "windowed"
     assert run(step_intphys_probe, plain, "w", *asked, "--feature-root", str(root)) == 0, capsys.readouterr().err
