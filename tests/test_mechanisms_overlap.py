@@ -89,7 +89,7 @@ def test_random_targets_of_isotropic_features_are_chance_and_of_few_directions_a
     assert found == pytest.approx(chance_angles(k, 3, 6, 200).mean(), abs=2.0)
 
 
-def test_run_beside_a_sequence(tmp_path):
+def test_run_beside_a_sequence(tmp_path, capsys):
     root = planted_root(tmp_path / "features", depth=3, width=24, pooling="mean")
     place = ["--run-name", "planted", "--results-dir", str(tmp_path / "results")]
 
@@ -108,15 +108,23 @@ def test_run_beside_a_sequence(tmp_path):
         "1",
     ]
     assert run("sequence", *sequence) == 0
+    assert run("overlap", "--null-draws", "40", "--control", "shuffled_labels", "--layers", "2") == 0
+    both = pd.read_csv(tmp_path / "results" / "overlap_planted.csv").fillna({"control": ""})
+    assert set(both["control"]) == {"", "shuffled_labels"} and set(both["layer"]) == {2}
     assert run("overlap", "--null-draws", "40") == 0
     table = pd.read_csv(tmp_path / "results" / "overlap_planted.csv")
+    alike = both[both["control"] == ""].reset_index(drop=True).drop(columns="control")
+    expected = table[table["layer"] == 2].reset_index(drop=True).drop(columns="control")
+    pd.testing.assert_frame_equal(alike, expected)  # a control beside it and fewer layers change nothing
     main = table[(table["a"] == "direction") & (table["b"] == "speed") & (table["basis"] == "first_1")]
     assert len(main) == 3 * 2 and main["mean_angle"].between(0, 90).all()
     assert np.allclose(main["overlap_ab"] * main["k_b"], main["overlap_ba"] * main["k_a"])
     ball = main[main["scaling"] == "ball"]
-    assert (ball["chance_data_low"] <= ball["chance_data"]).all() and ball["p"].between(0, 1).all()
+    assert (ball["chance_data_low"] <= ball["chance_data_mean"]).all() and ball["p"].between(0, 1).all()
     halves = table[table["b"] == "direction_other_half"].set_index(["layer", "basis"])["mean_angle"]
     assert halves[2, "first_1"] < halves[0, "first_1"]  # the better planted, the better found again
     erased = pd.read_csv(tmp_path / "results" / "overlap_erasure_planted.csv")
     assert set(erased["probes_removed"]) == {0, 1, 2, 5, 10}
+    assert run("overlap", "--control", "random_weights") == 2
+    assert "no features of a random encoder" in capsys.readouterr().err
     assert "Published, Large" in (tmp_path / "results" / "table3_overlap_planted.md").read_text()

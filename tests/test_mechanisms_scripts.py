@@ -140,8 +140,34 @@ def test_an_edit_stands_beside_its_null_in_one_table(folder):
     assert set(zip(beside["arm"], beside["judge"], beside["target"].astype(str))) == {("probes", "split", "all")}
     assert dict(zip(beside["n_probes"], beside["null_p"])) == dict(zip(nulls["n_probes"], nulls["p"]))
     assert (beside["mae_target"] - nulls["probes_mae_target"].to_numpy()).abs().max() < 1e-9
+
+
+def test_every_table_says_what_it_was_made_from(folder):
+    tables = [*(folder / "results").glob("*.csv"), *(folder / "results").glob("*.parquet")]
+    assert len(tables) == 13
+    for path in tables:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
+        assert list(table)[:2] == ["control", "control_seed"], path.name
+        assert list(table)[-4:] == ["n_clips", "n_groups", "seed", "protocol"], path.name
+        assert set(table["n_clips"]) == {17 if "clips" in path.stem else 128} and (table["seed"] == 0).all()
+        assert table["n_groups"].between(2, 64).all(), path.name
+        assert set(table["protocol"]) <= {"nested", "paper", "fixed", "none"}
+    steering = pd.read_csv(folder / "results" / "steering_stored.csv")
+    assert set(steering.loc[steering["protocol"] == "paper", "judge"]) == {"paper"}
     overlap = pd.read_csv(folder / "results" / "overlap_stored.csv")
-    assert list(overlap)[:5] == ["control", "control_seed", "layer", "a", "b"]
+    named = {f"chance_{kind}_{what}" for kind in ("space", "data", "shuffled") for what in ("mean", "low", "high")}
+    assert named <= set(overlap)
+
+
+def test_attention_of_some_layers_is_that_of_all(folder, tmp_path):
+    words = ["attention", "--run-name", "clips", "--data-root", str(folder / "squares"), *SMALL, "--bootstrap", "20"]
+    assert step4(*words, "--results-dir", str(tmp_path), "--layers", "4", "2") == 0
+    for name in ("attention_clips.csv", "attention_layers_clips.csv"):
+        few, every = (pd.read_csv(place / name) for place in (tmp_path, folder / "results"))
+        every = every[every["control"].isna() & every["layer"].isin([2, 4])]
+        pd.testing.assert_frame_equal(few, every.reset_index(drop=True), check_dtype=False)
+    layers = pd.read_csv(tmp_path / "attention_layers_clips.csv")
+    assert {"layer", "fraction", "mean", "mean_low", "mean_high", "spread", "spread_low", "n_local_high"} <= set(layers)
 
 
 def test_intervals_decide():

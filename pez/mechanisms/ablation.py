@@ -4,15 +4,17 @@ In the blocks of a band (the zone, and as many early and late ones) every query 
 pez/mechanisms/geometry.py says; the rest is renormalised. Blocks before the first masked one run once, each condition
 goes on from there. A query left with no key adds nothing (`--empty-rows zero`) or looks as ever (`keep`).
 
-Read at the last masked layer and at the last one, twice: `refit`, by probes trained on ablated features (is it gone?);
-`frozen`, by those of unablated features on the same folds (does the old code still work?). Direction and speed (R^2)
-from mean-pooled features, direction at every place (`per_patch`: one probe for all), and movies (accuracy over all).
+Read at the last masked layer, the last one and those of `--layers`, twice: `refit`, by probes trained on ablated
+features (is it gone?); `frozen`, by those of unablated features on the same folds (does the old code still work?).
+Direction and speed (R^2) from mean-pooled features, direction at every place (`per_patch`: one probe for all), and
+movies (accuracy over all).
 
 Features of a condition are an ordinary store, mechanisms_RUN/ablate/CURVE/BAND/CONDITION/SET, with pooling `mean`, and
 beside it, at the last masked layer, `time_mean_patch` in places/.
 
-    ablation_RUN.csv   control columns, zone band layers condition semantics kind s t heads empty_rows removed_keys
-                       empty_share removed_mass read_layer readout variable score low high delta delta_low delta_high
+    ablation_RUN.csv   zone band layers last_masked condition semantics kind s t heads empty_rows removed_keys
+                       empty_share removed_mass read_layer probe (refit or frozen) variable score low high delta
+                       delta_low delta_high
     table4_ablation_RUN.md, .csv   in the paper's layout, its numbers beside ours
 """
 
@@ -50,12 +52,13 @@ from pez.mechanisms.runs import (
     folder_of,
     of_variable,
     record,
+    tabled,
     zone_layers,
 )
 from pez.movies import dataset_at
 from pez.probes.data.ball import variables
 from pez.probes.data.movies import movie_source
-from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, scene_names
+from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, check_layers, scene_names
 from pez.probes.folds import Folds, grouped_folds, scene_folds
 from pez.probes.scores.bootstrap import BootstrapCurve, bootstrap_accuracy, bootstrap_r2, group_resamples
 from pez.probes.solvers.linear import linear_solver
@@ -136,10 +139,12 @@ def head_sets(args, encoder: Encoder, layers: list[int]) -> dict[int, torch.Tens
         )
     table = read_csv(path, "run `step4_mechanisms.py attention` of this --run-name again")
     table = table[table["control"].isna() & (table["statistic"] == "spatial")]
-    means = table.pivot_table(index="layer", columns="head", values="mean").to_numpy()
+    means = table.pivot_table(index="layer", columns="head", values="mean")
+    if not set(layers) <= set(means.index):
+        raise UserError(f"{path} lacks layers that are masked: run `step4_mechanisms.py attention` for all of them")
     rng, found = np.random.default_rng(args.seed), {}
     for layer in layers:
-        local = means[layer] < LOCAL
+        local = means.loc[layer].to_numpy() < LOCAL
         if args.heads == "other":
             local = ~local
         elif args.heads == "random":
@@ -273,7 +278,7 @@ def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: i
         clips=base.clips,
         group=group,
         variables=probed,
-        layers=tuple(sorted({last, depth - 1})),
+        layers=layers_read(args, last, depth),
         depth=depth,
         features=lambda layer: base.layer("resid_post", "mean", layer),
         described=base.settings,
@@ -297,7 +302,12 @@ def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: i
             flat = np.repeat(np.arange(len(group)), read.shape[1])
             curve = bootstrap_r2(targets_of(one)[flat], read.reshape(1, -1, 2), group[flat], resamples)
             rows.append(_row(cell, readout, "per_patch", last, curve, baselines, args))
-    return rows
+    return [{**row, "n_clips": len(group), "n_groups": folds.n_groups} for row in rows]
+
+
+def layers_read(args: argparse.Namespace, last_masked: int, depth: int) -> tuple[int, ...]:
+    """The last masked layer, the last one, and those asked for."""
+    return check_layers({last_masked, depth - 1, *(args.layers or ())}, depth)
 
 
 def targets_of(data: ProbeData) -> np.ndarray:
@@ -329,7 +339,7 @@ def movie_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: 
     folds = Folds(group, scene_folds(base.clips, n_folds, args.seed))
     variable = Variable(POSSIBLE, "movies", possible.astype(np.float64)[:, None], "", (POSSIBLE,), kind="quantity")
     last = max(cells[0].layers)
-    layers = tuple(sorted({last, base.depth - 1}))
+    layers = layers_read(args, last, base.depth)
     options = {"name": base.name, "clips": base.clips, "group": group, "variables": (variable,), "layers": layers}
     data = ProbeData(**options, depth=base.depth, features=lambda layer: base.layer("resid_post", "mean", layer))
     resamples = group_resamples(group, max(args.bootstrap, 1), args.seed, folds.n_folds)
@@ -341,7 +351,7 @@ def movie_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: 
             curve = bootstrap_accuracy(possible, found.predicted[0, :, :, 0], group, resamples, threshold=0.5)
             for at, layer in enumerate(layers):
                 rows.append(_row(cell, readout, POSSIBLE, layer, _layer_of(curve, at), baselines, args))
-    return rows
+    return [{**row, "n_clips": len(group), "n_groups": folds.n_groups} for row in rows]
 
 
 def _row(cell: Cell, readout: str, variable: str, layer: int, curve: BootstrapCurve, baselines: dict, args) -> dict:
@@ -349,7 +359,8 @@ def _row(cell: Cell, readout: str, variable: str, layer: int, curve: BootstrapCu
     if cell.condition is None:
         baselines[key] = curve
     row = {"band": cell.band, "layers": f"{min(cell.layers)}-{max(cell.layers)}", "condition": cell.name}
-    row |= {"readout": readout, "variable": variable, "read_layer": layer, "score": curve.estimate[0]}
+    row["last_masked"] = max(cell.layers)
+    row |= {"probe": readout, "variable": variable, "read_layer": layer, "score": curve.estimate[0]}
     difference = curve - baselines[key]
     row["delta"] = difference.estimate[0]
     if args.bootstrap:
@@ -375,6 +386,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--empty-rows", default="zero", choices=["zero", "keep"], help="queries left without a key")
     parser.add_argument("--readout", nargs="+", default=list(READOUTS), choices=READOUTS, help="probes")
+    parser.add_argument("--layers", nargs="+", type=int, help="read too, beside the last masked and the last one")
     parser.add_argument("--folds", type=Number(int, least=2), default=5, help="of the grouped cross-validation")
     parser.add_argument("--benchmark-root", type=Path, help="movies to read as well, such as artifacts/intphys/dev")
     parser.add_argument("--max-scenes-per-block", type=COUNT, help="of the movies (default: all)")
@@ -396,6 +408,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     attention_modules(encoder)
     check_encoder(args, encoder.description())
     grid = token_grid(encoder, source.n_frames)
+    check_layers(args.layers, encoder.depth)
     chosen = bands(zone_layers(args.zone_layers, encoder.depth), encoder.depth)
     sources = [(source, chosen_clips(source, args.max_clips))]
     if args.benchmark_root is not None:
@@ -429,12 +442,13 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         zone = f"{min(chosen['zone'])}-{max(chosen['zone'])}"
         named_by = {"zone": zone, "semantics": args.semantics, "heads": args.heads, "empty_rows": args.empty_rows}
-        table = pd.DataFrame(rows).assign(**named_by)
+        sizes = len(sources[0][1]), len(set(clip_groups(source.clips[source.clips["clip_id"].isin(sources[0][1])])))
+        table = tabled(rows, args, "nested", *sizes).assign(**named_by)
         results, name = args.results_dir, args.run_name
         ours = table4(table)
         written = [
             write_csv(results / f"ablation_{name}.csv", table),
-            write_csv(results / f"table4_ablation_{name}.csv", ours),
+            write_csv(results / f"table4_ablation_{name}.csv", tabled(ours, args, "nested", *sizes)),
             write_text(results / f"table4_ablation_{name}.md", table4_text(ours, encoder.description(), args)),
         ]
         about = {"bands": {band: chosen[band] for band in args.bands}, "zone": chosen["zone"]}
@@ -483,9 +497,8 @@ def table4(table: pd.DataFrame) -> pd.DataFrame:
     main = table[(table["control"] == "") & (table["band"] == "zone")]
     if not len(main):
         return pd.DataFrame(columns=["condition"])
-    layer = main["read_layer"].min()
-    main = main[main["read_layer"] == layer]
-    wide = main.assign(column=main["variable"] + "_" + main["readout"])
+    main = main[main["read_layer"] == main["last_masked"]]
+    wide = main.assign(column=main["variable"] + "_" + main["probe"])
     shares = main.groupby("condition", sort=False)[["removed_keys", "empty_share", "removed_mass"]].first()
     scores = wide.pivot_table(index="condition", columns="column", values="score", sort=False)
     theirs = published_table4().set_index("condition").add_prefix("published_")

@@ -11,8 +11,9 @@ For query i with attention a_ij over all N keys (softmax in at least float32), t
 
 Maps are never kept: a chunk of queries at a time is reduced to these numbers, in double precision a clip.
 
-    attention_RUN.csv            control control_seed layer head statistic mean low high relative_to_uniform
-    attention_layers_RUN.csv     the same by layer, `fraction` of the last one; statistics of LAYER_STATISTICS
+    attention_RUN.csv            layer head statistic mean low high relative_to_uniform
+    attention_layers_RUN.csv     layer, `fraction` of the last one, and of every one of LAYER_STATISTICS a column, with
+                                 NAME_low and NAME_high
     attention_clips_RUN.parquet  a row per curve, clip, layer and head
 """
 
@@ -32,7 +33,8 @@ from pez.encoder.protocol import Encoder
 from pez.files import write_csv, write_parquet
 from pez.mechanisms.geometry import TokenGrid, token_grid
 from pez.mechanisms.passes import ClipPass, add_clip_arguments, chosen_clips, clip_groups, clip_source, in_parts
-from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, zone_layers
+from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, tabled, zone_layers
+from pez.probes.data.probe_data import check_layers
 from pez.probes.scores.bootstrap import bootstrap, group_resamples
 from pez.shards import add_shard_arguments, check_shard
 from pez.tables import unchecked_parquet
@@ -119,10 +121,18 @@ class Collector:
         return torch.cat(found, -1).double().sum(2)  # of a query in single precision, over queries in double
 
 
-def attention_of(encoder: Encoder, frames: torch.Tensor, grid: TokenGrid, queries: int = QUERIES) -> torch.Tensor:
-    """Statistics of every head for uint8 frames [B, T, 3, R, R]: [B, depth, heads, statistics], float64."""
+def attention_of(
+    encoder: Encoder,
+    frames: torch.Tensor,
+    grid: TokenGrid,
+    layers: Sequence[int] | None = None,
+    queries: int = QUERIES,
+) -> torch.Tensor:
+    """Statistics of every head for uint8 frames [B, T, 3, R, R]: [B, layers, heads, statistics], float64, of `layers`
+    in ascending order, or all."""
     collector = Collector(grid, queries)
-    with attention_plans(encoder, {block: Plan(collector.receive(block)) for block in range(encoder.depth)}):
+    chosen = range(encoder.depth) if layers is None else layers
+    with attention_plans(encoder, {block: Plan(collector.receive(block)) for block in chosen}):
         encoder.forward(frames)
     return collector.take()
 
@@ -134,6 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `step4_mechanisms.py attention`."""
     add_run_arguments(parser)
     add_clip_arguments(parser)
+    parser.add_argument("--layers", nargs="+", type=int, help="only these (default: all)")
     parser.add_argument("--control", nargs="+", default=[], choices=control_passes(), help="measure these too")
     parser.add_argument("--control-seeds", type=COUNT, default=3, help="random encoders of --control random_weights")
     add_shard_arguments(parser)
@@ -148,6 +159,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     attention_modules(encoder)
     grid = token_grid(encoder, source.n_frames)
     zone = zone_layers(args.zone_layers, encoder.depth)
+    measured = check_layers(args.layers, encoder.depth)
     passes = [("", 0, encoder, args.frame_order)]
     for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
         passes.append((control.kind, control.seed, control.encoder.inspectable(), control.frame_order))
@@ -156,13 +168,14 @@ def main(args: argparse.Namespace) -> list[Path]:
         clip_pass.check_frames(own)
         folder = folder_of(args, "attention") / (f"{name}_{seed}" if name else "main")
         settings = {**clip_pass.settings(own), "grid": [grid.tubelets, grid.height, grid.width]}
+        settings["layers"] = list(measured)
 
         def make(ids: list[str], path: Path, own=own, clip_pass=clip_pass) -> None:
             found = []
             for _, frames in clip_pass.batches(own, ids):
                 with clip_pass.precision(own):
-                    found.append(attention_of(own, frames, grid))
-            write_parquet(path, _rows(ids, torch.cat(found).numpy()))
+                    found.append(attention_of(own, frames, grid, measured))
+            write_parquet(path, _rows(ids, measured, torch.cat(found).numpy()))
 
         what = f"attention: {own.model}, {own.weights_label}" + (f", {order}" if order != "original" else "")
         parts = in_parts(folder, settings, clip_ids, shard, "parquet", make, what)
@@ -174,8 +187,10 @@ def main(args: argparse.Namespace) -> list[Path]:
     if len(tables) < len(passes):
         return []
     clips = pd.concat(tables, ignore_index=True)
-    heads, layers = tabulate(clips, grid, source, args.bootstrap, args.seed)
+    heads, layers = tabulate(clips, grid, source, encoder.depth, args.bootstrap, args.seed)
     results, run_name = args.results_dir, args.run_name
+    n_groups = len(set(clip_groups(source.clips[source.clips["clip_id"].isin(clip_ids)])))
+    heads, layers, clips = (tabled(each, args, "none", len(clip_ids), n_groups) for each in (heads, layers, clips))
     written = [
         write_csv(results / f"attention_{run_name}.csv", heads),
         write_csv(results / f"attention_layers_{run_name}.csv", layers),
@@ -186,30 +201,28 @@ def main(args: argparse.Namespace) -> list[Path]:
         "grid": [grid.tubelets, grid.height, grid.width],
         "uniform": grid.uniform(),
         "n_clips": len(clip_ids),
-        "n_groups": len(set(clip_groups(source.clips[source.clips["clip_id"].isin(clip_ids)]))),
+        "n_groups": n_groups,
         "features": ClipPass.of(args, source).settings(encoder),
     }
     return [*written, record(args, "attention", about)]
 
 
-def _rows(clip_ids: Sequence[str], found: np.ndarray) -> pd.DataFrame:
+def _rows(clip_ids: Sequence[str], layers: Sequence[int], found: np.ndarray) -> pd.DataFrame:
     """[clips, layers, heads, statistics] as a table, a row per clip, layer and head."""
-    index = pd.MultiIndex.from_product(
-        [clip_ids, range(found.shape[1]), range(found.shape[2])], names=["clip_id", "layer", "head"]
-    )
+    index = pd.MultiIndex.from_product([clip_ids, layers, range(found.shape[2])], names=["clip_id", "layer", "head"])
     return pd.DataFrame(found.reshape(-1, len(STATISTICS)), index=index, columns=STATISTICS).reset_index()
 
 
 def tabulate(
-    clips: pd.DataFrame, grid: TokenGrid, source, n_resamples: int, seed: int = 0
+    clips: pd.DataFrame, grid: TokenGrid, source, depth: int, n_resamples: int, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of heads and of layers, with 95 % intervals over groups of clips; `clips` as the parquet has them."""
     uniform, heads, layers = grid.uniform(), [], []
     for (control, control_seed), own in clips.groupby(["control", "control_seed"], sort=False):
-        depth, n_heads = own["layer"].max() + 1, own["head"].max() + 1
+        measured, n_heads = sorted(own["layer"].unique()), own["head"].max() + 1
         ids = own["clip_id"].drop_duplicates()
         values = own.sort_values(["clip_id", "layer", "head"])[list(STATISTICS)].to_numpy()
-        values = values.reshape(len(ids), depth, n_heads, len(STATISTICS))
+        values = values.reshape(len(ids), len(measured), n_heads, len(STATISTICS))
         table = source.clips.set_index("clip_id").loc[sorted(ids)].reset_index()
         resamples = group_resamples(clip_groups(table), max(n_resamples, 1), seed, n_folds=None)
         index, n_groups = resamples.index(clip_groups(table)), len(resamples.names)
@@ -228,18 +241,21 @@ def tabulate(
             name, value = STATISTICS[number], estimate[layer, head, number]
             own_ends = {"low": low[layer, head, number], "high": high[layer, head, number]}
             relative = value / uniform[name] if name in uniform else np.nan
-            at = {"layer": layer, "head": head, "statistic": name, "mean": value}
+            at = {"layer": measured[layer], "head": head, "statistic": name, "mean": value}
             heads.append({**named, **at, **own_ends, "relative_to_uniform": relative})
+        of_layers = pd.DataFrame({"layer": measured, "fraction": np.array(measured) / max(depth - 1, 1)}).assign(
+            **named
+        )
         for name in LAYER_STATISTICS:
             of_layer = _layer_statistic(name, uniform)
             summed = bootstrap(lambda counts, mean=mean, of=of_layer: of(mean(counts)), resamples)
-            for layer, ends in enumerate(summed.interval()):
-                fraction = layer / max(depth - 1, 1)
-                at = {"layer": layer, "fraction": fraction, "statistic": name, "mean": summed.estimate[layer]}
-                layers.append({**named, **at, "low": ends[0], "high": ends[1]})
-    heads, layers = pd.DataFrame(heads), pd.DataFrame(layers)
+            of_layers[name] = summed.estimate
+            of_layers[[f"{name}_low", f"{name}_high"]] = summed.interval()
+        layers.append(of_layers)
+    heads, layers = pd.DataFrame(heads), pd.concat(layers, ignore_index=True)
     if n_resamples == 0:
-        heads[["low", "high"]] = layers[["low", "high"]] = np.nan
+        for table in (heads, layers):
+            table[[name for name in table if name.endswith(("low", "high"))]] = np.nan
     return heads, layers
 
 

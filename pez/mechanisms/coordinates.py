@@ -9,7 +9,7 @@ Encoding at matched rank: the share of the features' held-out variance that leas
 with 95 % intervals over groups, paired for the differences polar_less_cartesian_2 and _3. Onsets of decoding, which the
 paper compares, say little here: speed is no linear function of (vx, vy), and the targets differ in noise.
 
-    coordinates_RUN.csv   control columns, layer model value low high
+    coordinates_RUN.csv   layer model value low high
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pez.mechanisms.runs import (
     ball_data,
     check_encoder,
     record,
+    tabled,
     zone_layers,
 )
 from pez.probes.data.probe_data import ProbeData
@@ -100,7 +101,8 @@ def main(args: argparse.Namespace) -> list[Path]:
         return rows
 
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
-        table = pd.DataFrame([row for data in balls.all for row in rows_of(data)])
+        rows = [row for data in balls.all for row in rows_of(data)]
+        table = tabled(rows, args, "fixed", len(balls.store.clips), balls.folds.n_groups)
         about = {"zone": zone_layers(args.zone_layers, balls.store.depth), "n_clips": len(balls.store.clips)}
         return [
             write_csv(args.results_dir / f"coordinates_{args.run_name}.csv", table),

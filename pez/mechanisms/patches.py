@@ -14,8 +14,8 @@ and sine never leave: uncut, a few clips at the ball's own places make R^2 as lo
     distance        per_place by how far a place is from the ball's nearest position, in patches
     places_K        the mean over K random places: how redundant they are
 
-    patches_RUN.csv          control columns, layer readout statistic value low high
-    patches_map_RUN.parquet  control columns, layer y x r2 of per_place
+    patches_RUN.csv          layer readout statistic value low high
+    patches_map_RUN.parquet  layer y x r2 of per_place
 """
 
 import argparse
@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pez.controls import BALLS, controls_for
@@ -38,6 +37,7 @@ from pez.mechanisms.runs import (
     check_encoder,
     of_variable,
     record,
+    tabled,
     zone_layers,
 )
 from pez.probes.data.probe_data import ProbeData
@@ -293,8 +293,9 @@ def main(args: argparse.Namespace) -> list[Path]:
         results, name = args.results_dir, args.run_name
         about = {"zone": zone, "n_clips": len(features), "n_groups": balls.folds.n_groups, "capture": balls.capture}
         about |= {"n_folds": balls.folds.n_folds, "pooling": balls.pooling, "features": balls.store.settings}
+        sizes = len(features), balls.folds.n_groups
         return [
-            write_csv(results / f"patches_{name}.csv", pd.DataFrame(rows)),
-            write_parquet(results / f"patches_map_{name}.parquet", pd.DataFrame(maps)),
+            write_csv(results / f"patches_{name}.csv", tabled(rows, args, "nested", *sizes)),
+            write_parquet(results / f"patches_map_{name}.parquet", tabled(maps, args, "nested", *sizes)),
             record(args, "patches", about),
         ]

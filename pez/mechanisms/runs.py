@@ -2,6 +2,10 @@
 
 config_mechanisms_RUN.json has an entry a sub-command: its options, what it saw, provenance. Sub-commands of one run
 name share one encoder: another one's features or passes are refused.
+
+Every table has columns control, control_seed ("" and 0: the main curve), n_clips, n_groups (clips, and groups of them
+that are resampled), seed, and protocol: `nested` (settings of a probe chosen inside the training folds), `paper`
+(fitted on what it scores, as in C.12), `fixed` (fitted on training folds, nothing to choose), `none` (nothing fitted).
 """
 
 import argparse
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import COUNT, COUNT_OR_NONE, Number
@@ -124,6 +129,20 @@ def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
 
 def _layers(asked: Sequence[int] | None, store: FeatureStore) -> tuple[int, ...]:
     return check_layers(asked, store.depth, store.directory)
+
+
+def tabled(
+    rows: Sequence[dict] | pd.DataFrame, args: argparse.Namespace, protocol: str, n_clips: int, n_groups: int
+) -> pd.DataFrame:
+    """A table with the columns that every one has, at its start and end; what rows say of them themselves stays."""
+    table = pd.DataFrame(rows)
+    shared = {"control": "", "control_seed": 0, "n_clips": n_clips, "n_groups": n_groups, "seed": args.seed}
+    for name, value in {**shared, "protocol": protocol}.items():
+        own = table[name].fillna(value) if name in table else pd.Series(value, index=table.index)
+        table[name] = own.astype(type(value))
+    ends = ["control", "control_seed"], ["n_clips", "n_groups", "seed", "protocol"]
+    own_columns = [name for name in table if name not in (*ends[0], *ends[1])]
+    return table[[*ends[0], *own_columns, *ends[1]]]
 
 
 def of_variable(data: ProbeData, name: str) -> ProbeData:

@@ -47,6 +47,7 @@ from pez.mechanisms.runs import (
     check_encoder,
     of_variable,
     record,
+    tabled,
     zone_layers,
 )
 from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, scene_names
@@ -71,6 +72,7 @@ DEPENDENT = 1e-8  # of the largest diagonal entry of R: below it a column adds n
 EXHAUSTED = 1e-10  # of the features' variance: what is left of a space that was taken out whole is rounding
 ROUNDING = 1e-7  # of the largest weights so far: smaller ones point where rounding points, so nothing is removed
 WITHIN_DEG = 15.0
+CONTROLS = [name for name in controls_for(BALLS) if name not in ("position", "reversed")]
 Fit = Callable[[torch.Tensor, int], torch.Tensor]  # features [L, n, d], round -> weights [L, d, o]
 
 
@@ -385,8 +387,13 @@ def sequence_fold(
     return Sequenced(rows, tensors)
 
 
+def curve_of(data: ProbeData) -> str:
+    """The name of a curve in bases_RUN.safetensors."""
+    return f"{data.control}_{data.control_seed}" if data.control else "main"
+
+
 def basis_name(curve: str, variable: str, probe: str, layer: int, fold: int, what: str) -> str:
-    """Name of a tensor in bases_RUN.safetensors; `curve` is main, or a control with its seed.
+    """Name of a tensor in bases_RUN.safetensors; `curve` as `curve_of` names it.
 
     weight [rounds, outputs, d], each round's without what lies in earlier rounds, for features less `mean` over `scale`
     [d], giving targets less `target_mean` over `target_scale` [outputs].
@@ -397,11 +404,13 @@ def basis_name(curve: str, variable: str, probe: str, layer: int, fold: int, wha
 # ---------------------------------------------------------------- tables
 
 
+KEYS = ["control", "control_seed", "layer", "variable", "probe", "norm", "n_clips", "n_groups", "protocol"]
+
+
 def dims_table(rounds: pd.DataFrame) -> pd.DataFrame:
     """K under every rule: the mean over folds, `low` and `high` the smallest and largest of them."""
-    keys = ["control", "control_seed", "layer", "variable", "probe", "norm"]
     rows = []
-    for key, own in rounds.groupby(keys, sort=False):
+    for key, own in rounds.groupby(KEYS, sort=False):
         outputs = 2 if own["variable"].iloc[0] == DIRECTION else 1
         for rule, failed in RULES.items():
             found = []
@@ -412,15 +421,15 @@ def dims_table(rounds: pd.DataFrame) -> pd.DataFrame:
             k = float(np.mean(rounds_of))
             row = {"rule": rule, "K": k, "dims": outputs * k, "reached": all(reached)}
             rows.append(
-                {**dict(zip(keys, key)), **row, "low": min(rounds_of), "high": max(rounds_of), "n_folds": len(found)}
+                {**dict(zip(KEYS, key)), **row, "low": min(rounds_of), "high": max(rounds_of), "n_folds": len(found)}
             )
     return pd.DataFrame(rows)
 
 
 def sawtooth_table(rounds: pd.DataFrame) -> pd.DataFrame:
     """`sawtooth` of R^2, the mean over folds, of the refit, the stale and the interleaved curve."""
-    keys, rows = ["control", "control_seed", "layer", "variable", "probe", "norm"], []
-    for key, own in rounds.groupby(keys, sort=False):
+    rows = []
+    for key, own in rounds.groupby(KEYS, sort=False):
         for curve in ("refit", "stale", "interleaved"):
             found = []
             for _, fold in own.groupby("fold"):
@@ -432,7 +441,7 @@ def sawtooth_table(rounds: pd.DataFrame) -> pd.DataFrame:
                 if np.isfinite(found).any()
                 else (np.nan,) * 2
             )
-            rows.append({**dict(zip(keys, key)), "curve": curve, "lag1_of_drops": lag, "power_at_period_2": power})
+            rows.append({**dict(zip(KEYS, key)), "curve": curve, "lag1_of_drops": lag, "power_at_period_2": power})
     return pd.DataFrame(rows)
 
 
@@ -471,9 +480,7 @@ def random_removal(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `step4_mechanisms.py sequence`."""
     add_run_arguments(parser)
-    add_feature_arguments(
-        parser, "mean", [name for name in controls_for(BALLS) if name not in ("position", "reversed")]
-    )
+    add_feature_arguments(parser, "mean", CONTROLS)
     parser.set_defaults(norm_mode="zscore")
     parser.add_argument("--norms", nargs="+", default=["zscore"], choices=NORMS, help="normalisations, each on its own")
     parser.add_argument("--probe", nargs="+", default=["ridge"], choices=PROBES, help="probes, each on its own")
@@ -549,15 +556,14 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         rows, tensors = run_sequences(args, jobs)
         null = _null(args, balls, zone)
-        rounds = pd.DataFrame(rows)
-        results, name = args.results_dir, args.run_name
+        sizes = len(balls.store.clips), balls.folds.n_groups
+        results, name, rounds = args.results_dir, args.run_name, tabled(rows, args, "nested", *sizes)
+        tables = {"sequence": rounds, "sequence_dims": dims_table(rounds), "sequence_sawtooth": sawtooth_table(rounds)}
+        tables |= {"sequence_null": null} if len(null) else {}
         written = [
-            write_csv(results / f"sequence_{name}.csv", rounds),
-            write_csv(results / f"sequence_dims_{name}.csv", dims_table(rounds)),
-            write_csv(results / f"sequence_sawtooth_{name}.csv", sawtooth_table(rounds)),
+            write_csv(results / f"{stem}_{name}.csv", tabled(table, args, "nested", *sizes))
+            for stem, table in tables.items()
         ]
-        if len(null):
-            written.append(write_csv(results / f"sequence_null_{name}.csv", null))
         written.append(results / f"bases_{name}.safetensors")
         with atomic_path(written[-1]) as temporary:
             save_file({key: value.float().contiguous() for key, value in tensors.items()}, temporary)
@@ -581,8 +587,9 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
     total = sum(folds.n_folds * len(kinds) for _, folds, _ in jobs)
     with progress(total=total, description="probe sequences", unit="fold") as bar:
         for data, folds, beside in jobs:
-            curve = f"{data.control}_{data.control_seed}" if data.control else "main"
+            curve = curve_of(data)
             named = {"control": data.control, "control_seed": data.control_seed}
+            named |= {"n_clips": len(data.clips), "n_groups": folds.n_groups}
             for probe, norm in kinds:
                 own = dataclasses.replace(data, norm_mode=norm)
                 strengths = ridge_strengths(own, folds)
@@ -591,7 +598,8 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
                     found = sequence_fold(
                         own, fold, train, held, strengths, beside=beside, device=args.device, **options
                     )
-                    rows += [{**named, **row} for row in found.rows]
+                    protocol = "nested" if probe == "ridge" else "fixed"
+                    rows += [{**named, "protocol": protocol, **row} for row in found.rows]
                     if norm == args.norms[0] and norm != "whiten":
                         for at, layer in enumerate(data.layers):
                             for what, value in found.tensors.items():

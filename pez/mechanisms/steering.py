@@ -23,7 +23,7 @@ Nulls, `--null-draws` of each, by the `split` judge: `random_sequence` (a sequen
 subspace of 2N dimensions, and its own least edit: the fair one), `random_probe` (one probe inside it), and
 `random_direction` and `random_clip` (edits as long as the probes', in a random direction or toward a random clip).
 
-    steering_RUN.csv              control columns, layer arm n_probes rank judge target ("all" or degrees) mae_target
+    steering_RUN.csv              layer arm n_probes rank judge target ("all" or degrees) mae_target
                                   mae_truth low high radius edit_ratio edit_neighbours off_target_speed wrong_way
                                   null_mean null_p (of random_sequence, where there is one)
     steering_nulls_RUN.csv        layer null n_probes mae_target low high p (of the probes' arm against it)
@@ -62,6 +62,7 @@ from pez.mechanisms.runs import (
     check_encoder,
     of_variable,
     record,
+    tabled,
     zone_layers,
 )
 from pez.mechanisms.sequence import prepared, remove_rounds, ridge_fit, ridge_strengths
@@ -75,7 +76,8 @@ from pez.store import state_index
 
 N_PROBES = (1, 2, 3, 5, 8, 10, 15, 20, 25)
 TARGETS = tuple(45.0 * step for step in range(8))
-JUDGES = ("split", "mlp", "paper", "own")
+PROTOCOLS = {"split": "nested", "mlp": "nested", "paper": "paper", "own": "nested"}  # of the judges
+JUDGES = tuple(PROTOCOLS)
 HIDDEN = 64
 DOWNSTREAM_PROBES = (1, 5, 20)
 DOWNSTREAM_TARGETS = (0.0, 90.0, 225.0)
@@ -392,16 +394,17 @@ def main(args: argparse.Namespace) -> list[Path]:
                     nulls = _against_nulls(found, drawn, layer)
         results, name = args.results_dir, args.run_name
         table = pd.concat(rows, ignore_index=True)
-        table = table[table["judge"].isin(args.judge)]
+        table = table[table["judge"].isin(args.judge)].assign(protocol=lambda own: own["judge"].map(PROTOCOLS))
         if len(nulls):
             fair = nulls[nulls["null"] == "random_sequence"].rename(columns={"mae_target": "null_mean", "p": "null_p"})
             fair = fair[["n_probes", "null_mean", "null_p"]].assign(
                 control="", arm="probes", judge="split", target="all"
             )
             table = table.merge(fair, how="left", on=["control", "arm", "judge", "target", "n_probes"])
+        sizes = len(balls.store.clips), balls.folds.n_groups
         written = [
-            write_csv(results / f"steering_{name}.csv", table),
-            write_csv(results / f"steering_nulls_{name}.csv", nulls),
+            write_csv(results / f"{stem}_{name}.csv", tabled(own, args, "nested", *sizes))
+            for stem, own in (("steering", table), ("steering_nulls", nulls))
         ]
         if encoder is not None:
             found = downstream(args, encoder, source, balls, layer, splits[0])
@@ -541,7 +544,8 @@ def downstream(args, encoder, source, balls, layer: int, prepared_split) -> pd.D
     there = table[table["read_layer"] == layer].set_index(["arm", "n_probes"])["effect"]
     start = there.loc[list(zip(table["arm"], table["n_probes"]))].to_numpy()
     table["retained"] = np.where(np.abs(start) > 5, table["effect"] / np.where(start == 0, 1, start), np.nan)
-    return pd.DataFrame({"edit_layer": layer}, index=table.index).join(table)
+    table.insert(0, "edit_layer", layer)
+    return tabled(table, args, "nested", len(ids), len(set(balls.main.group[split.rows[2][chosen]])))
 
 
 def _judge_of_state(balls, split: Split, state: int):

@@ -9,7 +9,7 @@ Probes: ridge, nested; `shuffled` by least squares on 0 and 1. The paper's Image
 need data that is not here. These are tasks of their own, not the control tasks of Hewitt and Liang (random labels by
 type): where a clip's condition is its label those degenerate, and shuffled labels and random weights do their work.
 
-    tasks_RUN.csv   control columns, task metric chance layer value low high
+    tasks_RUN.csv   task metric chance layer value low high
 """
 
 import argparse
@@ -31,6 +31,7 @@ from pez.mechanisms.runs import (
     check_encoder,
     of_variable,
     record,
+    tabled,
     zone_layers,
 )
 from pez.probes.data.companions import Companions
@@ -99,11 +100,15 @@ def main(args: argparse.Namespace) -> list[Path]:
             for at, layer in enumerate(data.layers):
                 low, high = curve.interval()[at] if args.bootstrap else (np.nan, np.nan)
                 named = {"control": data.control, "control_seed": data.control_seed, "task": task, "metric": metric}
+                named |= {"n_clips": len(data.clips), "n_groups": folds.n_groups}
                 rows.append(
                     {**named, "chance": chance, "layer": layer, "value": curve.estimate[at], "low": low, "high": high}
                 )
         about = {"zone": zone_layers(args.zone_layers, balls.store.depth), "n_clips": len(balls.store.clips)}
         return [
-            write_csv(args.results_dir / f"tasks_{args.run_name}.csv", pd.DataFrame(rows)),
+            write_csv(
+                args.results_dir / f"tasks_{args.run_name}.csv",
+                tabled(rows, args, "nested", len(balls.store.clips), balls.folds.n_groups),
+            ),
             record(args, "tasks", {**about, "features": balls.store.settings}),
         ]

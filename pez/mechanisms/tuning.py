@@ -13,12 +13,12 @@ of highest delta R^2, which is a choice among many: compare with the same choice
 see place alone (a bump of 0.6 patches round the ball). `pooled` is the mean response over all positions, which knows no
 place.
 
-    tuning_RUN.parquet        control columns, layer unit delta_r2_max t y x pd_deg gain r2_given_place
+    tuning_RUN.parquet        layer unit delta_r2_max t y x pd_deg gain r2_given_place
                               r2_second_harmonic delta_r2_speed preferred_speed shape shuffled_r2 delta_r2_pooled
                               pd_pooled
     tuning_heat_RUN.parquet   layer unit bin_00 ... bin_23: highest delta R^2 of positions with that preferred direction
     tuning_means_RUN.parquet  layer unit direction_deg n mean sd: pooled responses over the clips of a direction
-    tuning_layers_RUN.csv     population statistics: control columns, layer statistic value
+    tuning_layers_RUN.csv     population statistics: layer statistic value
 """
 
 import argparse
@@ -39,7 +39,7 @@ from pez.errors import UserError
 from pez.files import atomic_path, fingerprint, read_json, run_lock, write_csv, write_json, write_parquet
 from pez.mechanisms.geometry import TokenGrid, token_grid
 from pez.mechanisms.passes import ClipPass, add_clip_arguments, chosen_clips, clip_groups, clip_source
-from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, zone_layers
+from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, tabled, zone_layers
 from pez.probes.data.permutations import shuffled_variables
 from pez.probes.data.probe_data import Variable, check_layers
 from pez.probes.folds import grouped_folds
@@ -306,11 +306,18 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         results, name = args.results_dir, args.run_name
         about = {"layers": list(layers), "zone": zone, "site": args.site, "n_clips": len(ids), "place_only": place_only}
+        written = [
+            write_parquet(
+                results / f"{stem}_{name}.parquet",
+                tabled(pd.concat(parts, ignore_index=True), args, "fixed", len(ids), len(set(group))),
+            )
+            for stem, parts in (("tuning", tables), ("tuning_heat", heats), ("tuning_means", means))
+        ]
         return [
-            write_parquet(results / f"tuning_{name}.parquet", pd.concat(tables, ignore_index=True)),
-            write_parquet(results / f"tuning_heat_{name}.parquet", pd.concat(heats, ignore_index=True)),
-            write_parquet(results / f"tuning_means_{name}.parquet", pd.concat(means, ignore_index=True)),
-            write_csv(results / f"tuning_layers_{name}.csv", pd.DataFrame(statistics)),
+            *written,
+            write_csv(
+                results / f"tuning_layers_{name}.csv", tabled(statistics, args, "fixed", len(ids), len(set(group)))
+            ),
             record(args, "tuning", {**about, "features": ClipPass.of(args, source).settings(encoder)}),
         ]
 

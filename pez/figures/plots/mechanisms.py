@@ -157,6 +157,12 @@ def draw_attention_heads(run: MechanismRun) -> Figure | None:
     return figure
 
 
+def of_statistic(layers: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One of the statistics of attention_layers_RUN.csv: control, layer, mean, low, high."""
+    columns = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+    return layers[["control", "layer", *columns]].rename(columns=columns)
+
+
 def draw_attention_layers(run: MechanismRun) -> Figure | None:
     """Figure 19: mean over heads and spread between heads, by layer; time beside it."""
     table = run.table("attention_layers")
@@ -171,7 +177,7 @@ def draw_attention_layers(run: MechanismRun) -> Figure | None:
     with drawing_style():
         figure, axes = _figure(1, 3, 9.6, 3.2)
         for ax, (statistic, label, uniform) in zip(axes[0], panels):
-            rows = table[table["statistic"] == statistic]
+            rows = of_statistic(table, statistic)
             ax.axhline(uniform, ls=(0, (1, 1.6)), label="uniform attention", **_THIN)
             _control_curves(ax, rows)
             _curve(ax, rows[rows["control"] == ""], 0, "trained")
@@ -291,18 +297,22 @@ def draw_overlap(run: MechanismRun) -> Figure | None:
     table = run.table("overlap")
     if table is None:
         return None
+    controls = table[(table["control"] != "") & (table["basis"] == "all") & (table["scaling"] == "ball")]
+    table = table[table["control"] == ""]
     rows = table[(table["basis"] == "all") & (table["scaling"] == "ball")]
     pairs = list(dict.fromkeys(zip(rows["a"], rows["b"])))
     halves = table[table["b"].str.endswith("_other_half") & (table["basis"] == "first_5")]
     with drawing_style():
         figure, axes = _figure(1, len(pairs) + 1, 3.1 * len(pairs) + 5, 3.3, sharey=True)
-        for number, (ax, (a, b)) in enumerate(zip(axes[0], pairs)):
+        for ax, (a, b) in zip(axes[0], pairs):
             own = rows[(rows["a"] == a) & (rows["b"] == b)].sort_values("layer")
             draws = (("space", "#E69F00", "random subspaces of R^d"), ("data", "#6b6b6b", "probes of random targets"))
             for name, colour, label in draws:
                 low, high = own[f"chance_{name}_low"], own[f"chance_{name}_high"]
                 ax.fill_between(own["layer"], low, high, color=colour, alpha=0.22, lw=0, label=f"{label}, 95 %")
-            _curve(ax, own.rename(columns={"mean_angle": "mean"}), number and 0, "measured (band: folds)")
+            of_pair = controls[(controls["a"] == a) & (controls["b"] == b)]
+            _control_curves(ax, of_pair.rename(columns={"mean_angle": "mean"}))
+            _curve(ax, own.rename(columns={"mean_angle": "mean"}), 0, "measured (band: folds)")
             ax.set(title=f"{_subspace(a)} and {_subspace(b)}", xlabel="Layer", ylim=(0, 90))
             _shade(ax, run.about("overlap")["zone"])
         axes[0, 0].set_ylabel("Mean principal angle (degrees)")
@@ -311,7 +321,7 @@ def draw_overlap(run: MechanismRun) -> Figure | None:
             axes[0, -1].plot(own["layer"], own["mean_angle"], color=style.color, ls=style.line, marker=style.marker,
                              label=f"{name}: its two halves")  # fmt: skip
         axes[0, -1].set(title="The same variable, halves\nof the clips (5 probes)", xlabel="Layer")
-        both = [ax.get_legend_handles_labels() for ax in axes[0, [0, -1]]]
+        both = [ax.get_legend_handles_labels() for ax in axes[0, [-2, -1]]]  # only direction and speed have controls
         handles, labels = ([one for each in side for one in each] for side in zip(*both))
         figure.legend(handles, labels, fontsize=7, loc="outside right center")
         figure.suptitle(run.title("Table 3: angles between subspaces of two variables"), ha="left", x=0.01)
@@ -557,17 +567,17 @@ def draw_ablation(run: MechanismRun) -> Figure | None:
     table = run.table("ablation")
     if table is None:
         return None
-    last = table["read_layer"].min()
-    rows = table[(table["read_layer"] == table.groupby("band")["read_layer"].transform("min"))]
+    rows = table[table["read_layer"] == table["last_masked"]]
+    last = rows.loc[rows["band"] == "zone", "read_layer"].iloc[0]
     names = [name for name in _READ if name in set(rows["variable"])]
     kinds = [kind for kind in rows["kind"].unique() if kind != "none"]
-    readouts = list(rows["readout"].unique())
+    readouts = list(rows["probe"].unique())
     with drawing_style():
         figure, axes = _figure(len(readouts), len(names), 3 * len(names) + 2, 2.6 * len(readouts) + 0.7, sharex=True)
         for across, name in enumerate(names):
             for down, readout in enumerate(readouts):
                 ax = axes[down, across]
-                own = rows[(rows["variable"] == name) & (rows["readout"] == readout)]
+                own = rows[(rows["variable"] == name) & (rows["probe"] == readout)]
                 main = own[(own["control"] == "") & (own["band"] == "zone")]
                 base = main[main["kind"] == "none"].iloc[0]
                 ax.axhspan(base["low"], base["high"], color="#0072B2", alpha=0.08, lw=0)

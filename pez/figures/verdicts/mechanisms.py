@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pez.figures.plots.mechanisms import MechanismRun
+from pez.figures.plots.mechanisms import MechanismRun, of_statistic
 from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED, Checked, Finding, overall, verdict_record
 from pez.figures.verdicts.verdict import statement_lines
 from pez.files import write_json, write_text
@@ -47,15 +47,15 @@ def _attention(run: MechanismRun) -> list[Checked]:
         ("mean", "attention looks nearer in the zone than before and after it"),
         ("spread", "heads differ more in the zone than before and after it"),
     ):
-        rows, findings = main[main["statistic"] == statistic], []
+        rows, findings = of_statistic(main, statistic), []
         own = _mean(rows[rows["layer"].isin(zone)])
         for name, layers in parts.items():
             other = _mean(rows[rows["layer"].isin(layers)])
             verdict = below(own, other) if statistic == "mean" else below(other, own)
             findings.append(Finding(name, verdict, f"{words('zone', own, ' patches')}; {words(name, other)}"))
         found.append(Checked("attention", claim, overall(findings), tuple(findings)))
-    local = main[main["statistic"] == "n_local"].set_index("layer")["mean"]
-    outside, inside = local.drop(index=zone).sum(), local.loc[zone].sum()
+    inside = main.loc[main["layer"].isin(zone), "n_local"].sum()
+    outside = main["n_local"].sum() - inside
     verdict = UNDECIDED if inside == 0 and outside == 0 else (HOLDS if outside == 0 else FAILS)
     finding = Finding(
         "other layers", verdict, f"heads nearer than 3 patches: {inside:.0f} in the zone, {outside:.0f} outside"
@@ -86,6 +86,7 @@ def _overlap(run: MechanismRun) -> list[Checked]:
         return []
     layer, found = run.about("overlap")["focus_layer"], []
     rows = table[(table["layer"] == layer) & (table["basis"] == "all") & (table["scaling"] == "ball")]
+    rows = rows[rows["control"] == ""]
     dims = run.table("sequence_dims")
     if dims is None:
         return []
@@ -93,7 +94,7 @@ def _overlap(run: MechanismRun) -> list[Checked]:
     read = bool(len(possible)) and possible["K"].iloc[0] >= 1
     for row in rows[rows["b"] == "possible"].itertuples():
         verdict = UNDECIDED if row.p > 0.05 or not read else (HOLDS if row.z < 0 else FAILS)
-        said = f"{row.mean_angle:.1f}°, by chance {row.chance_data:.1f}° (p = {row.p:.3f})"
+        said = f"{row.mean_angle:.1f}°, by chance {row.chance_data_mean:.1f}° (p = {row.p:.3f})"
         said += "" if read else "; but probes do not read IntPhys here, so there is no subspace to compare"
         finding = Finding("probes of random targets", verdict, said)
         claim = f"the subspaces of {row.a} and IntPhys lie nearer than chance (layer {layer})"
@@ -170,8 +171,8 @@ def _ablation(run: MechanismRun) -> list[Checked]:
     table = run.table("ablation")
     if table is None:
         return []
-    main = table[(table["control"] == "") & (table["variable"] == "direction") & (table["readout"] == "frozen")]
-    main = main[main["read_layer"] == main.groupby("band")["read_layer"].transform("min")]
+    main = table[(table["control"] == "") & (table["variable"] == "direction") & (table["probe"] == "frozen")]
+    main = main[main["read_layer"] == main["last_masked"]]
     found = []
     zone = main[main["band"] == "zone"].set_index("condition")
     for name in [name for name in zone.index if zone.loc[name, "kind"] == "union"][:1]:
