@@ -126,5 +126,5 @@ def test_run_beside_a_sequence(tmp_path, capsys):
     erased = pd.read_csv(tmp_path / "results" / "overlap_erasure_planted.csv")
     assert set(erased["probes_removed"]) == {0, 1, 2, 5, 10}
     assert run("overlap", "--control", "random_weights") == 2
-    assert "no features of a random encoder" in capsys.readouterr().err
+    assert "--control random_weights needs features" in capsys.readouterr().err
     assert "Published, Large" in (tmp_path / "results" / "table3_overlap_planted.md").read_text()

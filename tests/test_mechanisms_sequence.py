@@ -9,6 +9,7 @@ import torch
 from probe_stores import planted_root
 from safetensors.torch import load_file
 from scipy.linalg import qr
+from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 
 import step4_mechanisms
@@ -20,6 +21,8 @@ from pez.mechanisms.sequence import (
     adam_fit,
     basis_name,
     count,
+    erased,
+    leace,
     metrics,
     orthonormal,
     random_removal,
@@ -27,6 +30,7 @@ from pez.mechanisms.sequence import (
     removed,
     ridge_fit,
     sawtooth,
+    shear,
 )
 from pez.probes.data.probe_data import Variable
 from pez.probes.solvers.problems import row_problem
@@ -249,6 +253,56 @@ def test_sawtooth():
     assert np.isnan(sawtooth([1.0, 0.5, 0.2])).all()
 
 
+def test_a_shear_keeps_what_one_probe_reads_and_changes_how_often():
+    """Least squares does not see an invertible map; what its removal takes away does."""
+    loadings = np.eye(30)[:, :8] @ np.tile(np.eye(2), (4, 1))
+    x, z = exact_sample(loadings, np.repeat([0.5, 2.0, 8.0, 32.0, 1.0], [2, 2, 2, 2, 22]))
+    turn = shear(30)
+    assert torch.linalg.det(turn) == pytest.approx(1) and not torch.allclose(turn, turn.T)
+    found = []
+    for features in (torch.from_numpy(x), torch.from_numpy(x) @ turn):
+        rounds = remove_rounds(features[None], features[None], ridge_fit(torch.from_numpy(z), NEARLY_NONE), 3)
+        found.append([1 - float((each[0] - torch.from_numpy(z)).square().mean() * 2) for each in rounds.refit])
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6) and abs(found[0][1] - found[1][1]) > 0.05
+
+
+def test_leace_is_the_least_change_that_leaves_no_covariance():
+    """Every column of the map against scipy's minimiser under the constraint, which knows no closed form."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(300, 2))
+    x = z @ rng.normal(size=(2, 5)) + rng.normal(size=(300, 5)) @ rng.normal(size=(5, 5))
+    x, z = x - x.mean(0), z - z.mean(0)
+    found = leace(torch.from_numpy(x), torch.from_numpy(z), 0.0).numpy()
+    assert np.abs(z.T @ x @ found).max() < 1e-9
+    for column in range(5):
+        target = x[:, column]
+        least = minimize(
+            lambda a, target=target: np.square(x @ a - target).mean(),
+            np.zeros(5),
+            constraints={"type": "eq", "fun": lambda a: z.T @ x @ a / len(x)},
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        assert np.allclose(least.x, found[:, column], atol=1e-5)
+    with_few = torch.from_numpy(rng.normal(size=(8, 20)))  # fewer clips than dimensions
+    y = torch.from_numpy(rng.normal(size=(8, 1)))
+    with_few, y = with_few - with_few.mean(0), y - y.mean(0)
+    assert (y.T @ with_few @ leace(with_few, y, 0.1)).abs().max() < 1e-9
+
+
+def test_what_is_not_linear_outlives_the_linear_erasure():
+    """A size once as it is and once with a sign at random: after erasure a ridge reads nothing, an MLP the second."""
+    rng = np.random.default_rng(0)
+    n, size = 600, np.abs(rng.normal(size=(600, 1)))
+    x = np.concatenate([size, size * rng.choice([-1.0, 1.0], (n, 1))], 1) + 0.1 * rng.normal(size=(n, 2))
+    x, size = x - x[:400].mean(0), size - size[:400].mean()
+    one, rows = torch.ones(1, dtype=torch.float64), (np.arange(400), np.arange(400, n))
+    parts = torch.from_numpy(x[:400])[None], torch.from_numpy(x[400:])[None], torch.from_numpy(size[:400])
+    variable = Variable("speed", "velocity", size, "", ("speed",))
+    rows_of = erased(Prepared(*parts, 0 * one, one, one, one, rows), variable, 1e-6, 0)
+    found = {(row["reader"], row["dims_removed"]): row["r2"] for row in rows_of}
+    assert found["ridge", 0] > 0.9 and abs(found["ridge", 1]) < 0.05 and found["mlp", 1] > 0.8
+
+
 def test_random_removal_costs_its_share():
     """Of d equally informative axes, k random ones take k / d of a least-squares reading's signal with them."""
     rng = np.random.default_rng(0)
@@ -275,12 +329,18 @@ def run(tmp_path_factory):
     root = planted_root(folder / "features", depth=3, width=24, pooling="mean")
     words = ["sequence", "--run-name", "planted", "--feature-root", str(root), "--results-dir", str(folder / "results")]
     words += ["--control", "shuffled_labels", "--control-seeds", "2", "--null-draws", "5", "--layers", "0", "2"]
+    words += ["--norms", "zscore", "shear"]
     assert run_script(step4_mechanisms.make_parser(), step4_mechanisms.main, words) == 0
     return folder
 
 
 def test_tables_of_a_run(run):
     dims = pd.read_csv(run / "results" / "sequence_dims_planted.csv").fillna({"control": ""})
+    assert set(dims["norm"]) == {"zscore", "shear"}
+    dims = dims[dims["norm"] == "zscore"]
+    null = pd.read_csv(run / "results" / "sequence_null_planted.csv")
+    null = null[(null["inside"] == "leace") & (null["variable"] == "direction")].set_index(["reader", "dims_removed"])
+    assert null.loc[("ridge", 0), "r2"] > 0.5 and null.loc[("ridge", 2), "r2"] < 0.05
     main = dims[(dims["control"] == "") & (dims["variable"] == "direction")].set_index(["layer", "rule"])
     assert main.loc[(2, "one_rule"), "K"] >= 1 and main.loc[(2, "one_rule"), "reached"]
     assert main.loc[(2, "one_rule"), "dims"] == 2 * main.loc[(2, "one_rule"), "K"]

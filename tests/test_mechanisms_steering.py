@@ -1,5 +1,6 @@
 """Edits have their closed forms; a planted ring is steered by one probe; judges and nulls tell what they should."""
 
+import argparse
 import json
 
 import numpy as np
@@ -23,6 +24,7 @@ from pez.mechanisms.steering import (
     least_edit,
     nulls_of,
     probes_of,
+    ring_of,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,6 +103,33 @@ def test_one_probe_steers_an_isotropic_ring():
     assert found["probes", 1, "own"] < 1e-4  # its own constraint, mean and bias and all
     assert found["plane_rotation", 0, "split"] < 8 and found["mean_difference", 0, "split"] < 12
     assert found["transplant", 0, "split"] < 8
+
+
+def test_the_ring_of_the_mlp_is_set_to_the_targets_mean():
+    """In the plane that carries direction this steers, and moves nothing else; in another plane it steers nothing."""
+    split, group = ring(np.full(12, 0.01), constant=3.0)
+    for plane, low, high in ((torch.eye(12)[:2], 0, 8), (torch.eye(12)[5:7], 80, 100)):
+        arms = {key: arm for key, arm in arms_of(split, [], [], plane.double()).items() if key[0] == "mlp_ring"}
+        edit = arms["mlp_ring", 0, 2](90.0)
+        assert torch.allclose(edit * (1 - plane.sum(0)), torch.zeros_like(edit), atol=1e-9)
+        probes = probes_of(split.basis, split.y, split.strength, 1)
+        table = judged(split, judges_of(split, group, ("split",)), arms, probes)
+        error = table[(table["judge"] == "split") & (table["arm"] == "mlp_ring")]["mae_target"].mean()
+        assert low <= error < high
+
+
+def test_the_ring_is_the_harmonic_of_tuned_means(tmp_path):
+    degrees, units = np.arange(8) * 45.0, np.arange(5)
+    planted = np.random.default_rng(0).normal(size=(2, 5))
+    code = np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 1)
+    table = pd.DataFrame({"unit": np.tile(units, 8), "direction_deg": np.repeat(degrees, 5), "layer": 2, "control": "",
+                          "mean": (code @ planted + 7).ravel()})  # fmt: skip
+    args = argparse.Namespace(results_dir=tmp_path, run_name="r", pooling="mean")
+    assert ring_of(args, 2) is None
+    table.to_parquet(tmp_path / "tuning_means_r.parquet")
+    record = {"run_name": "r", "encoder": {}, "commands": {"tuning": {"site": "fc2", "layers": [0, 2]}}}
+    (tmp_path / "config_mechanisms_r.json").write_text(json.dumps(record))
+    assert torch.allclose(ring_of(args, 2), torch.from_numpy(planted)) and ring_of(args, 1) is None
 
 
 def test_few_clips_in_many_dimensions_need_more_probes():

@@ -195,6 +195,16 @@ def check_encoder(args: argparse.Namespace, described: dict[str, Any]) -> None:
             )
 
 
+def check_same(encoder: dict[str, Any], features: dict[str, Any]) -> None:
+    """UserError unless an encoder is the one that features are of."""
+    for name in ("weights_sha256", "resolution"):
+        if encoder[name] != features[name]:
+            raise UserError(
+                f"the encoder is of {name} {encoder[name]}, the features of {features[name]}: give --model, --weights "
+                "and --model-resolution as step2_extract.py had them"
+            )
+
+
 def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Path:
     """Write a sub-command's entry into the run's record. `about["features"]` are settings of a store or pass."""
     path = record_path(args.results_dir, args.run_name)

@@ -19,12 +19,15 @@ says what it is for a planted code.
     sequence_dims_RUN.csv       ... and rule: K, dims, reached (False: the cap on rounds came first, K is at least
                                 that), low and high of the folds
     sequence_sawtooth_RUN.csv   lag-1 autocorrelation of drops, share of power at period 2; of refit and stale curves
-    sequence_null_RUN.csv       R^2 after as many random dimensions are removed, at one layer
+    sequence_null_RUN.csv       R^2 at one layer after as many random dimensions are removed (`inside` all of space or
+                                the span of the data), and before and after all that is linear is erased at once
+                                (`inside` leace, `reader` ridge or mlp: what the latter still reads is not linear)
     bases_RUN.safetensors       weights, biases and normalisation of every round: what `overlap` reads
 """
 
 import argparse
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,8 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPRegressor
 
 from pez.cli import COUNT, COUNT_OR_NONE
 from pez.controls import BALLS, controls_for
@@ -63,7 +68,9 @@ from pez.runs import progress
 from pez.store import FeatureStore, open_stores, state_index, tensor_name
 
 PROBES = ("ridge", "adam")
-NORMS = ("zscore", "center", "whiten")
+NORMS = ("zscore", "center", "whiten", "shear")
+SHEAR_SEED = 0
+HIDDEN = 64
 PATIENCE = 3
 MAX_ROUNDS = 200
 ADAM_EPOCHS = {DIRECTION: 100}  # others 50
@@ -150,6 +157,27 @@ def remove_rounds(
         if finished(rounds):
             break
     return rounds
+
+
+def leace(x: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:
+    """The map [d, d] that leaves features x @ map without covariance with `y`, and changes them least (LEACE).
+
+    x [n, d] and y [n, k] are centred. Of all linear maps it has the smallest mean squared change; its rank falls short
+    of d by that of the covariance, k. `strength` is added to the diagonal of x'x, which need not be invertible: the
+    erasure is exact with any, the change the smallest with 0.
+    """
+    shared = x.T @ y
+    moment = x.T @ x + strength * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    read = torch.linalg.solve(moment, shared)  # ridge's weights
+    return torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - read @ torch.linalg.pinv(shared.T @ read) @ shared.T
+
+
+def shear(d: int) -> torch.Tensor:
+    """An invertible map [d, d] that shears: ones on the diagonal, normal numbers of variance 1 / d above it."""
+    generator = torch.Generator().manual_seed(SHEAR_SEED)
+    return (
+        torch.eye(d, dtype=torch.float64) + torch.randn(d, d, generator=generator, dtype=torch.float64).triu(1) / d**0.5
+    )
 
 
 def _norm(columns: torch.Tensor) -> torch.Tensor:
@@ -260,8 +288,7 @@ def sawtooth(values: Sequence[float]) -> tuple[float, float]:
 class Prepared:
     """A fold's features of some layers, normalised by training clips, and standardised targets.
 
-    x [L, n, d], held [L, m, d]; y [n, o]; target_mean, target_scale [o]; mean, scale [L, d]; turn: of whitened features
-    the map from scaled ones, a [d, d] a layer; rows: (train, held out).
+    x [L, n, d], held [L, m, d]; y [n, o]; target_mean, target_scale [o]; mean, scale [L, d]; rows: (train, held out).
     """
 
     x: torch.Tensor
@@ -278,6 +305,11 @@ class Prepared:
         return (prediction * self.target_scale + self.target_mean).cpu().numpy()
 
 
+def scaling_of(norm: str) -> str:
+    """How features are scaled before they are turned, if they are."""
+    return "zscore" if norm in ("whiten", "shear") else norm
+
+
 def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, device: str = "cpu") -> Prepared:
     """Features of every layer of `data`, trained on rows `train` and read on `held`; one variable."""
     problems = []
@@ -285,7 +317,7 @@ def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, de
         features = data.features(layer).double().to(device)
         if features.ndim != 2:
             raise UserError(f"{data.name}: patches are kept apart: choose a --pooling with one vector a clip")
-        normalise = "zscore" if norm == "whiten" else norm
+        normalise = scaling_of(norm)
         problems.append(
             row_problem(features, data.targets, train, held, normalise=normalise, gram=False, dtype=torch.float64)
         )
@@ -296,6 +328,9 @@ def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, de
         used = values > 1e-6 * values.amax(-1, keepdim=True)
         turn = vectors.mT * torch.where(used, x.shape[1] ** 0.5 / values, 0.0)[..., None, :]
         x, kept = x @ turn, kept @ turn
+    if norm == "shear":
+        turn = shear(x.shape[-1]).to(x.device)
+        x, kept = x @ turn, kept @ turn
     mean, scale = (
         torch.stack([getattr(each, name) for each in problems]) for name in ("feature_mean", "feature_scale")
     )
@@ -304,7 +339,7 @@ def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, de
 
 def ridge_strengths(data: ProbeData, folds: Folds) -> dict[tuple[int, int], float]:
     """By layer and fold: the strength that nested cross-validation chooses, of the first variable."""
-    plain = dataclasses.replace(data, norm_mode="zscore" if data.norm_mode == "whiten" else data.norm_mode)
+    plain = dataclasses.replace(data, norm_mode=scaling_of(data.norm_mode))
     found = cross_validate(plain, (folds,), linear_solver("ridge"), ("nested",))[0]
     return {(layer, fold): choice.weight_decay for (_, layer, fold), choice in found.choices.items()}
 
@@ -469,9 +504,33 @@ def random_removal(
                 weights = ridge_at(removed(x, q), y, at)
                 found.append(r2(target, ready.read(removed(held, q) @ weights)))
             low, high = np.quantile(found, [0.025, 0.975])
-            named = {"inside": kind, "dims_removed": n_dims, "n_draws": n_draws}
+            named = {"inside": kind, "reader": "ridge", "dims_removed": n_dims, "n_draws": n_draws}
             rows.append({**named, "r2": float(np.mean(found)), "low": float(low), "high": float(high)})
     return rows
+
+
+def erased(ready: Prepared, variable: Variable, strength: float, seed: int) -> list[dict]:
+    """R^2 of a ridge probe and of an MLP (64 hidden units) before and after `leace`, each fitted anew; one layer."""
+    x, held, target = ready.x[0], ready.held[0], variable.targets[ready.rows[1]]
+    at, rows = torch.tensor(strength, dtype=torch.float64), []
+    erase = leace(x, ready.y, strength)
+    for dims, turn in ((0, torch.eye(len(erase), dtype=x.dtype, device=x.device)), (ready.y.shape[1], erase)):
+        own, kept = x @ turn, held @ turn
+        network = small_mlp(own.cpu(), ready.y.cpu(), seed)
+        for reader, guess in (("ridge", kept @ ridge_at(own, ready.y, at)), ("mlp", network(kept.cpu()).to(x.device))):
+            score = r2(target, ready.read(guess))
+            named = {"inside": "leace", "reader": reader, "dims_removed": dims, "n_draws": 1}
+            rows.append({**named, "r2": score, "low": np.nan, "high": np.nan})
+    return rows
+
+
+def small_mlp(x: torch.Tensor, y: torch.Tensor, seed: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A network of HIDDEN hidden units fitted on x [n, d], y [n, k]: features [m, d] -> readings [m, k]."""
+    network = MLPRegressor(hidden_layer_sizes=(HIDDEN,), alpha=1.0, solver="lbfgs", max_iter=300, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        network.fit(x.numpy(), y.numpy() if y.shape[1] > 1 else y[:, 0].numpy())
+    return lambda rows: torch.from_numpy(network.predict(rows.numpy()).reshape(len(rows), -1).astype(np.float64))
 
 
 # ---------------------------------------------------------------- the run
@@ -600,7 +659,7 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
                     )
                     protocol = "nested" if probe == "ridge" else "fixed"
                     rows += [{**named, "protocol": protocol, **row} for row in found.rows]
-                    if norm == args.norms[0] and norm != "whiten":
+                    if norm == args.norms[0] == scaling_of(norm):  # weights of turned features are of other axes
                         for at, layer in enumerate(data.layers):
                             for what, value in found.tensors.items():
                                 value = value if what.startswith("target") else value[at]
@@ -610,7 +669,7 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
 
 
 def _null(args, balls, zone: Sequence[int]) -> pd.DataFrame:
-    """Random removals at the zone's last layer, or the layer probed that is nearest to it."""
+    """Random removals and the linear erasure, at the zone's last layer or the layer probed that is nearest to it."""
     if args.null_draws == 0:
         return pd.DataFrame()
     layer = min(balls.main.layers, key=lambda layer: abs(layer - max(zone)))
@@ -622,5 +681,6 @@ def _null(args, balls, zone: Sequence[int]) -> pd.DataFrame:
         ready = prepared(data, train, held, args.norms[0], args.device)
         dims = [each for each in (2, 5, 10, 20, 40, 80, 160, 320) if each < min(ready.x.shape[1:])]
         found = random_removal(ready, data.variables[0], strengths[layer, 0], dims, args.null_draws, args.seed)
+        found += erased(ready, data.variables[0], strengths[layer, 0], args.seed)
         rows += [{"layer": layer, "variable": name, "norm": args.norms[0], "fold": 0, **row} for row in found]
     return pd.DataFrame(rows)

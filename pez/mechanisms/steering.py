@@ -13,6 +13,9 @@ Arms, each for all 8 directions as targets:
                      ridge's strength on its diagonal)
     mean_difference  x + mean(target) - mean(own direction): at most 7 dimensions
     plane_rotation   turned, in the plane of the directions' first harmonic, by target less own angle there
+    mlp_ring         set, in the plane of the first harmonic of what the layer's MLP adds, to the target's mean there:
+                     section 7.1's claim that this does not steer. The plane is that of `tuning --site fc2` of this run
+                     (all clips, edited ones too); left out without it
     transplant       another clip: of the target's direction and the same speed, from the nearest start
     held_out_target  `probes`, fitted without clips of the target's direction
 
@@ -35,7 +38,6 @@ blocks, tests what the network does with them.
 
 import argparse
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +45,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPRegressor
 
 from pez.cli import COUNT_OR_NONE, Number
 from pez.controls import BALLS, controls_for
@@ -60,25 +60,28 @@ from pez.mechanisms.runs import (
     add_run_arguments,
     ball_data,
     check_encoder,
+    check_same,
     of_variable,
     record,
+    record_path,
     tabled,
     zone_layers,
 )
-from pez.mechanisms.sequence import prepared, remove_rounds, ridge_fit, ridge_strengths
+from pez.mechanisms.sequence import prepared, remove_rounds, ridge_fit, ridge_strengths, small_mlp
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds, grouped_folds
 from pez.probes.scores.bootstrap import bootstrap_mean, group_resamples
 from pez.probes.scores.circular import angular_error
 from pez.probes.solvers.ridge import STRENGTHS, ridge_at
+from pez.records import MechanismRecord, read_record
 from pez.runs import progress
 from pez.store import state_index
+from pez.tables import unchecked_parquet
 
 N_PROBES = (1, 2, 3, 5, 8, 10, 15, 20, 25)
 TARGETS = tuple(45.0 * step for step in range(8))
 PROTOCOLS = {"split": "nested", "mlp": "nested", "paper": "paper", "own": "nested"}  # of the judges
 JUDGES = tuple(PROTOCOLS)
-HIDDEN = 64
 DOWNSTREAM_PROBES = (1, 5, 20)
 DOWNSTREAM_TARGETS = (0.0, 90.0, 225.0)
 
@@ -166,8 +169,13 @@ def probes_of(x: torch.Tensor, y: torch.Tensor, strength: float, most: int) -> l
 # ---------------------------------------------------------------- arms: (split, target in degrees) -> edits [n, d]
 
 
-def arms_of(split: Split, probes: list[torch.Tensor], counts) -> dict[tuple[str, int, int], Callable]:
-    """(arm, number of probes, rank) -> a function from a target in degrees to edits of the steered clips."""
+def arms_of(
+    split: Split, probes: list[torch.Tensor], counts, ring: torch.Tensor | None = None
+) -> dict[tuple[str, int, int], Callable]:
+    """(arm, number of probes, rank) -> a function from a target in degrees to edits of the steered clips.
+
+    ring [2, d]: cosine and sine of what the MLP adds, in raw features.
+    """
     x, own = split.steered, split.part(2)
     means = {value: split.basis[split.part(0) == value].mean(0) for value in np.unique(split.part(0))}
     cov = split.basis.T @ split.basis + split.strength * torch.eye(x.shape[1], dtype=torch.float64)
@@ -215,12 +223,35 @@ def arms_of(split: Split, probes: list[torch.Tensor], counts) -> dict[tuple[str,
     found = {("probes", n, 2 * n): of_probes(n) for n in counts}
     middle = [n for n in counts if n in (1, 5, 10)]
     found |= {("held_out_target", n, 2 * n): held_out_target(n) for n in middle}
-    one = probes[0]
-    found["covariance_edit", 1, 2] = lambda target: covariance_edit(x, one, split.code(np.full(len(x), target)), cov)
+    found["covariance_edit", 1, 2] = lambda target: covariance_edit(
+        x, probes[0], split.code(np.full(len(x), target)), cov
+    )
     found["mean_difference", 0, 7] = mean_difference
     found["plane_rotation", 0, 2] = plane_rotation
     found["transplant", 0, 0] = transplant
+    if ring is not None:
+        flat = torch.linalg.qr((ring / split.scale).T)[0]
+
+        def mlp_ring(target: float) -> torch.Tensor:
+            wanted = means.get(target, torch.full_like(x[0], float("nan")))
+            return (wanted - x) @ flat @ flat.T
+
+        found["mlp_ring", 0, 2] = mlp_ring
     return found
+
+
+def ring_of(args: argparse.Namespace, layer: int) -> torch.Tensor | None:
+    """Cosine and sine over directions of what the layer's MLP adds, averaged over tokens, [2, d], as `tuning` of this
+    run measured it; None where it did not."""
+    path = record_path(args.results_dir, args.run_name)
+    made = read_record(path, MechanismRecord)["commands"].get("tuning", {}) if path.is_file() else {}
+    if made.get("site") != "fc2" or layer not in made["layers"] or args.pooling != "mean":
+        return None
+    means = unchecked_parquet(args.results_dir / f"tuning_means_{args.run_name}.parquet", MechanismRecord.mend)
+    means = means[(means["control"] == "") & (means["layer"] == layer)]
+    wide = means.pivot_table(index="direction_deg", columns="unit", values="mean")
+    radians = np.deg2rad(wide.index.to_numpy())
+    return torch.from_numpy(np.stack([np.cos(radians), np.sin(radians)]) @ wide.to_numpy() * 2 / len(wide))
 
 
 # ---------------------------------------------------------------- judges
@@ -263,11 +294,7 @@ def judges_of(
         "speed": lambda rows: rows @ speed_weights + speed_bias,
     }
     if "mlp" in asked:
-        network = MLPRegressor(hidden_layer_sizes=(HIDDEN,), alpha=1.0, solver="lbfgs", max_iter=300, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(x.numpy(), y.numpy())
-        judges["mlp"] = lambda rows: torch.from_numpy(network.predict(rows.numpy()).astype(np.float64))
+        judges["mlp"] = small_mlp(x, y)
     return judges
 
 
@@ -414,16 +441,6 @@ def main(args: argparse.Namespace) -> list[Path]:
         return [*written, record(args, "steer", {**about, "features": balls.store.settings})]
 
 
-def check_same(encoder: dict, features: dict) -> None:
-    """UserError unless an encoder is the one that features are of."""
-    for name in ("weights_sha256", "resolution"):
-        if encoder[name] != features[name]:
-            raise UserError(
-                f"the encoder is of {name} {encoder[name]}, the features of {features[name]}: give --model, --weights "
-                "and --model-resolution as step2_extract.py had them"
-            )
-
-
 def _steer(args, data: ProbeData, balls, layer: int, splits: list, bar) -> tuple[pd.DataFrame, dict]:
     own = dataclasses.replace(of_variable(data, DIRECTION), layers=(layer,), norm_mode="zscore")
     clips = _labelled(data, balls)
@@ -435,7 +452,8 @@ def _steer(args, data: ProbeData, balls, layer: int, splits: list, bar) -> tuple
         probes = probes_of(split.basis, split.y, split.strength, most)
         counts = [n for n in N_PROBES if n <= most]
         judges = judges_of(split, balls.main.group, args.judge)
-        found.append(judged(split, judges, arms_of(split, probes, counts), probes))
+        ring = None if data.control else ring_of(args, layer)
+        found.append(judged(split, judges, arms_of(split, probes, counts, ring), probes))
         if not data.control:
             for key, values in nulls_of(split, judges, probes, counts, args.null_draws, args.seed + fold).items():
                 drawn.setdefault(key, []).append(values)

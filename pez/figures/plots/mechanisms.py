@@ -350,7 +350,8 @@ def draw_steering(run: MechanismRun) -> Figure | None:
     main, about = rows[rows["control"] == ""], run.about("steer")
     probes = main[main["arm"] == "probes"]
     others = {"covariance_edit": "1 probe along the covariance", "mean_difference": "class means",
-              "plane_rotation": "turned in the ring's plane", "transplant": "another clip"}  # fmt: skip
+              "plane_rotation": "turned in the ring's plane", "mlp_ring": "set in the plane of the MLP's ring",
+              "transplant": "another clip"}  # fmt: skip
     with drawing_style():
         figure, axes = _figure(1, 3, 12, 3.6)
         ax = axes[0, 0]
