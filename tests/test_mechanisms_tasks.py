@@ -141,7 +141,7 @@ def test_drawn_tasks_through_the_script(tmp_path, capsys):
     root = ["--output-root", str(tmp_path / "features"), "--data-root", str(tmp_path / "data"), "--dataset", "velocity"]
     words = [*small, *root, "--pooling", "mean", "--capture", "resid_post"]
     assert run_script(step2_extract.make_parser(), step2_extract.main, words) == 0
-    base = ["tasks", "--run-name", "r", "--results-dir", str(tmp_path / "r"), "--task", "count", "--task-clips", "64"]
+    base = ["tasks", "--run-name", "r", "--results-dir", str(tmp_path / "r"), "--task", "count", "--task-clips", "24"]
     base += ["--feature-root", str(tmp_path / "features"), "--layers", "0", "3", "--bootstrap", "10", "--folds", "3"]
 
     def run(*more: str) -> int:
@@ -150,7 +150,7 @@ def test_drawn_tasks_through_the_script(tmp_path, capsys):
     assert run(*small) == 0
     table = pd.read_csv(tmp_path / "r" / "tasks_r.csv")
     assert set(table["task"]) == {"count, still", "count, moving"} and (table["chance"] == 0.25).all()
-    assert (table["n_clips"] == 64).all() and table["value"].between(0, 1).all()
-    assert len(list((tmp_path / "r").rglob("*.png"))) == 64 * 17
+    assert (table["n_clips"] == 24).all() and table["value"].between(0, 1).all()
+    assert len(list((tmp_path / "r").rglob("*.png"))) == 24 * 17
     capsys.readouterr()
     assert run(*small, "--weights-seed", "1") == 2 and "the encoder is of weights_sha256" in capsys.readouterr().err

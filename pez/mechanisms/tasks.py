@@ -237,7 +237,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tasks to read (default: those of stores)",
     )
     parser.add_argument(
-        "--task-clips", type=Number(int, least=64), default=320, help="clips drawn of appearance, of count"
+        "--task-clips", type=Number(int, least=16), default=320, help="clips drawn of appearance, of count"
     )
     orders = [order for order in frame_orders() if order != "original"]
     parser.add_argument("--order", default="shuffled_frames", choices=orders, help="of the other version's frames")

@@ -555,12 +555,57 @@ def draw_patches(run: MechanismRun) -> Figure | None:
 # ---------------------------------------------------------------- ablation
 
 
+_PUBLISHED = {"direction": "direction_r2", "per_patch": "per_patch_r2", "possible": "intphys_acc"}
 _READ = {
     "direction": "Direction R²",
     "per_patch": "Direction R², a place",
     "speed": "Speed R²",
     "possible": "Movies, accuracy",
 }
+
+
+TABLE_2 = {"none": "no mask", "spatial_s3": "space: 3 patches", "temporal_t1": "time: 1 tubelet", "union_s3_t1": "both"}
+
+
+def draw_ablation_summary(run: MechanismRun) -> Figure | None:
+    """Table 2: four rows of Table 4, the mildest that differ, as bars with the paper's numbers."""
+    table = run.table("ablation")
+    if table is None:
+        return None
+    rows = table[(table["read_layer"] == table["last_masked"]) & (table["band"] == "zone") & (table["control"] == "")]
+    rows = rows[rows["condition"].isin(TABLE_2)]
+    names = [name for name in _READ if name in set(rows["variable"])]
+    conditions = [name for name in TABLE_2 if name in set(rows["condition"])]
+    with drawing_style():
+        figure, axes = _figure(1, len(names), 2.6 * len(names) + 2, 3.2)
+        for ax, name in zip(axes[0], names):
+            own = rows[rows["variable"] == name]
+            probes = list(own["probe"].unique())
+            for number, probe in enumerate(probes):
+                part = own[own["probe"] == probe].set_index("condition").loc[conditions]
+                x = np.arange(len(part)) + (number - (len(probes) - 1) / 2) * 0.38
+                ends = [part["score"] - part["low"], part["high"] - part["score"]]
+                ax.bar(x, part["score"], 0.36, yerr=ends, color=line_style(number).color, error_kw={"lw": 0.8},
+                       label=f"{probe} probes")  # fmt: skip
+            ax.axhline(0.5 if name == "possible" else 0, ls=(0, (1, 1.6)), **_THIN)
+            published = run.table("table4_ablation")
+            column = f"published_{_PUBLISHED[name]}" if name in _PUBLISHED else ""
+            if published is not None and column in published:
+                theirs = published.set_index("condition")[column].reindex(conditions)
+                value = pd.to_numeric(theirs, errors="coerce") / (100 if name == "possible" else 1)  # "<0" is left out
+                ax.plot(np.arange(len(value)), value, ls="none", marker="_", ms=18, mew=1.2, color="black",
+                        label="paper, Large, other clips")  # fmt: skip
+            ax.xaxis.set_major_locator(FixedLocator(range(len(conditions))))
+            ax.set_xticklabels([TABLE_2[each] for each in conditions], rotation=35, ha="right")
+            ax.set(ylabel=_READ[name], ylim=(min(-0.5, 0) if name != "possible" else 0, 1.02))
+        _legend(figure, axes[0, 0])
+        figure.suptitle(run.title("Table 2: near attention taken away, in short"), ha="left", x=0.01)
+        notes = [
+            "Four rows of Table 4, read at the last masked layer; bars: 95 %; axes cut at -0.5. Table 4 has the masks"
+        ]
+        notes += ["of random and far keys without which this does not show that near attention matters."]
+        write_notes(figure, notes)
+    return figure
 
 
 def draw_ablation(run: MechanismRun) -> Figure | None:
@@ -851,6 +896,7 @@ FIGURES: dict[str, MechanismFigure] = {
     "24targets": MechanismFigure("figure24_targets", "Edits, every target", "steer", draw_steering_targets),
     "24downstream": MechanismFigure("figure24_downstream", "Edits that run on", "steer", draw_downstream),
     "18": MechanismFigure("figure18_patches", "Direction at single places", "patches", draw_patches),
+    "table2": MechanismFigure("table2_ablation", "Near attention, in short", "ablate", draw_ablation_summary),
     "table4": MechanismFigure("figure_ablation", "Reading without near attention", "ablate", draw_ablation),
     "4": MechanismFigure("figure4_tuning", "A ring of directions, and tuned units", "tuning", draw_tuning_ring),
     "20": MechanismFigure("figure20_tuning", "Units' preferred directions", "tuning", draw_tuning),
