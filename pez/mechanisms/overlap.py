@@ -34,7 +34,17 @@ from constants import REFERENCE_DIR
 from pez.cli import COUNT_OR_NONE
 from pez.errors import UserError
 from pez.files import run_lock, write_csv, write_text
-from pez.mechanisms.runs import DIRECTION, SPEED, add_run_arguments, ball_data, entry, of_variable, record, tabled
+from pez.mechanisms.runs import (
+    DIRECTION,
+    SPEED,
+    add_run_arguments,
+    ball_data,
+    entry,
+    of_variable,
+    record,
+    tabled,
+    threads_for,
+)
 from pez.mechanisms.sequence import (
     CONTROLS,
     RULES,
@@ -211,7 +221,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     rounds = read_csv(args.results_dir / f"sequence_{args.run_name}.csv", "run step4_mechanisms.py sequence again")
     rounds = rounds[(rounds["probe"] == options.probe[0]) & (rounds["norm"] == options.norms[0])]
     rounds["control"] = rounds["control"].fillna("")
-    with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
+    with run_lock(args.results_dir, f"mechanisms_{args.run_name}"), threads_for(balls.store):
         extra: dict[str, torch.Tensor] = {}
         if root is not None and POSSIBLE not in set(rounds["variable"]):
             asked = (options.residual_capture, options.pooling, options.folds, options.seed, options.layers)

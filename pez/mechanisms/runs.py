@@ -9,14 +9,16 @@ that are resampled), seed, and protocol: `nested` (settings of a probe chosen in
 """
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from constants import N_FOLDS, RESULTS_DIR
 from pez.cli import COUNT, COUNT_OR_NONE, Number
@@ -31,6 +33,7 @@ from pez.probes.data.groupings import GROUPINGS
 from pez.probes.data.probe_data import ProbeData, check_layers, feature_precision, store_features
 from pez.probes.folds import Folds, make_folds
 from pez.probes.solvers.problems import NORM_MODES
+from pez.probes.solvers.sweep import one_blas_thread
 from pez.records import MechanismRecord, read_record
 from pez.runs import provenance
 from pez.store import CAPTURES, FeatureStore, open_stores
@@ -38,6 +41,7 @@ from pez.store import CAPTURES, FeatureStore, open_stores
 ZONE = (0.2, 0.4)  # layer / (depth - 1) of what the paper calls the Physics Emergence Zone without listing its layers
 VELOCITY = "velocity"
 SPEED, DIRECTION = "speed", "direction"
+NARROW = 512  # features
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +147,17 @@ def tabled(
     ends = ["control", "control_seed"], ["n_clips", "n_groups", "seed", "protocol"]
     own_columns = [name for name in table if name not in (*ends[0], *ends[1])]
     return table[[*ends[0], *own_columns, *ends[1]]]
+
+
+@contextlib.contextmanager
+def threads_for(store: FeatureStore) -> Iterator[None]:
+    """Inside this block an operator keeps to one core, if features are narrow: cores that share a small matrix mostly
+    wait for each other, several times as long as one takes. numpy and scipy have threads of their own."""
+    if store.settings["width"] >= NARROW:
+        yield
+        return
+    with one_blas_thread(), threadpool_limits(limits=1):
+        yield
 
 
 def of_variable(data: ProbeData, name: str) -> ProbeData:

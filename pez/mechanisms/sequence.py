@@ -53,6 +53,7 @@ from pez.mechanisms.runs import (
     of_variable,
     record,
     tabled,
+    threads_for,
     zone_layers,
 )
 from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, scene_names
@@ -612,7 +613,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     if args.intphys_root is not None:
         asked = (args.residual_capture, args.pooling, args.folds, args.seed, args.layers)
         jobs.append((*movies_as_data(args.intphys_root, balls.store.settings, *asked), None))
-    with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
+    with run_lock(args.results_dir, f"mechanisms_{args.run_name}"), threads_for(balls.store):
         rows, tensors = run_sequences(args, jobs)
         null = _null(args, balls, zone)
         sizes = len(balls.store.clips), balls.folds.n_groups

@@ -65,6 +65,7 @@ from pez.mechanisms.runs import (
     record,
     record_path,
     tabled,
+    threads_for,
     zone_layers,
 )
 from pez.mechanisms.sequence import prepared, remove_rounds, ridge_fit, ridge_strengths, small_mlp
@@ -329,8 +330,8 @@ def judged(split: Split, judges: dict, arms: dict, probes: list[torch.Tensor]) -
                     "wrong_way": (error > before_error + 1e-9) * 1.0,
                 }
                 named = {"arm": arm, "n_probes": n_probes, "rank": rank, "judge": judge, "target": target}
-                rows.append(pd.DataFrame({**named, **row})[known])
-    return pd.concat(rows, ignore_index=True)
+                rows.append({name: np.broadcast_to(value, len(x))[known] for name, value in {**named, **row}.items()})
+    return pd.DataFrame({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
 
 def _neighbour_distance(split: Split) -> float:
@@ -411,7 +412,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         rows, nulls, splits = [], [], []
         total = len(balls.all) * balls.folds.n_folds
-        with progress(total=total, description="steering", unit="fold") as bar:
+        with progress(total=total, description="steering", unit="fold") as bar, threads_for(balls.store):
             for data in balls.all:
                 found, drawn = _steer(args, data, balls, layer, splits, bar)
                 named = {"control": data.control, "control_seed": data.control_seed, "layer": layer}
