@@ -145,15 +145,16 @@ INTPHYS_FEATURES := $(firstword $(wildcard $(ARTIFACTS)/features/intphys_$(MODEL
 reproduce-mechanisms: $(INSTALLED)
 	@echo "== Mechanisms: Figures 3, 4, 12, 18 to 24, Tables 2 to 4"
 	@$(MECHANISM_STEP) attention $(MECHANISM_RUN) $(PAPER_ENCODER) --control random_weights static_last
-	@$(MECHANISM_STEP) sequence $(MECHANISM_FEATURES) --probe ridge adam --norms zscore center whiten \
+	@$(MECHANISM_STEP) sequence $(MECHANISM_FEATURES) --probe ridge adam --norms zscore center whiten shear \
 		--control random_weights shuffled_labels $(if $(INTPHYS_FEATURES),--intphys-root $(INTPHYS_FEATURES))
-	@$(MECHANISM_STEP) overlap $(MECHANISM_RUN)
+	@$(MECHANISM_STEP) overlap $(MECHANISM_RUN) --control random_weights
 	@$(MECHANISM_STEP) steer $(MECHANISM_FEATURES) --control random_weights shuffled_labels --downstream $(PAPER_ENCODER)
 	@$(MECHANISM_STEP) patches $(MECHANISM_FEATURES) --control random_weights static_last shuffled_labels
 	@$(MECHANISM_STEP) ablate $(MECHANISM_RUN) $(PAPER_ENCODER) --bands zone early late --control random_weights \
 		$(if $(wildcard $(ARTIFACTS)/intphys/dev),--benchmark-root $(ARTIFACTS)/intphys/dev)
 	@$(MECHANISM_STEP) tuning $(MECHANISM_RUN) $(PAPER_ENCODER) --control random_weights
-	@$(MECHANISM_STEP) tasks $(MECHANISM_FEATURES) --control random_weights
+	@$(MECHANISM_STEP) tasks $(MECHANISM_FEATURES) $(PAPER_ENCODER) --control random_weights \
+		--task shuffled speed direction appearance count
 	@$(MECHANISM_STEP) coordinates $(MECHANISM_FEATURES) --control random_weights static_last
 
 reproduce-intphys: $(INSTALLED)
