@@ -443,7 +443,7 @@ def main(args: argparse.Namespace) -> list[Path]:
         zone = f"{min(chosen['zone'])}-{max(chosen['zone'])}"
         named_by = {"zone": zone, "semantics": args.semantics, "heads": args.heads, "empty_rows": args.empty_rows}
         sizes = len(sources[0][1]), len(set(clip_groups(source.clips[source.clips["clip_id"].isin(sources[0][1])])))
-        table = tabled(rows, args, "nested", *sizes).assign(**named_by)
+        table = tabled(pd.DataFrame(rows).assign(**named_by), args, "nested", *sizes)
         results, name = args.results_dir, args.run_name
         ours = table4(table)
         written = [
