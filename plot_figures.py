@@ -29,7 +29,9 @@ from pez.figures.build import (
     build_labels,
     build_mechanisms,
     build_motion,
+    build_objects,
     build_turns,
+    build_varied,
     mechanism_runs,
 )
 from pez.figures.report.page import build_report
@@ -43,6 +45,8 @@ BUILDERS = {
     "2c": build_figure2c,
     "2b": build_figure2b,
     "motion": build_motion,
+    "varied": build_varied,
+    "objects": build_objects,
     "turns": build_turns,
     "1": build_figure1,
     "6": build_figure6,
@@ -54,7 +58,7 @@ BUILDERS = {
 OF_MECHANISMS = {number: partial(build_mechanisms, only=(number,)) for number in MECHANISM_FIGURES}
 
 
-CHECKED = ("2c", "2b", "6", "8", "labels")
+CHECKED = ("2c", "2b", "motion", "turns", "6", "8", "labels")
 
 
 def make_parser() -> Parser:

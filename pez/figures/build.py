@@ -3,7 +3,11 @@
     figure2c_final.png, .pdf, .csv     speed, direction, acceleration; figure2c_verdict.md, .json
     figure2b_final.png, .pdf, .csv     Cartesian velocity and acceleration; figure2b_verdict.md, .json
     figure_motion_final.png, .pdf, .csv    motion without place, by pooling; figure_motion_verdict.md, .json
-    figure_turns_final.png, .pdf, .csv     directions and speeds of the turns set by layer and tubelet
+    figure_varied_RUN.png, .pdf, .csv      a run on plain clips beside those that differ in --vary alone: the encoder,
+                                           pixels, position
+    figure_objects_RUN.png, .pdf, .csv     a run on clips with several balls: a curve a ball
+    figure_turns_final.png, .pdf, .csv     directions and speeds of the turns set by layer and tubelet;
+                                           figure_turns_verdict.md, .json
     figure_intphys_possible_impossible_full_metrics16.png    one linear run of movies, every metric (Figure 1)
     figure6_intphys_overall_compare.csv, .png                linear probes, models side by side
     figure6_verdict.md, .json
@@ -26,17 +30,25 @@ from pathlib import Path
 import pandas as pd
 
 from pez.errors import UserError
-from pez.figures.plots.curves import compare_figure, curve_figure
+from pez.figures.plots.curves import compare_figure, curve_figure, made_from
 from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
 from pez.figures.plots.mechanisms import MechanismRun
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls, with_expected
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.turns import turns_figure, turns_table
+from pez.figures.quoted import (
+    BESIDE_VARIED,
+    newest_readouts,
+    plain_and_varied,
+    plain_beside_varied,
+    readout,
+    variation,
+)
 from pez.figures.verdicts.mechanisms import build_mechanism_verdict
-from pez.figures.verdicts.statements import LABELS, STATEMENTS, Statement
+from pez.figures.verdicts.statements import LABELS, STATEMENTS, TURNS, Statement
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
-from pez.figures.words import dataset_of, spoken
+from pez.figures.words import capital, dataset_of, spoken
 from pez.files import fingerprint, write_csv
 from pez.probes.results import BALL, MOVIES, SURPRISE, Run, read_runs
 from pez.probes.scores.possibility import OVERALL
@@ -166,41 +178,104 @@ def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataF
     return rows.merge(theirs, on=["model", "variable", "layer"], how="left")
 
 
-def build_motion(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
-    """Motion without place: velocity and direction of sets drawn in orbits, the newest run of every pooling."""
-    found = ball_runs(results_dir, "motion", runs)
-    if not found:
+def build_motion(
+    results_dir: str | Path,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
+    """Motion without place: velocity and direction of sets drawn in orbits, the newest run of every pooling.
+
+    Drawn are plain clips with one ball if there is such a run, else those that are nearest; verdicts are of all.
+    """
+    newest = newest_readouts(ball_runs(results_dir, "motion", runs))
+    if not newest:
         return []
-    newest = {str(run.value("pooling")): run for run in sorted(found, key=lambda run: run.written)}
-    curves = [(run, name) for run in newest.values() for name in run.variables]
-    for run in newest.values():
-        print(f"figure motion: {run.value('pooling')} from run {run.name}")
-
-    def named(run: Run, variable: str) -> str:
-        return f"{spoken(variable)}, {run.value('pooling')}"
-
-    def renamed(table: pd.DataFrame, run: Run) -> pd.DataFrame:
-        return table.assign(variable=[named(run, name) for name in table["variable"]])
-
-    rows = pd.concat([renamed(run.table, run) for run in newest.values()], ignore_index=True)
-    grey = [renamed(run.controls, run) for run in newest.values() if len(run.controls)]
-    controls = pd.concat(grey, ignore_index=True) if grey else pd.DataFrame()
+    for run in newest:
+        print(f"figure motion: {readout(run)} from run {run.name}")
+    shown = [run for run in newest if variation(run) == variation(newest[0])]
+    rows, controls = _by_readout(shown)
     stem = Path(results_dir) / "figure_motion_final"
     drawn = save_figure(curve_figure(rows, "Motion without place, by layer", controls=controls), stem, ("png", "pdf"))
     table = write_csv(stem.with_suffix(".csv"), rows)
-    return [*drawn, table, *build_verdict(results_dir, "_motion", curves, named=named)]
+    curves = [(run, name) for run in newest for name in run.variables]
+    return [*drawn, table, *build_verdict(results_dir, "_motion", curves, statements, named=_named)]
 
 
-def build_turns(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
-    """The turns set by layer and tubelet, of the newest run of it (of those named); none is published of it."""
-    found = ball_runs(results_dir, "turns", runs)
-    if not found:
+def _named(run: Run, variable: str) -> str:
+    return f"{spoken(variable)}, {readout(run)}"
+
+
+def _by_readout(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the results and of the controls tables (empty without) of several runs, variables named by `_named`."""
+    tables: list[list[pd.DataFrame]] = [[], []]
+    for run in runs:
+        for found, table in zip(tables, (run.table, run.controls)):
+            if len(table):
+                found.append(table.assign(variable=[_named(run, name) for name in table["variable"]]))
+    rows, controls = (pd.concat(found, ignore_index=True) if found else pd.DataFrame() for found in tables)
+    return rows, controls
+
+
+def build_varied(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """What the encoder, pixels and position read on plain clips and on varied ones, a panel a set, side by side."""
+    written = []
+    for group in plain_and_varied(ball_runs(results_dir, "", runs)):
+        print(f"figure varied: {', '.join(run.name for run in group)}")
+        rows, controls = _by_readout(group)
+        names = [_named(run, name) for name in group[0].variables for run in group if name in run.variables]
+        rows = rows.set_index("variable").loc[names].reset_index()
+        controls = controls[controls["control"].isin(BESIDE_VARIED)] if len(controls) else controls
+        note = " ".join(f"{capital(name)}: {said}" for name, said in plain_beside_varied(group))
+        stem = Path(results_dir) / f"figure_varied_{group[0].name}"
+        figure = curve_figure(rows, "Plain and varied clips", note=note, controls=controls, columns=len(group))
+        written += [*save_figure(figure, stem, ("png", "pdf")), write_csv(Path(f"{stem}.csv"), rows)]
+    return written
+
+
+def build_objects(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+    """Every run on clips with several balls: a panel a variable, a curve a ball; controls are means over the balls."""
+    written = []
+    for run in ball_runs(results_dir, "", runs):
+        if not any(name.startswith("object_2_") for name in run.variables):
+            continue
+        print(f"figure objects: run {run.name}")
+
+        def by_ball(table: pd.DataFrame) -> pd.DataFrame:
+            parts = table["variable"].str.extract(r"^(?:object_(?P<ball>\d+)_)?(?P<variable>.+)$")
+            return table.assign(ball=parts["ball"].fillna("1"), variable=parts["variable"])
+
+        balls = {f"object {ball}": rows for ball, rows in by_ball(run.table).groupby("ball", sort=True)}
+        controls = run.controls
+        if len(controls):
+            keys = ["control", "variable", "layer", "layer_fraction"]
+            controls = by_ball(controls).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+        notes = [f"Run {run.name}, {readout(run)}. Grey: controls, means over balls and seeds."]
+        title = f"Each ball of a clip\n{made_from(run.table)}"
+        stem = Path(results_dir) / f"figure_objects_{run.name}"
+        written += save_figure(compare_figure(balls, title, notes, controls), stem, ("png", "pdf"))
+        written.append(write_csv(Path(f"{stem}.csv"), pd.concat(balls.values(), ignore_index=True)))
+    return written
+
+
+def build_turns(
+    results_dir: str | Path,
+    runs: Sequence[str] | None = None,
+    reference: bool = False,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> list[Path]:
+    """The turns set by layer and tubelet, of the newest run of every pooling; none is published of it."""
+    newest = newest_readouts(ball_runs(results_dir, "turns", runs))
+    if not newest:
         return []
-    run = max(found, key=lambda run: run.written)
-    print(f"figure turns: run {run.name}")
+    for run in newest:
+        print(f"figure turns: {readout(run)} from run {run.name}")
     stem = Path(results_dir) / "figure_turns_final"
-    drawn = save_figure(turns_figure(run), stem, ("png", "pdf"))
-    return [*drawn, write_csv(stem.with_suffix(".csv"), turns_table(run))]
+    drawn = save_figure(turns_figure(newest), stem, ("png", "pdf"))
+    table = pd.concat([turns_table(run).assign(run_name=run.name) for run in newest], ignore_index=True)
+    curves = [(run, name) for run in newest for name in run.variables if name.startswith("direction")]
+    verdict = build_verdict(results_dir, TURNS, curves, statements, named=_named)
+    return [*drawn, write_csv(stem.with_suffix(".csv"), table), *verdict]
 
 
 # ---------------------------------------------------------------- movies

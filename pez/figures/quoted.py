@@ -1,17 +1,92 @@
 """What is read off a run's tables: a curve's quoted score by layer, where it is highest, and its controls there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pez.encoder.pooling import POOLINGS
 from pez.figures.plots.curves import over_seeds, shown
-from pez.figures.words import dataset_of, interval, number, spoken
+from pez.figures.words import NONE, dataset_of, interval, number, spoken
 from pez.probes.results import MOVIES, Run
 from pez.probes.scores.kinds import headline
 from pez.probes.scores.possibility import METRICS, OVERALL
 
+BESIDE_VARIED = ("pixels", "position")  # the controls that are told on plain and on varied clips
 _ENDS = ("pooled", "low", "high", "selectivity", "selectivity_low", "selectivity_high")
+
+
+Variation = tuple[int, tuple[str, ...]]  # balls in a clip, and the factors that differ from clip to clip
+
+
+def variation(run: Run) -> Variation:
+    """What the clips of a run of balls were made with (`--objects`, `--vary`)."""
+    settings = _clip_settings(run)
+    return int(settings.get("objects", 1)), tuple(settings.get("vary", ()))
+
+
+def _clip_settings(run: Run) -> dict[str, Any]:
+    features = next(iter(run.features.values()), {})
+    return dict(features.get("clip_set", {}).get("settings", {}))
+
+
+def readout(run: Run) -> str:
+    """The pooling of a run of balls, and what its clips are if they are not plain: `mean, varied clips, 2 balls`."""
+    balls, factors = variation(run)
+    parts = {"varied clips": bool(factors), f"{balls} balls": balls > 1}
+    return ", ".join([str(run.value("pooling")), *(part for part, said in parts.items() if said)])
+
+
+def newest_readouts(runs: Sequence[Run]) -> list[Run]:
+    """The newest run of every variation and pooling: plain clips come first, and poolings as in POOLINGS."""
+    newest = {(variation(run), str(run.value("pooling"))): run for run in sorted(runs, key=lambda run: run.rank)}
+    poolings = list(POOLINGS)
+
+    def place(run: Run) -> tuple[Any, ...]:
+        balls, factors = variation(run)
+        pooling = str(run.value("pooling"))
+        return balls, len(factors), factors, poolings.index(pooling) if pooling in poolings else len(poolings)
+
+    return sorted(newest.values(), key=place)
+
+
+def plain_and_varied(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of plain clips, each followed by those that differ from it in `--vary` alone; none without such a run.
+
+    Alike are what was probed, encoder, pooling, start positions and number of balls; of several the newest counts.
+    """
+    alike: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        of = [str(run.value(name)) for name in ("probe_set", "model", "weights", "pooling", "residual_capture")]
+        starts = _clip_settings(run).get("start_positions")
+        alike.setdefault((*of, *run.variables, starts, variation(run)[0]), []).append(run)
+    groups = [newest_readouts(alike[key]) for key in sorted(alike, key=str)]
+    return [group for group in groups if len(group) > 1 and not variation(group[0])[1]]
+
+
+def plain_beside_varied(group: Sequence[Run]) -> list[tuple[str, str]]:
+    """Of each variable of a group of `plain_and_varied` its name, and one sentence on what the encoder, pixels and
+    position read on each set of clips."""
+    found = []
+    for variable in group[0].variables:
+        parts = []
+        for run in group:
+            curve = next((each for each in quoted(run) if each.name == variable and each.peak is not None), None)
+            if curve is None:
+                continue
+            controls = curve.controls(curve.peak)["pooled"]
+            floors = [f"{name} {number(controls[name], 2) if name in controls else NONE}" for name in BESIDE_VARIED]
+            factors = variation(run)[1]
+            clips = f"clips with {', '.join(factors)} varied" if factors else "plain clips"
+            ends = curve.ends.loc[curve.peak]
+            sure = f" [{number(ends['low'], 2)}, {number(ends['high'], 2)}]" if pd.notna(ends["low"]) else ""
+            reads = f"the encoder reads {number(curve.scores[curve.peak], 2)}{sure} at layer {curve.peak}"
+            parts.append(f"on {run.value('n_clips', '?')} {clips} {reads}, {' and '.join(floors)}")
+        if len(parts) > 1:
+            found.append((f"{spoken(variable)}, {group[0].value('pooling')}", f"{'; '.join(parts)}."))
+    return found
 
 
 @dataclass(frozen=True)

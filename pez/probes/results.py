@@ -21,8 +21,10 @@ one: the same columns, an optimism of 0. METRIC_mean and METRIC_std are over fol
 clips, and intervals (balls: METRIC_pooled_low, METRIC_pooled_high; movies: METRIC_low, METRIC_high) are of that.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -383,7 +385,7 @@ def run_kind(table: pd.DataFrame) -> str | None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run in a results folder: its results table and when that was written (seconds); the rest is read when asked.
+    """A run in a results folder: its results table and when it was written (seconds); the rest is read when asked.
 
     Whatever is not there is empty; what is damaged, or was not written with the rest, is a UserError that names it.
     """
@@ -505,7 +507,13 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
             raise UserError(f"{path} is not a whole table of results: rerun the command that made run {name}")
         if kind is not None:
             run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime)
-            yield run.check()
+            yield dataclasses.replace(run.check(), written=_written(run))
+
+
+def _written(run: Run) -> float:
+    """When the run was written, in seconds: by its record, for a copied file has another date; else by its table."""
+    told = run.record.get("provenance", {}).get("written")
+    return run.written if told is None else datetime.strptime(str(told), "%Y-%m-%dT%H:%M:%S%z").timestamp()
 
 
 def movie_settings(described: dict[str, Any]) -> dict[str, Any]:

@@ -121,18 +121,19 @@ def curve_figure(
     reference: pd.DataFrame | None = None,
     note: str = "",
     controls: pd.DataFrame | None = None,
+    columns: int = 2,
 ) -> Figure:
     """Draw every variable of `results`, rows of results tables of balls or own labels; see `shown`.
 
     `reference`, if given, has variable, layer_fraction, mean and label, and is drawn thinly behind. `controls` are
-    rows of controls tables; with them each variable has a panel. Returns the matplotlib figure. Where curves fall
-    under -0.25 the axis stops there and says so.
+    rows of controls tables; with them each variable has a panel, `columns` of them side by side. Returns the matplotlib
+    figure. Where curves fall under -0.25 the axis stops there and says so.
     """
     names = list(dict.fromkeys(results["variable"]))
     curves = {name: shown(results[results["variable"] == name]) for name in names}
     controls = pd.DataFrame() if controls is None or not len(controls) else controls[controls["variable"].isin(names)]
     panels = [[name] for name in names] if len(controls) else [names]
-    columns = min(2, len(panels))
+    columns = min(columns, len(panels))
     n_rows = -(-len(panels) // columns)
     size = (_PANEL[0] * columns + 0.4, _PANEL[1] * n_rows + 0.6) if len(controls) else (6.4, 4.1)
     with drawing_style():
@@ -159,11 +160,14 @@ def curve_figure(
     return figure
 
 
-def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[str] = ()) -> Figure:
+def compare_figure(
+    runs: dict[str, pd.DataFrame], title: str, notes: Sequence[str] = (), controls: pd.DataFrame | None = None
+) -> Figure:
     """The curves of several runs over each other, against layer / depth, a panel per variable that any of them has.
 
     `runs`: rows of their results tables by what the figure calls them; of movies the rows of one sub-task. A run has
-    the same look in every panel. Returns the matplotlib figure.
+    the same look in every panel. `controls`, if given, are rows of a controls table, drawn in grey behind. Returns the
+    matplotlib figure.
     """
     names = list(dict.fromkeys(name for rows in runs.values() for name in rows["variable"]))
     columns = min(2, len(names))
@@ -179,9 +183,13 @@ def compare_figure(runs: dict[str, pd.DataFrame], title: str, notes: Sequence[st
                 if name in set(rows["variable"])
             }
             ends.append([])
+            values = [v for curve in curves.values() for v in (curve.low, curve.y)]
+            if controls is not None and len(controls):
+                grey = controls[controls["variable"] == name]
+                values += draw_controls(ax, grey, next(iter(curves.values())).metric, ends[-1])
             for label, curve in curves.items():
                 _draw_variable(ax, name, curve, None, line_style(list(runs).index(label)), label, ends[-1], False)
-            _finish_axes(ax, list(curves.values()), [v for c in curves.values() for v in (c.low, c.y)], 30)
+            _finish_axes(ax, list(curves.values()), values, 30)
             ax.set_title(spoken(name), fontsize=9.5, fontweight="bold")
         weights = list(dict.fromkeys(weight for rows in runs.values() for weight in rows["weights"]))
         common = "Thin beside a curve: the paper protocol. Intervals: 95 %, bootstrap over groups."

@@ -46,7 +46,16 @@ FIGURES = (
     ),
     FigureSpec("2(c)", "Scalar motion by layer", "figure2c_final", "figure2c_verdict", "step3_probe.py run"),
     FigureSpec("2(b)", "Cartesian motion by layer", "figure2b_final", "figure2b_verdict", "step3_probe.py run"),
-    FigureSpec("turns", "Direction and speed before each turn", "figure_turns_final", None, "step3_probe.py run", True),
+    FigureSpec("varied", "Plain and varied clips", "figure_varied_*", None, "step3_probe.py run", True),
+    FigureSpec("objects", "Each ball of a clip", "figure_objects_*", None, "step3_probe.py run", True),
+    FigureSpec(
+        "turns",
+        "Direction and speed before each turn",
+        "figure_turns_final",
+        "figure_turns_verdict",
+        "step3_probe.py run",
+        True,
+    ),
     FigureSpec(
         "1",
         "Possible or impossible, every metric",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pez.controls import is_floor
 from pez.figures.caveats import BANNERS, CAVEATS, Caveat
-from pez.figures.quoted import Quoted, quoted
+from pez.figures.quoted import Quoted, plain_and_varied, plain_beside_varied, quoted
 from pez.figures.report.gather import Picture, Report, Verdict
 from pez.figures.verdicts.statements import CHANCE, FAILS, HOLDS, UNDECIDED
 from pez.figures.words import capital, dataset_of, listed, number, spoken
@@ -83,6 +83,16 @@ def counted(verdict: Verdict) -> str:
 
 
 # ---------------------------------------------------------------- curves
+
+
+def varied(report: Report) -> list[Note]:
+    """What is read on plain clips and on varied ones, a sentence a variable."""
+    groups = plain_and_varied(report.of_kind(BALL))
+    return [
+        Note(name, said, f"R² of runs {listed(run.name for run in group)}")
+        for group in groups
+        for name, said in plain_beside_varied(group)
+    ]
 
 
 def shown(report: Report) -> list[Note]:

@@ -1,5 +1,6 @@
 """What a run shows of a variable: its curves and their controls with resamples, ready for statements and onsets."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -7,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from pez.controls import BESIDE, UNIQUE, is_floor
+from pez.figures.plots.turns import read_tubelet
 from pez.figures.verdicts.statements import (
     EXPECTED,
     STATEMENTS,
@@ -83,7 +85,9 @@ class Judged:
 
     def checked(self, figure: str, statements: Sequence[Statement] = STATEMENTS) -> list[Checked]:
         """Those of `statements` (by default the paper's) of `figure` about this variable, each with its verdict."""
-        mine = [each for each in statements if (each.figure, each.variable) == (figure, self.variable)]
+        variable = re.sub(r"^object_\d+_", "", self.variable)  # what is said of a ball is said of each
+        mine = [each for each in statements if (each.figure, each.variable) == (figure, variable)]
+        mine = [each for each in mine if each.check != "kept" or (self.key and self.key.kept_with)]
         own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
         mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
         found = [checked(self.of, statement, self.key, self.too_few) for statement in mine]
@@ -145,3 +149,21 @@ def judge(run: Run, variable: str, of: str, expected: Run | None = None) -> Judg
             curves[part, metric] = Evidence(main.layers, run.depth, curve, controls, chance, beside, unique)
     seeds = {name: len(scores.of(variable, None, name)) for name in names}
     return Judged(of, run, main, curves, seeds)
+
+
+def with_tubelets(judged: Sequence[Judged]) -> list[Judged]:
+    """`judged`; of a tubelet's direction also the evidence of those from it to the one whose tokens its run reads."""
+    by_name = {(item.run.name, item.variable): item for item in judged}
+    found = []
+    for item in judged:
+        named, own = re.fullmatch(r"direction_t(\d+)", item.variable), read_tubelet(item.run)
+        if named and own is not None and item.key:
+            here = int(named[1])
+            between = range(here + 1, own + 1) if here < own else range(own, here)
+            others = [by_name.get((item.run.name, f"direction_t{number}")) for number in between]
+            keys = tuple(other.key for other in others if other and other.key)
+            if len(keys) == len(others):
+                headline = (OVERALL, item.scored.kind.headline)
+                item = replace(item, curves={**item.curves, headline: replace(item.key, kept_with=keys)})
+        found.append(item)
+    return found

@@ -10,6 +10,8 @@ middle     peaks in the middle: the mean over the middle third of the depth minu
            is higher; means, for the highest of many layers is higher by luck too
 fades      declines toward the output: the mean over the middle third minus that over the last tenth
 readable   some layer is above: one test over all layers (max-T); does not hold if no layer's interval reaches 0.1
+kept       of a tubelet of the turns set: the same of the least that a layer reads of it and of every tubelet from it to
+           the one whose tokens are read; of a pooling that reads one tubelet only
 
 beyond     the same of a control without an encoder, such as optical flow, which is no floor: it reads the motion
            itself; and of what the model's own predictor expects, which needs no probe
@@ -30,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from constants import EMERGENCE_DEPTH
+from constants import EMERGENCE_DEPTH, N_FRAMES, TUBELET_FRAMES
 from pez.controls import TOGETHER
 from pez.errors import UserError, check_choice
 from pez.probes.scores.bootstrap import BootstrapCurve
@@ -46,7 +48,10 @@ AROUND = 0.1  # of the depth, on either side of one third
 LAST = 0.9  # of the depth: where the last tenth begins
 MOVIES = "movies"
 LABELS = "labels"
-FIGURES = ("2c", "2b", "_motion", MOVIES, LABELS)
+TURNS = "_turns"
+FIGURES = ("2c", "2b", "_motion", TURNS, MOVIES, LABELS)
+TUBELETS = N_FRAMES // TUBELET_FRAMES  # of a clip of the turns set
+KEPT = "is kept: one layer tells it and every tubelet from it to the one whose tokens are read"
 READABLE = 0.1  # least R^2 above control that would count as readable
 
 
@@ -105,6 +110,14 @@ STATEMENTS = (
             *_statements("_motion", name, "one third"),
         )
     ),
+    *(
+        statement
+        for number in range(TUBELETS)
+        for statement in (
+            Statement(TURNS, f"direction_t{number}", "is read by some layer", "readable"),
+            Statement(TURNS, f"direction_t{number}", KEPT, "kept"),
+        )
+    ),
     Statement(MOVIES, "possible", "possible versus impossible appears at about one third of the depth", "one third"),
     Statement(MOVIES, "possible", "relative accuracy peaks in the middle layers", "middle"),
     Statement(MOVIES, "possible", "relative accuracy declines late", "fades"),
@@ -123,17 +136,22 @@ class Evidence:
     chance: float = 0.0
     beside: Mapping[str, BootstrapCurve] = field(default_factory=dict)  # of pez.controls.BESIDE, and EXPECTED
     unique: BootstrapCurve | None = None  # what each layer adds to the controls without an encoder
+    kept_with: "tuple[Evidence, ...]" = ()  # of a tubelet: those from it to the one whose tokens are read
 
     @property
     def comparisons(self) -> dict[str, BootstrapCurve | None]:
         """What a statement is checked against, by name; None stands for chance."""
         return {CHANCE: None, **self.controls}
 
+    def rise(self, against: str) -> BootstrapCurve:
+        """How far the curve stands above one of `comparisons`, and above chance."""
+        return rise_above(self.main, self.comparisons[against], self.chance)
+
 
 def check(statement: Statement, evidence: Evidence) -> list[Finding]:
     """A finding against chance and each control."""
     function = CHECKS[statement.check]
-    return [Finding(name, *function(evidence, control)) for name, control in evidence.comparisons.items()]
+    return [Finding(name, *function(evidence, name)) for name in evidence.comparisons]
 
 
 def checked(of: str, statement: Statement, evidence: Evidence | None, why: str = "") -> Checked:
@@ -149,26 +167,26 @@ def beyond(of: str, evidence: Evidence) -> list[Checked]:
     reads more, tested over all layers together; and whether some layer adds to the controls without an encoder."""
     found = []
     for name in [name for name in evidence.beside if name != TOGETHER]:
-        verdict, words = _reads_more(evidence, evidence.main, evidence.beside[name])
+        rise = rise_above(evidence.main, evidence.beside[name], evidence.chance)
+        verdict, words = _is_above(evidence.layers, rise)
         claim = f"is read by some layer beyond {name.replace('_', ' ')}"
         found.append(Checked(of, claim, verdict, (Finding(name, verdict, words),)))
     if evidence.unique is not None:
-        verdict, words = _reads_more(evidence, evidence.unique, None)
+        verdict, words = _is_above(evidence.layers, evidence.unique)
         claim = "is told by some layer beyond position, pixels and optical flow together (R² that it adds)"
         found.append(Checked(of, claim, verdict, (Finding(TOGETHER, verdict, words),)))
     return found
 
 
-def _reads_more(evidence: Evidence, curve: BootstrapCurve, control: BootstrapCurve | None) -> tuple[str, str]:
-    chance = 0.0 if curve is evidence.unique else evidence.chance
-    rise = rise_above(curve, control, chance)
-    detection, best = above_control(curve, control, chance), int(np.nanargmax(rise.estimate))
+def _is_above(layers: np.ndarray, rise: BootstrapCurve) -> tuple[str, str]:
+    """Whether `rise`, how far a curve stands above something, is above 0 at some layer, tested over all together."""
+    detection, best = above_control(rise), int(np.nanargmax(rise.estimate))
     low, high = rise.interval()[best]
     words = f"{rise.estimate[best]:+.2f} [{low:+.2f}, {high:+.2f}], p = {detection.p_value:.2g}"
-    if len(evidence.layers) > 1:
-        words = f"most at layer {evidence.layers[best]}: {words} over all layers"
-    if detection.found and len(evidence.layers) > 1:
-        above = ", ".join(map(str, np.asarray(evidence.layers)[detection.above]))
+    if len(layers) > 1:
+        words = f"most at layer {layers[best]}: {words} over all layers"
+    if detection.found and len(layers) > 1:
+        above = ", ".join(map(str, np.asarray(layers)[detection.above]))
         return HOLDS, f"{words}; by themselves layers {above}"
     if detection.found:
         return HOLDS, words
@@ -188,11 +206,11 @@ def overall(findings: list[Finding]) -> str:
     return HOLDS if verdicts == {HOLDS} else UNDECIDED
 
 
-def _onset_within(low: float, high: float) -> Callable[[Evidence, BootstrapCurve | None], tuple[str, str]]:
+def _onset_within(low: float, high: float) -> Callable[[Evidence, str], tuple[str, str]]:
     """A check that the onset's interval lies within [low, high], fractions of the depth."""
 
-    def function(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
-        rise = rise_above(evidence.main, control, evidence.chance)
+    def function(evidence: Evidence, against: str) -> tuple[str, str]:
+        control, rise = evidence.comparisons[against], evidence.rise(against)
         detection = above_control(evidence.main, control, evidence.chance)
         if not detection.found:
             highest = rise.interval()[:, 1].max()
@@ -211,21 +229,21 @@ def _onset_within(low: float, high: float) -> Callable[[Evidence, BootstrapCurve
     return function
 
 
-def _middle(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
+def _middle(evidence: Evidence, against: str) -> tuple[str, str]:
     first, middle, last, _ = _parts(evidence)
     if not (first.any() and middle.any() and last.any()):
         return UNDECIDED, "not every third of the depth was probed"
-    rise = rise_above(evidence.main, control, evidence.chance)
+    rise = evidence.rise(against)
     outer = first if rise.estimate[first].mean() > rise.estimate[last].mean() else last
     name = "first" if outer is first else "last"
     return _difference(rise, middle, outer, f"middle third minus {name} third")
 
 
-def _fades(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
+def _fades(evidence: Evidence, against: str) -> tuple[str, str]:
     _, middle, _, end = _parts(evidence)
     if not (middle.any() and end.any()):
         return UNDECIDED, "the middle third or the last tenth of the depth was not probed"
-    rise = rise_above(evidence.main, control, evidence.chance)
+    rise = evidence.rise(against)
     return _difference(rise, middle, end, "middle third minus last tenth")
 
 
@@ -244,8 +262,14 @@ def _difference(rise: BootstrapCurve, one: np.ndarray, other: np.ndarray, name: 
     return FAILS if high < 0 else UNDECIDED, words
 
 
-def _readable(evidence: Evidence, control: BootstrapCurve | None) -> tuple[str, str]:
-    return _reads_more(evidence, evidence.main, control)
+def _readable(evidence: Evidence, against: str) -> tuple[str, str]:
+    return _is_above(evidence.layers, evidence.rise(against))
+
+
+def _kept(evidence: Evidence, against: str) -> tuple[str, str]:
+    rises = [each.rise(against) for each in (evidence, *evidence.kept_with)]
+    least, samples = (np.min([getattr(rise, name) for rise in rises], axis=0) for name in ("estimate", "samples"))
+    return _is_above(evidence.layers, BootstrapCurve(least, samples, rises[0].resamples))
 
 
 CHECKS = {
@@ -254,6 +278,7 @@ CHECKS = {
     "middle": _middle,
     "fades": _fades,
     "readable": _readable,
+    "kept": _kept,
 }
 COLUMNS = ("variable", "claim", "check")
 
@@ -286,4 +311,6 @@ def read_statements(path: str | Path) -> tuple[Statement, ...]:
             raise UserError(f"--statements {path}, line {number} has no {empty[0]}: fill it in")
         check_choice(f"--statements {path}, line {number}: check", row["check"], CHECKS)
         check_choice(f"--statements {path}, line {number}: figure", row["figure"], FIGURES)
+        if row["check"] == "kept" and row["figure"] != TURNS:
+            raise UserError(f"--statements {path}, line {number}: kept is of figure {TURNS}: use readable elsewhere")
     return tuple(Statement(row.figure, row.variable, row.claim, row.check) for row in table.itertuples())

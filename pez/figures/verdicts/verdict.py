@@ -20,11 +20,12 @@ from pez.errors import UserError
 from pez.figures.caveats import run_words, verdict_notes
 from pez.figures.verdicts import published
 from pez.figures.verdicts import statements as rules
-from pez.figures.verdicts.evidence import Judged, judge
+from pez.figures.verdicts.evidence import Judged, judge, with_tubelets
 from pez.figures.verdicts.statements import (
     LABELS,
     MOVIES,
     STATEMENTS,
+    TURNS,
     UNDECIDED,
     Checked,
     Statement,
@@ -43,6 +44,7 @@ TITLES = {
     "2b": "Figure 2(b): Cartesian motion",
     LABELS: "Labels of one's own",
     "_motion": "Motion without place",
+    TURNS: "Turns: which way now, and which way before",
 }
 MOVIE_RULES = """Statements are about relative accuracy over all scenes (where a benchmark numbers its pairs, pairwise
 accuracy): it appears at about one third of the depth, peaks in the middle, declines late. The checks, their words and
@@ -73,6 +75,7 @@ def build_verdict(
             judged.append(judge(run, variable, of))
         except UserError as error:
             notes.append(f"{of} left out: {error}")
+    judged = with_tubelets(judged)
     more = [asdict(each) for item in judged for each in item.beyond()]
     found = [each for item in judged for each in item.checked(figure, statements)]
     told = {"made_from": _fingerprints([run for run, _ in curves]), "emergence": emergence_record(judged)}
@@ -137,7 +140,7 @@ def verdict_text(
     figure: str, judged: Sequence[Judged], notes: Sequence[str] = (), statements: Sequence[Statement] = STATEMENTS
 ) -> str:
     """The Markdown of a verdict file of ball curves, or of own labels; `notes` are further lines about it."""
-    whose = "statements" if figure == LABELS or statements is not STATEMENTS else "the paper's statements"
+    whose = "statements" if figure in (LABELS, TURNS) or statements is not STATEMENTS else "the paper's statements"
     lines = [f"# {TITLES.get(figure, figure)}, {whose} checked", ""]
     lines += [*_made_from(judged), *(f"- {note}" for note in [*verdict_notes(judged), *notes])]
     checked = [each for item in judged for each in item.checked(figure, statements)]
