@@ -126,7 +126,7 @@ def test_end_labels_do_not_overlap():
     with drawing_style():
         figure, ax = plt.subplots(figsize=(5, 3), layout="constrained")
         ax.set(xlim=(0, 1), ylim=(0, 1))
-        label_ends(ax, [(0.9, 0.98 + i / 1000, f"curve {i}", "black") for i in range(6)])
+        label_ends([(ax, [(0.9, 0.98 + i / 1000, f"curve {i}", "black") for i in range(6)])])
         figure.canvas.draw()
         spans = sorted((box.y0, box.y1) for box in map(Text.get_window_extent, ax.texts))
     assert all(low[1] <= high[0] + 1 for low, high in zip(spans, spans[1:]))

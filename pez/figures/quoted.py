@@ -76,13 +76,14 @@ def plain_beside_varied(group: Sequence[Run]) -> list[tuple[str, str]]:
             curve = next((each for each in quoted(run) if each.name == variable and each.peak is not None), None)
             if curve is None:
                 continue
-            controls = curve.controls(curve.peak)["pooled"]
+            peak = int(curve.scores.idxmax())
+            controls = curve.controls(peak)["pooled"]
             floors = [f"{name} {number(controls[name], 2) if name in controls else NONE}" for name in BESIDE_VARIED]
             factors = variation(run)[1]
             clips = f"clips with {', '.join(factors)} varied" if factors else "plain clips"
-            ends = curve.ends.loc[curve.peak]
+            ends = curve.ends.loc[peak]
             sure = f" [{number(ends['low'], 2)}, {number(ends['high'], 2)}]" if pd.notna(ends["low"]) else ""
-            reads = f"the encoder reads {number(curve.scores[curve.peak], 2)}{sure} at layer {curve.peak}"
+            reads = f"the encoder reads {number(curve.scores[peak], 2)}{sure} at layer {peak}"
             parts.append(f"on {run.value('n_clips', '?')} {clips} {reads}, {' and '.join(floors)}")
         if len(parts) > 1:
             found.append((f"{spoken(variable)}, {group[0].value('pooling')}", f"{'; '.join(parts)}."))

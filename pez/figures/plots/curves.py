@@ -203,8 +203,8 @@ def _finish(figure: Figure, grid: np.ndarray, notes: Sequence[str], ends: list[l
     for ax in grid.flat[len(ends) :]:
         ax.remove()
     write_notes(figure, notes)
-    for ax, placed in zip(figure.axes, ends):
-        label_ends(ax, [(x, max(y, _FLOOR), text, color) for x, y, text, color in placed], size)
+    placed = [[(x, max(y, _FLOOR), text, color) for x, y, text, color in own] for own in ends]
+    label_ends(list(zip(figure.axes, placed)), size)
 
 
 def draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End]) -> list[np.ndarray]:

@@ -155,7 +155,7 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path: str | Path) 
         drawn += [(spoken(c), CONTROL_STYLES[c].color, last[column]) for c, column in _drawn_controls(overall).items()]
         drawn += [("expected by the predictor", STYLES[key].color, _expected(overall, key)[0])]
         at = last["layer_fraction"]
-        label_ends(ax, [(at, y, text, color) for text, color, y in drawn if np.isfinite(y)], 8)
+        label_ends([(ax, [(at, y, text, color) for text, color, y in drawn if np.isfinite(y)])], 8)
         return save_figure(figure, path)[0]
 
 

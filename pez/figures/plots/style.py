@@ -176,33 +176,41 @@ def write_notes(figure: Figure, notes: Sequence[str], per_inch: int = 18) -> Non
         figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
 
 
-def label_ends(ax: Axes, ends: Sequence[End], size: float = 8.5) -> None:
-    """Write each (x, y, text, color) to the right of a line's end, moved apart so that none overlap.
+def label_ends(panels: Sequence[tuple[Axes, Sequence[End]]], size: float = 8.5) -> None:
+    """Write each (x, y, text, color) of a figure's panels to the right of its line's end, apart so that none overlap.
 
     Call it last: positions are worked out with the axes' final limits.
     """
-    if not ends:
-        return
-    ax.figure.canvas.draw()
-    height = size * 1.25 * ax.figure.dpi / 72  # of a line of text in display pixels
-    wanted = np.array([ax.transData.transform((x, y))[1] for x, y, *_ in ends])
-    low, high = ax.transAxes.transform([(0, 0), (1, 1)])[:, 1]
-    placed = spread_out(wanted, height, low + height / 2, high - height / 2)
-    edge = ax.transAxes.transform((1, 0))[0]
-    right = max(max(ax.transData.transform((x, y))[0] for x, y, *_ in ends) + 10, edge + 2)
-    for (x, y, text, color), position in zip(ends, placed):
-        ax.annotate(
-            text,
-            (x, y),
-            xytext=tuple(ax.transData.inverted().transform((right, position))),
-            textcoords="data",
-            color=color,
-            fontsize=size,
-            va="center",
-            ha="left",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": color, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)},
-        )
+    panels = [(ax, ends) for ax, ends in panels if ends]
+    if panels:
+        panels[0][0].figure.draw_without_rendering()  # once: of many panels a drawing takes seconds
+    for ax, ends in panels:
+        height = size * 1.25 * ax.figure.dpi / 72  # of a line of text in display pixels
+        wanted = np.array([ax.transData.transform((x, y))[1] for x, y, *_ in ends])
+        low, high = ax.transAxes.transform([(0, 0), (1, 1)])[:, 1]
+        placed = spread_out(wanted, height, low + height / 2, high - height / 2)
+        edge = ax.transAxes.transform((1, 0))[0]
+        right = max(max(ax.transData.transform((x, y))[0] for x, y, *_ in ends) + 10, edge + 2)
+        for (x, y, text, color), position in zip(ends, placed):
+            ax.annotate(
+                text,
+                (x, y),
+                xytext=tuple(ax.transData.inverted().transform((right, position))),
+                textcoords="data",
+                color=color,
+                fontsize=size,
+                va="center",
+                ha="left",
+                annotation_clip=False,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "lw": 0.5,
+                    "color": color,
+                    "shrinkA": 1,
+                    "shrinkB": 2,
+                    "relpos": (0, 0.5),
+                },
+            )
 
 
 def spread_out(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
