@@ -102,12 +102,16 @@ def settings_of(
     }
 
 
-def write_store(root, kind: str, clips, frames, states: dict, pooling: str, model: str, label: str, shard: int = 50):
-    """Write `states` (in the order of sorted clip ids) as a complete store under `root`."""
+def write_store(
+    root, kind: str, clips, frames, states: dict, pooling: str, model: str, label: str, shard: int = 50, vary=()
+):
+    """Write `states` (in the order of sorted clip ids) as a complete store under `root`; `vary`: of the clip set."""
     depth, some = max(states), next(iter(states.values()))
     patches = some.shape[1] if some.ndim == 3 else 0
     print_of = fingerprint(clips.sort_values("clip_id").to_csv(index=False))
     settings = settings_of(kind, depth, some.shape[-1], pooling, patches, model, label, shard, print_of)
+    if vary:
+        settings["clip_set"]["settings"]["vary"] = {factor: {} for factor in vary}
     store = FeatureStore.plan(Path(root) / kind, settings, clips, frames)
     for number in range(store.n_shards):
         rows = slice(number * shard, (number + 1) * shard)

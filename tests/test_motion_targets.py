@@ -1,6 +1,10 @@
 """Targets of the turns set and of several balls, against the motion that was drawn and features that were planted."""
 
+import dataclasses
 import functools
+import json
+import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -13,6 +17,7 @@ import step3_probe
 from pez.cli import run_script
 from pez.errors import UserError
 from pez.figures.plots.turns import kept
+from pez.figures.verdicts.statements import TURNS, Evidence, Statement, check
 from pez.figures.words import spoken
 from pez.probes.audit import AuditOptions, audit
 from pez.probes.data.ball import check_direction_target, n_objects, variables
@@ -20,6 +25,7 @@ from pez.probes.data.controls import played_backwards, seen_positions
 from pez.probes.options import BallOptions
 from pez.probes.results import read_runs
 from pez.probes.runs import plan, probe_curves
+from pez.probes.scores.bootstrap import BootstrapCurve, group_resamples
 from pez.stimuli.conditions import condition_table
 from pez.stimuli.generate import set_settings
 from pez.stimuli.manifests import manifests
@@ -28,9 +34,9 @@ N_TUBELETS, WIDTH = 8, 40
 
 
 @functools.cache
-def drawn(set_name="turns", objects=1):
+def drawn(set_name="turns", objects=1, vary=()):
     """Clip and frame tables of a quick set in orbits, simulated and not rendered."""
-    settings = set_settings(set_name, "quick", "auto", 0, "matched", 64, objects=objects)
+    settings = set_settings(set_name, "quick", "auto", 0, "matched", 64, objects=objects, vary=vary)
     return manifests(condition_table(settings), settings)
 
 
@@ -112,6 +118,32 @@ def test_a_layer_keeps_as_many_tubelets_as_were_planted(turns, tmp_path, capsys)
     assert (direction.to_numpy()[planted] > 0.8).all() and (direction.to_numpy()[~planted] < 0.1).all()
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "how long a layer keeps a direction" in page and "2 tubelets" in page
+    said = json.loads((tmp_path / "figure_turns_verdict.json").read_text(encoding="utf-8"))["statements"]
+    verdicts = {(each["of"], each["claim"].split(":")[0]): each["verdict"] for each in said}
+    for tubelet in range(N_TUBELETS):
+        expected = "holds" if tubelet >= 5 else "does not hold"
+        assert verdicts[f"direction, tubelet {tubelet}, temporal_last", "is read by some layer"] == expected
+        if tubelet < 7:  # the last is the one that is read
+            assert verdicts[f"direction, tubelet {tubelet}, temporal_last", "is kept"] == expected
+    assert len(said) == 15
+
+
+def test_a_direction_is_kept_by_one_layer_that_reads_every_tubelet_between():
+    """Two layers, each of which reads what the other does not: each tubelet is read, none is kept."""
+    noise = np.random.default_rng(0).normal(0, 0.03, (400, 1))
+    resamples = group_resamples(np.arange(16), 400)
+
+    def of(*scores):
+        samples = np.array(scores) + noise
+        return Evidence(np.arange(2), 2, BootstrapCurve(np.array(scores), samples, resamples), {})
+
+    now, before, long_ago = of(0.8, 0.8), of(0.8, 0.0), of(0.0, 0.8)
+    kept_now = dataclasses.replace(before, kept_with=(now,))
+    (found,) = check(Statement(TURNS, "direction_t6", "", "kept"), kept_now)
+    assert found.verdict == "holds" and "most at layer 0: +0.80" in found.measured
+    lost = dataclasses.replace(long_ago, kept_with=(before, now))
+    assert check(Statement(TURNS, "direction_t5", "", "readable"), lost)[0].verdict == "holds"
+    assert check(Statement(TURNS, "direction_t5", "", "kept"), lost)[0].verdict == "does not hold"
 
 
 def test_played_backwards_the_first_tubelet_is_the_last_turned_round(turns):
@@ -189,35 +221,88 @@ def test_files_of_several_balls_go_through_figures_and_verdicts(balls, tmp_path)
     assert "object 2" not in (tmp_path / "figure2b_verdict.md").read_text(
         encoding="utf-8"
     )  # the paper says nothing of it
-    assert "object 2: velocity (x, y)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "object 2: velocity (x, y)" in page and "Figure objects: Each ball of a clip" in page
+    rows = pd.read_csv(tmp_path / "figure_objects_balls.csv").pivot_table(
+        index="variable", columns="ball", values="r2_pooled"
+    )
+    assert rows.index.tolist() == ["velocity_xy"] and rows.columns.tolist() == [1, 2, 3]
+    assert rows[2].item() > 0.9 and rows[[1, 3]].max(axis=None) < 0.2  # the second alone was planted
+
+
+def motion_run(tmp_path, name, pooling, strength, vary=()):
+    """Probe a planted store as --probe-set motion: layers from 1 on hold the velocity with `strength`, and noise."""
+    clips, frames = drawn("velocity", vary=vary)
+    order, rng = clips.sort_values("clip_id"), np.random.default_rng(2)
+    held = unit(order["direction_deg"]) * order[["magnitude"]].to_numpy()
+    states = {
+        state: torch.tensor(
+            strength * (state > 0) * held @ rng.normal(size=(2, 12)) + 0.3 * rng.normal(size=(len(order), 12)),
+            dtype=torch.float32,
+        )
+        for state in range(7)
+    }
+    root = tmp_path / name
+    write_store(root, "velocity", clips, frames, states, pooling, "tiny", "random weights (seed 0)", vary=vary)
+    arguments = ["run", "--run-name", name, "--feature-root", root, "--probe-set", "motion", "--solver", "ridge"]
+    arguments += [
+        "--protocol",
+        "nested",
+        "--bootstrap",
+        "200",
+        "--control",
+        "position",
+        "--results-dir",
+        tmp_path / "r",
+    ]
+    assert run_script(step3_probe.make_parser(), step3_probe.main, list(map(str, arguments))) == 0
+
+
+def draw(folder) -> str:
+    """Draw every figure of a folder; returns the report."""
+    assert run_script(plot_figures.make_parser(), plot_figures.main, ["--results-dir", str(folder)]) == 0
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_motion_without_place_is_drawn_and_judged_by_pooling_and_opens_the_report(tmp_path):
-    clips, frames = drawn("velocity")
-    order, rng = clips.sort_values("clip_id"), np.random.default_rng(2)
-    held = unit(order["direction_deg"]) * order[["magnitude"]].to_numpy()
-    for pooling, strength in (("mean", 1.0), ("temporal_last", 0.0)):
-        states = {
-            state: torch.tensor(
-                strength * (state > 0) * held @ rng.normal(size=(2, 12)) + 0.3 * rng.normal(size=(len(order), 12)),
-                dtype=torch.float32,
-            )
-            for state in range(7)
-        }
-        root = tmp_path / pooling
-        write_store(root, "velocity", clips, frames, states, pooling, "tiny", "random weights (seed 0)")
-        arguments = ["run", "--run-name", f"motion_{pooling}", "--feature-root", root, "--probe-set", "motion"]
-        arguments += ["--solver", "ridge", "--protocol", "nested", "--bootstrap", "200", "--control", "position"]
-        arguments += ["--results-dir", tmp_path / "r"]
-        assert run_script(step3_probe.make_parser(), step3_probe.main, list(map(str, arguments))) == 0
-    assert run_script(plot_figures.make_parser(), plot_figures.main, ["--results-dir", str(tmp_path / "r")]) == 0
-    rows = pd.read_csv(tmp_path / "r" / "figure_motion_final.csv").groupby("variable")["r2_pooled"].max()
+    motion_run(tmp_path, "motion_temporal_last", "temporal_last", 0.0)
+    motion_run(tmp_path, "motion_mean", "mean", 1.0)
+    page, drawn_csv = draw(tmp_path / "r"), tmp_path / "r" / "figure_motion_final.csv"
+    rows = pd.read_csv(drawn_csv).groupby("variable", sort=False)["r2_pooled"].max()
+    assert [name.rpartition(", ")[2] for name in rows.index] == ["mean"] * 2 + ["temporal_last"] * 2
     assert rows["velocity (x, y), mean"] > 0.95 and rows["velocity (x, y), temporal_last"] < 0.1
     assert 0.6 < rows["direction (cos, sin), mean"] < 0.9  # a linear code of velocity reads (cos, sin) no better
     text = (tmp_path / "r" / "figure_motion_verdict.md").read_text(encoding="utf-8")
     assert text.startswith("# Motion without place") and "| velocity (x, y), temporal_last | appears at" in text
     read = [line for line in text.splitlines() if "is read by some layer where place is silent" in line]
     assert ["holds" in line for line in read] == ["mean" in line for line in read] and len(read) == 4
-    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert page.index("Figure motion: Motion without place") < page.index("In numbers")
     assert not (tmp_path / "r" / "figure2b_final.png").exists()  # the paper's figures are of the paper's sets
+    for age, name in enumerate(("motion_mean", "motion_temporal_last")):  # as a copy of the folder may have them
+        os.utime(tmp_path / "r" / f"results_{name}.csv", (10**9 - age,) * 2)
+    before = drawn_csv.read_bytes()
+    draw(tmp_path / "r")
+    assert drawn_csv.read_bytes() == before
+
+
+def test_plain_and_varied_clips_stand_side_by_side(tmp_path):
+    factors = ("colour", "light")
+    motion_run(tmp_path, "varied", "mean", 0.0, factors)
+    motion_run(tmp_path, "plain", "mean", 1.0)
+    motion_run(tmp_path, "other_pooling", "temporal_last", 1.0)  # has nothing to stand beside
+    page = draw(tmp_path / "r")
+    assert [path.name for path in sorted((tmp_path / "r").glob("figure_varied_*.csv"))] == ["figure_varied_plain.csv"]
+    rows = pd.read_csv(tmp_path / "r" / "figure_varied_plain.csv").groupby("variable", sort=False)["r2_pooled"].max()
+    assert list(rows.index) == [
+        f"{name}, mean{clips}"
+        for name in ("velocity (x, y)", "direction (cos, sin)")
+        for clips in ("", ", varied clips")
+    ]
+    assert rows.iloc[0] > 0.95 and rows.iloc[[1, 3]].max() < 0.1
+    (told,) = re.findall(r"<b>Velocity \(x, y\), mean</b>(.*?on 128 plain clips the encoder reads .*?)</li>", page)
+    told = told.replace("<wbr>", "")
+    plain, varied = told.split("; ")
+    assert float(re.search(r"reads ([\d.]+)", plain)[1]) == round(rows.iloc[0], 2)
+    assert "on 128 clips with colour, light varied the encoder reads" in varied
+    assert plain.count("pixels –") == varied.count("pixels –") == 1  # they were not run
+    assert plain.count("position 0.0") == 1
