@@ -250,7 +250,8 @@ def build_objects(results_dir: str | Path, runs: Sequence[str] | None = None, re
         if len(controls):
             keys = ["control", "variable", "layer", "layer_fraction"]
             controls = by_ball(controls).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
-        notes = [f"Run {run.name}, {readout(run)}. Grey: controls, means over balls and seeds."]
+        notes = [f"Run {run.name}, {readout(run)}."]
+        notes += ["Grey: controls, means over balls and seeds."] if len(controls) else []
         title = f"Each ball of a clip\n{made_from(run.table)}"
         stem = Path(results_dir) / f"figure_objects_{run.name}"
         written += save_figure(compare_figure(balls, title, notes, controls), stem, ("png", "pdf"))

@@ -42,7 +42,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number for people: a true minus sign, a dash for what is not there."""
     if value is None or pd.isna(value):
         return NONE
-    return f"{float(value):.{digits}f}".replace("-", "−")
+    return f"{round(float(value), digits) + 0.0:.{digits}f}".replace("-", "−")  # 0.00, not −0.00
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,6 @@ from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, beyond_data, control_data
 from pez.probes.data.groupings import HELD_OUT, default_grouping
 from pez.probes.data.labels import labelled_set, read_labels
-from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import (
     LEAST_VARIANCE,
     ProbeData,
@@ -93,6 +92,9 @@ from pez.probes.validation.cross_validate import count_steps, cross_validate, re
 from pez.runs import progress
 from pez.shards import Shard, check_shard, describing, holding
 from pez.store import FeatureStore, open_stores
+
+if TYPE_CHECKING:  # loaded where movies are probed: it brings the encoder, whose libraries take seconds
+    from pez.probes.data.movies import MovieFeatures
 
 ANGLE_NOTE = (
     "scalar angle: jumps at ±180°, where neighbouring directions lie 360° apart; read direction_sincos beside it"
@@ -536,9 +538,11 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
 
 
 def movie_curve(
-    options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str, fixed: bool = False
+    options: MovieOptions, features: "MovieFeatures", args: argparse.Namespace, pooling: str, fixed: bool = False
 ) -> Curve:
     """The main curve of movies and its controls."""
+    from pez.probes.data.movies import movie_control_data, movie_data
+
     main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
     if options.recipe == PUBLISHED:
         if features.dataset.pair_column:
@@ -708,6 +712,8 @@ def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
 
 def run_movies(args: argparse.Namespace) -> Tables:
     """The linear probe of movies, as the command line says."""
+    from pez.probes.data.movies import movie_features
+
     options = from_arguments(MovieOptions, args)
     check_n_folds(options.folds)
     chosen_protocols(options.protocol, options.folds)  # bad options are told before any work
@@ -781,6 +787,8 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
 
 def run_attentive(args: argparse.Namespace) -> Tables | None:
     """The attentive probe of movies, as the command line says; None if pieces are left to other shards."""
+    from pez.probes.data.movies import movie_features
+
     options = from_arguments(AttentiveOptions, args)
     check_n_folds(options.folds)
     solver = attentive_solver(options)  # bad options are told before any work
