@@ -70,7 +70,7 @@ reproduce: $(INSTALLED)
 	@echo "== IntPhys stand-in: linear and attentive probes"
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
 		--selection-metric relative_accuracy --control shuffled_labels random_weights pixels static_last \
-		--control-seeds 2
+		--control-seeds 1
 	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
 		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2 \
 		--control shuffled_labels

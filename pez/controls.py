@@ -66,7 +66,11 @@ CONTROLS: dict[str, Control] = {
         "the same architecture, never trained, over several seeds", encoder="untrained", seeded=True
     ),
     # never z-scored: a pixel that hardly changes in training would be blown up where a held-out ball crosses it
-    "pixels": Control("downsampled pixels in place of features", encoder="none", norm_mode="center"),
+    "pixels": Control(
+        "downsampled pixels of each tubelet's frames, kept apart, in place of features: two frames know some motion",
+        encoder="none",
+        norm_mode="center",
+    ),
     "position": Control(
         "the ball's true place, a point a tubelet that the pooling sees, with squares and products",
         needs_pass=False,
