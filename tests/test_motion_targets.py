@@ -278,6 +278,14 @@ def test_motion_without_place_is_drawn_and_judged_by_pooling_and_opens_the_repor
     assert ["holds" in line for line in read] == ["mean" in line for line in read] and len(read) == 4
     assert page.index("Figure motion: Motion without place") < page.index("In numbers")
     assert not (tmp_path / "r" / "figure2b_final.png").exists()  # the paper's figures are of the paper's sets
+    (tmp_path / "own.csv").write_text("figure,variable,claim,check\n_motion,velocity_xy,can be had,readable\n")
+    asked = ["--results-dir", tmp_path / "r", "--figures", "motion", "--statements", tmp_path / "own.csv"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, list(map(str, asked))) == 0
+    own = json.loads((tmp_path / "r" / "figure_motion_verdict.json").read_text(encoding="utf-8"))["statements"]
+    assert [(each["claim"], each["verdict"]) for each in own] == [
+        ("can be had", "holds"),
+        ("can be had", "does not hold"),
+    ]
     for age, name in enumerate(("motion_mean", "motion_temporal_last")):  # as a copy of the folder may have them
         os.utime(tmp_path / "r" / f"results_{name}.csv", (10**9 - age,) * 2)
     before = drawn_csv.read_bytes()
