@@ -183,7 +183,7 @@ def label_ends(panels: Sequence[tuple[Axes, Sequence[End]]], size: float = 8.5) 
     """
     panels = [(ax, ends) for ax, ends in panels if ends]
     if panels:
-        panels[0][0].figure.draw_without_rendering()  # once: of many panels a drawing takes seconds
+        panels[0][0].figure.canvas.figure.draw_without_rendering()  # once: of many panels a drawing takes seconds
     for ax, ends in panels:
         height = size * 1.25 * ax.figure.dpi / 72  # of a line of text in display pixels
         wanted = np.array([ax.transData.transform((x, y))[1] for x, y, *_ in ends])
