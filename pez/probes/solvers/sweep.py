@@ -186,9 +186,7 @@ def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[Sweep
 
 def _solve_halving(batch: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
     """`_solve_batch`, in halves where a GPU's memory runs out; UserError if it does with one problem."""
-    mend = (
-        f"{options['device']} has not enough memory for one probe of these features: free it, or use --device cpu"
-    )
+    mend = f"{options['device']} has not enough memory for one probe of these features: free it, or use --device cpu"
     return in_halves(lambda half: _solve_batch(half, **options), batch, mend)
 
 
