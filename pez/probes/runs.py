@@ -1,4 +1,4 @@
-"""Runs: options in, the files of a run out. What step3_probe.py and the two IntPhys scripts do.
+"""Runs: options in, the files of a run out. What step3_probe.py does; movies: movie_runs.py.
 
 Each kind of run lays out its curves (the main one and its controls), cross-validates them, scores the predictions and
 writes tables and a figure. One layer of one clip set is in memory at a time.
@@ -21,16 +21,13 @@ from pez.controls import BALLS, BESIDE, is_floor
 from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
-from pez.files import atomic_path, remove_dead_partial, run_lock
-from pez.movies.intphys2 import MAIN as MAIN_SPLIT
-from pez.movies.intphys2 import write_leaderboard
+from pez.files import atomic_path, run_lock
 from pez.probes.audit import grouping_notes
 from pez.probes.data.ball import PROBE_SETS, check_direction_target, variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, beyond_data, control_data
 from pez.probes.data.groupings import HELD_OUT, default_grouping
 from pez.probes.data.labels import labelled_set, read_labels
-from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
 from pez.probes.data.probe_data import (
     LEAST_VARIANCE,
     ProbeData,
@@ -39,64 +36,27 @@ from pez.probes.data.probe_data import (
     feature_precision,
     store_features,
 )
-from pez.probes.folds import (
-    Folds,
-    check_n_folds,
-    label_folds,
-    published_folds,
-    published_scene_folds,
-    repeated_folds,
-    repeated_scene_folds,
-    swapped_folds,
-)
-from pez.probes.options import (
-    AttentiveOptions,
-    BallOptions,
-    MovieOptions,
-    RunOptions,
-    by_recipe,
-    check_ranges,
-    from_arguments,
-    recorded,
-)
-from pez.probes.predictions import MAIN, Predictions
-from pez.probes.protocols import choice_words, chosen_protocols, quoted_protocol, spoken_protocol, with_fixed
-from pez.probes.recipes import OURS, PUBLISHED, as_published
-from pez.probes.results import (
-    BALL,
-    MOVIES,
-    ball_controls,
-    ball_results,
-    movie_controls,
-    movie_results,
-    movie_settings,
-    prediction_table,
-    run_convergence,
-    write_tables,
-)
+from pez.probes.folds import Folds, label_folds, published_folds, repeated_folds, swapped_folds
+from pez.probes.options import BallOptions, RunOptions, by_recipe, check_ranges, from_arguments, recorded
+from pez.probes.predictions import Predictions
+from pez.probes.protocols import chosen_protocols, spoken_protocol
+from pez.probes.recipes import PUBLISHED, as_published
+from pez.probes.results import BALL, ball_controls, ball_results, prediction_table, run_convergence, write_tables
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.kinds import KINDS
-from pez.probes.scores.possibility import METRIC_OF, score_movies
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
-from pez.probes.solvers.attentive import AttentiveSolver
-from pez.probes.solvers.attentive_training import Recipe
 from pez.probes.solvers.banded import BandedSolver, Part
 from pez.probes.solvers.linear import LinearSolver, linear_solver
 from pez.probes.solvers.mlp import MLP, MLPSolver
-from pez.probes.solvers.problems import Setting
 from pez.probes.solvers.solver import Solver
-from pez.probes.summary import movie_facts
-from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
 from pez.probes.validation.convergence import RIDGE, beside_ridge, unconverged_layers
 from pez.probes.validation.cross_validate import count_steps, cross_validate
 from pez.runs import progress
-from pez.shards import WHOLE, Shard, check_shard, describing, holding
 from pez.store import FeatureStore, open_stores
 
 ANGLE_NOTE = (
     "scalar angle: jumps at ±180°, where neighbouring directions lie 360° apart; read direction_sincos beside it"
 )
-POOLING_OF_LINEAR = "mean"
 LABELS = "labels"  # what tables call the probe set of labels of one's own
 BALL_SETS = {name for probe_set in PROBE_SETS.values() for name in probe_set.clip_sets}
 MORE_EPOCHS, MOST_EPOCHS = 4, 25_600  # of --until-converged
@@ -529,215 +489,3 @@ def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
         tables.predictions,
         tables.record,
     )
-
-
-# ---------------------------------------------------------------- movies
-
-
-def movie_curve(
-    options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str, fixed: bool = False
-) -> Curve:
-    """The main curve of movies and its controls."""
-    main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
-    if options.recipe == PUBLISHED:
-        if features.dataset.pair_column:
-            raise UserError(
-                f"--recipe published has no choices for {features.dataset.title}, of which nothing is published: "
-                "leave it out"
-            )
-        main = dataclasses.replace(main, variables=tuple(map(as_published, main.variables)))
-        repeats = published_scene_folds(main.clips, options.folds)
-    else:
-        repeats = repeated_scene_folds(main.clips, options.folds, options.seed, options.repeats)
-    n_folds = repeats[0].n_folds
-    if fixed:
-        assert isinstance(options, AttentiveOptions)
-        protocols = with_fixed(options.protocol, n_folds, len(attentive_settings(options)))
-    else:
-        protocols = chosen_protocols(options.protocol, n_folds)
-    controls = movie_control_data(main, features, options.control, args, pooling)
-    return Curve(features.store, args.capture, pooling, main, repeats, protocols, controls=tuple(controls))
-
-
-def score_movie_run(
-    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict[str, Any]
-) -> Tables:
-    """Tables of a run of movies; `settings` are the probe's, the same in every row."""
-    with_epoch = isinstance(options, AttentiveOptions)
-    scores, depth, described = score(predictions, options.bootstrap), curve.store.depth, curve.store.settings
-    rows = movie_results(scores, depth, with_epoch)
-    for place, (column, value) in enumerate(
-        {"run_name": options.run_name, "probe_set": probe_set, "variable": scores.variables()[0]}.items()
-    ):
-        rows.insert(place, column, value)
-    rows = rows.assign(**movie_settings(described), **settings, features_fingerprint=curve.store.content)
-    record = {
-        "run_name": options.run_name,
-        "recipe": options.recipe,
-        "probe_set": probe_set,
-        "settings": {**settings, "n_bootstrap": options.bootstrap},
-        "options": recorded(options),
-        "features": described,
-        "curves": movie_facts(rows),
-    }
-    table = prediction_table(options.run_name, MOVIES, predictions, with_epoch)
-    convergence = pd.DataFrame() if with_epoch else run_convergence(scores)
-    controls = movie_controls(options.run_name, scores, depth, with_epoch)
-    return Tables(rows, controls, convergence, table, record, {}).told(options.recipe)
-
-
-def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
-    """Write the tables of a run of movies, each whole; returns their paths, the results table first."""
-    paths = write_tables(
-        options.results_dir,
-        options.run_name,
-        MOVIES,
-        tables.results,
-        tables.controls,
-        tables.convergence,
-        tables.predictions,
-        tables.record,
-    )
-    return paths[::-1]
-
-
-def answers(predictions: Sequence[Predictions]) -> pd.DataFrame:
-    """Out-of-fold `score` of every movie (`clip_id`) of a main curve, by the protocol to quote: of each fold at the
-    layer whose pairwise accuracy is highest on the other folds, the first of equals. First repeat only."""
-    mains = {each.protocol: each for each in predictions if each.control == MAIN}
-    curve = mains[quoted_protocol(mains)]
-    scores, fold, found = curve.predicted[0, :, :, 0], curve.fold[0], np.zeros(len(curve.clips))
-    for number in range(curve.n_folds):
-        rest, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        accuracy = [score_movies(curve.clips.iloc[rest].assign(score=own[rest]))["pairwise_accuracy"] for own in scores]
-        found[held] = scores[int(np.argmax(accuracy)), held]
-    return pd.DataFrame({"clip_id": curve.clips["clip_id"], "score": found})
-
-
-def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
-    """What a user should know of a run that could not be all that --protocol and --repeats asked for."""
-    lines = []
-    if options.protocol == "both" and curve.protocols == ("paper",):
-        lines.append("note: 2 folds are too few for the nested protocol: only the published one was run")
-    if len(curve.repeats) < options.repeats:
-        n = len(curve.repeats)
-        lines.append(f"note: {options.repeats} seeds deal these scenes into {n} different sets of folds")
-    return lines
-
-
-def run_movies(args: argparse.Namespace) -> Tables:
-    """The linear probe of movies, as the command line says."""
-    options = from_arguments(MovieOptions, args)
-    check_n_folds(options.folds)
-    chosen_protocols(options.protocol, options.folds)  # bad options are told before any work
-    with run_lock(options.results_dir, options.run_name):
-        features = movie_features(args, POOLING_OF_LINEAR, options.control)
-        curve = movie_curve(options, features, args, POOLING_OF_LINEAR)
-        asked = {"device": options.device, "memory_gib": options.memory_gib}
-        stops_by = "accuracy" if options.recipe == PUBLISHED else "loss"
-        solver = linear_solver("trainable", options.max_epochs, options.recipe, stops_by, **asked)
-        predictions = validated(options, [curve], solver, METRIC_OF[options.selection_metric], {})
-        settings = {
-            "capture": curve.capture,
-            "pooling": curve.pooling,
-            "selection_metric": options.selection_metric,
-            "protocol": spoken_protocol(curve.protocols),
-            "seed": options.seed,
-            "chosen": choice_words(curve.protocols, stops_by, options.selection_metric, "scenes"),
-        }
-        tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
-        for line in movie_notes(options, curve):
-            print(line)
-        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
-            print(f"wrote {path}")
-    return tables
-
-
-def _leaderboard(args: argparse.Namespace, predictions: Sequence[Predictions]) -> list[Path]:
-    return [] if args.leaderboard is None else [write_leaderboard(args.leaderboard, answers(predictions), MAIN_SPLIT)]
-
-
-def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
-    """Pairs of learning rate and weight decay, each once."""
-    return tuple(dict.fromkeys(itertools.starmap(Setting, itertools.product(options.lr, options.wd))))
-
-
-def attentive_solver(options: AttentiveOptions) -> AttentiveSolver:
-    """The attentive probe that the options describe; UserError for a recipe that cannot be."""
-    dtype = options.probe_dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if options.device.startswith("cuda") else "float32"
-    recipe = Recipe(
-        num_probe_blocks=options.num_probe_blocks,
-        num_heads=options.probe_heads,
-        num_epochs=options.num_epochs,
-        batch_size=options.probe_batch_size,
-        warmup_epochs=options.warmup_epochs,
-        token_norm=options.token_norm,
-        dtype=dtype,
-        seed=options.seed,
-        schedule=options.schedule,
-    )
-    stops_by = "loss" if options.recipe == OURS else "relative_accuracy"
-    memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
-    return AttentiveSolver(attentive_settings(options), recipe, options.device, memory, stops_by)
-
-
-def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions) -> list[LongCurve]:
-    """The main curve and its controls as pez/probes/validation/checkpoints.py trains them."""
-
-    def described(data: ProbeData, protocols: tuple[str, ...]) -> dict[str, Any]:
-        made = {key: data.described[key] for key in ("model", "weights_sha256", "transform", "frame_order", "clip_set")}
-        asked = {"capture": curve.capture, "pooling": curve.pooling, "n_folds": options.folds}
-        chosen = {
-            "settings": [[setting.learning_rate, setting.weight_decay] for setting in solver.settings],
-            "selection_metric": options.selection_metric,
-        }
-        whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
-        recipe = {} if options.recipe == OURS else {"recipe": options.recipe}
-        return {**made, **asked, **solver.recipe.told(), **chosen, **whose, **recipe, "store": data.described}
-
-    work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
-    return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
-
-
-def run_attentive(args: argparse.Namespace) -> Tables | None:
-    """The attentive probe of movies, as the command line says; None if pieces are left to other shards."""
-    options = from_arguments(AttentiveOptions, args)
-    check_n_folds(options.folds)
-    solver = attentive_solver(options)  # bad options are told before any work
-    with_fixed(options.protocol, options.folds, len(solver.settings))
-    shard = check_shard(args.num_shards, args.shard_index)
-    locks = options.results_dir / ".locks" / options.run_name
-    with holding(locks, shard):
-        remove_dead_partial(options.results_dir)
-        features = movie_features(args, options.patch_pool, options.control, shard)
-        curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
-        return _attentive(args, options, solver, curve, locks, shard)
-
-
-def _attentive(
-    args: argparse.Namespace,
-    options: AttentiveOptions,
-    solver: AttentiveSolver,
-    curve: Curve,
-    locks: Path,
-    shard: Shard = WHOLE,
-) -> Tables | None:
-    curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
-    predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
-    if predictions is None:
-        there, total = count_pieces(curves, directory)
-        print(f"{directory}: {there} of {total} layers x folds; the shard that completes them writes the results")
-        return None
-    for line in movie_notes(options, curve):
-        print(line)
-    choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
-    settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
-    several = options.selection_metric if len(solver.settings) > 1 else ""
-    settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
-    with describing(locks, shard):
-        tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
-        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
-            print(f"wrote {path}")
-    return tables
