@@ -315,7 +315,7 @@ def test_a_table_that_is_not_the_formula_s_is_v_jepa_1_s_if_that_is_said(tmp_pat
 
 def test_heads_that_the_positions_cannot_be_laid_over_are_one_line(plain, tmp_path):
     torch.save(plain[0], tmp_path / "w.pt")
-    with pytest.raises(UserError, match="cannot encode a clip of 2 frames .* check --num-heads"):
+    with pytest.raises(UserError, match="cannot encode 2 frames .* check --num-heads"):
         load_encoder("custom", str(tmp_path / "w.pt"), num_heads=64)
 
 
