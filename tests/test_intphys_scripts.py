@@ -250,7 +250,8 @@ def test_a_partial_store_is_finished_not_made_again(folder, monkeypatch):
 def test_one_pass_serves_both_scripts(folder, monkeypatch):
     root = ("--feature-root", str(folder / "both"))
     few = ("--layers", "0", "7", "--protocol", "paper")
-    assert run(step_intphys_probe, folder, *root, "--run-name", "l", "--store-pooling", "temporal_last_patch", *few) == 0
+    more = ("--store-pooling", "temporal_last_patch")
+    assert run(step_intphys_probe, folder, *root, "--run-name", "l", *more, *few) == 0
     monkeypatch.setattr("pez.encoder.extract.encode_pooled", None)  # no further pass
     short = ("--num-epochs", "1", "--num-probe-blocks", "1", "--run-name", "a")
     assert run(step_intphys_attentive, folder, *root, "--reuse-features", *few, *short) == 0

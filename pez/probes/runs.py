@@ -37,7 +37,7 @@ from pez.probes.data.probe_data import (
     store_features,
 )
 from pez.probes.folds import Folds, label_folds, published_folds, repeated_folds, swapped_folds
-from pez.probes.options import BallOptions, RunOptions, by_recipe, check_ranges, from_arguments, recorded
+from pez.probes.options import SOLVERS, BallOptions, RunOptions, by_recipe, check_ranges, from_arguments, recorded
 from pez.probes.predictions import Predictions
 from pez.probes.protocols import chosen_protocols, spoken_protocol
 from pez.probes.recipes import PUBLISHED, as_published
@@ -46,8 +46,8 @@ from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.score import LEAST_GROUPS, Scored, score
 from pez.probes.solvers.banded import BandedSolver, Part
-from pez.probes.solvers.linear import LinearSolver, linear_solver
-from pez.probes.solvers.mlp import MLP, MLPSolver
+from pez.probes.solvers.linear import LINEAR, LinearSolver
+from pez.probes.solvers.mlp import MLP
 from pez.probes.solvers.solver import Solver
 from pez.probes.validation.convergence import RIDGE, beside_ridge, unconverged_layers
 from pez.probes.validation.cross_validate import count_steps, cross_validate
@@ -244,15 +244,12 @@ def _curve(
         raise UserError(
             "--variables: classes and pairs are trained otherwise than numbers: probe them in a run of their own"
         )
-    if options.solver == MLP:
-        if is_per_patch(pooling):
-            raise UserError(
-                f"--solver mlp reads one vector a clip, not --pooling {pooling}: choose one without patches"
-            )
-        if options.save_probes or options.until_converged:
-            raise UserError(
-                "--save-probes and --until-converged are of linear probes: leave them out with --solver mlp"
-            )
+    if options.solver == MLP and is_per_patch(pooling):
+        raise UserError(f"--solver mlp reads one vector a clip, not --pooling {pooling}: choose one without patches")
+    if options.solver not in LINEAR and (options.save_probes or options.until_converged):
+        raise UserError(
+            f"--save-probes and --until-converged are of linear probes: leave them out with --solver {options.solver}"
+        )
     if options.solver == "ridge" and losses == {"logistic"}:
         raise UserError("--solver ridge is for numbers: use --solver trainable for classes and pairs")
     data = ProbeData(
@@ -300,20 +297,8 @@ def probe_curves(options: BallOptions) -> Tables:
 def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     """Probe curves that were laid out before."""
     options = by_recipe(options)
-    solver: LinearSolver | MLPSolver
-    if options.solver == MLP:
-        epochs: dict[str, Any] = {} if options.max_epochs is None else {"epochs": options.max_epochs}
-        solver = MLPSolver(device=options.device, threads=options.threads, seed=options.seed, **epochs)
-    else:
-        solver = linear_solver(
-            options.solver,
-            options.max_epochs,
-            options.recipe,
-            device=options.device,
-            threads=options.threads,
-            memory_gib=options.memory_gib,
-        )
-    probes: Probes | None = None if options.solver == MLP else {}
+    solver = SOLVERS[options.solver](options)
+    probes: Probes | None = {} if options.solver in LINEAR else None
     # by the published recipe clips choose by R², patches by their own loss
     metric = "r2" if options.recipe == PUBLISHED and not is_per_patch(curves[0].pooling) else None
     predictions = validated(options, curves, solver, metric, probes)
