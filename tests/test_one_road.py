@@ -179,18 +179,11 @@ def road(tmp_path_factory):
         model = ("--model", "frames", "--weights", "random", "--workers", "0")
         small = ("--preset", "quick", "--resolution", "32", "--limit", "48", "--workers", "1")
         run(step1_generate, "--dataset", "velocity", *small, "--output-root", root / "data")
-        passes = (
-            "--pooling",
-            "mean",
-            "time_mean_patch",
-            "--control",
-            "halved",
-            "random_weights",
-            "--control-seeds",
-            "1",
-        )
+        passes = ("--pooling", "mean", "time_mean_patch", "--control-seeds", "1")
+        passes += ("--control", "halved", "random_weights")
         run(step2_extract, *model, "--data-root", root / "data", "--output-root", root / "features", *passes)
         probing = ("--feature-root", root / "features", "--results-dir", root / "results", "--grouping", "magnitude")
+        probing += ("--pooling", "mean")
         run(step3_probe, "run", "--run-name", "left", "--probe-set", "left", *probing, "--control", *CONTROLS_ASKED)
         near = ("--solver", "nearest", "--protocol", "nested", "--control", "halved")
         run(step3_probe, "run", "--run-name", "near", "--probe-set", "left", *probing, *near)
@@ -203,9 +196,9 @@ def road(tmp_path_factory):
         run(step_intphys_probe, *movies, "--feature-root", root / "lin", "--run-name", "bars_lin", *controls)
         few = ("--num-epochs", "1", "--num-probe-blocks", "1", "--num-heads", "1", "--protocol", "fixed")
         run(step_intphys_attentive, *movies, "--feature-root", root / "att", "--run-name", "bars_att", *few, *controls)
-        pixels = ("--model", "tiny", "--weights", "random", "--model-resolution", "32", "--workers", "0")
-        expected = ("--window-frames", "8", "--context-frames", "4", "--run-name", "bars_sur")
-        run(step_surprise, *pixels, *movies[6:10], *expected)
+        pixels = ("--model", "tiny", "--weights", "random", "--model-resolution", "32")
+        expected = ("--window-frames", "8", "--context-frames", "4", "--max-scenes-per-block", "1")
+        run(step_surprise, *pixels, *movies[6:10], *expected, "--run-name", "bars_sur")
         run(plot_figures, "--results-dir", root / "results", "--figures", "1", "6", "8", "mechanisms", "report")
         yield root
 
@@ -272,6 +265,13 @@ def test_the_benchmark_s_movies_are_told_apart_overall_and_in_its_subtasks(road,
     assert set(controls["control"]) == {"shuffled_labels", "halved"}
     if run == "bars_lin":
         assert (rows.query("subtask == 'overall'")["auc_pooled"] > 0.9).all()
+
+
+def test_the_scripts_beside_the_road_take_them_too(road):
+    surprise = pd.read_csv(road / "results/movies_bars_sur.csv")
+    assert surprise["clip_id"].nunique() == 2 * 2 and set(surprise["block"]) == {"upright", "lying"}
+    (places,) = (road / "results").glob("*patches*_where*.csv")
+    assert set(pd.read_csv(places)["layer"]) == {0, 1}
 
 
 def test_figures_verdicts_and_report_speak_of_all_four(road):

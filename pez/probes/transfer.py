@@ -50,8 +50,10 @@ def run_transfer(args: argparse.Namespace) -> pd.DataFrame:
     """Transfer as the command line says; writes transfer_RUN.csv and returns its rows."""
     options = from_arguments(TransferOptions, args)
     if options.control or options.unique or options.solver not in LINEAR:
-        without = f"--control, --unique, --solver {options.solver}"
-        raise UserError(f"transfer reads linear probes of the main curve: leave out {without}")
+        raise UserError(
+            "transfer reads linear probes of the main curve: leave out --control, --unique, --solver mlp or any other "
+            "that is not linear"
+        )
     find_device(options.device)
     curves = plan(options)
     for curve in curves:
