@@ -176,11 +176,12 @@ def _chosen(content: Any, said: str | None, registered: str | None, key: str | N
     guessed = [(entry, _family_of(entry, beside)) for entry in there]
     if said is not None:
         # V-JEPA 1 has the keys of V-JEPA 2, which a file is taken for whose table is not the formula's
-        own = [(entry, said) for entry, family in guessed if family == said or (family, said) == ("vjepa2", "vjepa1")]
+        same = (said, "vjepa2") if said == "vjepa1" else (said,)
+        own = [entry for entry, family in guessed if family in same]
         other = next((family for _, family in guessed if family is not None), None)
         if not own and other is not None:
             raise UserError(f"{path} is {FAMILIES[other].title}, not --family {said}: leave --family out")
-        guessed = own
+        guessed = [(entry, said) for entry in own]
     found = [(entry, family) for entry, family in guessed if family is not None]
     if not found and len(there) == 1:
         return there[0], default  # reading it says what is missing

@@ -28,7 +28,7 @@ from pez.probes.scores.possibility import SELECTION_METRICS
 from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
 from pez.probes.solvers.attentive_training import SCHEDULES, TOKEN_NORMS
 from pez.probes.solvers.linear import LINEAR, linear_solver
-from pez.probes.solvers.mlp import MLP, MLPSolver
+from pez.probes.solvers.mlp import EPOCHS, MLP, MLPSolver
 from pez.probes.solvers.problems import NORM_MODES
 from pez.probes.solvers.solver import Solver
 from pez.stimuli.variation import FACTORS
@@ -110,13 +110,13 @@ class RunOptions:
 
 
 def _linear(options: "BallOptions") -> Solver:
-    asked = {"device": options.device, "threads": options.threads, "memory_gib": options.memory_gib}
+    asked: dict[str, Any] = {"device": options.device, "threads": options.threads, "memory_gib": options.memory_gib}
     return linear_solver(options.solver, options.max_epochs, options.recipe, **asked)
 
 
 def _mlp(options: "BallOptions") -> Solver:
-    epochs = {} if options.max_epochs is None else {"epochs": options.max_epochs}
-    return MLPSolver(device=options.device, threads=options.threads, seed=options.seed, **epochs)
+    epochs = EPOCHS if options.max_epochs is None else options.max_epochs
+    return MLPSolver(epochs=epochs, device=options.device, threads=options.threads, seed=options.seed)
 
 
 # what --solver names
