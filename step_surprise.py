@@ -5,8 +5,9 @@
       --context-frames 24 --run-name surprise2_large --held-out DIR/HeldOut --leaderboard answers.jsonl --device cuda:0
 
 Nothing is trained. Reads a benchmark's movies and a checkpoint in Meta's format with its predictor. Writes, under
-artifacts/results, windows_RUN.parquet, movies_RUN.csv, surprise_RUN.csv, predictions_RUN.parquet and summary_RUN.json
-(pez/surprise/run.py), and beside_RUN.csv with --beside. A killed run goes on where it was. No checkpoint at hand:
+artifacts/results, windows_RUN.parquet, movies_RUN.csv and surprise_RUN.csv, the files that probes of movies have
+(results, controls, predictions, summary), from which plot_figures.py draws it beside probes of the same movies, and
+with --beside beside_RUN.csv (pez/surprise/run.py). A killed run goes on where it was. No checkpoint at hand:
 --model tiny --weights random.
 """
 
@@ -22,18 +23,21 @@ from pez.cli import COUNT, COUNT_OR_NONE, SEED, Parser, first_line, run_script
 from pez.encoder.extract import DTYPES, default_batch_size
 from pez.encoder.loading import CUSTOM
 from pez.encoder.preprocessing import TRANSFORMS
-from pez.errors import UserError
 from pez.files import check_run_name, run_lock
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import OVERALL, MovieDataset
-from pez.movies.intphys2 import HELD_OUT, MAIN, IntPhys2
+from pez.movies.intphys2 import HELD_OUT, INTPHYS2, MAIN, check_leaderboard
+from pez.probes.predictions import read_predictions
+from pez.probes.scores.score import Scores, score
 from pez.surprise.forecaster import MASK_TOKEN, PREDICTOR_HEADS, Forecaster, load_forecaster
 from pez.surprise.run import (
     OVER,
     RANDOM_WEIGHTS,
+    STRICT,
     WindowTable,
     begin,
     by_movie,
+    check_same_movies,
     fill,
     leaderboard,
     movies_fingerprint,
@@ -109,17 +113,19 @@ def make_parser() -> Parser:
 
 def main(args) -> None:
     check_run_name(args.run_name)
-    probe = args.results_dir / f"predictions_{args.beside}.parquet"
-    if args.beside is not None and not probe.is_file():
-        raise UserError(f"{probe} is missing: run step_intphys_probe.py --run-name {args.beside} first")
     root = args.intphys_root or MOVIE_DATASETS[args.benchmark or "intphys"].root
     dataset = MOVIE_DATASETS[args.benchmark] if args.benchmark else dataset_at(root)
-    if args.held_out is not None and args.leaderboard is None:
-        raise UserError("--held-out movies have no labels, so all there is to write is --leaderboard FILE: name it")
-    if args.leaderboard is not None and not isinstance(dataset, IntPhys2):
-        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
+    check_leaderboard(dataset, args.leaderboard, args.held_out)
+    probe = None
+    if args.beside is not None:
+        path, rerun = args.results_dir / f"predictions_{args.beside}.parquet", "step_intphys_probe.py"
+        probe = score(read_predictions(path, f"{rerun} --run-name {args.beside}", dataset.rows_of_parts))
     movies = dataset.movies(root, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
-    held_out = dataset.unlabelled(args.held_out) if args.held_out is not None else movies.iloc[:0]
+    if probe is not None:
+        check_same_movies(probe, movies["clip_id"])
+    held_out = movies.iloc[:0]
+    if args.held_out is not None:
+        held_out = INTPHYS2.unlabelled(args.held_out, movies["clip_id"])
     step = dataset.frame_step if args.frame_step is None else args.frame_step
     windows = Windows(step, args.window_frames, args.stride, args.context_frames, args.short_contexts)
     forecaster = load_forecaster(
@@ -137,14 +143,20 @@ def main(args) -> None:
     for each in (movies, held_out):
         check_lengths(each, windows)
     with run_lock(args.results_dir, args.run_name):
-        written = run(args, dataset, movies, held_out, windows, forecaster)
+        written = run(args, dataset, movies, held_out, windows, forecaster, probe)
     report(written[0], args.over)
     for path in written:
         print(f"wrote {path}")
 
 
 def run(
-    args, dataset: MovieDataset, movies: pd.DataFrame, held_out: pd.DataFrame, windows: Windows, forecaster: Forecaster
+    args,
+    dataset: MovieDataset,
+    movies: pd.DataFrame,
+    held_out: pd.DataFrame,
+    windows: Windows,
+    forecaster: Forecaster,
+    probe: Scores | None,
 ) -> list[Path]:
     """Score the movies and write the files of a run; returns their paths."""
     on_gpu = forecaster.device.type == "cuda"
@@ -175,7 +187,7 @@ def run(
         fill(table, control, dataset, movies, windows, **passes, control=RANDOM_WEIGHTS, seed=seed)
     found = table.table()
     asked = found[(found["control"] != RANDOM_WEIGHTS) | (found["control_seed"] <= args.control_seeds)]
-    results = {"over": args.over, "settings": settings, "forecaster": described, "probe_run": args.beside}
+    results = {"over": args.over, "settings": settings, "forecaster": described, "probe": probe}
     written = write_results(args.results_dir, args.run_name, by_movie(asked, movies), dataset, **results)
     if args.leaderboard is not None:
         clips, task = (held_out, HELD_OUT) if len(held_out) else (movies, MAIN)
@@ -185,14 +197,16 @@ def run(
 
 def report(path: Path, over: str) -> None:
     """Print the overall scores."""
-    table = pd.read_csv(path, keep_default_na=False)
-    for row in table[(table["subtask"] == OVERALL) & (table["over"] == over)].itertuples():
-        name = f"{row.control} {row.control_seed}".strip() if row.control != "" else "predictor"
-        print(
-            f"{name:18s} {over} over windows: relative {row.relative_accuracy:.3f}   pairwise "
-            f"{row.pairwise_accuracy:.3f} (strict {row.strict_pair_accuracy:.3f})   AUC {row.auc:.3f}   clips "
-            f"{row.clip_accuracy:.3f}"
-        )
+    table = pd.read_csv(path).fillna({"control": ""})
+    said = {"relative_accuracy": "relative", "pairwise_accuracy": "pairwise", STRICT: "strict pairs", "auc": "AUC"}
+    for row in table[(table["subtask"] == OVERALL) & (table["over"] == over)].to_dict("records"):
+        name = f"{row['control']} {row['control_seed']}" if row["control"] else "predictor"
+        scores = [
+            f"{words} {row[metric]:.3f}"
+            + (f" [{row[f'{metric}_low']:.3f}, {row[f'{metric}_high']:.3f}]" if pd.notna(row[f"{metric}_low"]) else "")
+            for metric, words in {**said, "clip_accuracy": "clips"}.items()
+        ]
+        print(f"{name:18s} {over} over windows: {'   '.join(scores)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 BALLS, MOVIES = "balls", "movies"
+COPY_LAST = "copy_last"
 TOGETHER, UNIQUE = "without_encoder", "unique"
 # no floors, for they read the motion itself: whether a layer beats them is said apart
 BESIDE = ("optical_flow", TOGETHER)
@@ -56,8 +57,8 @@ class Control:
 
 CONTROLS: dict[str, Control] = {
     "shuffled_labels": Control(
-        "targets of other clips (of movies: of others in the scene): what the probe fits where there is nothing to be "
-        "read",
+        "targets of other clips (of movies and pairs: of others in the scene or group): what the probe fits where "
+        "there is nothing to be read",
         needs_pass=False,
         seeded=True,
     ),
@@ -112,6 +113,11 @@ CONTROLS: dict[str, Control] = {
         needs_pass=False,
         option="--unique",
         floor=lambda pooling: False,
+    ),
+    COPY_LAST: Control(
+        "of a predictor: the tokens of the last tubelet that is known stand for all that is to come",
+        needs_pass=False,
+        option="step_surprise.py",
     ),
 }
 

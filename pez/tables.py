@@ -139,6 +139,28 @@ def read_csv(path: str | Path, mend: str, **options: Any) -> pd.DataFrame:
         raise UserError(f"{path} is not a readable table ({first_words(error)}): {mend}") from None
 
 
+def read_sheet(path: str | Path) -> pd.DataFrame:
+    """A CSV that people write, every cell as text without spaces around it; rows and nameless columns of nothing are
+    left out. Commas, semicolons or tabs part cells: what is commonest in the first line.
+
+    For callers to explain: FileNotFoundError, or one of UNREADABLE, as for a row with more cells than the first, or two
+    columns of one name.
+    """
+    with Path(path).open(encoding="utf-8-sig") as file:
+        head = file.readline()
+    separator = max(",;\t", key=head.count)
+    cells = pd.read_csv(
+        path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
+    )
+    cells = cells.apply(lambda column: column.str.strip())
+    table = cells[1:].set_axis(cells.iloc[0].tolist(), axis=1)
+    twice = [name for name in set(table.columns) if name and list(table.columns).count(name) > 1]
+    if twice:
+        raise ValueError(f"several columns {min(twice)}")
+    named = [bool(name) or bool(table.iloc[:, place].any()) for place, name in enumerate(table.columns)]
+    return table.loc[(table != "").any(axis=1), named].reset_index(drop=True)
+
+
 def checked(path: str | Path, schema: Schema, table: pd.DataFrame) -> pd.DataFrame:
     """`table`, read from `path`, if it is what `schema` says; else UserError that names the first wrong column."""
     for name, kind in {**schema.required, **schema.optional}.items():

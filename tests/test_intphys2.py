@@ -80,6 +80,25 @@ def test_generations_of_a_scene_stay_in_one_scene_with_pairs_of_their_own(split)
         assert len({clip in set(INTPHYS2.movies(MINI)["clip_id"]) for clip in pair["clip_id"]}) == 1
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda table: table.to_csv(index=False, lineterminator="\r\n"),
+        lambda table: "\ufeff" + table.to_csv(index=False, sep=";"),
+        lambda table: table.assign(more="x", env="").to_csv(index=False) + ",,,,,,,,,,\n",
+        lambda table: table.assign(**{name: table[name].str.upper() for name in KINDS}).to_csv(index=False),
+        lambda table: table.assign(**{name: " " + table[name] + " " for name in KINDS}).to_csv(index=False),
+    ],
+    ids=["CRLF", "semicolons", "extra columns and an empty row", "case", "spaces"],
+)
+def test_tables_written_otherwise_say_the_same(split, written, capsys):
+    path = split / "metadata.csv"
+    path.write_text(written(pd.read_csv(path, dtype=str, keep_default_na=False)), newline="")
+    expected = INTPHYS2.movies(MINI).drop(columns="directory")
+    pd.testing.assert_frame_equal(INTPHYS2.movies(split).drop(columns="directory"), expected)
+    assert "has no row of its own" not in capsys.readouterr().err
+
+
 def remove_video(split):
     (split / "Videos" / f"{FIRST}.mp4").unlink()
 
@@ -93,6 +112,7 @@ def pointer(split):
     (split / "Videos" / f"{FIRST}.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
 
+KINDS = ["condition", "Difficulty", "Camera", "type"]
 DAMAGES = {
     "missing": (remove_video, "missing video"),
     "cut": (cut_video, "no video that can be read|cut off"),
@@ -105,6 +125,18 @@ DAMAGES = {
     "twice": (
         lambda split: change(split, lambda table: pd.concat([table, table.iloc[:1]])),
         f"{FIRST} is listed 2 times",
+    ),
+    "file twice": (
+        lambda split: change(split, lambda table: table.replace(table["file_name"][1], f"Videos/{FIRST}.mp4")),
+        f"Videos/{FIRST}.mp4 is listed 2 times",
+    ),
+    "no camera": (
+        lambda split: change(split, lambda table: table.assign(Camera=table["Camera"].replace("Fixed", ""))),
+        f"Camera of {FIRST} is empty",
+    ),
+    "no name": (
+        lambda split: change(split, lambda table: table.assign(name=["", *table["name"][1:]])),
+        f"name of Videos/{FIRST}.mp4 is empty",
     ),
     "outside": (
         lambda split: change(split, lambda table: table.replace(f"Videos/{FIRST}.mp4", f"../{FIRST}.mp4")),

@@ -16,7 +16,7 @@ import step2_extract
 import step3_probe
 from pez.cli import run_script
 from pez.errors import UserError
-from pez.figures.verdicts.statements import CHECKS, STATEMENTS, read_statements
+from pez.figures.verdicts.statements import CHECKS, STATEMENTS, Statement, read_statements
 from pez.probes.audit import AuditOptions, audit_labels
 from pez.probes.data.labels import read_labels
 from pez.probes.options import BallOptions
@@ -198,6 +198,10 @@ def test_the_built_in_statements_are_the_example():
         ("variable,claim,check\n", "has no rows"),
         ("variable,claim,check\nheight,,early\n", "line 2 has no claim: fill it in"),
         ("variable,claim,check\nheight,x,erly\n", "line 2: check must be one of .* Did you mean 'early'"),
+        (
+            "variable,claim,check\nheight,read, somewhere,early\n",
+            "Expected 3 fields in line 2.* a claim with commas in",
+        ),
         ("figure,variable,claim,check\n2d,height,x,early\n", "line 2: figure must be one of"),
     ],
 )
@@ -207,6 +211,19 @@ def test_statements_that_cannot_be_checked_are_told_their_mend(tmp_path, text, m
     with pytest.raises(UserError, match=message) as raised:
         read_statements(tmp_path / "s.csv")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "variable , claim, check \nheight , can be read, readable \n,,\n",
+        "variable;claim;check\r\nheight;can be read;readable\r\n",
+    ],
+    ids=["spaces and an empty row", "semicolons"],
+)
+def test_statements_as_spreadsheets_write_them(tmp_path, text):
+    (tmp_path / "s.csv").write_text("\ufeff" + text, newline="")
+    assert read_statements(tmp_path / "s.csv") == (Statement("labels", "height", "can be read", "readable"),)
 
 
 def test_a_pipe_of_statements_never_hangs(tmp_path):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DATA
-from intphys_trees import write_tree
+from intphys_trees import movie_table, write_tree
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from surprise_models import (
@@ -24,16 +24,32 @@ from surprise_models import (
 from torch.nn.functional import layer_norm
 
 import constants
+import plot_figures
 import step_surprise
 from pez.cli import run_script
+from pez.controls import COPY_LAST
 from pez.encoder.preprocessing import normalise
 from pez.errors import UserError
-from pez.movies.intphys import INTPHYS_MINI
-from pez.movies.intphys2 import INTPHYS2, possible_threshold
+from pez.figures.plots import movies as movie_plots
+from pez.figures.plots.style import save_figure
+from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
+from pez.movies.intphys2 import INTPHYS2, pair_accuracy, possible_threshold
+from pez.probes.predictions import from_table
+from pez.probes.results import movie_results, write_tables
+from pez.probes.scores.bootstrap import group_resamples
+from pez.probes.scores.score import score
 from pez.surprise import run as surprise_run
 from pez.surprise.forecaster import load_forecaster
-from pez.surprise.run import beside, by_movie, prediction_rows, score_table
-from pez.surprise.windows import COPY_LAST, Windows, check_lengths, movie_frames, movie_surprises
+from pez.surprise.run import (
+    beside,
+    by_movie,
+    check_same_movies,
+    prediction_rows,
+    score_table,
+    scores_of,
+    write_results,
+)
+from pez.surprise.windows import Windows, check_lengths, movie_frames, movie_surprises
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {"num_heads": HEADS, "predictor_heads": PREDICTOR_HEADS, "resolution": RESOLUTION}
@@ -267,13 +283,14 @@ def test_scores_are_those_of_the_definitions():
 def test_predictions_have_the_layout_of_probes_of_movies():
     movies = INTPHYS2.movies(DATA / "intphys2_mini")
     windows, movies = planted({clip: (float(place),) for place, clip in enumerate(movies["clip_id"])})
-    rows = prediction_rows(by_movie(windows, movies), "mean")
+    rows = prediction_rows(by_movie(windows, movies), "mean", INTPHYS2, 12)
     expected = (
         "clip_id block subtask scene movie possible n_frames condition difficulty camera pair layer fold score lr "
     )
-    expected += "weight_decay protocol repeat control control_seed"
+    expected += "weight_decay protocol repeat control control_seed kind"
     assert list(rows) == expected.split()
-    assert set(rows["layer"]) == set(rows["fold"]) == set(rows["repeat"]) == {0}
+    assert set(rows["layer"]) == {12} and set(rows["fold"]) == set(rows["repeat"]) == {0}
+    assert set(rows["kind"]) == {"possible_pairs"}
     assert rows["lr"].isna().all() and set(rows["protocol"]) == {"fixed setting"}
     mine = rows[rows["control"] == ""]
     threshold = possible_threshold(range(8), mine["possible"])
@@ -287,21 +304,60 @@ def test_a_curve_that_lacks_a_movie_is_not_scored():
         by_movie(windows, movies)
 
 
-def test_layers_and_predictor_stand_in_one_table():
-    movies = INTPHYS2.movies(DATA / "intphys2_mini")
-    windows, movies = planted({row.clip_id: (0.0 if row.possible else 1.0,) for row in movies.itertuples()})
-    surprise = prediction_rows(by_movie(windows, movies), "mean")
+def test_layers_and_predictor_stand_in_one_table(tmp_path):
+    movies = movie_table(4)
+    rng = np.random.default_rng(0)
+    surprise = by_movie(
+        pd.DataFrame(
+            [(clip, "", 0, 0, 8, value) for clip, value in zip(movies["clip_id"], rng.random(len(movies)))]
+            + [(clip, COPY_LAST, 0, 0, 8, 1.0) for clip in movies["clip_id"]],
+            columns=list(surprise_run._COLUMNS),
+        ),
+        movies.assign(directory=""),
+    )
+    expected = scores_of(prediction_rows(surprise, "mean", INTPHYS_MINI, 2), INTPHYS_MINI)
     flat, right = movies.assign(score=0.0), movies.assign(score=np.where(movies["possible"], 2.0, -2.0))
-    layers = [flat.assign(layer=0, repeat=0), right.assign(layer=1, repeat=0), flat.assign(layer=1, repeat=1)]
-    probe = pd.concat(layers).assign(control="", protocol="nested")
-    probe = pd.concat([probe, probe.assign(protocol="paper", score=9.0), right.assign(layer=0, repeat=0, control="x")])
-    table = beside(probe, surprise, INTPHYS2).set_index(["way", "layer", "subtask"])
-    found = {key: table.loc[(*key, "overall"), "pairwise_accuracy"] for key in [("probe", 0), ("probe", 1)]}
-    assert found == {("probe", 0): 0.5, ("probe", 1): 0.75}  # the mean over repeats
-    assert table.loc[("predictor", -1, "overall"), "pairwise_accuracy"] == 1.0
-    assert ("copy_last", -1, "permanence") in table.index
-    with pytest.raises(UserError, match="has 4 movies and this one 8, 4 of them in both"):
-        beside(probe[probe["scene"] == "3"], surprise, INTPHYS2)
+    layers = [flat.assign(layer=0), right.assign(layer=1)]
+    probe = pd.concat(layers).assign(control="", protocol="nested", repeat=0)
+    probe["fold"] = probe["scene"].astype(int) % 2
+    probe = pd.concat([probe, probe.assign(protocol="paper", score=-probe["score"])])
+    table = beside(score(from_table(probe)), expected, INTPHYS_MINI).set_index(["way", "layer", "subtask"])
+    own = table["relative_accuracy"]
+    assert own["probe", 0, "overall"] == 0.5 and own["probe", 1, "overall"] == 1.0
+    assert table.loc[("probe", 1, "overall"), "strict_pair_accuracy"] == 1.0
+    assert table.loc[("probe", 0, "overall"), "strict_pair_accuracy"] == 0.0  # ties are wrong
+    assert own["copy_last", -1, "overall"] == 0.5 and ("copy_last", -1, SUBTASKS["O1"]) in table.index
+    scenes = movies.assign(signed=np.where(movies["possible"], -1, 1) * surprise["mean"][: len(movies)])
+    won = (scenes.groupby(["block", "scene"])["signed"].sum() > 0).mean()
+    assert own["predictor", -1, "overall"] == pytest.approx(won)
+    less = table.loc[
+        ("probe", 1, "overall"), [f"relative_accuracy_less_predictor{end}" for end in ("", "_low", "_high")]
+    ]
+    assert less.iloc[0] == pytest.approx(1 - won) and 0 < less.iloc[1] < less.iloc[0] < less.iloc[2]
+    with pytest.raises(UserError, match="has 36 movies and this one 48, 36 of them in both"):
+        check_same_movies(score(from_table(probe[probe["scene"] != "01"])), movies["clip_id"])
+
+
+def test_intervals_are_quantiles_over_the_scenes_drawn():
+    """Nothing is trained, so resamples are scores of the scenes drawn as they are."""
+    movies = movie_table(5, seed=1)
+    values = np.random.default_rng(1).random(len(movies))
+    windows = [(clip, "", 0, 0, 8, value) for clip, value in zip(movies["clip_id"], values)]
+    table = by_movie(pd.DataFrame(windows, columns=list(surprise_run._COLUMNS)), movies.assign(directory=""))
+    row = score_table(table, INTPHYS_MINI).query("over == 'mean' and subtask == 'overall'").iloc[0]
+    scenes = [scene for _, scene in table.assign(score=-table["mean"]).groupby(["block", "scene"])]
+    names = sorted(range(len(scenes)), key=lambda i: "/".join(scenes[i].iloc[0][["block", "scene"]]))
+    counts = group_resamples([f"{number:02d}" for number in range(len(scenes))], 1000).counts.astype(int)
+    relative, strict = [], []
+    wins = [scene["score"][scene["possible"]].sum() > scene["score"][~scene["possible"]].sum() for scene in scenes]
+    pairs = [pair_accuracy(scene, "") for scene in scenes]
+    for drawn in counts:
+        relative.append(np.average([wins[i] for i in names], weights=drawn))
+        strict.append(np.average([pairs[i] for i in names], weights=drawn))
+    for metric, samples in (("relative_accuracy", relative), ("strict_pair_accuracy", strict)):
+        ends = [row[f"{metric}_low"], row[f"{metric}_high"]]
+        np.testing.assert_allclose(ends, np.quantile(samples, [0.025, 0.975]), atol=0.03)
+        assert ends[0] < row[metric] < ends[1]
 
 
 # ---------------------------------------------------------------- the script
@@ -434,3 +490,91 @@ def test_still_movies_surprise_a_copier_of_tokens_only_where_they_change(tmp_pat
     scores = pd.read_csv(tmp_path / "surprise_small.csv", keep_default_na=False)
     own = scores[(scores["control"] == COPY_LAST) & (scores["over"] == "max")].set_index("subtask")
     assert (own.loc["overall", ["auc", "relative_accuracy", "strict_pair_accuracy"]] == 1.0).all()
+
+
+# ---------------------------------------------------------------- beside probes: figures, verdicts, report
+
+
+def planted_runs(folder, scenes=range(1, 13), name="surprise"):
+    """A linear run whose second layer alone reads, and a run of surprises that half know; of movies without frames."""
+    movies = movie_table(12, seed=2)
+    rng = np.random.default_rng(3)
+    tables = []
+    for layer, height in enumerate((0.0, 6.0)):
+        score_ = rng.normal(size=len(movies)) + height * movies["possible"] - height / 2
+        tables.append(movies.assign(layer=layer, score=score_, fold=movies["scene"].astype(int) % 3))
+    made = pd.concat(tables).assign(control="", control_seed=0, protocol="nested", repeat=0, lr=1e-3, weight_decay=0.1)
+    scores = score(from_table(made))
+    described = {"run_name": "probe", "probe_set": "intphys_linear", "variable": "possible", "model": "large"}
+    described |= {"weights": "vitl.pt", "data": INTPHYS_MINI.title}
+    rows = movie_results(scores, 2, with_epoch=True).assign(**described)
+    write_tables(folder, "probe", "movies", rows, pd.DataFrame(), pd.DataFrame(), made, described)
+    # surprises: lower of possible movies, with noise; the copier's are noise
+    own = movies[movies["scene"].astype(int).isin(scenes)]
+    windows = []
+    for movie in own.itertuples():
+        windows.append((movie.clip_id, "", 0, 0, 8, rng.normal() - 0.5 * movie.possible))
+        windows.append((movie.clip_id, COPY_LAST, 0, 0, 8, rng.normal()))
+    windows = pd.DataFrame(windows, columns=list(surprise_run._COLUMNS))
+    windows.to_parquet(folder / f"windows_{name}.parquet")
+    forecaster = {"model": "large", "weights_label": "vitl.pt", "depth": 2}
+    of_movies = by_movie(windows, own.assign(directory=""))
+    settings = {"transform": "resize"}
+    write_results(folder, name, of_movies, INTPHYS_MINI, over="mean", settings=settings, forecaster=forecaster)
+
+
+def test_figures_verdict_and_report_have_the_predictor_beside_the_layers(tmp_path, monkeypatch, capsys):
+    planted_runs(tmp_path)
+    drawn = []
+
+    def keep(figure, path):
+        drawn.append(figure)
+        return save_figure(figure, path)
+
+    monkeypatch.setattr(movie_plots, "save_figure", keep)
+    argv = ["--results-dir", str(tmp_path), "--figures", "1", "6", "report"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, argv) == 0, capsys.readouterr().err
+    own = pd.read_csv(tmp_path / "results_surprise.csv").set_index("subtask")
+    truth = pd.read_csv(tmp_path / "surprise_surprise.csv").query("over == 'mean' and control.isna()")
+    truth = truth.set_index("subtask")
+    assert own.loc["overall", "layer"] == 2 and own.loc["overall", "layer_fraction"] == 1.0
+    for metric in ("relative_accuracy", "auc"):
+        np.testing.assert_allclose(own[f"{metric}_mean"], truth[metric].loc[own.index])
+        np.testing.assert_allclose(own[f"{metric}_low"], truth[f"{metric}_low"].loc[own.index])
+    value, low, high = own.loc["overall", [f"relative_accuracy_{end}" for end in ("mean", "low", "high")]]
+    table = pd.read_csv(tmp_path / "figure6_intphys_overall_compare.csv")
+    for subtask, rows in table.groupby("subtask"):
+        expected = own.loc[subtask, "relative_accuracy_mean"]
+        assert rows["predictor_relative_accuracy"].tolist() == pytest.approx([expected] * 2)
+    for figure in drawn:  # Figure 1 and Figure 6: a level line, an interval
+        (line,) = (line for line in figure.axes[0].lines if line.get_gid() == "predictor")
+        assert line.get_ydata() == pytest.approx([value, value])
+        ends = [each.get_ydata() for each in figure.axes[0].lines if len(each.get_ydata()) == 2]
+        assert any(np.allclose(each, [low, high]) for each in ends)
+    text = (tmp_path / "figure6_verdict.md").read_text()
+    assert "What its predictor expects (run `surprise`)" in text and f"{value:.3f} ({low:.3f} to {high:.3f})" in text
+    record = json.loads((tmp_path / "figure6_verdict.json").read_text())
+    said = {each["claim"]: each for each in record["beyond"]}
+    expects = said["possible versus impossible is expected by the predictor"]
+    chance, copied = expects["findings"]
+    assert (chance["against"], copied["against"]) == ("chance", COPY_LAST) and chance["verdict"] == "holds"
+    assert f"{value - 0.5:+.2f} [{low - 0.5:+.2f}, {high - 0.5:+.2f}]" in chance["measured"]
+    more = said["possible versus impossible is read by some layer beyond what the predictor expects"]
+    assert more["verdict"] == "holds" and f"most at layer 1: {1 - value:+.2f}" in more["findings"][0]["measured"]
+    assert "by themselves layers 1" in more["findings"][0]["measured"]
+    assert record["made_from"]["surprise"]["predictions_fingerprint"] == own["predictions_fingerprint"].iloc[0]
+    page = (tmp_path / "report.html").read_text()
+    assert "the surprise of the model" in page and "what the predictor expects, overall, nothing trained" in page
+    assert "large: possible versus impossible is expected by the predictor" in page.lower()
+    assert "surprise: without random weights." in page  # the baseline that was not run
+
+
+def test_surprises_of_other_movies_are_not_drawn_beside(tmp_path, capsys):
+    planted_runs(tmp_path, scenes=range(1, 7))
+    argv = ["--results-dir", str(tmp_path), "--figures", "6"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, argv) == 0
+    assert "run surprise: not drawn beside probe, whose movies are others" in capsys.readouterr().out
+    assert "predictor_relative_accuracy" not in pd.read_csv(tmp_path / "figure6_intphys_overall_compare.csv")
+    compared = ["--results-dir", str(tmp_path), "--compare", "probe", "surprise"]
+    assert run_script(plot_figures.make_parser(), plot_figures.main, compared) == 0
+    assert (tmp_path / "compare_probe_surprise.png").is_file()

@@ -29,7 +29,7 @@ from pez.errors import UserError
 from pez.figures.plots.curves import compare_figure, curve_figure
 from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
 from pez.figures.plots.mechanisms import MechanismRun
-from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls
+from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls, with_expected
 from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.turns import turns_figure, turns_table
@@ -38,7 +38,7 @@ from pez.figures.verdicts.statements import LABELS, STATEMENTS, Statement
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import dataset_of, spoken
 from pez.files import fingerprint, write_csv
-from pez.probes.results import BALL, MOVIES, Run, read_runs
+from pez.probes.results import BALL, MOVIES, SURPRISE, Run, read_runs
 from pez.probes.scores.possibility import OVERALL
 
 # Each quantity's variable, then those that stand in for it together.
@@ -217,7 +217,7 @@ def build_figure1(results_dir: str | Path, runs: Sequence[str] | None = None, re
     frames = run.value("n_frames_sample", 16)
     path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
     published = published_movies("linear")
-    rows = with_controls(run.table, run.controls)
+    rows = with_expected(with_controls(run.table, run.controls), expectation_of(results_dir, run, runs))
     return [draw_metrics(rows, published if reference else published.iloc[:0], path)]
 
 
@@ -228,8 +228,7 @@ def build_figure6(
     statements: Sequence[Statement] = STATEMENTS,
 ) -> list[Path]:
     """Linear probes, models side by side."""
-    found = movie_runs(results_dir, "linear", runs)
-    return _build_comparison(results_dir, 6, found, "linear", "step_intphys_probe.py", reference, statements)
+    return _build_comparison(results_dir, 6, runs, "linear", "step_intphys_probe.py", reference, statements)
 
 
 def build_figure8(
@@ -239,14 +238,34 @@ def build_figure8(
     statements: Sequence[Statement] = STATEMENTS,
 ) -> list[Path]:
     """Attentive probes, models side by side."""
-    found = movie_runs(results_dir, "attentive", runs)
-    return _build_comparison(results_dir, 8, found, "attentive", "step_intphys_attentive.py", reference, statements)
+    return _build_comparison(results_dir, 8, runs, "attentive", "step_intphys_attentive.py", reference, statements)
 
 
 def movie_runs(results_dir: str | Path, probe: str, names: Sequence[str] | None = None) -> list[Run]:
     """Runs of movies (all, or those named) by one kind of probe, "linear" or "attentive"."""
     every = read_runs(results_dir, names)
     return [run for run in every if run.kind == MOVIES and str(run.value("probe_set")).endswith(f"_{probe}")]
+
+
+def expectation_of(results_dir: str | Path, run: Run, names: Sequence[str] | None = None) -> Run | None:
+    """The newest run of step_surprise.py (of all, or of those named) with a probe's model, weights and movies; None
+    without one."""
+    of = ("data", "model", "weights")
+    same = [
+        other
+        for other in read_runs(results_dir, names)
+        if other.value("probe_set") == SURPRISE and all(other.value(name) == run.value(name) for name in of)
+    ]
+    for other in sorted(same, key=lambda each: each.rank, reverse=True):
+        try:
+            clips = [set(each.scores.main(run.variables[0]).predictions.clips["clip_id"]) for each in (run, other)]
+        except UserError as error:
+            print(f"run {other.name}: not drawn beside {run.name}: {error}")
+            continue
+        if clips[0] == clips[1]:
+            return other
+        print(f"run {other.name}: not drawn beside {run.name}, whose movies are others")
+    return None
 
 
 def newest_by_model(runs: Sequence[Run]) -> list[Run]:
@@ -260,15 +279,16 @@ def newest_by_model(runs: Sequence[Run]) -> list[Run]:
 def _build_comparison(
     results_dir: str | Path,
     number: int,
-    runs: Sequence[Run],
+    names: Sequence[str] | None,
     probe: str,
     script: str,
     reference: bool,
     statements: Sequence[Statement],
 ) -> list[Path]:
-    if not runs:
+    found = movie_runs(results_dir, probe, names)
+    if not found:
         return _say_absent(f"Figure {number}", script)
-    runs = newest_by_model(runs)
+    runs = newest_by_model(found)
     datasets = [dataset_of(run.table) for run in runs]
     title = f"Figure {number}: {probe} probe, {' and '.join(sorted({dataset.title for dataset in datasets}))}"
     there = {run.value("model") for run in runs}
@@ -276,13 +296,15 @@ def _build_comparison(
     if missing:
         print(f"Figure {number}: no run of {', '.join(missing)}; left out (make one with {script} --model ...)")
     published = published_movies(probe)
-    rows = [with_controls(run.table, run.controls) for run in runs]
+    beside = {run.name: expectation_of(results_dir, run, names) for run in runs}
+    expected = {name: other for name, other in beside.items() if other is not None}
+    rows = [with_expected(with_controls(run.table, run.controls), beside[run.name]) for run in runs]
     table = compare_table(pd.concat(rows, ignore_index=True), published)
     stem = Path(results_dir) / f"figure{number}_intphys_overall_compare"
     return [
         write_csv(stem.with_suffix(".csv"), table),
         draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
-        *build_movie_verdict(results_dir, number, title, runs, published, missing, statements),
+        *build_movie_verdict(results_dir, number, title, runs, published, missing, statements, expected),
     ]
 
 

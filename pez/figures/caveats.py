@@ -10,20 +10,21 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pez.controls import BALLS, controls_for
+from pez.controls import BALLS, COPY_LAST, controls_for
 from pez.controls import MOVIES as OF_MOVIES
 from pez.figures.quoted import key_curve, quoted
 from pez.figures.verdicts.evidence import FEWEST_GROUPS, Judged
 from pez.figures.words import capital, dataset_of, listed, number, spans, spoken
 from pez.probes.protocols import FIXED
 from pez.probes.recipes import OURS, PUBLISHED, PUBLISHED_NOTE
-from pez.probes.results import BALL, MOVIES, Run, unconverged_in
+from pez.probes.results import BALL, MOVIES, SURPRISE, Run, unconverged_in
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.possibility import OVERALL
 from pez.stimuli.clipset import ClipSet
 from pez.stimuli.conditions import UNITS
 from pez.weights import CARD, TRAINED_HERE, comes_with_project, is_random
 
+OF_SURPRISE = (COPY_LAST, "random_weights")  # the baselines of step_surprise.py
 Found = Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
 
 
@@ -271,14 +272,15 @@ def _bare(kind: str, data: str) -> Found:
     """Runs by the controls that they lack, of those that mean something for their kind of data."""
 
     def found(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
-        wanted = controls_for(data)
         by_missing: dict[tuple[str, ...], list[str]] = {}
         for run in (run for run in runs if run.kind == kind):
+            wanted = OF_SURPRISE if run.value("probe_set") == SURPRISE else controls_for(data)
             there = set(run.controls["control"]) if "control" in run.controls else set()
             by_missing.setdefault(tuple(name for name in wanted if name not in there), []).append(run.name)
         for missing, names in by_missing.items():
             if missing:
-                which = "none was run" if len(missing) == len(wanted) else f"without {listed(map(spoken, missing))}"
+                none = len(missing) == len(controls_for(data))
+                which = "none was run" if none else f"without {listed(map(spoken, missing))}"
                 yield f"{listed(names)}: {which}."
 
     return found

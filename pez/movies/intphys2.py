@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from pez.files import write_text
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask
 from pez.movies.problems import Problem, listed, print_problems, summary
 from pez.runs import progress
+from pez.tables import UNREADABLE, first_words, read_sheet
 
 METADATA = "metadata.csv"
 MAIN, HELD_OUT = "Main", "HeldOut"
@@ -83,15 +85,23 @@ class IntPhys2(MovieDataset):
             raise UserError(f"{folder}: no scene is complete, so there is nothing to read: {_MEND}")
         return _movies(rows, counts, folder)
 
-    def unlabelled(self, folder: str | Path) -> pd.DataFrame:
+    def unlabelled(self, folder: str | Path, labelled: Collection[str] = ()) -> pd.DataFrame:
         """Videos of a split without labels (HeldOut), in the order of their names: `clip_id n_frames directory`.
 
-        UserError if there are none, or one cannot be read.
+        UserError if there are none, one cannot be read, or one is among the `labelled` ones that answers are learned
+        from.
         """
         folder = Path(folder).expanduser()
+        folder = folder if (folder / "Videos").is_dir() else folder / HELD_OUT
         files = sorted(path for path in (folder / "Videos").glob("*.mp4") if not path.name.startswith("."))
         if not files:
             raise UserError(f"no Videos/*.mp4 in {folder}: pass the folder of the split without labels")
+        known = [path.stem for path in files if path.stem in set(labelled)]
+        if known:
+            raise UserError(
+                f"{folder} holds {known[0]} and {len(known) - 1} others of the videos with labels: pass the split "
+                f"without labels, {HELD_OUT}, as --held-out"
+            )
         rows = []
         for path in progress(files, description="checking videos", unit="video"):
             n_frames, wrong = _count_frames(path)
@@ -141,9 +151,18 @@ def pair_accuracy(movies: pd.DataFrame, pair_column: str = "pair") -> float:
     With `pair_column` "" every possible movie of a scene is paired with every impossible one. The score is higher the
     more possible; of surprises, minus the mean or the largest over windows (their relative accuracy).
     """
+    possible, impossible = matched(movies, pair_column)
+    score = movies["score"].to_numpy()
+    return float((score[possible] > score[impossible]).mean())
+
+
+def matched(movies: pd.DataFrame, pair_column: str = "pair") -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the possible and of the impossible movie of every pair, [pairs] each."""
     keys = ["block", "scene", *([pair_column] if pair_column else [])]
-    pairs = movies[movies["possible"]].merge(movies[~movies["possible"]], on=keys, suffixes=("", "_impossible"))
-    return float((pairs["score"] > pairs["score_impossible"]).mean())
+    rows = movies[keys].assign(row=np.arange(len(movies)))
+    possible = movies["possible"].to_numpy(dtype=bool)
+    pairs = rows[possible].merge(rows[~possible], on=keys, suffixes=("", "_impossible"))
+    return pairs["row"].to_numpy(), pairs["row_impossible"].to_numpy()
 
 
 def video_accuracy(possible: npt.ArrayLike, answer: npt.ArrayLike) -> float:
@@ -160,6 +179,14 @@ def possible_threshold(surprise: npt.ArrayLike, possible: npt.ArrayLike) -> floa
     The authors take it of each movie's largest surprise, on the very movies that it then judges (absolute accuracy).
     """
     return float(np.quantile(np.asarray(surprise)[np.asarray(possible, dtype=bool)], POSSIBLE_QUANTILE))
+
+
+def check_leaderboard(dataset: MovieDataset, leaderboard: Path | None, held_out: Path | None) -> None:
+    """UserError for --leaderboard of another benchmark, or --held-out without it."""
+    if held_out is not None and leaderboard is None:
+        raise UserError("--held-out movies have no labels, so all there is to write is --leaderboard FILE: name it")
+    if leaderboard is not None and not isinstance(dataset, IntPhys2):
+        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
 
 
 def write_leaderboard(path: str | Path, scores: pd.DataFrame, task: str = HELD_OUT) -> Path:
@@ -195,23 +222,24 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(_not_a_split(root))
     try:
-        # as text: 40_1 is no number, and None is a value
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no readable table ({' '.join(str(error).split())}): {_MEND}") from None
-    table = table.apply(lambda column: column.str.strip())
+        table = read_sheet(path)  # as text: 40_1 is no number, and None is a value
+    except UNREADABLE as error:
+        raise UserError(f"{path} is no readable table ({first_words(error)}): {_MEND}") from None
     lacking = [name for name in _COLUMNS if name not in table]
     if "type" in lacking and "name" in table or not lacking and len(table) and not table["type"].any():
         raise UserError(
             f"{folder} has no labels, as IntPhys 2's {HELD_OUT} split (they are not public): nothing can be probed; "
-            f"pass its {MAIN} split as --benchmark-root, and {HELD_OUT} to step_surprise.py as --held-out"
+            f"pass its {MAIN} split as --benchmark-root, and {HELD_OUT} as --held-out"
         )
     if lacking or table.empty:
         what = f"has no column {lacking[0]}" if lacking else "has no rows"
         raise UserError(f"{path} {what}; it should have {', '.join(_COLUMNS)}: {_MEND}")
-    unknown = sorted(set(table["condition"]) - {each.value for each in INTPHYS2.subtasks if each.column == "condition"})
-    if unknown:
-        print(f"note: {path}: condition {unknown[0]!r} has no row of its own in tables", file=sys.stderr)
+    for column in _OF_SCENE:
+        known = {each.value.lower(): each.value for each in INTPHYS2.subtasks if each.column == column.lower()}
+        table[column] = [known.get(word.lower(), word) for word in table[column]]
+        unknown = sorted(set(table[column]) - {*known.values(), ""})
+        if unknown:
+            print(f"note: {path}: {column} {unknown[0]!r} has no row of its own in tables", file=sys.stderr)
     return table
 
 
@@ -224,12 +252,19 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
         if match is None:
             what = f"type {row.type!r} of {row.name} in scene {row.SceneIndex} is not 1_Possible, 1_Impossible, ..."
             problems.append(Problem(key, path, "videos without a label", what))
+        problems += [
+            Problem(key, path, "rows with an empty cell", f"{column} of {row.name or row.file_name} is empty")
+            for column in _COLUMNS
+            if column != "type" and not getattr(row, column)
+        ]
         if Path(row.file_name).is_absolute() or ".." in Path(row.file_name).parts:
             what = f"file_name {row.file_name!r} leads out of the split"
             problems.append(Problem(key, path, "videos outside the split", what))
-    for name, count in Counter(table["name"]).items():
-        if count > 1:
-            rows = table[table["name"] == name]
+    for column, name, count in [
+        (each, *found) for each in ("name", "file_name") for found in Counter(table[each]).items()
+    ]:
+        if count > 1 and name:
+            rows = table[table[column] == name]
             for key in dict.fromkeys(zip(rows["condition"], rows["SceneIndex"])):
                 problems.append(Problem(key, path, "videos listed twice", f"{name} is listed {count} times"))
     for scene, rows in table.groupby("SceneIndex", sort=False):

@@ -193,7 +193,7 @@ def grouped_folds(
     if n_folds < 2:
         raise UserError(f"--folds must be at least 2; got {n_folds}: give a number in that range")
     if len(names) < 2:
-        raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another --grouping")
+        raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another")
     strata = np.zeros(len(group), dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
     n_splits = min(n_folds, len(names))
     if np.bincount(strata).max() < n_splits:  # StratifiedGroupKFold refuses these; one stratum is plain folds

@@ -14,13 +14,14 @@ import pandas as pd
 
 from pez.errors import UserError
 from pez.files import remove_dead_partial, run_lock
+from pez.movies.intphys2 import HELD_OUT as HELD_OUT_SPLIT
 from pez.movies.intphys2 import MAIN as MAIN_SPLIT
-from pez.movies.intphys2 import write_leaderboard
+from pez.movies.intphys2 import video_accuracy, write_leaderboard
 from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
-from pez.probes.data.probe_data import ProbeData
+from pez.probes.data.probe_data import ProbeData, store_features
 from pez.probes.folds import check_n_folds, published_scene_folds, repeated_scene_folds
 from pez.probes.options import AttentiveOptions, MovieOptions, from_arguments, recorded
-from pez.probes.predictions import MAIN, Predictions
+from pez.probes.predictions import MAIN, Choice, Predictions
 from pez.probes.protocols import choice_words, chosen_protocols, quoted_protocol, spoken_protocol, with_fixed
 from pez.probes.recipes import OURS, PUBLISHED, as_published
 from pez.probes.results import (
@@ -37,11 +38,14 @@ from pez.probes.scores.possibility import METRIC_OF, score_movies
 from pez.probes.scores.score import score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
-from pez.probes.solvers.linear import linear_solver
+from pez.probes.solvers.linear import LinearSolver, linear_solver
 from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.solver import Solver
 from pez.probes.summary import movie_facts
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
-from pez.shards import WHOLE, Shard, check_shard, describing, holding
+from pez.probes.validation.cross_validate import read_others
+from pez.shards import Shard, check_shard, describing, holding
+from pez.store import FeatureStore
 
 POOLING_OF_LINEAR = "mean"
 
@@ -116,14 +120,94 @@ def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
 def answers(predictions: Sequence[Predictions]) -> pd.DataFrame:
     """Out-of-fold `score` of every movie (`clip_id`) of a main curve, by the protocol to quote: of each fold at the
     layer whose pairwise accuracy is highest on the other folds, the first of equals. First repeat only."""
-    mains = {each.protocol: each for each in predictions if each.control == MAIN}
-    curve = mains[quoted_protocol(mains)]
-    scores, fold, found = curve.predicted[0, :, :, 0], curve.fold[0], np.zeros(len(curve.clips))
+    curve = _quoted_main(predictions)
+    fold, found = curve.fold[0], np.zeros(len(curve.clips))
     for number in range(curve.n_folds):
-        rest, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        accuracy = [score_movies(curve.clips.iloc[rest].assign(score=own[rest]))["pairwise_accuracy"] for own in scores]
-        found[held] = scores[int(np.argmax(accuracy)), held]
+        held = np.flatnonzero(fold == number)
+        best = int(np.argmax(_pairwise_accuracy(curve, 0, np.flatnonzero(fold != number))))
+        found[held] = curve.predicted[0, best, held, 0]
     return pd.DataFrame({"clip_id": curve.clips["clip_id"], "score": found})
+
+
+def _quoted_main(predictions: Sequence[Predictions]) -> Predictions:
+    mains = {each.protocol: each for each in predictions if each.control == MAIN}
+    return mains[quoted_protocol(mains)]
+
+
+def _pairwise_accuracy(curve: Predictions, repeat: int, rows: np.ndarray) -> list[float]:
+    """Of some movies, at every layer."""
+    movies = curve.clips.iloc[rows]
+    scores = curve.predicted[repeat, :, rows, 0].T
+    return [score_movies(movies.assign(score=own))["pairwise_accuracy"] for own in scores]
+
+
+def chosen_over_folds(predictions: Sequence[Predictions], solver: Solver) -> tuple[int, Choice]:
+    """The layer and setting for movies that no fold holds, from what the folds of a main curve chose.
+
+    By the protocol to quote: the layer whose out-of-fold pairwise accuracy is highest (the mean over repeats, the first
+    of equals); there the setting that most folds chose (of equals the first of the grid), for the mean of the epochs
+    that they chose with it.
+    """
+    curve = _quoted_main(predictions)
+    repeats = range(len(curve.fold))
+    accuracy = np.mean([_pairwise_accuracy(curve, repeat, curve.tested) for repeat in repeats], axis=0)
+    layer = int(curve.layers[int(np.argmax(accuracy))])
+    choices = [choice for (_, at, _), choice in curve.choices.items() if at == layer]
+    by_setting = [
+        [each for each in choices if Setting(each.learning_rate, each.weight_decay) == setting]
+        for setting in solver.settings
+    ]
+    number = max(range(len(by_setting)), key=lambda number: len(by_setting[number]))
+    epochs = max(1, round(float(np.mean([choice.epochs for choice in by_setting[number]]))))
+    chosen = solver.settings[number]
+    return layer, Choice(number, epochs, chosen.learning_rate, chosen.weight_decay)
+
+
+def held_out_answers(
+    predictions: Sequence[Predictions], curve: Curve, solver: Solver, held_out: FeatureStore
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """`clip_id score` of movies without labels, by a probe trained on all movies of the main curve; how it was chosen.
+
+    Layer and setting by `chosen_over_folds`, so on the labelled movies alone.
+    """
+    layer, choice = chosen_over_folds(predictions, solver)
+    if isinstance(solver, LinearSolver):  # --until-converged may have chosen more epochs than it was given
+        solver = dataclasses.replace(solver, epochs=max(solver.epochs, choice.epochs))
+    others = store_features(held_out, curve.capture, curve.pooling)
+    score = read_others(curve.data, others, solver, layer, (choice,))[:, 0].numpy()
+    chosen = {"layer": layer, "lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epochs": choice.epochs}
+    return pd.DataFrame({"clip_id": held_out.clips["clip_id"], "score": score}), chosen
+
+
+def _with_answers(
+    args: argparse.Namespace,
+    tables: Tables,
+    predictions: Sequence[Predictions],
+    curve: Curve,
+    solver: Solver,
+    held_out: FeatureStore | None,
+) -> tuple[Tables, list[Path]]:
+    """`tables` whose record says how --leaderboard was answered, and its file; without that option as they are."""
+    if args.leaderboard is None:
+        return tables, []
+    if held_out is None:
+        found, task = answers(predictions), MAIN_SPLIT
+        possible = curve.data.clips.set_index("clip_id")["possible"][found["clip_id"]]
+        right = video_accuracy(possible, found["score"] > 0)
+        told: dict[str, Any] = {"task": task, "video_accuracy": right}
+        print(f"{args.leaderboard}: out-of-fold answers of {task}, {right:.3f} of the videos right")
+    else:
+        found, chosen = held_out_answers(predictions, curve, solver, held_out)
+        protocol = _quoted_main(predictions).protocol
+        told = {"task": HELD_OUT_SPLIT, "protocol": protocol, "trained_on": len(curve.data.clips), **chosen}
+        print(
+            f"{args.leaderboard}: answers of {HELD_OUT_SPLIT} by the probe of layer {chosen['layer']} (learning rate "
+            f"{chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {chosen['epochs']} epochs; {protocol} choice "
+            f"on {MAIN_SPLIT}'s folds), trained on all {len(curve.data.clips)} movies of {MAIN_SPLIT}"
+        )
+    record = {**tables.record, "leaderboard": {"file": args.leaderboard.name, **told}}
+    path = write_leaderboard(args.leaderboard, found, told["task"])
+    return dataclasses.replace(tables, record=record), [path]
 
 
 def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
@@ -160,13 +244,10 @@ def run_movies(args: argparse.Namespace) -> Tables:
         tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
         for line in movie_notes(options, curve):
             print(line)
-        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
+        tables, answered = _with_answers(args, tables, predictions, curve, solver, features.held_out)
+        for path in [*write_movies(options, tables), *answered]:
             print(f"wrote {path}")
     return tables
-
-
-def _leaderboard(args: argparse.Namespace, predictions: Sequence[Predictions]) -> list[Path]:
-    return [] if args.leaderboard is None else [write_leaderboard(args.leaderboard, answers(predictions), MAIN_SPLIT)]
 
 
 def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
@@ -225,7 +306,7 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
         remove_dead_partial(options.results_dir)
         features = movie_features(args, options.patch_pool, options.control, shard)
         curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
-        return _attentive(args, options, solver, curve, locks, shard)
+        return _attentive(args, options, solver, curve, locks, features.held_out, shard)
 
 
 def _attentive(
@@ -234,7 +315,8 @@ def _attentive(
     solver: AttentiveSolver,
     curve: Curve,
     locks: Path,
-    shard: Shard = WHOLE,
+    held_out: FeatureStore | None,
+    shard: Shard,
 ) -> Tables | None:
     curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
     predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
@@ -250,6 +332,8 @@ def _attentive(
     settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
     with describing(locks, shard):
         tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
-        for path in [*write_movies(options, tables), *_leaderboard(args, predictions)]:
+        tables, answered = _with_answers(args, tables, predictions, curve, solver, held_out)
+        solver.release()
+        for path in [*write_movies(options, tables), *answered]:
             print(f"wrote {path}")
     return tables

@@ -48,6 +48,7 @@ from pez.tables import RESULTS, checked, read_csv
 
 BALL, MOVIES = "ball", "movies"
 RECORDS = {BALL: "config", MOVIES: "summary"}
+SURPRISE = "surprise"  # probe set of runs of step_surprise.py, which train no probe
 RUN_COLUMNS = ("run_name", "variable", "layer", "weights")  # of every results table
 
 
@@ -516,4 +517,6 @@ def movie_settings(described: dict[str, Any]) -> dict[str, Any]:
         "transform": described["transform"],
         "frame_order": described["frame_order"],
         **{key: chosen[key] for key in ("data", "n_frames_sample", "n_frames", "n_movies") if key in chosen},
+        **{key: int(chosen[key]) for key in ("window", "window_stride") if key in chosen},
+        **{key: described[key] for key in ("window_pooling",) if key in described},
     }

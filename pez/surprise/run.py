@@ -1,19 +1,22 @@
 """Runs of step_surprise.py: movies in, the files of a run out. A killed run goes on where it was.
 
     windows_RUN.parquet      a row per window, context and curve: `clip_id control control_seed start context surprise`
-    surprise_RUN.csv         scores, a row per curve, way to sum up a movie (`over` its windows: mean or max) and
-                             sub-task, the first overall
+    surprise_RUN.csv         scores with 95 % intervals (bootstrap over scenes, not widened: nothing is trained), a row
+                             per curve, way to sum up a movie (`over` its windows: mean or max) and sub-task, the first
+                             overall
     movies_RUN.csv           a row per movie and curve: what the benchmark says of it, `n_windows mean max`
-    predictions_RUN.parquet  a row per movie and curve as probes of movies have them (layer 0, fold 0, nothing trained,
-                             protocol "fixed setting"), by one way to sum up
+    results_RUN.csv, controls_RUN.csv, predictions_RUN.parquet     as probes of movies have them
+                             (pez/probes/results.py), by one way to sum up: nothing trained, protocol "fixed setting",
+                             one fold; the layer is the encoder's depth, one behind its last
     beside_RUN.csv           with a probe's run: what each layer reads and what the predictor expects, in one table
-    summary_RUN.json         settings, what the model is, provenance
+    summary_RUN.json         settings, what the model is, provenance, checksums of the files
 
 Curves are the model ("" as `control`), `copy_last`, and `random_weights` by seed. A movie's score is the threshold less
 its surprise, so the higher the more possible. The threshold is the authors' (pez.movies.intphys2.possible_threshold),
 for each curve and way to sum up, and enters clip_accuracy alone: that one is optimistic, since it saw the labels.
-Columns of scores: those of pez/probes/scores/possibility.py, and
+Columns of scores: those of pez/probes/scores/possibility.py, each with _low and _high where it has an interval, and
 
+    n_movies                 of the sub-task
     strict_pair_accuracy     matched pairs whose possible movie surprises strictly less (the authors' relative accuracy)
 """
 
@@ -22,27 +25,36 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
+from pez.controls import COPY_LAST
 from pez.errors import UserError
 from pez.files import fingerprint, fingerprint_of_files, write_csv, write_json, write_parquet
-from pez.movies.dataset import MOVIE_COLUMNS, OVERALL, MovieDataset
-from pez.movies.intphys2 import pair_accuracy, possible_threshold, write_leaderboard
-from pez.probes.scores.possibility import score_movies, tolerances
+from pez.movies.dataset import OVERALL, MovieDataset
+from pez.movies.intphys2 import matched, possible_threshold, write_leaderboard
+from pez.probes.data.movies import kind_of
+from pez.probes.data.probe_data import POSSIBLE
+from pez.probes.predictions import from_table
+from pez.probes.protocols import FIXED
+from pez.probes.recipes import OURS
+from pez.probes.results import MOVIES, SURPRISE, movie_controls, movie_results, write_tables
+from pez.probes.scores.bootstrap import bootstrap_mean
+from pez.probes.scores.score import Scored, Scores, ends_of, score
 from pez.records import MovieRunRecord, read_record
 from pez.runs import progress, provenance
 from pez.surprise.forecaster import Forecaster
-from pez.surprise.windows import COPY_LAST, Windows, movie_frames, movie_surprises
-from pez.tables import MOVIE_PREDICTIONS, WINDOWS, read_parquet
+from pez.surprise.windows import Windows, movie_frames, movie_surprises
+from pez.tables import WINDOWS, read_parquet
 
 RANDOM_WEIGHTS = "random_weights"
-PROBE_SET = "surprise"
-PROTOCOL = "fixed setting"  # nothing is trained or chosen
 OVER = ("mean", "max")
+STRICT = "strict_pair_accuracy"
 CURVE = ["control", "control_seed"]
 FLUSH_SECONDS = 60
 HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
+_CHOSEN = ["best_lr_mode", "best_wd_mode", "best_epoch_median"]  # of probes
 _COLUMNS = ("clip_id", *CURVE, "start", "context", "surprise")
 
 
@@ -85,12 +97,16 @@ def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> Wi
     UserError naming the first setting that differs from the earlier run's, or if the name is another kind of run's.
     """
     table, record = directory / f"windows_{run_name}.parquet", directory / f"summary_{run_name}.json"
-    if record.is_file() and read_record(record, MovieRunRecord).get("probe_set") != PROBE_SET:
+    if record.is_file() and read_record(record, MovieRunRecord).get("probe_set") != SURPRISE:
         raise UserError(f"{record} is of a run that is not of step_surprise.py: choose another --run-name")
     if overwrite:
         table.unlink(missing_ok=True)
-    if table.is_file():
-        before = read_record(record, MovieRunRecord).get("settings", {})
+    if not table.is_file():
+        write_json(record, _record(run_name, settings))
+        (directory / f"results_{run_name}.csv").unlink(missing_ok=True)  # of the run that was there
+    else:
+        known = read_record(record, MovieRunRecord)
+        before = known.get("settings", {})
         came_later = {name: settings[name] for name in ("held_out",) if name in settings}  # an earlier run had none
         before = {**came_later, **before}
         differing = [name for name, value in settings.items() if before.get(name) != value]
@@ -100,12 +116,12 @@ def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> Wi
                 f"{table} was made with {name} {before.get(name)!r}, not {settings[name]!r}: choose another "
                 "--run-name, or --overwrite it"
             )
-    write_json(record, _record(run_name, settings))
+        write_json(record, {**known, "settings": {**before, **settings}})  # what is there stays a run
     return WindowTable(table)
 
 
 def _record(run_name: str, settings: dict) -> dict:
-    described = {"run_name": run_name, "probe_set": PROBE_SET, "settings": settings}
+    described = {"run_name": run_name, "probe_set": SURPRISE, "settings": settings}
     return {**described, "provenance": provenance()}
 
 
@@ -205,65 +221,93 @@ def scored(table: pd.DataFrame, over: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def score_table(table: pd.DataFrame, dataset: MovieDataset) -> pd.DataFrame:
-    """Scores of rows of `by_movie`, a row per curve, way to sum up and sub-task; see the module's docstring."""
-    rows = []
-    for over in OVER:
-        for (control, seed), own in scored(table, over).groupby(CURVE, sort=False):
-            limits = tolerances(own)
-            named = {"control": control, "control_seed": seed, "over": over, "threshold": own["threshold"].iloc[0]}
-            for subtask, part in dataset.parts(own).items():
-                strict = {"n_movies": len(part), "strict_pair_accuracy": pair_accuracy(part, dataset.pair_column)}
-                rows.append({**named, "subtask": subtask, **score_movies(part, limits), **strict})
-    return pd.DataFrame(rows)
-
-
-def prediction_rows(table: pd.DataFrame, over: str) -> pd.DataFrame:
-    """Rows of predictions_RUN.parquet: every movie of every curve, held out, since nothing is trained."""
+def prediction_rows(table: pd.DataFrame, over: str, dataset: MovieDataset, layer: int) -> pd.DataFrame:
+    """Rows of predictions_RUN.parquet from those of `by_movie`: every movie of every curve, held out, since nothing is
+    trained."""
     rows = scored(table, over).drop(columns=["n_windows", *OVER, "threshold"])
     of_movie = [name for name in rows if name not in (*CURVE, "score")]
-    rows = rows.assign(layer=0, fold=0, lr=float("nan"), weight_decay=float("nan"), protocol=PROTOCOL, repeat=0)
-    return rows[[*of_movie, "layer", "fold", "score", "lr", "weight_decay", "protocol", "repeat", *CURVE]]
+    rows = rows.assign(layer=layer, fold=0, lr=float("nan"), weight_decay=float("nan"), protocol=FIXED, repeat=0)
+    rows = rows[[*of_movie, "layer", "fold", "score", "lr", "weight_decay", "protocol", "repeat", *CURVE]]
+    return rows if kind_of(dataset) == POSSIBLE else rows.assign(kind=kind_of(dataset))
 
 
-def beside(probe: pd.DataFrame, surprise: pd.DataFrame, dataset: MovieDataset) -> pd.DataFrame:
+def scores_of(rows: pd.DataFrame, dataset: MovieDataset) -> Scores:
+    """Scores of `prediction_rows`."""
+    return score(from_table(rows, dataset.rows_of_parts))
+
+
+def score_rows(curve: Scored, dataset: MovieDataset) -> pd.DataFrame:
+    """Scores of one curve, a row per sub-task and layer: `subtask layer`, every score (of all movies at once where it
+    has an interval, else the mean over folds) with `_low` and `_high`, and the counts of the module's docstring."""
+    table, predictions = curve.table, curve.predictions
+    rows = table.rename(columns={"part": "subtask"})[["subtask", "layer"]]
+    for metric in dataset.scores:
+        rows[metric] = table.get(f"{metric}_pooled", table[f"{metric}_mean"]).fillna(table[f"{metric}_mean"])
+        for end in ("low", "high"):
+            rows[f"{metric}_{end}"] = table.get(f"{metric}_{end}", float("nan"))
+    rows[list(curve.kind.counts)] = table[list(curve.kind.counts)]
+    rows = rows.assign(n_movies=0, **dict.fromkeys((STRICT, f"{STRICT}_low", f"{STRICT}_high"), float("nan")))
+    for part, own in curve.parts.items():
+        at = rows["subtask"] == part
+        movies = predictions.clips.iloc[own]
+        possible, impossible = matched(movies, dataset.pair_column)
+        scores = predictions.predicted[:, :, own, 0]
+        right = (scores[..., possible] > scores[..., impossible]).mean(0)  # [layers, pairs]
+        rows.loc[at, "n_movies"], rows.loc[at, STRICT] = len(own), right.mean(1)
+        if (resamples := curve.resamples(part)) is not None:
+            ends = bootstrap_mean(right, predictions.group[own][possible], resamples, 0.0, 1.0).interval()
+            rows.loc[at, [f"{STRICT}_low", f"{STRICT}_high"]] = ends
+    return rows
+
+
+def score_table(table: pd.DataFrame, dataset: MovieDataset) -> pd.DataFrame:
+    """Scores of rows of `by_movie`, a row per curve, way to sum up and sub-task; see the module's docstring."""
+    tables = []
+    for over in OVER:
+        thresholds = scored(table, over).groupby(CURVE)["threshold"].first()
+        for curve in scores_of(prediction_rows(table, over, dataset, 0), dataset).scored:
+            named = {"control": curve.predictions.control, "control_seed": curve.predictions.control_seed}
+            rows = score_rows(curve, dataset).drop(columns="layer")
+            named |= {"over": over, "threshold": thresholds[tuple(named.values())]}
+            tables.append(pd.DataFrame(named, index=rows.index).join(rows))
+    return pd.concat(tables, ignore_index=True)
+
+
+def check_same_movies(probe: Scores, clip_ids: Iterable[str]) -> None:
+    """UserError unless a probe's run has exactly these movies."""
+    theirs, mine = set(probe.main(POSSIBLE).predictions.clips["clip_id"]), set(clip_ids)
+    if theirs != mine:
+        raise UserError(
+            f"the probe's run has {len(theirs)} movies and this one {len(mine)}, {len(theirs & mine)} of them in both: "
+            "name a run with the same movies as --beside"
+        )
+
+
+def beside(probe: Scores, surprise: Scores, dataset: MovieDataset) -> pd.DataFrame:
     """What each layer reads and what the predictor expects: a row per way, layer and sub-task, each with every score.
 
-    `probe`, `surprise`: predictions_RUN.parquet of a probe and of `prediction_rows`, of the same movies. Of the probe
-    all folds at once, the mean over repeats, by the nested protocol where it was run. `way` is "probe" (`layer` 0 ...),
-    "predictor" or a baseline. Counts are left out. UserError if the movies are not the same.
+    `probe`, `surprise`: of a probe's run and of one of these, with the same movies; of the probe by the protocol to
+    quote. `way` is "probe" (`layer` 0 ...), "predictor" or a baseline, with its `control_seed` (`layer` -1). Of probes
+    KEY_less_predictor (with _low, _high; KEY is the benchmark's score to quote) is the layer's score less the
+    predictor's, over the same resamples.
     """
-    probe = probe[probe["control"] == ""] if "control" in probe else probe
-    if "protocol" in probe and "nested" in set(probe["protocol"]):
-        probe = probe[probe["protocol"] == "nested"]
-    if set(probe["clip_id"]) != set(surprise["clip_id"]):
-        both = len(set(probe["clip_id"]) & set(surprise["clip_id"]))
-        raise UserError(
-            f"the probe's run has {probe['clip_id'].nunique()} movies and this one {surprise['clip_id'].nunique()}, "
-            f"{both} of them in both: name a run with the same movies as --beside"
-        )
-    columns = [*dict.fromkeys([*MOVIE_COLUMNS, *dataset.extra_columns])]
-    columns = [name for name in columns if name in surprise]
-    movies = surprise.drop_duplicates("clip_id")[columns]
-    curves = [
-        ({"way": "probe", "layer": layer, "repeat": repeat}, own)
-        for (layer, repeat), own in probe.assign(repeat=probe.get("repeat", 0)).groupby(["layer", "repeat"])
-    ]
-    curves += [
-        ({"way": control or "predictor", "layer": -1, "repeat": seed}, own)
-        for (control, seed), own in surprise.groupby(CURVE, sort=False)
-    ]
-    rows = []
-    for named, own in curves:
-        own = movies.merge(own[["clip_id", "score"]], on="clip_id")
-        limits = tolerances(own)
-        for subtask, part in dataset.parts(own).items():
-            strict = pair_accuracy(part, dataset.pair_column)
-            found = score_movies(part, limits)
-            scores = {name: found[name] for name in dataset.scores}
-            rows.append({**named, "subtask": subtask, **scores, "strict_pair_accuracy": strict})
-    keys = ["way", "layer", "subtask"]
-    return pd.DataFrame(rows).groupby(keys, sort=False).mean().drop(columns="repeat").reset_index()
+    main, own = probe.main(POSSIBLE), surprise.main(POSSIBLE)
+    layers, key = score_rows(main, dataset), main.kind.headline
+    for part in main.parts:
+        read, expected = main.curve(key, part), own.beside(main, key, part)
+        less = None if read is None or expected is None else read - expected
+        at = layers["subtask"] == part
+        names = [f"{key}_less_predictor{end}" for end in ("", "_low", "_high")]
+        estimate = np.full(len(main.layers), np.nan) if less is None else less.estimate
+        layers.loc[at, names] = np.column_stack([estimate, ends_of(less, len(main.layers))])
+    tables = [layers.assign(way="probe", control_seed=0)]
+    for curve in surprise.scored:
+        of = curve.predictions
+        rows = score_rows(curve, dataset).assign(layer=-1, way=of.control or "predictor", control_seed=of.control_seed)
+        tables.append(rows)
+    found = pd.concat(tables, ignore_index=True)
+    first = ["way", "control_seed", "layer", "subtask"]
+    return found[[*first, *(name for name in found if name not in first)]]
 
 
 def write_results(
@@ -275,33 +319,47 @@ def write_results(
     over: str,
     settings: dict,
     forecaster: dict,
-    probe_run: str | None = None,
+    probe: Scores | None = None,
 ) -> list[Path]:
     """Write the files of a complete run, surprise_RUN.csv first, and return their paths.
 
-    `of_movies` are rows of `by_movie`; `forecaster` is its description.
+    `of_movies` are rows of `by_movie`; `forecaster` is its description; `probe` scores of a probe of the same movies.
     """
-    scores = score_table(of_movies, dataset)
-    predictions = prediction_rows(of_movies, over)
+    table = score_table(of_movies, dataset)
     described = {"model": forecaster["model"], "weights": forecaster["weights_label"], "data": dataset.title}
-    named = {"run_name": run_name, "probe_set": PROBE_SET, **described}
-    overall = scores[(scores["subtask"] == OVERALL) & (scores["over"] == over)]
+    named = {"run_name": run_name, "probe_set": SURPRISE, **described}
+    predictions = prediction_rows(of_movies, over, dataset, forecaster["depth"])
+    scores = scores_of(predictions, dataset)
+    results = movie_results(scores, forecaster["depth"], with_epoch=True).drop(columns=_CHOSEN)
+    first = {"run_name": run_name, "probe_set": SURPRISE, "variable": POSSIBLE}
+    of_run = {
+        **described,
+        "protocol": FIXED,
+        "over": over,
+        "transform": settings["transform"],
+        "n_movies": of_movies["clip_id"].nunique(),
+        "chosen": "nothing, but the threshold of clip accuracy saw the labels",
+        "features_fingerprint": fingerprint_of_files([directory / f"windows_{run_name}.parquet"]),
+        "recipe": OURS,
+    }
+    results = pd.DataFrame(first, index=results.index).join(results).assign(**of_run)
+    controls = movie_controls(run_name, scores, forecaster["depth"], with_epoch=True)
+    controls = controls.drop(columns=_CHOSEN).assign(recipe=OURS)
+    overall = table[(table["subtask"] == OVERALL) & (table["over"] == over)]
     record = {
         **_record(run_name, settings),
         "over": over,
         "features": forecaster,
         "scores": overall.to_dict("records"),
     }
-    paths = [
-        write_csv(directory / f"surprise_{run_name}.csv", pd.DataFrame(named, index=scores.index).join(scores)),
+    written = [
+        write_csv(directory / f"surprise_{run_name}.csv", pd.DataFrame(named, index=table.index).join(table)),
         write_csv(directory / f"movies_{run_name}.csv", of_movies),
-        write_parquet(directory / f"predictions_{run_name}.parquet", predictions),
-        write_json(directory / f"summary_{run_name}.json", record),
     ]
-    if probe_run is not None:
-        probe = read_parquet(directory / f"predictions_{probe_run}.parquet", MOVIE_PREDICTIONS)
-        paths.append(write_csv(directory / f"beside_{run_name}.csv", beside(probe, predictions, dataset)))
-    return paths
+    if probe is not None:
+        written.append(write_csv(directory / f"beside_{run_name}.csv", beside(probe, scores, dataset)))
+    parts = (results, controls, pd.DataFrame(), predictions.assign(recipe=OURS), record)
+    return [*written, *write_tables(directory, run_name, MOVIES, *parts)[::-1]]
 
 
 def leaderboard(path: Path, windows: pd.DataFrame, movies: pd.DataFrame, clips: Sequence[str], task: str) -> Path:

@@ -25,8 +25,6 @@ from pez.errors import UserError
 from pez.movies.dataset import MovieDataset
 from pez.surprise.forecaster import Forecaster
 
-COPY_LAST = "copy_last"
-
 
 @dataclass(frozen=True)
 class Windows:

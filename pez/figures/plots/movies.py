@@ -35,6 +35,7 @@ from pez.figures.plots.style import (
 )
 from pez.figures.words import capital, dataset_of, recipe_of, spoken
 from pez.movies.intphys import INTPHYS
+from pez.probes.results import Run
 from pez.probes.scores.possibility import COUNTS, METRICS, OVERALL
 from pez.weights import caveats
 
@@ -45,6 +46,8 @@ STYLES: dict[str, LineStyle] = {
 BESIDE = ("auc", "clip_accuracy")  # metrics of the small panels
 CONTROL_STYLES: dict[str, LineStyle] = {control: control_style(index) for index, control in enumerate(CONTROLS)}
 _CONTROL_LOOK: dict[str, Any] = {"lw": 0.9, "ms": 3.2, "mfc": "white", "mew": 0.7}
+PREDICTOR, ENDS = "predictor", ("_low", "_high")
+_EXPECTED: dict[str, Any] = {"ls": (0, (6, 1.5, 1.2, 1.5)), "lw": 1.2, "zorder": 1.6}
 _DOTTED: dict[str, Any] = {"ls": (0, (1, 1.6)), "lw": 0.9, "zorder": 1.3}
 _UNPUBLISHED = pd.DataFrame(columns=["model", "layer", "metric", "mean"])
 
@@ -67,6 +70,22 @@ def with_controls(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def with_expected(rows: pd.DataFrame, expected: Run | None) -> pd.DataFrame:
+    """`rows` with what a run of step_surprise.py scores in each sub-task beside every layer: `predictor_run`,
+    predictor_METRIC, _low and _high."""
+    if expected is None:
+        return rows
+    theirs = expected.table.set_index("subtask")
+    columns = {
+        f"{PREDICTOR}_{metric}{end}": theirs[f"{metric}{end or '_mean'}"]
+        for metric in METRICS
+        for end in ("", *ENDS)
+        if f"{metric}{end or '_mean'}" in theirs
+    }
+    known = pd.DataFrame(columns).assign(**{f"{PREDICTOR}_run": expected.name})
+    return rows.merge(known, left_on="subtask", right_index=True, how="left")
+
+
 def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """What Figures 6 and 8 show: a row per model, sub-task and layer; `published_METRIC` in the overall rows.
 
@@ -78,6 +97,7 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     first += [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std")] + [*COUNTS, "n_folds"]
     more = ["n_repeats", *(f"{m}_{kind}" for m in METRICS for kind in ("pooled", "low", "high", "paper_mean"))]
     more += [f"{control}_{m}_{kind}" for kind in ("mean", "pooled") for control in CONTROLS for m in METRICS]
+    more += [f"{PREDICTOR}_run", *(f"{PREDICTOR}_{m}{end}" for m in METRICS for end in ("", *ENDS))]
     more += ["chosen", "recipe"]
     theirs = published.pivot_table(index=["data", "model", "layer"], columns="metric", values="mean")
     theirs = theirs.add_prefix("published_").reset_index().assign(subtask=OVERALL)
@@ -133,6 +153,7 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path: str | Path) 
         drawn = [(spoken(key), STYLES[key].color, shown(overall, key).y[-1])]
         last = overall.loc[overall["layer"].idxmax()]
         drawn += [(spoken(c), CONTROL_STYLES[c].color, last[column]) for c, column in _drawn_controls(overall).items()]
+        drawn += [("expected by the predictor", STYLES[key].color, _expected(overall, key)[0])]
         at = last["layer_fraction"]
         label_ends(ax, [(at, y, text, color) for text, color, y in drawn if np.isfinite(y)], 8)
         return save_figure(figure, path)[0]
@@ -214,12 +235,22 @@ def _draw_metric(ax: Axes, part: pd.DataFrame, metric: str, published: pd.DataFr
         draw_unconverged(ax, curve, style)
     if curve.thin is not None:
         ax.plot(curve.x, curve.thin, color=style.color, **_DOTTED)
+    expected = _expected(part, metric)
+    if np.isfinite(expected[0]):
+        ax.plot([-0.02, 1.0], [expected[0]] * 2, color=style.color, gid=PREDICTOR, **_EXPECTED)
+        ax.plot([0.985] * 2, expected[1:], color=style.color, lw=1.5 if small else 3, alpha=0.5, zorder=1.6)
     theirs = published[published["metric"] == metric].sort_values("layer")
     if len(theirs):
         depth = theirs["layer"].max() + 1
         ax.plot(theirs["layer"] / depth, theirs["mean"], color=style.color, lw=0.8, alpha=0.75, zorder=1)
     ax.axhline(dataset_of(part).chance, color="#999999", lw=0.8, zorder=0.5)
     ax.set_xlim(-0.02, 1.0)
+
+
+def _expected(part: pd.DataFrame, metric: str) -> np.ndarray:
+    """What the predictor scores, with the ends of its interval, [3]; NaN where that is not known."""
+    names = [f"{PREDICTOR}_{metric}{end}" for end in ("", *ENDS)]
+    return cast(np.ndarray, part[:1].reindex(columns=names).to_numpy(dtype=float).ravel())
 
 
 def _curve(part: pd.DataFrame, metric: str) -> Shown:
@@ -252,6 +283,7 @@ def _limits(parts: Sequence[pd.DataFrame], metrics: Sequence[str], published: pd
         for _, part in rows.groupby("subtask"):
             curves = [_curve(part, metric) for metric in metrics]
             drawn = [values for curve in curves for values in (curve.y, curve.low, curve.thin) if values is not None]
+            drawn += [_expected(part, metric) for metric in metrics]
             if dataset_of(rows).key_score in metrics:
                 drawn += [part[column].to_numpy() for column in _drawn_controls(part).values()]
             lows += [np.nanmin(values) for values in drawn if np.isfinite(values).any()]
@@ -270,6 +302,8 @@ def _legend(figure: Figure, table: pd.DataFrame, key: str, notes: Sequence[str])
         Line2D([], [], color=s.color, ls=s.line, marker=s.marker, **_CONTROL_LOOK, label=spoken(control))
         for control, s in drawn.items()
     ]
+    if f"{PREDICTOR}_run" in table and table[f"{PREDICTOR}_run"].notna().any():
+        grey.append(Line2D([], [], color=style.color, label="expected by the predictor", **_EXPECTED))
     figure.legend(
         handles=[own, *grey],
         loc="outside lower left",
@@ -309,6 +343,11 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
         notes.append(f"Chosen, {'. '.join(overall['chosen'].dropna().unique())}.")
     if _drawn_controls(overall):
         notes.append(f"Grey: {spoken(dataset.key_score)} of controls, the mean over seeds.")
+    if f"{PREDICTOR}_run" in overall and overall[f"{PREDICTOR}_run"].notna().any():
+        runs = ", ".join(overall[f"{PREDICTOR}_run"].dropna().unique())
+        notes.append(
+            f"Dash-dotted, its interval a bar at the right: the surprise of the model's predictor ({runs}), no probe."
+        )
     if len(published):
         notes.append("Thin solid lines: published reproduction, overall.")
     return notes

@@ -10,7 +10,7 @@ from pez.figures.quoted import Quoted, quoted
 from pez.figures.report.gather import Picture, Report, Verdict
 from pez.figures.verdicts.statements import CHANCE, FAILS, HOLDS, UNDECIDED
 from pez.figures.words import capital, dataset_of, listed, number, spoken
-from pez.probes.results import BALL, MOVIES, Run
+from pez.probes.results import BALL, MOVIES, SURPRISE, Run
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,12 @@ def _movie_notes(report: Report) -> Iterator[Note]:
         assert key.peak is not None
         done.add((probe, model))
         beside = [_there(curves[name], key.peak) for name in ("auc",) if name in curves]
+        course, how = _course(key, _sure(key)), f"{probe} probe"
+        if probe == SURPRISE:
+            course, how = f"{number(key.scores[key.peak])}{_sure(key)}.", "the surprise of the model's own predictor"
         yield Note(
-            f"possible or impossible, {probe} probe",
-            " ".join(filter(None, [_course(key, _sure(key)), *beside, _closest(key)])),
+            f"possible or impossible, {how}",
+            " ".join(filter(None, [course, *beside, _closest(key)])),
             f"{capital(spoken(key.metric))}, chance {dataset.chance:g}; {model}, {run.value('weights')}; "
             f"{dataset.title}",
         )

@@ -14,7 +14,7 @@ from pez.figures.quoted import Quoted, quoted
 from pez.figures.report.gather import Audit, Report
 from pez.figures.report.notes import clips_of, moment
 from pez.figures.words import INTERVAL, NONE, dataset_of, interval, number, spoken
-from pez.probes.results import BALL, MOVIES, Run
+from pez.probes.results import BALL, MOVIES, SURPRISE, Run
 from pez.probes.summary import one_third
 from pez.stimuli.clipset import ClipSet
 from pez.weights import licences
@@ -50,6 +50,11 @@ def numbers_table(run: Run) -> Table:
     curves = quoted(run)
     if run.kind == MOVIES:
         chance = f"{dataset_of(run.table).chance:g}"
+        if run.value("probe_set") == SURPRISE:
+            caption = f"{run.name}: what the predictor expects, overall, nothing trained, {clips_of(run)}"
+            known = [(curve, curve.peak) for curve in curves if curve.peak is not None]
+            rows = [[spoken(curve.name), number(curve.scores[at]), curve.interval(at)] for curve, at in known]
+            return Table(caption, [f"metric (chance {chance})", "score", INTERVAL], rows, frozenset({1, 2}))
         columns = [f"metric (chance {chance})", "first layer", "highest", "at layer", "pooled there", INTERVAL]
         caption = f"{run.name}: overall, {curves[0].words if curves else ''}, {clips_of(run)}"
     else:
@@ -81,7 +86,8 @@ def controls_table(run: Run) -> Table:
         main = curve.scores[curve.peak] if pd.isna(main) else main
         for name, row in curve.controls(curve.peak).iterrows():
             named = spoken(name) + (f" ({int(row['seeds'])} seeds)" if row["seeds"] > 1 else "")
-            cells = [spoken(curve.name), named, str(curve.peak), number(main), number(row["pooled"])]
+            layer = NONE if run.value("probe_set") == SURPRISE else str(curve.peak)
+            cells = [spoken(curve.name), named, layer, number(main), number(row["pooled"])]
             cells += [interval(row["low"], row["high"]), number(row["selectivity"])]
             rows.append([*cells, interval(row["selectivity_low"], row["selectivity_high"])])
     of = "metric" if run.kind == MOVIES else "variable"
@@ -145,6 +151,7 @@ def _run_row(run: Run) -> list[str]:
         readout = " ".join([*features.get("captures", []), *features.get("poolings", [])]) or NONE
         repeats, folds = int(run.value("n_repeats", 1)), f"{run.value('n_folds', '?')} folds of whole scenes"
         folds += f" in {repeats} repeats" if repeats > 1 else ""
+        folds = "nothing is trained" if run.value("probe_set") == SURPRISE else folds
         clips = f"{run.value('n_movies', '?')} movies: {clips_of(run)}"
         return [*row, clips, readout, folds, str(run.value("protocol", NONE))]
     sizes = "/".join(str(n) for n in dict.fromkeys(run.table.get("n_clips", [])))

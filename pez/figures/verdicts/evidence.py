@@ -4,8 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from pez.controls import BESIDE, UNIQUE, is_floor
-from pez.figures.verdicts.statements import STATEMENTS, UNDECIDED, Checked, Evidence, Statement, beyond, checked
+from pez.figures.verdicts.statements import (
+    EXPECTED,
+    STATEMENTS,
+    UNDECIDED,
+    Checked,
+    Evidence,
+    Statement,
+    beyond,
+    checked,
+)
 from pez.figures.words import spans, spoken
 from pez.probes.results import MOVIES, Run, unconverged_in
 from pez.probes.scores.kinds import chance_of
@@ -53,7 +64,7 @@ class Judged:
     @property
     def controls(self) -> list[str]:
         """Names of the controls it is compared with."""
-        return [*self.key.controls, *self.key.beside] if self.key else []
+        return [name for name in (*self.key.controls, *self.key.beside) if name in self.seeds] if self.key else []
 
     @property
     def too_few(self) -> str:
@@ -81,8 +92,10 @@ class Judged:
         return [replace(each, verdict=UNDECIDED, why=self.training) for each in found]
 
     def beyond(self) -> list[Checked]:
-        """Whether its layers read more than the controls without an encoder that were run."""
+        """Whether its layers read more than the controls without an encoder that were run, or than is expected."""
         found = [] if self.too_few or self.key is None else beyond(self.of, self.key)
+        if self.run.kind == MOVIES:
+            found = [replace(each, claim=f"possible versus impossible {each.claim}") for each in found]
         return [replace(each, verdict=UNDECIDED, why=self.training) for each in found] if self.training else found
 
     def emergence(self) -> Emergence | None:
@@ -101,10 +114,11 @@ class Judged:
         ]
 
 
-def judge(run: Run, variable: str, of: str) -> Judged:
+def judge(run: Run, variable: str, of: str, expected: Run | None = None) -> Judged:
     """Evidence of one variable of a run from its predictions; UserError if they are not there.
 
-    Of movies every metric over all of them, and the one to quote of every sub-task.
+    Of movies every metric over all of them, and the one to quote of every sub-task; `expected`: a run of
+    step_surprise.py with the same ones.
     """
     scores = run.scores
     main = scores.main(variable)
@@ -119,11 +133,13 @@ def judge(run: Run, variable: str, of: str) -> Judged:
     curves = {}
     for part, metric in wanted:
         curve = main.curve(metric, part)
-        if curve is not None:
+        if curve is not None and np.isfinite(curve.estimate).any():
             every = {name: scores.control(variable, name, metric, part) for name in [*floors, *others]}
             known = {name: control for name, control in every.items() if control is not None}
             controls = {name: known[name] for name in floors if name in known}
             beside = {name: known[name] for name in others if name in known}
+            own = None if expected is None else expected.scores.main(variable).beside(main, metric, part)
+            beside |= {} if own is None else {EXPECTED: own}
             chance = kind.chance if metric == kind.headline else chance_of(metric)
             unique = scores.unique(variable)[1] if UNIQUE in names and metric == kind.headline else None
             curves[part, metric] = Evidence(main.layers, run.depth, curve, controls, chance, beside, unique)

@@ -11,7 +11,8 @@ middle     peaks in the middle: the mean over the middle third of the depth minu
 fades      declines toward the output: the mean over the middle third minus that over the last tenth
 readable   some layer is above: one test over all layers (max-T); does not hold if no layer's interval reaches 0.1
 
-beyond     the same of a control without an encoder, such as optical flow, which is no floor: it reads the motion itself
+beyond     the same of a control without an encoder, such as optical flow, which is no floor: it reads the motion
+           itself; and of what the model's own predictor expects, which needs no probe
 
 Without an onset "early" and "one third" do not hold if the curve stays, with its interval, less than 0.1 above; a
 curve that might be higher but was not shown to be leaves them undecided. Layers that were not probed leave undecided
@@ -28,16 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from constants import EMERGENCE_DEPTH
 from pez.controls import TOGETHER
 from pez.errors import UserError, check_choice
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.scores.onset import AT_FIRST, ONSET, above_control, onset_at_half_rise, rise_above
+from pez.tables import UNREADABLE, first_words, read_sheet
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 CHANCE = "chance"  # what a curve is compared with where it is not a control
+EXPECTED = "what the predictor expects"  # of a run of step_surprise.py with the same movies
 
 EARLY = 0.1  # of the depth
 AROUND = 0.1  # of the depth, on either side of one third
@@ -119,7 +121,7 @@ class Evidence:
     main: BootstrapCurve
     controls: dict[str, BootstrapCurve]
     chance: float = 0.0
-    beside: Mapping[str, BootstrapCurve] = field(default_factory=dict)  # of pez.controls.BESIDE
+    beside: Mapping[str, BootstrapCurve] = field(default_factory=dict)  # of pez.controls.BESIDE, and EXPECTED
     unique: BootstrapCurve | None = None  # what each layer adds to the controls without an encoder
 
     @property
@@ -143,8 +145,8 @@ def checked(of: str, statement: Statement, evidence: Evidence | None, why: str =
 
 
 def beyond(of: str, evidence: Evidence) -> list[Checked]:
-    """Of what reads the motion without an encoder, where it was run: whether some layer reads more, tested over all
-    layers together; and whether some layer adds to it."""
+    """Of what reads the motion without an encoder, or what the predictor expects, where it was run: whether some layer
+    reads more, tested over all layers together; and whether some layer adds to the controls without an encoder."""
     found = []
     for name in [name for name in evidence.beside if name != TOGETHER]:
         verdict, words = _reads_more(evidence, evidence.main, evidence.beside[name])
@@ -162,11 +164,14 @@ def _reads_more(evidence: Evidence, curve: BootstrapCurve, control: BootstrapCur
     rise = rise_above(curve, control, chance)
     detection, best = above_control(curve, control, chance), int(np.nanargmax(rise.estimate))
     low, high = rise.interval()[best]
-    words = f"most at layer {evidence.layers[best]}: {rise.estimate[best]:+.2f} [{low:+.2f}, {high:+.2f}]"
-    words += f", p = {detection.p_value:.2g} over all layers"
-    if detection.found:
+    words = f"{rise.estimate[best]:+.2f} [{low:+.2f}, {high:+.2f}], p = {detection.p_value:.2g}"
+    if len(evidence.layers) > 1:
+        words = f"most at layer {evidence.layers[best]}: {words} over all layers"
+    if detection.found and len(evidence.layers) > 1:
         above = ", ".join(map(str, np.asarray(evidence.layers)[detection.above]))
         return HOLDS, f"{words}; by themselves layers {above}"
+    if detection.found:
+        return HOLDS, words
     return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
 
 
@@ -263,18 +268,20 @@ def read_statements(path: str | Path) -> tuple[Statement, ...]:
     if path.exists() and not path.is_file():  # a pipe would never answer
         raise UserError(f"--statements {path} cannot be read (it is no file): save it as CSV")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        table = read_sheet(path)
     except FileNotFoundError:
         raise UserError(f"--statements {path} is missing: give a CSV with {', '.join(COLUMNS)}") from None
-    except (ValueError, OSError) as error:  # pandas' errors and broken text are ValueErrors
-        raise UserError(f"--statements {path} cannot be read ({error}): save it as CSV") from None
+    except UNREADABLE as error:
+        raise UserError(
+            f"--statements {path} cannot be read ({first_words(error)}): save it as CSV, a claim with commas in quotes"
+        ) from None
     lacking = [name for name in COLUMNS if name not in table]
     if lacking or table.empty:
         what = f"has no column {lacking[0]}" if lacking else "has no rows"
         raise UserError(f"--statements {path} {what}: write {', '.join(COLUMNS)}, as docs/statements.csv")
     table = table.assign(figure=table.get("figure", LABELS)).replace({"figure": {"": LABELS}})
     for number, row in enumerate(table.to_dict("records"), start=2):
-        empty = [name for name in COLUMNS if not row[name].strip()]
+        empty = [name for name in COLUMNS if not row[name]]
         if empty:
             raise UserError(f"--statements {path}, line {number} has no {empty[0]}: fill it in")
         check_choice(f"--statements {path}, line {number}: check", row["check"], CHECKS)

@@ -7,10 +7,10 @@ each as Markdown (.md) and as data (.json). Everything in them is computed (pez.
 pez.probes.scores.onset) from the run's predictions, whose scores are pez.probes.scores.score's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import pandas as pd
@@ -28,14 +28,16 @@ from pez.figures.verdicts.statements import (
     UNDECIDED,
     Checked,
     Statement,
+    checked,
     verdict_record,
 )
-from pez.figures.words import dataset_of, spoken
+from pez.figures.words import dataset_of, interval, number, spoken
 from pez.files import write_json, write_text
 from pez.probes.results import Run
 from pez.probes.scores import onset as onset_rules
 from pez.probes.scores.possibility import OVERALL
 
+EXPECTS = Statement(MOVIES, "possible", "possible versus impossible is expected by the predictor", "readable")
 TITLES = {
     "2c": "Figure 2(c): scalar motion variables",
     "2b": "Figure 2(b): Cartesian motion",
@@ -87,20 +89,34 @@ def build_movie_verdict(
     theirs: pd.DataFrame,
     missing: Sequence[str],
     statements: Sequence[Statement] = STATEMENTS,
+    expected: Mapping[str, Run] = MappingProxyType({}),
 ) -> list[Path]:
     """The same of Figure 6 or 8: `runs`, one per model; `theirs`, published values as of `published_movies`; `missing`
-    models without a run."""
+    models without a run; `expected`: by a run's name the one of step_surprise.py that stands beside it."""
     judged: list[Judged | UserError] = []
     for run in runs:
         try:
-            judged.append(judge(run, run.variables[0], str(run.value("model"))))
+            judged.append(judge(run, run.variables[0], str(run.value("model")), expected.get(run.name)))
         except UserError as error:
             judged.append(error)
     shown = [item for item in judged if isinstance(item, Judged)]
     found = [each for item in shown for each in item.checked(MOVIES, statements)]
-    told = {"made_from": _fingerprints(runs), "emergence": emergence_record(shown)}
+    more = [each for item in shown for each in expected_of(item, expected.get(item.run.name))]
+    made_from = _fingerprints([*runs, *expected.values()])
+    told = {"made_from": made_from, "emergence": emergence_record(shown)}
+    told |= {"beyond": [asdict(each) for each in more]} if more else {}
     record = verdict_record(found, status=published.status(runs, theirs), **told)
-    return _write(results_dir, figure, movie_verdict_text(title, runs, judged, theirs, missing, statements), record)
+    text = movie_verdict_text(title, runs, judged, theirs, missing, statements, expected)
+    return _write(results_dir, figure, text, record)
+
+
+def expected_of(item: Judged, surprise: Run | None) -> list[Checked]:
+    """Whether a model's predictor expects the possible movies, by a run of step_surprise.py, and whether some layer
+    reads more; nothing without such a run."""
+    if surprise is None:
+        return []
+    own = judge(surprise, item.variable, item.of)
+    return [checked(item.of, EXPECTS, own.key, own.too_few), *item.beyond()]
 
 
 def _fingerprints(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
@@ -165,10 +181,11 @@ def movie_verdict_text(
     theirs: pd.DataFrame,
     missing: Sequence[str],
     statements: Sequence[Statement] = STATEMENTS,
+    expected: Mapping[str, Run] = MappingProxyType({}),
 ) -> str:
     """The Markdown of a verdict file of movies: of each run, facts, differences to `theirs`, statements and onsets.
 
-    `judged`: what each run shows, or why that is not known.
+    `judged`: what each run shows, or why that is not known; `expected` as of `build_movie_verdict`.
     """
     lines = [f"# {title}", "", f"Status: **{published.status(runs, theirs)}**", ""]
     lines += [f"- Missing, left out: {', '.join(missing)}." if missing else "- All models of the figure are present."]
@@ -186,8 +203,27 @@ def movie_verdict_text(
         lines += [f"- {note}" for note in run_words(item)]
         lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
         lines += onset_lines([item], ("row", "metric"), cells)
+        surprise = expected.get(run.name)
+        if surprise is not None:
+            lines += ["", f"### What its predictor expects (run `{surprise.name}`)", "", *_expected_lines(surprise)]
+            lines += ["", *statement_lines(expected_of(item, surprise), named=False, says="statement")]
     lines += emergence_lines([item for item in judged if isinstance(item, Judged)], "model")
     return "\n".join([*lines, "", *_rules(_words(published).partition("\n\n")[2].strip(), MOVIE_RULES)])
+
+
+def _expected_lines(surprise: Run) -> list[str]:
+    """Markdown of what a run of step_surprise.py scores, overall and in every sub-task."""
+    lines = [
+        f"Nothing is trained. A movie's score falls with the {surprise.value('over')} surprise over its windows.",
+        "",
+    ]
+    metrics = surprise.scores.main(surprise.variables[0]).kind.pooled
+    lines += [f"| row | {' | '.join(map(spoken, metrics))} |", "|---" * (1 + len(metrics)) + "|"]
+    for row in surprise.table.to_dict("records"):
+        ends = [interval(row[f"{metric}_low"], row[f"{metric}_high"]) for metric in metrics]
+        scores = [f"{number(row[f'{m}_mean'])} ({its})" for m, its in zip(metrics, ends)]
+        lines.append(f"| {dataset_of(surprise.table).words(row['subtask'])} | {' | '.join(scores)} |")
+    return lines
 
 
 # ---------------------------------------------------------------- of both

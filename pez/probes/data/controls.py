@@ -35,12 +35,12 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import PolynomialFeatures
 
-from pez.controls import CONTROLS, PARTS, READ, TOGETHER, UNIQUE, can_be_read, controls_for
+from pez.controls import CONTROLS, MOVIES, PARTS, READ, TOGETHER, UNIQUE, can_be_read, controls_for
 from pez.encoder.pooling import is_per_patch, seen_tubelets
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import n_objects
 from pez.probes.data.permutations import shuffle_note, shuffled_variables, shuffled_within
-from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, feature_precision, store_features
+from pez.probes.data.probe_data import ProbeData, Variable, feature_precision, store_features
 from pez.store import FeatureStore
 
 MODES = REFIT, READ_BY_MAIN = "refit", "read"
@@ -111,14 +111,17 @@ def beyond_data(main: ProbeData, source: ControlSource) -> Beyond:
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    movies = base.variables[0].name == POSSIBLE
+    paired = [source.kind == MOVIES or one.kind == "pair" for one in base.variables]
+    others = [one for one, within in zip(base.variables, paired) if not within]
     for draw in range(source.n_seeds):
         seed = source.first_seed + draw
-        if movies:
-            shuffled, note = [shuffled_within(one, base.group, seed) for one in base.variables], ""
-        else:
-            shuffled = shuffled_variables(base.variables, base.group, seed)
-            note = shuffle_note(base.variables, shuffled, base.group)
+        swapped = shuffled_variables(others, base.group, seed) if others else []
+        note = shuffle_note(others, swapped, base.group) if others else ""
+        rest = iter(swapped)
+        shuffled = [
+            shuffled_within(one, base.group, seed) if within else next(rest)
+            for one, within in zip(base.variables, paired)
+        ]
         changed = with_variables(base, shuffled)
         yield dataclasses.replace(changed, control_seed=draw, note=note)
 

@@ -3,7 +3,8 @@
     python step3_probe.py run --run-name R --feature-root OUT --targets labels.csv \
       --variables height:scalar heading:angle_deg push:vector material:class won:pair --group scene
 
-The file is CSV, parquet or JSON lines, with a column `clip_id` and the labels. Kinds:
+The file is CSV (commas, semicolons or tabs between cells), parquet or JSON lines, with a column `clip_id` and the
+labels. Spaces around names and words do not count; an empty cell, NA or null is a missing label. Kinds:
 
     scalar       a column of numbers; R^2
     angle_deg, angle_rad     a direction, counter-clockwise from +x; probed as (cos, sin), which has no jump
@@ -18,8 +19,9 @@ by the scene, also where step 2 calls them SCENE/video.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -28,10 +30,11 @@ import pandas as pd
 
 from pez.errors import UserError, check_choice
 from pez.probes.data.probe_data import Variable
-from pez.tables import UNREADABLE
+from pez.tables import UNREADABLE, first_words, read_sheet
 
 LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
 MOST_CLASSES = 200
+LARGEST = 1e100  # of a number: sums of squares of more run over
 
 
 class HasClips(Protocol):
@@ -43,7 +46,8 @@ class HasClips(Protocol):
 
 
 ClipsT = TypeVar("ClipsT", bound=HasClips)
-_TRUE, _FALSE = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
+_TRUE, _FALSE = {"true", "t", "1", "1.0", "yes", "y"}, {"false", "f", "0", "0.0", "no", "n"}
+_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "<na>"}  # cells of a CSV, in any case; "none" too where numbers are
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,21 @@ def read_labels(
         raise UserError(f"--targets {path} needs --variables NAME:kind ...: give them, such as {_example(table)}")
     if "clip_id" not in table.columns:
         raise UserError(f"{path} has no column clip_id (it has {', '.join(map(str, table.columns))}): add it")
+    unnamed = int(table["clip_id"].isna().sum())
+    if unnamed:
+        raise UserError(f"{path} has {unnamed} rows without a clip_id: fill it in, or remove them")
     table = table.assign(clip_id=table["clip_id"].astype(str))
     twice = table["clip_id"][table["clip_id"].duplicated()]
     if len(twice):
         raise UserError(f"{path} has {twice.iloc[0]} more than once ({len(twice)} such rows): leave one row a clip")
+    named = [name for name, _ in specified]
+    again = next((name for name in named if named.count(name) > 1), None)
+    if again is not None:
+        raise UserError(f"--variables {again} is named twice: give it one kind a run")
+    if group is None and "pair" in dict(specified).values():
+        raise UserError(
+            "--variables NAME:pair needs --group, the column that says which clips belong together: name it"
+        )
     for name in [*(name for name, kind in specified if kind != "vector"), *([group] if group else [])]:
         if name not in table.columns:
             option = "--group" if name == group else "--variables"
@@ -96,7 +111,8 @@ def read_labels(
     rows, notes = _matched(path, clips, table, known, skip_unlabelled)
     ids = called(clips, table["clip_id"]).to_numpy()[rows]
     place = pd.Series(table.index, index=table["clip_id"])[ids].to_numpy()
-    made = [_variable(name, kind, columns[name].loc[place], clip_set, path) for name, kind in specified]
+    made = [_variable(name, kind, columns[name].loc[place].set_axis(ids), clip_set, path) for name, kind in specified]
+    notes += [note for name, kind in specified for note in _angle_notes(name, kind, columns[name].loc[place])]
     if group:
         names = table[group].loc[place]
         if names.isna().any():
@@ -111,9 +127,23 @@ def read_labels(
             f"note: no --group: clips with the same labels share a fold ({len(set(groups))} groups of {len(groups)} "
             "clips). Clips that share a scene, an object or a recording must too, or the score is of recognising them"
         )
+    whole = np.full(len(rows), True)
     for variable in made:
         if variable.kind == "pair":
-            _check_pairs(variable, groups, path)
+            both = _has_both(variable, groups)
+            if not both.all() and (not skip_unlabelled or not both.any()):
+                raise UserError(
+                    f"{path}: group {groups[~both][0]} has no true and false {variable.name} to set against each "
+                    "other: name the column that pairs clips with --group"
+                )
+            whole &= both
+    if not whole.all():
+        notes.append(
+            f"note: left out: {(~whole).sum()} of {len(rows)} clips without a mate, of group {groups[~whole][0]}"
+        )
+        rows, groups = rows[whole], groups[whole]
+        made = [replace(variable, targets=variable.targets[whole]) for variable in made]
+    notes += [note for variable in made if variable.kind == "class" for note in _class_notes(variable, groups, path)]
     return Labels(rows, tuple(made), groups, tuple(notes))
 
 
@@ -149,57 +179,94 @@ def labelled_set(path: Path, sets: Mapping[str, ClipsT], where: object) -> Clips
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """The table in a file, by its suffix."""
+    """The table in a file, by its suffix: names and words without spaces around them, None for what is missing."""
     suffix = path.suffix.lower()
     if path.exists() and not path.is_file():  # a pipe would never answer
         raise UserError(f"--targets {path} is no file: give a CSV, parquet or JSON lines file")
     try:
         if suffix in (".csv", ".tsv", ".txt"):
-            return pd.read_csv(
-                path, sep="\t" if suffix == ".tsv" else ",", encoding="utf-8-sig", dtype={"clip_id": str}
-            )
-        if suffix in (".parquet", ".pq"):
-            return pd.read_parquet(path)
-        if suffix in (".jsonl", ".ndjson", ".json"):
-            return _read_lines(path)
+            table = _with_missing(read_sheet(path))
+        elif suffix in (".parquet", ".pq"):
+            table = pd.read_parquet(path)
+            table = table.reset_index() if "clip_id" in table.index.names else table
+        elif suffix in (".jsonl", ".ndjson", ".json"):
+            table = _read_lines(path)
+        else:
+            known = ".csv, .tsv, .parquet or .jsonl"
+            raise UserError(f"--targets {path}: {suffix or 'no suffix'} is not known: give {known}")
     except FileNotFoundError:
         raise UserError(f"--targets {path} is missing: give a CSV, parquet or JSON lines file") from None
     except UNREADABLE as error:
-        raise UserError(f"--targets {path} cannot be read ({error}): mend it, or save it again as CSV") from None
-    raise UserError(f"--targets {path}: {suffix or 'no suffix'} is not known: give .csv, .tsv, .parquet or .jsonl")
+        raise UserError(
+            f"--targets {path} cannot be read ({first_words(error)}): mend it, or save it again as CSV in UTF-8"
+        ) from None
+    for name, column in table.items():
+        if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
+            cells = [(cell.strip() or None) if isinstance(cell, str) else cell for cell in column]
+            table[name] = pd.Series(cells, index=table.index, dtype=object)
+    return table.dropna(how="all").reset_index(drop=True)
+
+
+def _with_missing(table: pd.DataFrame) -> pd.DataFrame:
+    """A sheet with None where _MISSING; a comma in a number, where semicolons part cells, as its decimal point."""
+    return table.map(
+        lambda cell: None if cell.lower() in _MISSING else cell.replace(",", ".") if _is_decimal(cell) else cell
+    )
+
+
+def _is_decimal(cell: str) -> bool:
+    return re.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?", cell) is not None
 
 
 def _read_lines(path: Path) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        value = json.loads(line)
+    """JSON objects, one a line or in one list."""
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("[") and isinstance(every := json.loads(text), list):
+        values = list(enumerate(every, start=1))
+    else:
+        values = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                values += [(number, json.loads(line))] if line.strip() else []
+            except ValueError as error:
+                raise UserError(
+                    f"--targets {path} cannot be read (line {number}: {error}): write one JSON object a line"
+                ) from None
+    for number, value in values:
         if not isinstance(value, dict):
             raise UserError(
                 f"{path}, line {number}: {type(value).__name__} instead of an object: write one JSON object a line"
             )
-        rows.append(_with_metadata(path, value))
-    return pd.DataFrame(rows)
+    if not values:
+        raise UserError(f"--targets {path} holds no labels: write one JSON object a line")
+    return pd.DataFrame([_with_metadata(path, value) for _, value in values], dtype=object)
 
 
 def _with_metadata(path: Path, line: dict[str, Any]) -> dict[str, Any]:
-    """A line with its scene's metadata, flat; `clip_id` is the scene's folder where none is given."""
+    """A line with its scene's metadata, flat; without a `clip_id` that is what its video is called: the scene's folder,
+    or the file where that is not called video; and without a video its scene."""
     found = _flat(line)
-    scene = found.get("clip_id") or found.get("scene_id") or found.get("scene") or found.get("id")
     video = next((str(found[key]) for key in ("video", "video_path", "path") if isinstance(found.get(key), str)), None)
-    if scene is None and video is not None:
-        scene = Path(video).parent.name or Path(video).stem
-    folder = path.parent / video if video is not None else path.parent / "videos" / str(scene) / "video.mp4"
-    metadata = folder.parent / "metadata.json"
-    if scene is not None and metadata.is_file():
-        inside = json.loads(metadata.read_text(encoding="utf-8-sig"))
+    scene = next((found[key] for key in ("clip_id", "scene_id", "scene", "id") if found.get(key) is not None), None)
+    film = Path("videos", str(scene), "video.mp4") if video is None else Path(video.replace("\\", "/"))
+    if video is None and scene is None:
+        return found
+    metadata = path.parent / film.parent / "metadata.json"
+    if metadata.is_file():
+        try:
+            inside = json.loads(metadata.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise UserError(
+                f"{metadata} cannot be read ({first_words(error)}): write one JSON object a scene"
+            ) from None
         if not isinstance(inside, dict):
             raise UserError(
                 f"{metadata} holds {type(inside).__name__} instead of an object: write one JSON object a scene"
             )
         found = {**_flat(inside), **found}
-    return found if scene is None else {**found, "clip_id": str(scene)}
+    by_folder = film.stem == "video" or metadata.is_file()
+    clip = line.get("clip_id")
+    return {**found, "clip_id": str(clip) if clip is not None else film.parent.name if by_folder else film.stem}
 
 
 def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -218,29 +285,50 @@ def _specified(text: str) -> tuple[str, str]:
 
 def _example(table: pd.DataFrame) -> str:
     name = next((str(column) for column in table.columns if column != "clip_id"), "height")
-    numeric = name in table and pd.api.types.is_numeric_dtype(table[name])
+    numeric = name in table and bool(pd.to_numeric(table[name], errors="coerce").notna().any())
     return f"{name}:{'scalar' if numeric else 'class'}"
 
 
 def _columns(table: pd.DataFrame, name: str, kind: str, path: Path) -> pd.DataFrame:
     """The columns of one variable, a row per row of `table`; missing values stay missing."""
-    if kind != "vector":
+    if kind in ("class", "pair"):
         return table[[name]]
+    if kind != "vector":
+        return _without_none(table[[name]])
     if name in table.columns:
-        lengths = {len(value) for value in table[name] if isinstance(value, (list, tuple, np.ndarray))}
-        if len(lengths) != 1:
+        lists = [_as_list(value) for value in table[name]]
+        lengths = {len(value) for value in lists if value is not None}
+        if len(lengths) != 1 or any(value is None and not _is_missing(cell) for value, cell in zip(lists, table[name])):
             raise UserError(f"{path}: {name} is no column of lists of one length: give {name}_x and {name}_y")
         (length,) = lengths
-        missing = [math.nan] * length
-        rows = [list(v) if isinstance(v, (list, tuple, np.ndarray)) else missing for v in table[name]]
-        return pd.DataFrame(rows, index=table.index, columns=[f"{name}_{part}" for part in range(length)])
+        rows = [[math.nan] * length if value is None else value for value in lists]
+        return pd.DataFrame(rows, index=table.index, columns=[f"{name}_{part}" for part in range(length)], dtype=object)
     for parts in (("x", "y", "z"), tuple(map(str, range(64)))):
         there = [f"{name}_{part}" for part in parts if f"{name}_{part}" in table.columns]
         if len(there) >= 2:
-            return table[there]
+            return _without_none(table[there])
     raise UserError(
         f"--variables {name}:vector: {path} has neither {name}_x, {name}_y nor a column {name} of lists: add one"
     )
+
+
+def _without_none(columns: pd.DataFrame) -> pd.DataFrame:
+    """Columns of numbers, in which the word None is a missing one."""
+    return columns.mask(columns.map(lambda cell: isinstance(cell, str) and cell.lower() == "none"), None)
+
+
+def _is_missing(cell: object) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _as_list(cell: object) -> list[Any] | None:
+    """A list, or a text that says one; None for anything else."""
+    if isinstance(cell, str) and cell.startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return None
+    return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else None
 
 
 def _matched(
@@ -254,9 +342,10 @@ def _matched(
     if len(without):
         said.append(f"{len(without)} of {len(ids)} clips have no label, first {without.iloc[0]}")
     if len(strangers):
-        said.append(
-            f"{len(strangers)} of {len(table)} labels are of no clip of the features, first {strangers.iloc[0]}"
-        )
+        first = strangers.iloc[0]
+        alike = next((clip for clip in ids if clip.casefold() in (first.casefold(), Path(first).stem.casefold())), None)
+        meant = f" (a clip is called {alike})" if alike is not None else ""
+        said.append(f"{len(strangers)} of {len(table)} labels are of no clip of the features, first {first}{meant}")
     rows = np.flatnonzero(ids.isin(known["clip_id"]))
     if not len(rows):
         raise UserError(
@@ -268,26 +357,41 @@ def _matched(
 
 
 def _numbers(column: pd.Series, name: str, path: Path) -> np.ndarray:
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = ~np.isfinite(numbers)
+    """Finite numbers, [clips]; the index of `column` names the clips."""
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~np.isfinite(numbers) | column.map(lambda cell: isinstance(cell, (bool, np.bool_))).to_numpy(dtype=bool)
+    wrong |= pd.api.types.is_datetime64_any_dtype(column)
     if wrong.any():
-        raise UserError(f"{path}: {name} is {column[wrong].iloc[0]!r} in some row: give finite numbers, or name:class")
+        clip, value = column.index[wrong][0], column[wrong].iloc[0]
+        raise UserError(f"{path}: {name} of clip {clip} is {value}: give finite numbers, or name:class")
+    if np.abs(numbers).max() > LARGEST:
+        raise UserError(
+            f"{path}: {name} of clip {column.index[np.abs(numbers).argmax()]} is too large: change its unit"
+        )
     return cast(np.ndarray, numbers)
+
+
+def _check_varies(values: np.ndarray, name: str, path: Path) -> None:
+    if (values == values[0]).all():
+        raise UserError(f"{path}: {name} is the same in every clip, so there is nothing to read: leave it out")
 
 
 def _variable(name: str, kind: str, columns: pd.DataFrame, clip_set: str, path: Path) -> Variable:
     if kind in ("scalar", "vector"):
         values = np.column_stack([_numbers(columns[column], str(column), path) for column in columns])
+        _check_varies(values, name, path)
         return Variable(name, clip_set, values, "", tuple(map(str, columns)), kind="quantity")
     if kind in ("angle_deg", "angle_rad"):
         angle = _numbers(columns[name], name, path)
+        _check_varies(angle, name, path)
         angle = np.deg2rad(angle) if kind == "angle_deg" else angle
         return Variable(name, clip_set, np.column_stack([np.cos(angle), np.sin(angle)]), "", ("cos", "sin"), "sincos")
     if kind == "pair":
         words = columns[name].astype(str).str.strip().str.lower()
         wrong = ~words.isin(_TRUE | _FALSE)
         if wrong.any():
-            raise UserError(f"{path}: {name} is {words[wrong].iloc[0]!r} in some row: give true or false")
+            clip, word = words.index[wrong][0], columns[name][wrong].iloc[0]
+            raise UserError(f"{path}: {name} of clip {clip} is {word}: give true or false")
         return Variable(name, clip_set, words.isin(_TRUE).to_numpy(dtype=np.float64)[:, None], "", (name,), "pair")
     named = columns[name].astype(str)
     classes = sorted(named.unique())
@@ -297,10 +401,33 @@ def _variable(name: str, kind: str, columns: pd.DataFrame, clip_set: str, path: 
     return Variable(name, clip_set, targets, "", tuple(classes), "class")
 
 
-def _check_pairs(variable: Variable, groups: np.ndarray, path: Path) -> None:
-    both = pd.Series(variable.targets[:, 0]).groupby(groups).nunique() == 2
-    if not both.all():
+def _has_both(variable: Variable, groups: np.ndarray) -> np.ndarray:
+    """Which clips are of a group that has true and false ones."""
+    several = pd.Series(variable.targets[:, 0]).groupby(groups).transform("nunique")
+    return cast(np.ndarray, several.to_numpy() == 2)
+
+
+def _class_notes(variable: Variable, groups: np.ndarray, path: Path) -> list[str]:
+    """Of classes that one group alone has, which no probe can have seen before; UserError if all are so."""
+    alone = [
+        name for name, of_class in zip(variable.components, variable.targets.T) if len(set(groups[of_class > 0])) == 1
+    ]
+    if len(alone) == len(variable.components):
         raise UserError(
-            f"{path}: group {both.index[~both][0]} has no true and false {variable.name} to set against each other: "
-            "name the column that pairs clips with --group"
+            f"{path}: every class of {variable.name} is in one group of clips only, so none can be learned from "
+            "others: name other groups with --group, or fewer classes"
         )
+    few = f"note: {variable.name}: {len(alone)} of {len(variable.components)} classes are in one group of clips only"
+    return [f"{few}, first {alone[0]}: no probe can have seen them where they are held out"] if alone else []
+
+
+def _angle_notes(name: str, kind: str, column: pd.DataFrame) -> list[str]:
+    """Of angles that look like those of the other unit."""
+    if kind not in ("angle_deg", "angle_rad"):
+        return []
+    largest = float(pd.to_numeric(column[name]).abs().max())
+    if kind == "angle_rad" and largest > 4 * math.pi:
+        return [f"note: {name} is up to {largest:g}, in radians many turns: if it is degrees, say {name}:angle_deg"]
+    if kind == "angle_deg" and 0 < largest <= 2 * math.pi:
+        return [f"note: {name} is at most {largest:g} degrees: if it is radians, say {name}:angle_rad"]
+    return []

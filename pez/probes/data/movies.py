@@ -22,12 +22,13 @@ from pez.encoder.controls import control_directory, controls
 from pez.encoder.extract import extract_features, store_settings
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.protocol import Encoder
-from pez.encoder.sources import ClipSource
+from pez.encoder.sources import ClipSource, Sampling
+from pez.encoder.windows import WINDOW_POOLINGS, pool_windows
 from pez.errors import UserError
 from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import MovieDataset
-from pez.movies.intphys2 import IntPhys2
+from pez.movies.intphys2 import HELD_OUT, INTPHYS2, check_leaderboard
 from pez.movies.licence import check_licence
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
@@ -42,7 +43,16 @@ from pez.probes.data.probe_data import (
 from pez.shards import WHOLE, Shard, refuse_with_shards
 from pez.store import CAPTURES, FeatureStore
 
-_OF_STORE = ("n_frames", "content", "shard", "row")  # columns of a store's clips that say nothing of the movie
+EVENLY = Sampling()
+_OF_WINDOWS = ("n_windows", "video_start_s", "video_end_s")
+# columns of a store's clips that say nothing of the movie
+_OF_STORE = (
+    "n_frames",
+    "content",
+    "shard",
+    "row",
+    *_OF_WINDOWS,
+)  # columns of a store's clips that say nothing of the movie
 
 
 def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
@@ -53,13 +63,28 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
         "--intphys-root", "--benchmark-root", type=Path, help="folder of the movies (default: the benchmark's)"
     )
     movies.add_argument("--n-frames-sample", type=COUNT, default=N_FRAMES, help="frames taken evenly from a movie")
+    movies.add_argument(
+        "--window",
+        type=COUNT,
+        help="of films: encode every window of so many frames by itself, --n-frames-sample evenly from each, and make "
+        "one row of a film's windows (pez/encoder/windows.py)",
+    )
+    movies.add_argument("--window-stride", type=COUNT, help="frames from window to window (default: all of one)")
+    poolings = [name for name in WINDOW_POOLINGS if name != "none"]
+    movies.add_argument("--window-pooling", default="mean", choices=poolings, help="of a film's windows")
     movies.add_argument("--max-scenes-per-block", type=COUNT, help="the first scenes of each block (default: all)")
     movies.add_argument("--skip-damaged", action="store_true", help="leave damaged scenes out instead of stopping")
     movies.add_argument(
         "--accept-licence", action="store_true", help="a benchmark's, where that forbids training; asked for once"
     )
     movies.add_argument(
-        "--leaderboard", type=Path, metavar="FILE", help="write out-of-fold answers as IntPhys 2's leaderboard wants"
+        "--leaderboard",
+        type=Path,
+        metavar="FILE",
+        help="write answers as IntPhys 2's leaderboard wants: out of fold, or those for --held-out",
+    )
+    movies.add_argument(
+        "--held-out", type=Path, metavar="DIR", help="IntPhys 2's split without labels, to be answered: --leaderboard"
     )
     features = parser.add_argument_group("features")
     features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
@@ -90,14 +115,17 @@ def chosen_dataset(args: argparse.Namespace) -> tuple[MovieDataset, Path]:
     return (named if args.benchmark else dataset_at(root)), root
 
 
-def movie_source(dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: int) -> ClipSource:
-    """Sampled frames of every movie as clips to encode.
+def movie_source(
+    dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: int, sampling: Sampling = EVENLY
+) -> ClipSource:
+    """Sampled frames of every movie as clips to encode; with a window as `sampling` (of films) of each of its windows.
 
-    What the store records of them changes with the movies, labels, frames taken and sizes of their files.
+    What the store records of them changes with the movies, labels (where there are some), frames taken and sizes of
+    their files.
     """
     paths = {row.clip_id: dataset.frames(row, n_frames_sample) for row in movies.itertuples()}
     content = [
-        [row.clip_id, row.possible, [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
+        [row.clip_id, getattr(row, "possible", None), [(path.name, path.stat().st_size) for path in paths[row.clip_id]]]
         for row in movies.itertuples()
     ]
     chosen = {
@@ -106,45 +134,94 @@ def movie_source(dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: i
         "n_movies": len(movies),
         "n_frames": int(movies["n_frames"].max()),
     }
-    settings = {"name": dataset.set_name, "fingerprint": fingerprint(content), "settings": chosen}
     clips = movies.drop(columns="directory")
-    return ClipSource(
-        dataset.set_name, clips, None, paths, settings, n_frames_sample, frames_option="--n-frames-sample"
-    )
+    indices: dict[str, list[int]] = {}
+    if sampling.window is not None:
+        clips, paths, indices = _windows(dataset, clips, paths, n_frames_sample, sampling)
+        chosen |= sampling.described()
+    settings = {"name": dataset.set_name, "fingerprint": fingerprint(content), "settings": chosen}
+    option, name = "--n-frames-sample", dataset.set_name
+    return ClipSource(name, clips, None, paths, settings, n_frames_sample, frames_option=option, indices=indices)
+
+
+def _windows(
+    dataset: MovieDataset, movies: pd.DataFrame, paths: dict[str, list[Path]], n_frames: int, sampling: Sampling
+) -> tuple[pd.DataFrame, dict[str, list[Path]], dict[str, list[int]]]:
+    """A row for every window of every film, as pez.encoder.windows pools them, its file, and the frames taken."""
+    window = sampling.window or 0
+    if not dataset.films:
+        raise UserError(f"--window is for films, movies of {dataset.title} are pictures: leave it out")
+    if window < n_frames:
+        raise UserError(f"--window {window} has not --n-frames-sample {n_frames} in it: enlarge it, or read fewer")
+    rows: list[dict[str, Any]] = []
+    indices: dict[str, list[int]] = {}
+    for movie in movies.to_dict("records"):
+        if movie["n_frames"] < window:
+            raise UserError(
+                f"{movie['clip_id']} has {movie['n_frames']} frames, fewer than --window {window}: lower it"
+            )
+        (path,) = paths[movie["clip_id"]]
+        for number, taken in enumerate(sampling.of(path, movie["n_frames"], None, n_frames)):
+            clip = f"{movie['clip_id']}@{number:05d}"
+            indices[clip] = taken
+            told = {"video": movie["clip_id"], "window": number, "frame_indices": " ".join(map(str, taken))}
+            told |= {"window_start_frame": taken[0], "window_end_frame": taken[-1], "frame_times_s": ""}
+            rows.append(
+                {**movie, "clip_id": clip, **told, "window_start_s": float("nan"), "window_end_s": float("nan")}
+            )
+    clips = pd.DataFrame(rows)
+    return clips, {row.clip_id: paths[row.video] for row in clips.itertuples()}, indices
 
 
 @dataclass(frozen=True)
 class MovieFeatures:
-    """Features of a benchmark's movies: the main store, and for each control that needs a pass its stores and seeds."""
+    """Features of a benchmark's movies: the main store, for each control that needs a pass its stores and seeds, and
+    the store of movies without labels, if they were asked for."""
 
     dataset: MovieDataset
     store: FeatureStore
     controls: dict[str, list[tuple[FeatureStore, int]]]
+    held_out: FeatureStore | None = None
 
 
 def movie_features(
     args: argparse.Namespace, pooling: str, asked: Sequence[str] = (), shard: Shard = WHOLE
 ) -> MovieFeatures:
-    """Features of the movies that the options name, made or reused, and those of the controls `asked`.
+    """Features of the movies that the options name, made or reused, of those of --held-out and of the controls `asked`.
 
     A control's complete store is always reused; beside other shards so is the main one. Raises UserError for a damaged
     tree, an encoder that cannot be had, a folder with other features, naming the first setting (model, weights,
     frames, transform, capture, ...) that differs, or a licence that is not accepted.
     """
     refuse_with_shards(shard, overwrite=args.overwrite)
+    sampling = Sampling(window=args.window, window_stride=args.window_stride)
+    if args.window is None and args.window_stride is not None:
+        raise UserError("--window-stride is for --window: give it too, or leave both out")
+    if args.window is not None and not shard.is_whole:
+        raise UserError("--window makes one store of another, which shards cannot share: leave out --num-shards")
     dataset, folder = chosen_dataset(args)
-    if args.leaderboard is not None and not isinstance(dataset, IntPhys2):
-        raise UserError(f"--leaderboard is IntPhys 2's, these are movies of {dataset.title}: use --benchmark intphys2")
+    check_leaderboard(dataset, args.leaderboard, args.held_out)
     check_licence(dataset, args.accept_licence, ARTIFACTS_DIR)
     movies = dataset.movies(folder, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
-    source = movie_source(dataset, movies, args.n_frames_sample)
+    source, unlabelled = movie_source(dataset, movies, args.n_frames_sample, sampling), None
+    if args.held_out is not None:
+        others = INTPHYS2.unlabelled(args.held_out, movies["clip_id"])
+        unlabelled = movie_source(dataset, others, args.n_frames_sample, sampling)
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
     print(f"{dataset.title}: {len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
     root = args.feature_root or _default_root(args, encoder, pooling)
-    make_again = shard.is_whole and not args.reuse_features
-    again = make_again and _is_complete(root / source.name, args, encoder, source, pooling)
-    main = _store(args, encoder, source, root, pooling, {"overwrite": args.overwrite or again, "shard": shard})
+
+    def made(clips: ClipSource, where: Path) -> FeatureStore:
+        make_again = shard.is_whole and not args.reuse_features
+        again = make_again and _is_complete(_directory(args, where, clips), args, encoder, clips, pooling)
+        return _store(args, encoder, clips, where, pooling, {"overwrite": args.overwrite or again, "shard": shard})
+
+    main = made(source, root)
+    held_out = None
+    if unlabelled is not None:
+        print(f"{HELD_OUT}: {len(others)} movies without labels")
+        held_out = made(unlabelled, root / "held_out")
     found: dict[str, list[tuple[FeatureStore, int]]] = {}
     passes = [name for name in controls_for(MOVIES) if name in asked and CONTROLS[name].needs_pass]
     for control in controls(encoder, passes, args.frame_order, args.control_seeds):
@@ -152,7 +229,7 @@ def movie_features(
         chosen = {"overwrite": args.overwrite, "shard": shard, "frame_order": control.frame_order}
         store = _store(args, control.encoder, source, control_directory(root, control.name), pooling, chosen)
         found.setdefault(control.kind, []).append((store, control.seed))  # not the control: it holds an encoder
-    return MovieFeatures(dataset, main, found)
+    return MovieFeatures(dataset, main, found, held_out)
 
 
 def _store(
@@ -160,8 +237,17 @@ def _store(
 ) -> FeatureStore:
     """A complete store as the options and, over them, `chosen` say."""
     options = {**pass_options(args), "reuse_existing": args.reuse_features, **chosen}
+    directory = _directory(args, root, source)
     options |= {"captures": [args.capture], "poolings": [pooling, *args.store_pooling]}
-    return extract_features(encoder, source, root / source.name, finish=True, **options)
+    store = extract_features(encoder, source, directory, finish=True, **options)
+    if args.window is None:
+        return store
+    return pool_windows(store, root / source.name, args.window_pooling, chosen["overwrite"])
+
+
+def _directory(args: argparse.Namespace, root: Path, source: ClipSource) -> Path:
+    """Where what is encoded is kept: clips, or windows beside them."""
+    return root / source.name if args.window is None else root / "windows" / source.name
 
 
 def _default_root(args: argparse.Namespace, encoder: Encoder, pooling: str) -> Path:
@@ -185,12 +271,17 @@ def _is_complete(directory: Path, args: argparse.Namespace, encoder: Encoder, so
 # ---------------------------------------------------------------- data to probe
 
 
+def kind_of(dataset: MovieDataset) -> str:
+    """What its movies are scored as, a key of pez.probes.scores.kinds.KINDS."""
+    return "possible_pairs" if dataset.pair_column else POSSIBLE
+
+
 def movie_data(
     store: FeatureStore, dataset: MovieDataset, capture: str, pooling: str, layers: Sequence[int] | None = None
 ) -> ProbeData:
     """The main curve's data; `layers` None: all of them."""
     movies = store.clips.drop(columns=[name for name in _OF_STORE if name in store.clips]).reset_index(drop=True)
-    kind = "possible_pairs" if dataset.pair_column else POSSIBLE
+    kind = kind_of(dataset)
     return ProbeData(
         name=dataset.set_name,
         clips=movies,

@@ -6,8 +6,8 @@ the true labels hold such "shuffled" ones as well, and the control's R^2 is then
 counts only if a least-squares map from the true labels of all variables of the clip set explains at most MOST_READABLE
 of every permuted column. Where no permutation does, one of those that explain least is taken, and the set is told so.
 
-Labels of movies are permuted within their scene: it still has two possible and two impossible movies, so every metric
-keeps its chance level.
+Labels of movies are permuted within their scene, and those of pairs within their group: a scene still has two possible
+and two impossible movies, so every metric keeps its chance level.
 """
 
 import dataclasses

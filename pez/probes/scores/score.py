@@ -70,20 +70,31 @@ class Scored:
         if not self.n_resamples or self.n_groups(part) < LEAST_GROUPS:
             return None
         names = tuple(np.unique(self.predictions.group[self.parts[part]]))
-        return _resamples(names, self.n_resamples, max(2, self.predictions.n_folds))
+        fold = self.predictions.fold
+        trained = bool((fold != 0).any())  # one fold of all clips: nothing was trained on others
+        return _resamples(names, self.n_resamples, max(2, self.predictions.n_folds) if trained else None)
 
     def curve(self, metric: str, part: str = OVERALL) -> BootstrapCurve | None:
         """A pooled score with its resamples, the mean over repeats; None where it has no interval."""
         key = metric, part
         if key not in self._curves:
-            bootstrap, resamples = self.kind.pooled[metric].curve, self.resamples(part)
-            rows, target, group = self.parts[part], self.predictions.variable.targets, self.predictions.group
-            if bootstrap is None or resamples is None:
-                self._curves[key] = None
-            else:
-                repeats = [bootstrap(target[rows], own[:, rows], group[rows], resamples) for own in self._joined]
-                self._curves[key] = mean_curve(repeats)
+            self._curves[key] = self._resampled(metric, part, self.resamples(part))
         return self._curves[key]
+
+    def beside(self, other: "Scored", metric: str, part: str = OVERALL) -> BootstrapCurve | None:
+        """The same at every layer of `other`, of another run with the same clips, in its resamples: to be subtracted.
+
+        Of one layer. None where either has no such interval; UserError for other groups.
+        """
+        curve = self._resampled(metric, part, other.resamples(part)) if part in self.parts else None
+        return None if curve is None else curve.over_layers(len(other.layers))
+
+    def _resampled(self, metric: str, part: str, resamples: Resamples | None) -> BootstrapCurve | None:
+        bootstrap = self.kind.pooled[metric].curve
+        if bootstrap is None or resamples is None:
+            return None
+        rows, target, group = self.parts[part], self.predictions.variable.targets, self.predictions.group
+        return mean_curve([bootstrap(target[rows], own[:, rows], group[rows], resamples) for own in self._joined])
 
     def pooled(self, metric: str, part: str = OVERALL) -> np.ndarray:
         """A pooled score per layer, [L], the mean over repeats; NaN where it is not known."""
@@ -130,7 +141,7 @@ class Scored:
 
 
 @cache
-def _resamples(names: tuple[str, ...], n_resamples: int, n_folds: int) -> Resamples:
+def _resamples(names: tuple[str, ...], n_resamples: int, n_folds: int | None) -> Resamples:
     return group_resamples(names, n_resamples, n_folds=n_folds)
 
 

@@ -16,12 +16,12 @@ share the passes over the features.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from pez.probes.data.probe_data import ProbeData
+from pez.probes.data.probe_data import Features, ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice, Predictions
 from pez.probes.protocols import FIXED
@@ -142,6 +142,31 @@ def outcomes(
         prediction, rounding = _read(data, fitted, fit.choices)
         choices = fitted.told(fit.choices) if keep else fit.choices
         yield Outcome("nested", fit.layer, fit.left_out[0], prediction, choices, weights, rounding)
+
+
+def read_others(
+    data: ProbeData, others: Features, solver: Solver, layer: int, choices: tuple[Choice, ...]
+) -> torch.Tensor:
+    """What probes at `choices`, trained on all clips of `data`, say of clips without labels: [m, k].
+
+    `others`: layer -> their features [m, d] or [m, tokens, d], captured as those of `data`.
+    """
+    n, m = len(data.clips), len(others(layer))
+    unknown = tuple(
+        replace(variable, targets=np.concatenate([variable.targets, np.full((m, variable.targets.shape[1]), np.nan)]))
+        for variable in data.variables
+    )
+    joined = replace(
+        data,
+        clips=data.clips.reindex(range(n + m)),
+        group=np.concatenate([data.group, np.full(m, "")]),
+        variables=unknown,
+        features=lambda number: torch.cat([data.features(number), others(number)]),
+    )
+    folds = Folds(joined.group, np.repeat([0, 1], [n, m]))  # the fold that is left out is theirs
+    fit = Fit(layer, (1,), (), 1, choices)
+    (fitted,) = solver.solve(joined, folds, [fit], lambda: None)
+    return _read(joined, fitted, choices)[0]
 
 
 def _read(data: ProbeData, fitted: Fitted, choices: tuple[Choice, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
