@@ -60,16 +60,17 @@ class ModelSpec:
     mean: tuple[float, ...] | None = None  # of RGB in 0 ... 1; None: the family's
     std: tuple[float, ...] | None = None
     # what whoever quotes the curve must know
-    licence: str = ""  # of the weights
+    licence: str = ""  # of the weights, as their pages said on 2026-11-28 (docs/encoders.md says which)
     caveat: str = ""
 
 
+_TWO = "MIT; Apache 2.0 by its Hugging Face card"
 MODELS = {
     "large": ModelSpec(width=1024, depth=24, heads=16, mlp_width=4096, file="vitl.pt", licence="MIT"),
-    "huge": ModelSpec(width=1280, depth=32, heads=16, mlp_width=5120, file="vith.pt", licence="MIT"),
+    "huge": ModelSpec(width=1280, depth=32, heads=16, mlp_width=5120, file="vith.pt", licence=_TWO),
     "giant": ModelSpec(width=1408, depth=40, heads=22, mlp_width=6144, file="vitg.pt", licence="MIT"),
     "giant_384": ModelSpec(
-        width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384, licence="MIT"
+        width=1408, depth=40, heads=22, mlp_width=6144, file="vitg-384.pt", resolution=384, licence=_TWO
     ),
     # trained here on videos of moving shapes, not Meta's: docs/tiny_vjepa.md
     "tiny": ModelSpec(
@@ -105,7 +106,7 @@ MODELS |= _more(
     },
     resolution=384,
     family="vjepa2_1",
-    licence="MIT",
+    licence="MIT, of the repository: the weights have no card",
 )
 MODELS |= _more(
     {
@@ -126,21 +127,23 @@ MODELS |= _more(
     resolution=224,
     caveat="distilled from a giant that was fine-tuned on the labels of Kinetics-710",
     family="videomae",
-    licence="CC BY-NC 4.0",
+    licence="Apache 2.0",
 )
 MODELS |= _more(
     {"videomae2_giant": (1408, 40, 16, 6144, "vit_g_hybrid_pt_1200e.pth", {"patch_size": 14})},
     resolution=224,
     family="videomae",
-    licence="CC BY-NC 4.0",
+    licence="not checked",
 )
+_ALONE = "every frame on its own: it cannot see motion"
+_STUDENT = {"caveat": f"{_ALONE}; {_DISTILLED}"}
 MODELS |= _more(
     {
-        "dinov2_small": (384, 12, 6, 1536, "dinov2_vits14_pretrain.pth"),
-        "dinov2_base": (768, 12, 12, 3072, "dinov2_vitb14_pretrain.pth"),
-        "dinov2_large": (1024, 24, 16, 4096, "dinov2_vitl14_pretrain.pth"),
+        "dinov2_small": (384, 12, 6, 1536, "dinov2_vits14_pretrain.pth", _STUDENT),
+        "dinov2_base": (768, 12, 12, 3072, "dinov2_vitb14_pretrain.pth", _STUDENT),
+        "dinov2_large": (1024, 24, 16, 4096, "dinov2_vitl14_pretrain.pth", _STUDENT),
         "dinov2_giant": (1536, 40, 24, 4096, "dinov2_vitg14_pretrain.pth", {"gated_mlp": True}),
-        "dinov2_large_reg": (1024, 24, 16, 4096, "dinov2_vitl14_reg4_pretrain.pth", {"registers": 4}),
+        "dinov2_large_reg": (1024, 24, 16, 4096, "dinov2_vitl14_reg4_pretrain.pth", {"registers": 4, **_STUDENT}),
     },
     resolution=224,
     patch_size=14,
@@ -148,7 +151,7 @@ MODELS |= _more(
     table_resolution=518,
     family="dinov2",
     licence="Apache 2.0",
-    caveat="every frame on its own: it cannot see motion",
+    caveat=_ALONE,
 )
 DEFAULT_MODEL = "large"
 

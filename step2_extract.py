@@ -26,7 +26,7 @@ from pez.encoder.controls import control_directory, control_passes, controls
 from pez.encoder.extract import DTYPES, extract_features, pass_dtype
 from pez.encoder.flops import flops_per_clip
 from pez.encoder.listing import listing
-from pez.encoder.pooling import POOLINGS
+from pez.encoder.pooling import POOLINGS, PREFIX
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipSource, Sampling, ball_source, folder_source, told
 from pez.encoder.windows import WINDOW_POOLINGS, pool_windows
@@ -128,10 +128,15 @@ def main(args) -> None:
     for source in sources:
         extract(args, source, encoder, args.output_root, {})
     for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
+        # a control without a network has no tokens beside its patches
+        poolings = [name for name in args.pooling if name != PREFIX or control.encoder.layout.prefix]
+        if not poolings:
+            print(f"control {control.name} has no tokens for --pooling {PREFIX}: left out")
+            continue
         print(f"control {control.name}")
         for source in sources:
             root = control_directory(args.output_root, control.name)
-            extract(args, source, control.encoder, root, {"frame_order": control.frame_order})
+            extract(args, source, control.encoder, root, {"frame_order": control.frame_order, "poolings": poolings})
 
 
 def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dict) -> None:
@@ -144,13 +149,12 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
         source,
         directory,
         captures=args.capture,
-        poolings=args.pooling,
         overwrite=args.overwrite,
         reuse_existing=args.reuse_existing,
         shard=check_shard(args.num_shards, args.shard_index),
         compile_blocks=args.compile,
         speed=speed,
-        **{**pass_options(args), **changes},
+        **{"poolings": args.pooling, **pass_options(args), **changes},
     )
     print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
     if speed.clips:

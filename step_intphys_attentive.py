@@ -16,8 +16,8 @@ import sys
 from pez.cli import Parser, first_line, run_script
 from pez.figures.plots.movies import draw_run, with_controls
 from pez.probes.data.movies import add_movie_arguments
+from pez.probes.movie_runs import run_attentive
 from pez.probes.options import AttentiveOptions, add_arguments
-from pez.probes.runs import run_attentive
 from pez.probes.summary import movie_text
 from pez.shards import add_shard_arguments
 

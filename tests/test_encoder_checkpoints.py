@@ -287,3 +287,42 @@ def test_a_pipe_of_weights_never_hangs(name, tmp_path):
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match="is a pipe or device: give the checkpoint's file"):
         load_encoder("custom", str(tmp_path / name), num_heads=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("dinov2", "is V-JEPA 2.1, not --family dinov2: leave --family out"),
+        ("vjepa1", "is V-JEPA 2.1, not --family vjepa1: leave --family out"),
+        ("clip", "is V-JEPA 2.1, not --family clip: leave --family out"),
+    ],
+)
+def test_a_family_that_the_keys_contradict_is_one_line(family, said):
+    with pytest.raises(UserError, match=said):
+        load_encoder("custom", str(DATA / "vjepa21_small_large.pt"), num_heads=2, family=family)
+
+
+def test_a_table_that_is_not_the_formula_s_is_v_jepa_1_s_if_that_is_said(tmp_path):
+    content = torch.load(DATA / "vjepa1_small.pth.tar", weights_only=True)
+    for entry in ("encoder", "target_encoder"):
+        name = next(name for name in content[entry] if name.endswith("pos_embed"))
+        content[entry][name] = content[entry][name] + 0.1
+    torch.save(content, tmp_path / "w.pt")
+    assert load_encoder("custom", str(tmp_path / "w.pt"), num_heads=2).spec.family == "vjepa2"
+    told = load_encoder("custom", str(tmp_path / "w.pt"), num_heads=2, family="vjepa1", resolution=96)
+    assert told.spec.family == "vjepa1" and told.checkpoint_key == "target_encoder"
+
+
+def test_heads_that_the_positions_cannot_be_laid_over_are_one_line(plain, tmp_path):
+    torch.save(plain[0], tmp_path / "w.pt")
+    with pytest.raises(UserError, match="cannot encode 2 frames .* check --num-heads"):
+        load_encoder("custom", str(tmp_path / "w.pt"), num_heads=64)
+
+
+def test_a_file_of_no_family_says_as_what_it_was_read(tmp_path):
+    state = {"patch_embed.proj.weight": torch.zeros(8, 3, 2, 4, 4), "blocks.0.mlp.fc2.weight": torch.zeros(8, 16)}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(
+        UserError, match="is missing.*it was read as V-JEPA 2: if it is of another family, say --family"
+    ):
+        load_encoder("custom", str(tmp_path / "w.pt"), num_heads=1)

@@ -257,7 +257,7 @@ def test_no_code_of_a_folder_is_run(tmp_path):
 @pytest.mark.parametrize("case", ["TimesformerModel", "DINOv3ViTModel", "VideoPrismVisionModel"])
 def test_step_2_with_controls(case, tmp_path):
     make(case).save_pretrained(tmp_path / "m")
-    n_frames = CLASSES[case][1]
+    n_frames, prefix = CLASSES[case][1], ["prefix"] * (CLASSES[case][2] > 0)
     write_moving_squares(tmp_path / "velocity", n_clips=2, size=160)
     arguments = [
         "--clips",
@@ -267,14 +267,16 @@ def test_step_2_with_controls(case, tmp_path):
         "--output-root",
         tmp_path / "out",
     ]
-    arguments += ["--model", tmp_path / "m", "--pooling", "mean", "all", "--workers", 0, "--control-seeds", 1]
-    arguments += ["--control", "random_weights", "pixels", "static_last"]
+    arguments += ["--model", tmp_path / "m", "--pooling", "mean", "all", *prefix, "--workers", 0]
+    arguments += ["--control-seeds", 1, "--control", "random_weights", "pixels", "static_last"]
     assert run_script(step2_extract.make_parser(), step2_extract.main, list(map(str, arguments))) == 0
     stores = sorted(path.parent for path in (tmp_path / "out").rglob("features.json"))
     assert len(stores) == 4
     for store in map(FeatureStore.open, stores):
         features = store.layer("resid_post", "mean", layer=0)
         assert features.isfinite().all() and not torch.equal(features[0], features[1])
+        without = [] if "pixels" in store.directory.parts else prefix  # no network, no tokens beside its patches
+        assert store.settings["poolings"] == ["all", "mean", *without]
     main = next(FeatureStore.open(path) for path in stores if "controls" not in path.parts)
     assert main.settings["model"] == "m" and main.settings["encoder"]["family"] in FAMILIES
 
@@ -351,3 +353,10 @@ def test_a_normalisation_that_cannot_be_is_one_line(values, said, tmp_path):
     make("ViTModel").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"preprocessor_config.json: {said}.*: download it again, or remove it"):
         load_encoder(edited(tmp_path, "preprocessor_config.json", **values))
+
+
+def test_a_table_that_is_no_square_is_one_line(tmp_path):
+    model = transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**SIZES, num_patches=10, patch_size=16))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot encode .* check .* its config.json"):
+        load_encoder(str(tmp_path))

@@ -214,3 +214,9 @@ def test_constants_import_only_the_standard_library():
 def test_write_json_is_whole(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
     assert read_json(tmp_path / "a.json") == {"x": 1}
+
+
+@pytest.mark.parametrize("script", ["step3_probe", "plot_figures"])
+def test_who_reads_features_does_not_load_what_encodes(script):
+    code = f"import sys, {script}; sys.exit('transformers' in sys.modules or 'torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

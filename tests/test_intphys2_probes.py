@@ -22,9 +22,9 @@ from pez.figures.verdicts.statements import MOVIES
 from pez.movies.intphys2 import INTPHYS2, pair_accuracy, video_accuracy
 from pez.probes.data.probe_data import ProbeData, possible_variable, scene_names
 from pez.probes.folds import scene_folds
+from pez.probes.movie_runs import answers, chosen_over_folds
 from pez.probes.predictions import Choice, Predictions, from_table, movie_rows
 from pez.probes.results import read_runs
-from pez.probes.runs import answers, chosen_over_folds
 from pez.probes.scores.bootstrap import group_resamples
 from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.possibility import score_movies

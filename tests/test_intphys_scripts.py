@@ -245,3 +245,14 @@ def test_a_partial_store_is_finished_not_made_again(folder, monkeypatch):
     assert len(rest) == 2
     assert run_linear(folder, *options) == 0
     assert rest.items() <= shards(folder, "partial").items() and len(shards(folder, "partial")) == 3
+
+
+def test_one_pass_serves_both_scripts(folder, monkeypatch):
+    root = ("--feature-root", str(folder / "both"))
+    few = ("--layers", "0", "7", "--protocol", "paper")
+    more = ("--store-pooling", "temporal_last_patch")
+    assert run(step_intphys_probe, folder, *root, "--run-name", "l", *more, *few) == 0
+    monkeypatch.setattr("pez.encoder.extract.encode_pooled", None)  # no further pass
+    short = ("--num-epochs", "1", "--num-probe-blocks", "1", "--run-name", "a")
+    assert run(step_intphys_attentive, folder, *root, "--reuse-features", *few, *short) == 0
+    assert run(step_intphys_probe, folder, *root, "--run-name", "again", "--reuse-features", *few) == 0

@@ -1,4 +1,4 @@
-"""A family, a benchmark, a control and a kind of target that only this file knows go through every script.
+"""A family, a benchmark, a control, a kind of target and a solver that only this file knows go through every script.
 
 Each is what docs/architecture.md says it takes, one entry of its registry; nothing of pez is patched besides.
 """
@@ -17,8 +17,10 @@ import plot_figures
 import step1_generate
 import step2_extract
 import step3_probe
+import step4_mechanisms
 import step_intphys_attentive
 import step_intphys_probe
+import step_surprise
 from constants import MODELS
 from pez.cli import run_script
 from pez.controls import CONTROLS, Control
@@ -29,9 +31,13 @@ from pez.encoder.sources import ball_source
 from pez.movies import MOVIE_DATASETS
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask, sample_frames
 from pez.probes.data.ball import PROBE_SETS, ProbeSet
-from pez.probes.data.probe_data import Variable
+from pez.probes.data.probe_data import ProbeData, Variable
+from pez.probes.folds import Folds
+from pez.probes.options import SOLVERS
 from pez.probes.scores.bootstrap import bootstrap_mean
 from pez.probes.scores.kinds import KINDS, Kind, Pooled
+from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.solver import Fit, PredictsOnly, TrainedTogether, Trials
 from pez.store import open_stores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +74,46 @@ def leftward(store, _direction_target):
     """Whether the ball goes left or right, as a number whose sign tells; from the conditions, which the clips carry."""
     across = np.cos(np.deg2rad(store.clips["direction_deg"].to_numpy(dtype=float)))[:, None]
     return [Variable("leftward", store.name, -np.where(np.abs(across) < 1e-9, 1e-3, across), "", ("left",), "sign")]
+
+
+# ---------------------------------------------------------------- a solver: the nearest clips' mean target
+
+
+@dataclass(frozen=True)
+class Nearest(TrainedTogether):
+    """Of 1 or 5 neighbours; a setting's first number is how many."""
+
+    settings: tuple[Setting, ...] = (Setting(1, 0), Setting(5, 0))
+    last_epoch, patience, reads_any_epoch = 0, 0, False
+
+    def solve(self, data, folds, fits, step, keep_weights=False):
+        for fit in fits:
+            yield NearestFitted(fit, self.settings, data, folds)
+            step()
+
+
+@dataclass(frozen=True)
+class NearestFitted(PredictsOnly):
+    fit: Fit
+    settings: tuple[Setting, ...]
+    data: ProbeData
+    folds: Folds
+
+    def predicted(self, rows):
+        features = self.data.features(self.fit.layer).double()
+        train = np.flatnonzero(~np.isin(self.folds.fold, self.fit.left_out))
+        order = torch.cdist(features[rows], features[train]).argsort(dim=1)
+        near = self.data.targets[train][order]
+        return torch.stack([near[:, : int(setting.learning_rate)].mean(1) for setting in self.settings])
+
+    def trials(self, fold):
+        rows = self.folds.rows(fold)
+        predicted = self.predicted(rows)
+        loss = (predicted - self.data.targets[rows]).square().mean((1, 2))[:, None]
+        return Trials(loss, torch.zeros(loss.shape, dtype=torch.int64), predicted)
+
+    def prediction(self, choices):
+        return self.predicted(self.folds.rows(self.fit.read))[choices[0].setting]
 
 
 # ---------------------------------------------------------------- a benchmark: a bar that goes on, or jumps back
@@ -120,7 +166,7 @@ def write_bars(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
-    """The four registered, and a folder with the files of every script."""
+    """The five registered, and a folder with the files of every script."""
     root = tmp_path_factory.mktemp("road")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, "toy", Toy)
@@ -128,14 +174,20 @@ def road(tmp_path_factory):
         patch.setitem(CONTROLS, "halved", Control("every other frame, twice", frames=halved))
         patch.setitem(KINDS, "sign", SIGN)
         patch.setitem(PROBE_SETS, "left", ProbeSet(("velocity",), leftward))
+        patch.setitem(SOLVERS, "nearest", lambda options: Nearest())
         patch.setitem(MOVIE_DATASETS, "bars", BARS)
         model = ("--model", "frames", "--weights", "random", "--workers", "0")
         small = ("--preset", "quick", "--resolution", "32", "--limit", "48", "--workers", "1")
         run(step1_generate, "--dataset", "velocity", *small, "--output-root", root / "data")
-        passes = ("--pooling", "mean", "--control", "halved", "random_weights", "--control-seeds", "1")
+        passes = ("--pooling", "mean", "time_mean_patch", "--control-seeds", "1")
+        passes += ("--control", "halved", "random_weights")
         run(step2_extract, *model, "--data-root", root / "data", "--output-root", root / "features", *passes)
         probing = ("--feature-root", root / "features", "--results-dir", root / "results", "--grouping", "magnitude")
+        probing += ("--pooling", "mean")
         run(step3_probe, "run", "--run-name", "left", "--probe-set", "left", *probing, "--control", *CONTROLS_ASKED)
+        near = ("--solver", "nearest", "--protocol", "nested", "--control", "halved")
+        run(step3_probe, "run", "--run-name", "near", "--probe-set", "left", *probing, *near)
+        run(step4_mechanisms, "patches", "--run-name", "where", *probing[:4], *PATCHES)
         run(step3_probe, "audit", *probing[:4])
         run(step3_probe, "summarize", *probing[2:4])
         write_bars(root / "bars")
@@ -144,10 +196,14 @@ def road(tmp_path_factory):
         run(step_intphys_probe, *movies, "--feature-root", root / "lin", "--run-name", "bars_lin", *controls)
         few = ("--num-epochs", "1", "--num-probe-blocks", "1", "--num-heads", "1", "--protocol", "fixed")
         run(step_intphys_attentive, *movies, "--feature-root", root / "att", "--run-name", "bars_att", *few, *controls)
-        run(plot_figures, "--results-dir", root / "results", "--figures", "1", "6", "8", "report")
+        pixels = ("--model", "tiny", "--weights", "random", "--model-resolution", "32")
+        expected = ("--window-frames", "8", "--context-frames", "4", "--max-scenes-per-block", "1")
+        run(step_surprise, *pixels, *movies[6:10], *expected, "--run-name", "bars_sur")
+        run(plot_figures, "--results-dir", root / "results", "--figures", "1", "6", "8", "mechanisms", "report")
         yield root
 
 
+PATCHES = ("--layers", "0", "1", "--control-seeds", "1")
 CONTROLS_ASKED = ("shuffled_labels", "halved", "random_weights", "--control-seeds", "1")
 
 
@@ -167,6 +223,20 @@ def test_the_family_s_states_are_in_the_store_and_its_control_saw_every_other_fr
             found = read.layer("resid_post", "mean", layer=layer, clip_ids=[clip])[0].numpy()
             np.testing.assert_allclose(found, state.mean((0, 1)), atol=2e-3)  # stored as float16
     assert store.settings["encoder"]["family"] == "toy"
+
+
+def test_the_solver_s_predictions_are_its_own(road):
+    table = pd.read_parquet(road / "results/predictions_near.parquet")
+    store = open_stores(road / "features")["velocity"]
+    for layer, rows in table.query("control == '' and protocol == 'nested'").groupby("layer"):
+        features = store.layer("resid_post", "mean", layer=layer, clip_ids=list(rows["clip_id"])).double()
+        target, fold = rows["target"].to_numpy(), rows["fold"].to_numpy()
+        for row, own in enumerate(features):
+            far = (features - own).norm(dim=1).numpy() + 1e9 * (fold == fold[row])
+            nearest = target[np.argsort(far, kind="stable")]
+            assert np.isclose(rows["prediction"].iloc[row], (nearest[0], nearest[:5].mean())).any()
+    results = pd.read_csv(road / "results/results_near.csv")
+    assert set(results["solver"]) == {"nearest"} and results["sign_nested_pooled"].between(0, 1).all()
 
 
 def test_the_kind_s_score_stands_in_tables_with_its_controls(road):
@@ -195,6 +265,13 @@ def test_the_benchmark_s_movies_are_told_apart_overall_and_in_its_subtasks(road,
     assert set(controls["control"]) == {"shuffled_labels", "halved"}
     if run == "bars_lin":
         assert (rows.query("subtask == 'overall'")["auc_pooled"] > 0.9).all()
+
+
+def test_the_scripts_beside_the_road_take_them_too(road):
+    surprise = pd.read_csv(road / "results/movies_bars_sur.csv")
+    assert surprise["clip_id"].nunique() == 2 * 2 and set(surprise["block"]) == {"upright", "lying"}
+    (places,) = (road / "results").glob("*patches*_where*.csv")
+    assert set(pd.read_csv(places)["layer"]) == {0, 1}
 
 
 def test_figures_verdicts_and_report_speak_of_all_four(road):

@@ -317,7 +317,7 @@ def test_warnings_are_found(results):
     assert "of 72 scene comparisons over all layers 12 tie and 57 are" in said["Ties and near-ties"]
     scenes = "overall 12, object permanence 12, shape constancy 12, spatio-temporal continuity 12"
     assert said["Few groups"] == f"movies: scenes: {scenes}."
-    assert not {"Fewer folds than asked", "No intervals", "Uncommitted code"} & set(said)
+    assert not {"Fewer folds than asked", "No intervals", "Uncommitted code", "Frames one by one"} & set(said)
 
 
 def test_rarer_warnings_are_found(tmp_path, monkeypatch):
@@ -326,13 +326,16 @@ def test_rarer_warnings_are_found(tmp_path, monkeypatch):
     table = pd.read_csv(folder / "results_ball.csv").assign(n_groups=4, n_folds=4, protocol="paper")
     table.drop(columns=["r2_nested_pooled", "optimism"]).to_csv(folder / "results_ball.csv", index=False)
     path = folder / "config_ball.json"
-    path.write_text(path.read_text().replace("(abc)", "(abc+dirty)"))
+    record = json.loads(path.read_text().replace("(abc)", "(abc+dirty)"))
+    next(iter(record["clip_sets"].values()))["features"]["encoder"] = {"per_frame": True}
+    path.write_text(json.dumps(record))
     said = found(gather(folder))
     assert said["Few groups"] == "ball: speed 4, direction 4."
     assert said["Fewer folds than asked"] == "ball: 4 folds instead of 5."
     assert "1 of 4 folds" in said["Folds without a score"]
     assert "only that protocol was run" in said["Optimistic protocol"]
     assert said["Changed clips"] == "ball: static last."
+    assert said["Frames one by one"] == "ball: large."
     assert said["Controls not run"] == "ball: none was run."
     assert {"No intervals", "Uncommitted code"} <= set(said)
 

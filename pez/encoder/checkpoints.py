@@ -234,9 +234,11 @@ def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     return name[1:]
 
 
-def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: str | Path, model: str) -> None:
-    """Raise UserError naming the file and the first tensor that is missing, unknown, of another shape, not finite."""
-    mend = f"is this the checkpoint of --model {model}? (any other size: --model custom --num-heads N)"
+def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: str | Path, mend: str) -> None:
+    """Raise UserError naming the file and the first tensor that is missing, unknown, of another shape or not finite.
+
+    `mend`: what to do about the first three.
+    """
     for name, tensor in expected.items():
         if name not in state:
             raise UserError(f"{path}: {name} is missing, expected shape {list(tensor.shape)}; {mend}")

@@ -101,7 +101,7 @@ class DINOv2(
         grid = 0 if table is None else math.isqrt(table.shape[1] - 1)
         if table is None or grid**2 + 1 != table.shape[1]:
             raise UserError(
-                f"{path} has no pos_embed of a class token and a square grid: give a checkpoint of {{cls.title}}"
+                f"{path} has no pos_embed of a class token and a square grid: give a checkpoint of {cls.title}"
             )
         side = grid * spec.patch_size
         gated = "blocks.0.mlp.w3.weight" in tensors

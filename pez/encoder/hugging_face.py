@@ -22,7 +22,6 @@ from pez.records import Preprocessing, read_record
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_ALONE = "every frame on its own: it cannot see motion"
 
 
 @dataclass(frozen=True)

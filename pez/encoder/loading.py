@@ -27,7 +27,7 @@ from pez.encoder.checkpoints import (
     read_checkpoint,
     reason,
 )
-from pez.encoder.devices import find_device
+from pez.encoder.devices import find_device, out_of_memory
 from pez.encoder.families import FAMILIES
 from pez.encoder.hub import HIERARCHICAL, is_id, model_folder, read_config
 from pez.encoder.hugging_face import HuggingFace
@@ -137,7 +137,7 @@ def load_encoder(
         changed = replace(_changed(found, resolution, positions), family=family)
         module = _blank(changed)
         state = FAMILIES[family].convert(tensors, changed)
-        check_fits(state, module.state_dict(), path, model)
+        check_fits(state, module.state_dict(), path, _mend(model, FAMILIES[family].title))
         loaded = FAMILIES[family].of(_fill(module, state), changed, model, path.name, entry.name, target)
         if spec is None:
             loaded = replace(loaded, remarks=_recognition(loaded, content, num_heads, resolution))
@@ -146,6 +146,12 @@ def load_encoder(
     if named is not None:
         loaded = replace(loaded, model=named if is_id(named) else Path(named).expanduser().resolve().name)
     return verified(loaded)
+
+
+def _mend(model: str, title: str) -> str:
+    if model != CUSTOM:
+        return f"is this the checkpoint of --model {model}? (any other size: --model custom --num-heads N)"
+    return f"it was read as {title}: if it is of another family, say --family, or give a Hugging Face folder"
 
 
 def _changed(spec: ModelSpec, resolution: int | None, positions: str | None) -> ModelSpec:
@@ -169,7 +175,13 @@ def _chosen(content: Any, said: str | None, registered: str | None, key: str | N
     beside = content if isinstance(content, dict) else {}
     guessed = [(entry, _family_of(entry, beside)) for entry in there]
     if said is not None:
-        guessed = [(entry, said) for entry, family in guessed if family == said]
+        # V-JEPA 1 has the keys of V-JEPA 2, which a file is taken for whose table is not the formula's
+        same = (said, "vjepa2") if said == "vjepa1" else (said,)
+        own = [entry for entry, family in guessed if family in same]
+        other = next((family for _, family in guessed if family is not None), None)
+        if not own and other is not None:
+            raise UserError(f"{path} is {FAMILIES[other].title}, not --family {said}: leave --family out")
+        guessed = [(entry, said) for entry in own]
     found = [(entry, family) for entry, family in guessed if family is not None]
     if not found and len(there) == 1:
         return there[0], default  # reading it says what is missing
@@ -326,6 +338,13 @@ def verified(encoder: Encoder) -> Encoder:
             f"--device {encoder.device} lacks an operation of {encoder.model} ({reason(error)}): use --device cpu, or "
             "set PYTORCH_ENABLE_MPS_FALLBACK=1"
         ) from None
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(
+            f"{encoder.model} cannot encode {n_frames} frames of {encoder.resolution} pixels ({reason(error)}): check "
+            "--num-heads, --model-resolution and, of a folder, its config.json"
+        ) from error
     tubelets = 1 if layout.per_frame else layout.n_tubelets(n_frames)
     expected = (1, layout.prefix + tubelets * layout.n_patches, encoder.width)
     for state in range(encoder.depth + 1):

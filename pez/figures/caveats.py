@@ -79,7 +79,7 @@ def verdict_notes(judged: Sequence[Judged]) -> list[str]:
     notes = [banner.told for banner in BANNERS if banner.told and any(banner.applies(item.run) for item in judged)]
     notes += [NO_CONTROLS.told(item) for item in judged]
     for item in judged:
-        told = [caveat.told(item) for caveat in (RECIPE, OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
+        told = [caveat.told(item) for caveat in (ALONE, RECIPE, OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
         notes += [f"{item.of}: {sentence}" for sentence in told if sentence]
     return [note for note in notes if note]
 
@@ -89,7 +89,7 @@ def run_words(item: Judged) -> list[str]:
     first = f"Statements and onsets below: protocol {item.protocol}, resamples of {item.n_groups} scenes."
     chosen = item.run.value("chosen")
     chosen = [f"Chosen, {chosen}."] if chosen else []
-    told = [caveat.told(item) for caveat in (RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
+    told = [caveat.told(item) for caveat in (ALONE, RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
     return [first, *chosen, *_beside_key(item.run), *(capital(sentence) for sentence in told if sentence)]
 
 
@@ -192,6 +192,11 @@ def _reads_position(run: Run) -> Iterator[str]:
         if "position" in rows.index
     ]
     yield f"{pooling}. {spoken(curves[0][0].metric)} from position alone: {', '.join(there) or 'not run'}."
+
+
+def _alone(run: Run) -> Iterator[str]:
+    if any(features.get("encoder", {}).get("per_frame") for features in run.features.values()):
+        yield f"{run.value('model')}."
 
 
 def _recipe_of(run: Run) -> str:
@@ -338,6 +343,13 @@ FEW = Caveat(
     _both(_each(BALL, _few_groups), _each(MOVIES, _few_scenes)),
     _few_told,
 )
+_ONE_BY_ONE = "the encoder saw every frame on its own, so that motion is read off where things are in several frames."
+ALONE = Caveat(
+    "Frames one by one",
+    capital(_ONE_BY_ONE),
+    _both(_each(BALL, _alone), _each(MOVIES, _alone)),
+    lambda item: _ONE_BY_ONE if any(_alone(item.run)) else "",
+)
 NO_CONTROLS = Caveat(
     "Controls not run",
     "A curve is worth little without what an encoder that knows nothing scores.",
@@ -354,6 +366,7 @@ CAVEATS = (
         "is read may be place; the control named position says how much place alone gives.",
         _each(BALL, _reads_position),
     ),
+    ALONE,
     RECIPE,
     UNCONVERGED,
     OPTIMISTIC,

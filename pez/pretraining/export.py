@@ -51,11 +51,11 @@ def read_for_later(directory: Path, model: nn.Module) -> None:
     for entry in CHECKPOINT_KEYS:
         path = directory / f"{entry}.pt"
         state = convert_keys(entry_called(read_checkpoint(path), entry, path).tensors)
-        check_fits(state, getattr(model, entry).state_dict(), path, "tiny")
+        check_fits(state, getattr(model, entry).state_dict(), path, f"remove {directory} and train again")
         getattr(model, entry).load_state_dict(state)
     path = directory / "predictor.pt"
     state = read_checkpoint(path)
-    check_fits(state, model.predictor.state_dict(), path, "tiny")
+    check_fits(state, model.predictor.state_dict(), path, f"remove {directory} and train again")
     model.predictor.load_state_dict(state)
 
 

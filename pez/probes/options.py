@@ -27,9 +27,10 @@ from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import SELECTION_METRICS
 from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
 from pez.probes.solvers.attentive_training import SCHEDULES, TOKEN_NORMS
-from pez.probes.solvers.linear import SOLVERS
-from pez.probes.solvers.mlp import MLP
+from pez.probes.solvers.linear import LINEAR, linear_solver
+from pez.probes.solvers.mlp import EPOCHS, MLP, MLPSolver
 from pez.probes.solvers.problems import NORM_MODES
+from pez.probes.solvers.solver import Solver
 from pez.stimuli.variation import FACTORS
 from pez.store import CAPTURES, TRANSFORM_NAMES
 
@@ -108,6 +109,20 @@ class RunOptions:
     results_dir: Path = option(RESULTS_DIR, "where results are written", type=Path)
 
 
+def _linear(options: "BallOptions") -> Solver:
+    asked: dict[str, Any] = {"device": options.device, "threads": options.threads, "memory_gib": options.memory_gib}
+    return linear_solver(options.solver, options.max_epochs, options.recipe, **asked)
+
+
+def _mlp(options: "BallOptions") -> Solver:
+    epochs = EPOCHS if options.max_epochs is None else options.max_epochs
+    return MLPSolver(epochs=epochs, device=options.device, threads=options.threads, seed=options.seed)
+
+
+# what --solver names
+SOLVERS: dict[str, Callable[["BallOptions"], Solver]] = {**dict.fromkeys(LINEAR, _linear), MLP: _mlp}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BallOptions(RunOptions):
     """`step3_probe.py run`; None stands for the default that the features decide."""
@@ -127,9 +142,7 @@ class BallOptions(RunOptions):
         None, "column of --targets that names groups of clips (default: those with equal labels)"
     )
     skip_unlabelled: bool = option(False, "leave out clips without a label, and labels without a clip", flag=True)
-    solver: str = option(
-        "trainable", "trainable: 20 AdamW settings; mlp: one hidden layer", choices=lambda: (*SOLVERS, MLP)
-    )
+    solver: str = option("trainable", "trainable: 20 AdamW settings; mlp: one hidden layer", choices=lambda: SOLVERS)
     norm_mode: str = option("zscore", "of features, by training clips", choices=lambda: NORM_MODES)
     grouping: str | None = option(
         None,

@@ -30,8 +30,7 @@ from pez.probes.predictions import Predictions
 from pez.probes.runs import Curve, notes, plan
 from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.score import score
-from pez.probes.solvers.linear import linear_solver
-from pez.probes.solvers.mlp import MLP
+from pez.probes.solvers.linear import LINEAR, linear_solver
 from pez.probes.validation.cross_validate import count_steps, cross_validate, probe_name
 from pez.runs import progress
 
@@ -50,8 +49,11 @@ class TransferOptions(BallOptions):
 def run_transfer(args: argparse.Namespace) -> pd.DataFrame:
     """Transfer as the command line says; writes transfer_RUN.csv and returns its rows."""
     options = from_arguments(TransferOptions, args)
-    if options.control or options.unique or options.solver == MLP:
-        raise UserError("transfer reads linear probes of the main curve: leave out --control, --unique, --solver mlp")
+    if options.control or options.unique or options.solver not in LINEAR:
+        raise UserError(
+            "transfer reads linear probes of the main curve: leave out --control, --unique, --solver mlp or any other "
+            "that is not linear"
+        )
     find_device(options.device)
     curves = plan(options)
     for curve in curves:

@@ -1,7 +1,6 @@
 """A contact sheet and a GIF a block of the IntPhys stand-in, to see what is possible and what is not."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,29 +43,32 @@ def contact_sheet(movies: pd.DataFrame) -> Image.Image:
         top = HEADER + row * step
         pen.text((GAP, top + 36), f"scene {movie.scene}, movie {movie.movie}", INK, ImageFont.load_default(13))
         pen.text((GAP, top + 56), WORDS[movie.possible], TINTS[movie.possible], ImageFont.load_default(14))
-        for column, frame in enumerate(_spread(movie.n_frames, COLUMNS)):
-            sheet.paste(_tile(movie, frame, TILE), (MARGIN + column * step, top))
+        for column, path in enumerate(frame_paths(movie.directory, _spread(movie.n_frames, COLUMNS))):
+            sheet.paste(_tile(path, TILE), (MARGIN + column * step, top))
     return sheet
 
 
 def animation(movies: pd.DataFrame) -> list[Image.Image]:
     """Pictures of a GIF: a column a movie, a row a scene."""
-    chosen = _spread(movies["n_frames"].iloc[0], min(GIF_FRAMES, movies["n_frames"].iloc[0]))
-    return [_moment(movies, frame) for frame in chosen]
-
-
-def _moment(movies: pd.DataFrame, frame: int) -> Image.Image:
     step, line = GIF_TILE + GAP, GIF_TILE + HEADER
-    rows = movies["scene"].nunique()
-    picture = Image.new("RGB", (4 * step + GAP, HEADER + rows * line), PAPER)
-    pen = ImageDraw.Draw(picture)
+    empty = Image.new("RGB", (4 * step + GAP, HEADER + movies["scene"].nunique() * line), PAPER)
+    pen = ImageDraw.Draw(empty)
     pen.text((GAP, 5), _title(movies), INK, ImageFont.load_default(13))
+    n_frames = movies["n_frames"].iloc[0]
+    chosen = _spread(n_frames, min(GIF_FRAMES, n_frames))
+    places: list[tuple[int, int]] = []
     for index, movie in enumerate(movies.itertuples()):
         left, top = GAP + index % 4 * step, HEADER + index // 4 * line
         words = f"{movie.scene}/{movie.movie} {WORDS[movie.possible]}"
         pen.text((left + GIF_TILE // 2, top + 10), words, TINTS[movie.possible], ImageFont.load_default(14), "mm")
-        picture.paste(_tile(movie, frame, GIF_TILE), (left, top + HEADER - 4))
-    return picture
+        places.append((left, top + HEADER - 4))
+    pictures = []
+    for paths in zip(*(frame_paths(directory, chosen) for directory in movies["directory"])):
+        picture = empty.copy()
+        for path, place in zip(paths, places):
+            picture.paste(_tile(path, GIF_TILE), place)
+        pictures.append(picture)
+    return pictures
 
 
 def _title(movies: pd.DataFrame) -> str:
@@ -78,8 +80,8 @@ def _spread(n_frames: int, count: int) -> np.ndarray:
     return np.rint(np.linspace(0, n_frames - 1, count)).astype(int)
 
 
-def _tile(movie: Any, frame: int, size: int) -> Image.Image:
-    with Image.open(frame_paths(movie.directory, [frame])[0]) as picture:
+def _tile(path: Path, size: int) -> Image.Image:
+    with Image.open(path) as picture:
         return picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
 
 

@@ -211,7 +211,7 @@ def _meta_predictor(content: dict, path: Path, config, heads: int, mask_token: i
     config.pred_num_mask_tokens = 1  # the chosen one: transformers' own forward pass would always take its second
     with torch.device("meta"):
         predictor = VJEPA2Predictor(config)
-    check_fits(state, predictor.state_dict(), path, model)
+    check_fits(state, predictor.state_dict(), path, f"give the checkpoint of --model {model}, with its predictor")
     predictor.load_state_dict({name: tensor.float().clone() for name, tensor in state.items()}, assign=True)
     return predictor
 

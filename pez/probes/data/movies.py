@@ -20,6 +20,7 @@ from pez.controls import CONTROLS, MOVIES, controls_for
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
 from pez.encoder.controls import control_directory, controls
 from pez.encoder.extract import extract_features, store_settings
+from pez.encoder.pooling import POOLINGS
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipSource, Sampling
 from pez.encoder.windows import WINDOW_POOLINGS, pool_windows
@@ -89,6 +90,13 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
     features.add_argument("--capture", default="resid_pre", choices=CAPTURES, help="residual states to probe")
     features.add_argument(
         "--feature-root", type=Path, help="folder of the features (default: one named after model and settings)"
+    )
+    features.add_argument(
+        "--store-pooling",
+        nargs="+",
+        default=[],
+        choices=list(POOLINGS),
+        help="store these of the same pass as well, for the other script: give both one --feature-root",
     )
     features.add_argument(
         "--reuse-features",
@@ -230,9 +238,8 @@ def _store(
     """A complete store as the options and, over them, `chosen` say."""
     options = {**pass_options(args), "reuse_existing": args.reuse_features, **chosen}
     directory = _directory(args, root, source)
-    store = extract_features(
-        encoder, source, directory, captures=[args.capture], poolings=[pooling], finish=True, **options
-    )
+    options |= {"captures": [args.capture], "poolings": [pooling, *args.store_pooling]}
+    store = extract_features(encoder, source, directory, finish=True, **options)
     if args.window is None:
         return store
     return pool_windows(store, root / source.name, args.window_pooling, chosen["overwrite"])
@@ -254,7 +261,7 @@ def _is_complete(directory: Path, args: argparse.Namespace, encoder: Encoder, so
     """Whether the folder already holds all of exactly these features."""
     options = pass_options(args)
     options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
-    settings = store_settings(encoder, source, [args.capture], [pooling], **options)
+    settings = store_settings(encoder, source, [args.capture], [pooling, *args.store_pooling], **options)
     try:
         return FeatureStore.open(directory).settings == settings
     except UserError:  # missing, incomplete or damaged: extract_features makes of it what can be made

@@ -26,7 +26,7 @@ from pez.probes.solvers.ridge import ridge_settings, solve_ridge
 from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
 from pez.probes.solvers.sweep import SweepResult, solve
 
-SOLVERS = ("trainable", "adamw100", "ridge")
+LINEAR = ("trainable", "adamw100", "ridge")  # what --solver calls them
 PUBLISHED_TRAINING = Training(l2=True, start_seed=42, bias=True, targets_as_features=True, least_gain=1e-8)
 
 
@@ -133,7 +133,7 @@ def linear_solver(
     By the published `recipe` ridge has the sweep's weight decays for strengths (and is to be given raw features),
     adamw100 decouples its decay and the sweep does not; `stops_by` of the sweep, as of Training.
     """
-    check_choice("--solver", name, SOLVERS)
+    check_choice("--solver", name, LINEAR)
     if recipe != OURS:
         return _published_solver(name, max_epochs, stops_by, **options)
     if name == "ridge":
