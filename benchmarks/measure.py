@@ -56,20 +56,21 @@ def _child(connection, prepare, size: dict[str, Any], threads: int, start_method
     multiprocessing.set_start_method(start_method, force=True)  # a forkserver's children would go on with it
     tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # bars of the work, beside the run's own
     torch.set_num_threads(threads)
-    before = _memory("VmRSS")
+    before, files_before = _memory("VmRSS"), _memory("RssFile")
     with prepare(**size) as work:
         gc.collect()
         _forget_peak()
         start, busy = time.perf_counter(), time.process_time()
         answer = work()
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - busy
-        memory = _memory("VmHWM") - before
+        files = _memory("RssFile") - files_before  # pages of libraries, which a forked process maps as it touches them
+        memory = _memory("VmHWM") - before - files
     connection.send(Measured(seconds, cpu_seconds, memory, answer))
     connection.close()
 
 
 def _memory(name: str) -> float:
-    """VmRSS (now) or VmHWM (largest since `_forget_peak`) of this process in MiB."""
+    """VmRSS (now), of it RssFile, or VmHWM (largest since `_forget_peak`) of this process in MiB."""
     if not _STATUS.exists():
         return float("nan")
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())

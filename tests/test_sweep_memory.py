@@ -14,7 +14,7 @@ from pez.probes.solvers.sweep import row_problem, solve
 
 TRAIN, VALIDATION, PREDICT = np.arange(300), np.arange(300, 350), np.arange(350, 400)
 WIDTH, N_PROBLEMS = 2000, 32  # rows alone are 2.4 MB a problem; training takes 15 MB each
-BESIDE_MIB = 45  # libraries at work and a problem being made in double precision
+BESIDE_MIB = 20  # a problem being made in double precision
 M_MMAP_THRESHOLD = -3
 
 
@@ -39,7 +39,7 @@ def bounded(gib: float | None, batch_bytes: float, threads: int):
 def test_peak_memory_keeps_to_the_bound_and_results_do_not_depend_on_it():
     free = measure(bounded, {"gib": None, "batch_bytes": 1e12, "threads": 1}, 1)
     estimate = N_PROBLEMS * sweep._bytes(next(problems())) / 2**20
-    assert 0.6 * estimate < free.memory_mib < 1.1 * estimate
+    assert 0.5 * estimate < free.memory_mib < 1.1 * estimate
     for gib, threads in ((0.15, 1), (0.05, 2)):
         found = measure(bounded, {"gib": gib, "batch_bytes": 1e12, "threads": threads}, 1)
         assert found.memory_mib < 1024 * gib + BESIDE_MIB
