@@ -42,7 +42,7 @@ MOTION := $(QUICK) $(RUN) step3_probe.py run --feature-root $(FEATURES)/matched 
 MECHANISMS := $(QUICK) $(RUN) step4_mechanisms.py
 RUN_NAME := --run-name mechanisms_quick
 INTPHYS := $(ENCODER) --intphys-root artifacts/quick/intphys_mini/dev --capture resid_pre --transform resize \
-	--n-frames-sample 16 --reuse-features
+	--n-frames-sample 16 --feature-root $(FEATURES)/intphys --reuse-features
 
 reproduce: $(INSTALLED)
 	@echo "== Step 1: render the quick preset, and a small stand-in for IntPhys"
@@ -70,7 +70,7 @@ reproduce: $(INSTALLED)
 	@echo "== IntPhys stand-in: linear and attentive probes"
 	@$(QUICK) $(RUN) step_intphys_probe.py $(INTPHYS) --run-name figure6_intphys_tiny_linear_quick \
 		--selection-metric relative_accuracy --control shuffled_labels random_weights pixels static_last \
-		--control-seeds 1
+		--control-seeds 1 --store-pooling temporal_last_patch
 	@$(QUICK) $(RUN) step_intphys_attentive.py $(INTPHYS) --run-name figure8_intphys_tiny_attentive_quick \
 		--patch-pool temporal_last_patch --layers 0 4 8 11 --num-probe-blocks 2 --num-heads 3 --num-epochs 2 \
 		--control shuffled_labels
@@ -78,7 +78,7 @@ reproduce: $(INSTALLED)
 	@$(MECHANISMS) attention $(RUN_NAME) $(ENCODER) --max-clips 12 --control random_weights --control-seeds 1
 	@$(MECHANISMS) sequence $(RUN_NAME) --feature-root $(FEATURES)/tiny --null-draws 100 --control-seeds 1 \
 		--control random_weights shuffled_labels \
-		--intphys-root "$$(dirname $(FEATURES)/intphys_tiny_*_resid_pre_resize_mean/intphys)"
+		--intphys-root $(FEATURES)/intphys
 	@$(MECHANISMS) overlap $(RUN_NAME)
 	@$(MECHANISMS) steer $(RUN_NAME) --feature-root $(FEATURES)/tiny --control random_weights --control-seeds 1 \
 		--judge split paper own --null-draws 50 --folds 3
