@@ -601,7 +601,8 @@ def draw_ablation_summary(run: MechanismRun) -> Figure | None:
         _legend(figure, axes[0, 0])
         figure.suptitle(run.title("Table 2: near attention taken away, in short"), ha="left", x=0.01)
         notes = [
-            "Four rows of Table 4, read at the last masked layer; bars: 95 %; axes cut at -0.5. Table 4 has the masks"
+            f"{len(conditions)} of the four conditions of Table 2, read at the last masked layer; bars: 95 %; axes cut at "
+            "-0.5. Table 4 has the masks"
         ]
         notes += ["of random and far keys without which this does not show that near attention matters."]
         write_notes(figure, notes)
