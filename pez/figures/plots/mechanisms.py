@@ -412,6 +412,8 @@ def draw_steering(run: MechanismRun) -> Figure | None:
             )
         for number, (name, label) in enumerate(others.items()):
             part, style = main[main["arm"] == name], line_style(number + 1)
+            if part.empty:  # a ring that was not measured
+                continue
             ax.plot(
                 part["edit_ratio"],
                 part["mae_target"],
@@ -422,6 +424,7 @@ def draw_steering(run: MechanismRun) -> Figure | None:
                 label=label,
             )
         ax.legend(fontsize=7)
+        ax.set_xscale("log")  # late probes read next to nothing: edits that move them are orders of magnitude longer
         ax.set(xlabel="Length of the edit / of the features", ylabel="Error to the target (degrees)", ylim=(0, 100),
                title="Edits of other kinds (N beside the line)")  # fmt: skip
         figure.legend(handles, labels, fontsize=7, loc="outside right center")
@@ -601,8 +604,8 @@ def draw_ablation_summary(run: MechanismRun) -> Figure | None:
         _legend(figure, axes[0, 0])
         figure.suptitle(run.title("Table 2: near attention taken away, in short"), ha="left", x=0.01)
         notes = [
-            f"{len(conditions)} of the four conditions of Table 2, read at the last masked layer; bars: 95 %; axes cut at "
-            "-0.5. Table 4 has the masks"
+            f"{len(conditions)} of the four conditions of Table 2, read at the last masked layer; bars: 95 %; axes cut "
+            "at -0.5. Table 4 has the masks"
         ]
         notes += ["of random and far keys without which this does not show that near attention matters."]
         write_notes(figure, notes)
