@@ -74,10 +74,13 @@ def _said(statement: dict[str, Any]) -> Said:
 
 
 def counted(verdict: Verdict) -> str:
-    """How many statements of a verdict file hold, and its status against published values."""
-    verdicts = [each["verdict"] for each in verdict.record.get("statements", [])]
-    counts = ", ".join(f"{word}: {verdicts.count(word)}" for word in (HOLDS, FAILS, UNDECIDED))
-    parts = [f"{counts}, of {len(verdicts)} statements."] if verdicts else []
+    """How many statements of a verdict file hold, of those on what layers tell beyond flow and controls also, and its
+    status against published values."""
+    parts = []
+    for kind, named in (("statements", "statements"), ("beyond", "on what a layer adds to what needs no encoder")):
+        verdicts = [each["verdict"] for each in verdict.record.get(kind, [])]
+        counts = ", ".join(f"{word}: {verdicts.count(word)}" for word in (HOLDS, FAILS, UNDECIDED))
+        parts += [f"{counts}, of {len(verdicts)} {named}."] if verdicts else []
     status = verdict.record.get("status")
     return " ".join([*parts, *([f"Against the published values: {status}."] if status else [])])
 
