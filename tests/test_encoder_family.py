@@ -222,7 +222,7 @@ def test_a_family_that_is_not_the_model_s(toy):
         load_encoder("tiny", str(path), family="toy")
     with pytest.raises(UserError, match="--family must be one of vjepa2, .*, toy.* Did you mean 'vjepa2'"):
         load_encoder("custom", str(path), family="vjepa")
-    with pytest.raises(UserError, match="holds no V-JEPA 2 encoder"):
+    with pytest.raises(UserError, match="is toy, not --family vjepa2: leave --family out"):
         load_encoder("custom", str(path), num_heads=1, family="vjepa2")
     with pytest.raises(UserError, match="not a model in Hugging Face's format: no config.json in it, only frames.pt"):
         load_encoder("custom", str(path.parent), family="toy")

@@ -159,6 +159,7 @@ def run_script(*options) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *map(str, options)], cwd=REPOSITORY, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_script_trains_probes_and_writes_a_checkpoint(tmp_path):
     run = run_script(
         *("--output-dir", tmp_path, "--steps", 2, "--resolution", 48, "--log-every", 1, "--evaluate-every", 2),

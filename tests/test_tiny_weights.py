@@ -51,6 +51,7 @@ def test_the_card_names_this_file():
     assert SPEC.sha256 in card and SPEC.file in card
 
 
+@pytest.mark.slow
 def test_direction_is_read_better_than_from_random_weights(tmp_path):
     """Clips of the quick preset with another seed than the card's; a ridge probe, nested."""
     probe = BallEvaluation(tmp_path, "tiny", resolution=128)  # smaller than its own, for speed
