@@ -18,6 +18,13 @@ from pez.errors import UserError
 INIT_STD = 0.02
 
 
+class Linear(nn.Linear):
+    """Without PyTorch's own initial weights, which would cost as much as those that take their place."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: AttentiveClassifier draws them."""
+
+
 class AttentiveClassifier(nn.Module):
     """Tokens of a clip -> logits.
 
@@ -41,10 +48,8 @@ class AttentiveClassifier(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(embed_dim, num_heads, depth)
-        with torch.device("meta"):  # PyTorch's own initial weights would cost as much as ours
-            self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
-            self.linear = nn.Linear(embed_dim, num_classes)
-        self.to_empty(device=torch.get_default_device())
+        self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
+        self.linear = Linear(embed_dim, num_classes)
         self.pooler.initialise(generator)
         nn.init.kaiming_uniform_(self.linear.weight, a=math.sqrt(5), generator=generator)  # as PyTorch has it
         bound = 1 / math.sqrt(embed_dim)
@@ -78,11 +83,9 @@ class AttentivePooler(nn.Module):
         self-attention block, as in the original."""
         nn.init.normal_(self.query_tokens, std=INIT_STD, generator=generator)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, Linear):
                 nn.init.normal_(module.weight, std=INIT_STD, generator=generator)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
         for number, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
             block.attn.proj.weight.div_(math.sqrt(2 * number))
@@ -128,8 +131,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, dim] -> the same shape."""
@@ -143,8 +146,8 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
 
     def forward(self, query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Query [clips, 1, dim] and tokens [clips, tokens, dim] -> [clips, 1, dim]."""
@@ -158,8 +161,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim] -> the same shape."""
