@@ -73,6 +73,8 @@ AGAINST_DATA = ("all", "first_1", "first_5")  # bases, in the scaling `ball`, th
 PUBLISHED_WIDTH = 1024  # of Large, whose subspaces Table 3 compares
 RHOS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 
+Strengths = dict[str, dict[tuple[int, int], float]]  # of ridge, by variable, then by layer and fold
+
 
 def angles(q_a: torch.Tensor, q_b: torch.Tensor) -> torch.Tensor:
     """Principal angles in degrees, ascending, of orthonormal columns [d, k_a] and [d, k_b]: [min(k_a, k_b)]."""
@@ -236,10 +238,12 @@ def main(args: argparse.Namespace) -> list[Path]:
             own = rounds[(rounds["control"] == data.control) & (rounds["control_seed"] == data.control_seed)]
             shuffled = rounds.loc[rounds["control"] == "shuffled_labels", "control_seed"].unique()
             beside, drawn = [] if data.control else shuffled, (args.null_draws, args.seed)
+            strengths = {name: ridge_strengths(standardised(data, name), balls.folds) for name in (DIRECTION, SPEED)}
             named = {"control": data.control, "control_seed": data.control_seed}
-            parts.append(overlaps(bases, data, balls.folds, rounds_needed(own), beside, *drawn).assign(**named))
-            parts.append(split_halves(data, balls.folds, halves, *drawn).assign(**named))
-            erased.append(erasure(bases, data, balls.folds, layer, *drawn).assign(**named))
+            needed = rounds_needed(own)
+            parts.append(overlaps(bases, data, balls.folds, strengths, needed, beside, *drawn).assign(**named))
+            parts.append(split_halves(data, strengths, halves, *drawn).assign(**named))
+            erased.append(erasure(bases, data, balls.folds, strengths, layer, *drawn).assign(**named))
         results, name = args.results_dir, args.run_name
         sizes = len(balls.store.clips), balls.folds.n_groups
         table = tabled(pd.concat(parts, ignore_index=True), args, "nested", *sizes)
@@ -259,14 +263,22 @@ def main(args: argparse.Namespace) -> list[Path]:
         return [*written, record(args, "overlap", about)]
 
 
+def standardised(data: ProbeData, name: str) -> ProbeData:
+    """One variable of a curve, its features in units of their spread over the training clips."""
+    return dataclasses.replace(of_variable(data, name), norm_mode="zscore")
+
+
 def overlaps(
-    bases: Bases, data: ProbeData, folds: Folds, needed: dict, shuffled: Sequence[int], n_draws: int, seed: int
+    bases: Bases,
+    data: ProbeData,
+    folds: Folds,
+    strengths: Strengths,
+    needed: dict,
+    shuffled: Sequence[int],
+    n_draws: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Every pair of variables of a curve at every layer, with every basis and scaling."""
-    strengths = {
-        name: ridge_strengths(dataclasses.replace(of_variable(data, name), norm_mode="zscore"), folds)
-        for name in (DIRECTION, SPEED)
-    }
     rows, curve = [], curve_of(data)
     for layer in data.layers:
         features = data.features(layer).double()
@@ -358,16 +370,15 @@ def _beside_chance(angle: float, name: str, drawn: np.ndarray) -> dict:
     return row
 
 
-def split_halves(curve: ProbeData, folds: Folds, halves: Folds, n_draws: int, seed: int) -> pd.DataFrame:
-    """Each variable's own two subspaces, from halves of the clips: how near the same thing comes to itself."""
+def split_halves(curve: ProbeData, strengths: Strengths, halves: Folds, n_draws: int, seed: int) -> pd.DataFrame:
+    """Each variable's own two subspaces, from halves of the clips: how near the same thing comes to itself. Strengths
+    are those of the curve's first fold: two halves have no inner folds to choose by."""
     rows = []
     for name in (DIRECTION, SPEED):
-        data = dataclasses.replace(of_variable(curve, name), norm_mode="zscore")
-        strengths = ridge_strengths(data, folds)  # two halves have no inner folds to choose by
-        spans = []
+        data, spans = standardised(curve, name), []
         for train, held in halves.splits():
             ready = prepared(data, train, held, "zscore")
-            strength = torch.tensor([strengths[layer, 0] for layer in data.layers], dtype=torch.float64)
+            strength = torch.tensor([strengths[name][layer, 0] for layer in data.layers], dtype=torch.float64)
             found = remove_rounds(ready.x, ready.held, ridge_fit(ready.y, strength), max(FIRST))
             spans.append((found.weights, ready.scale))
         for at, layer in enumerate(data.layers):
@@ -396,7 +407,9 @@ def power_table(table: pd.DataFrame, layer: int, args) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def erasure(bases: Bases, curve: ProbeData, folds: Folds, layer: int, n_draws: int, seed: int) -> pd.DataFrame:
+def erasure(
+    bases: Bases, curve: ProbeData, folds: Folds, strengths: Strengths, layer: int, n_draws: int, seed: int
+) -> pd.DataFrame:
     """R^2 of b once a's first k probes are taken out of the features, beside as many random dimensions of the data.
 
     Unlike angles this does not hang on how the axes are scaled. Random removals are spread over the folds.
@@ -404,14 +417,13 @@ def erasure(bases: Bases, curve: ProbeData, folds: Folds, layer: int, n_draws: i
     generator, rows = torch.Generator().manual_seed(seed), []
     per_fold = -(-n_draws // folds.n_folds)
     for a, b in ((DIRECTION, SPEED), (SPEED, DIRECTION)):
-        data = dataclasses.replace(of_variable(curve, b), layers=(layer,), norm_mode="zscore")
-        strengths = ridge_strengths(data, folds)
+        data = dataclasses.replace(standardised(curve, b), layers=(layer,))
         found: dict[int, list[float]] = {}
         drawn: dict[int, list[float]] = {}
         for fold, (train, held) in enumerate(folds.splits()):
             ready = prepared(data, train, held, "zscore")
             x, kept, target = ready.x[0], ready.held[0], data.variables[0].targets[held]
-            at = torch.tensor(strengths[layer, fold], dtype=torch.float64)
+            at = torch.tensor(strengths[b][layer, fold], dtype=torch.float64)
 
             def score(q, x=x, kept=kept, ready=ready, at=at, target=target) -> float:
                 return r2(target, ready.read(removed(kept, q) @ ridge_at(removed(x, q), ready.y, at)))

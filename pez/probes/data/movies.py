@@ -46,13 +46,7 @@ from pez.store import CAPTURES, FeatureStore
 EVENLY = Sampling()
 _OF_WINDOWS = ("n_windows", "video_start_s", "video_end_s")
 # columns of a store's clips that say nothing of the movie
-_OF_STORE = (
-    "n_frames",
-    "content",
-    "shard",
-    "row",
-    *_OF_WINDOWS,
-)  # columns of a store's clips that say nothing of the movie
+_OF_STORE = ("n_frames", "content", "shard", "row", *_OF_WINDOWS)
 
 
 def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--num-heads") -> None:
