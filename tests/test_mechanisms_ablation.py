@@ -16,7 +16,7 @@ from pez.encoder.capture import captured_states
 from pez.encoder.loading import random_encoder
 from pez.encoder.sources import ball_source
 from pez.errors import UserError
-from pez.mechanisms.ablation import NONE, Job, cells_of, extract, head_sets, masks, places_of, published_table4
+from pez.mechanisms.ablation import NONE, cells_of, extract, head_sets, masks, places_of, published_table4
 from pez.mechanisms.geometry import Condition, TokenGrid, paper_conditions
 from pez.mechanisms.passes import ClipPass
 from pez.shards import WHOLE
@@ -94,10 +94,9 @@ def test_stores_equal_whole_passes_and_resume(encoder, tmp_path):
     write_moving_squares(tmp_path / "data" / "velocity", 3, size=64)
     source = ball_source(tmp_path / "data" / "velocity")
     clip_pass = ClipPass(source, "resize", "original", "float32", 2, 0)
-    job = Job(encoder, "", 0, clip_pass, tmp_path / "stores")
     cells = cells_of(options(tmp_path), encoder, GRID, "zone", [1, 2], [Condition("union", 1, 1)])
     ids = sorted(source.clips["clip_id"])
-    stores = extract(job, cells, ids, WHOLE)
+    stores = extract(encoder, clip_pass, tmp_path / "stores", cells, ids, WHOLE)
     assert set(stores) == {NONE, "union_s1_t1"}
     for cell in cells:
         store, whole = FeatureStore.open(stores[cell.name].directory), {}
@@ -116,11 +115,11 @@ def test_stores_equal_whole_passes_and_resume(encoder, tmp_path):
     assert torch.equal(before, after)  # not masked yet
     stores[NONE].shard_path(0).unlink()
     kept = stores["union_s1_t1"].shard_path(0).stat().st_mtime_ns
-    extract(job, cells, ids, WHOLE)
+    extract(encoder, clip_pass, tmp_path / "stores", cells, ids, WHOLE)
     assert stores[NONE].shard_path(0).is_file() and stores["union_s1_t1"].shard_path(0).stat().st_mtime_ns == kept
     other = cells_of(options(tmp_path, empty_rows="keep"), encoder, GRID, "zone", [1, 2], [Condition("union", 1, 1)])
     with pytest.raises(UserError, match="empty_rows"):
-        extract(job, other, ids, WHOLE)
+        extract(encoder, clip_pass, tmp_path / "stores", other, ids, WHOLE)
 
 
 def test_heads_that_attention_found_local(encoder, tmp_path):

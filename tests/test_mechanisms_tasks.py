@@ -13,7 +13,7 @@ import step4_mechanisms
 from pez.cli import run_script
 from pez.files import write_parquet
 from pez.mechanisms.coordinates import errors, explained
-from pez.mechanisms.tasks import OUTLINES, TEXTURES, _figure, classes, draw, scored, versions
+from pez.mechanisms.tasks import OUTLINES, TEXTURES, _figure, classes, draw, score_task, versions
 from pez.probes.data.probe_data import ProbeData, Variable
 from pez.probes.folds import Folds, grouped_folds
 from pez.probes.scores.bootstrap import group_resamples
@@ -125,7 +125,7 @@ def test_classes_are_read_where_they_are_and_not_where_labels_are_shuffled(tmp_p
 
     for labels, low, high in ((label, 0.99, 1.0), (rng.permutation(label), 0.1, 0.4)):
         data, folds = classes(Store(labels), "resid_post", "mean", [0], 4, 0)
-        curve, metric, chance = scored("appearance", data, folds, group_resamples(data.group, 20, 0, 4))
+        curve, metric, chance = score_task("appearance", data, folds, group_resamples(data.group, 20, 0, 4))
         assert (metric, chance) == ("accuracy", 0.25) and low <= curve.estimate[0] <= high
 
 

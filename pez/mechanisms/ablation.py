@@ -33,36 +33,45 @@ from pez.cli import COUNT, Number
 from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import Plan, attention_modules, attention_plans, run_from
 from pez.encoder.capture import captured_states
-from pez.encoder.controls import controls
 from pez.encoder.extract import with_content
 from pez.encoder.pooling import POOLINGS
 from pez.encoder.protocol import Encoder
 from pez.errors import UserError
-from pez.files import atomic_path, run_lock, write_csv, write_text
+from pez.files import atomic_path, run_lock
 from pez.mechanisms.attention import LOCAL, mass_removed
 from pez.mechanisms.geometry import Condition, TokenGrid, condition, paper_conditions, token_grid
-from pez.mechanisms.passes import ClipPass, add_clip_arguments, chosen_clips, clip_groups, clip_source
-from pez.mechanisms.patches import nested, read_places
+from pez.mechanisms.passes import (
+    ClipPass,
+    add_clip_arguments,
+    chosen_clips,
+    clip_groups,
+    clip_source,
+    encoder_passes,
+)
+from pez.mechanisms.patches import nested, read_out_of_fold
 from pez.mechanisms.runs import (
     DIRECTION,
     SPEED,
     add_run_arguments,
     bands,
     check_encoder,
+    curve_name,
     folder_of,
+    movie_data,
     of_variable,
-    record,
+    scored,
     tabled,
+    write_results,
     zone_layers,
 )
 from pez.movies import dataset_at
 from pez.probes.data.ball import variables
 from pez.probes.data.movies import movie_source
-from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, check_layers, scene_names
-from pez.probes.folds import Folds, grouped_folds, scene_folds
+from pez.probes.data.probe_data import POSSIBLE, ProbeData, check_layers
+from pez.probes.folds import Folds, grouped_folds
 from pez.probes.scores.bootstrap import BootstrapCurve, bootstrap_accuracy, bootstrap_r2, group_resamples
 from pez.probes.solvers.linear import linear_solver
-from pez.probes.validation.cross_validate import cross_validate, probe_name
+from pez.probes.validation.cross_validate import cross_validate
 from pez.runs import progress
 from pez.shards import add_shard_arguments, check_shard, holding
 from pez.store import SHARD_CLIPS, FeatureStore, tensor_name
@@ -84,17 +93,6 @@ def masks(dropped: torch.Tensor, empty_rows: str, heads: torch.Tensor | None = N
     keep = torch.where(heads[:, None, None], keep, True)[None]
     silent = heads[:, None] & empty if empty_rows == "zero" and bool(empty.any()) else None
     return Plan(keep=keep, silent=silent)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One curve's ablations: encoder, its name ("" for the main one) and seed, pass, and where its stores go."""
-
-    encoder: Encoder
-    control: str
-    seed: int
-    clip_pass: ClipPass
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -160,24 +158,26 @@ def head_sets(args, encoder: Encoder, layers: list[int]) -> dict[int, torch.Tens
 # ---------------------------------------------------------------- features
 
 
-def extract(job: Job, cells: list[Cell], clip_ids: list[str], shard) -> dict[str, FeatureStore]:
+def extract(
+    encoder: Encoder, clip_pass: ClipPass, folder: Path, cells: list[Cell], clip_ids: list[str], shard
+) -> dict[str, FeatureStore]:
     """The stores of all conditions of a band, by name; what is there already is kept. A shard's clips run once."""
-    source, first = job.clip_pass.source, min(cells[0].layers)
+    source, first = clip_pass.source, min(cells[0].layers)
     clips = with_content(source)
     clips = clips[clips["clip_id"].isin(clip_ids)]
     frames = None if source.frames is None else source.frames[source.frames["clip_id"].isin(clip_ids)]
     stores = {}
     for cell in cells:
         settings = {
-            **job.clip_pass.settings(job.encoder),
-            "n_tubelets": job.encoder.layout.n_tubelets(source.n_frames),
+            **clip_pass.settings(encoder),
+            "n_tubelets": encoder.layout.n_tubelets(source.n_frames),
             "captures": ["resid_post"],
             "poolings": ["mean"],
             "store_dtype": "float32",
             "shard_clips": SHARD_CLIPS,
             "ablation": cell.described,
         }
-        directory = job.folder / cell.band / cell.name / source.name
+        directory = folder / cell.band / cell.name / source.name
         stores[cell.name] = FeatureStore.plan(directory, settings, clips, frames, shard)
     any_store = next(iter(stores.values()))
     lacking = {
@@ -185,11 +185,12 @@ def extract(job: Job, cells: list[Cell], clip_ids: list[str], shard) -> dict[str
         for number in any_store.own_shards()
     }
     total = sum(len(any_store.clips_of(number)) for number, own in lacking.items() if own)
-    what = f"{cells[0].band}: {source.name}, {job.encoder.weights_label}"
+    what = f"{cells[0].band}: {source.name}, {encoder.weights_label}"
     with progress(total=total, description=what, unit="clip") as bar:
         for number, own in lacking.items():
             if own:
-                _run_shard(job, own, stores, number, any_store.clips_of(number)["clip_id"].tolist(), first, bar)
+                ids = any_store.clips_of(number)["clip_id"].tolist()
+                _run_shard(encoder, clip_pass, own, stores, number, ids, first, bar)
     return stores
 
 
@@ -201,17 +202,19 @@ def _is_there(store: FeatureStore, number: int) -> bool:
     return store.shard_path(number).is_file() and _places_path(store, number).is_file()
 
 
-def _run_shard(job: Job, cells, stores, number: int, clip_ids: list[str], first: int, bar) -> None:
+def _run_shard(
+    encoder: Encoder, clip_pass: ClipPass, cells, stores, number: int, clip_ids: list[str], first: int, bar
+) -> None:
     """Every condition of some clips: the state before the first masked block once, then on from there."""
-    encoder, layout = job.encoder, job.encoder.layout
-    n_tubelets = layout.n_tubelets(job.clip_pass.source.n_frames)
+    layout = encoder.layout
+    n_tubelets = layout.n_tubelets(clip_pass.source.n_frames)
     pooled: dict[str, dict[str, list[torch.Tensor]]] = {cell.name: {} for cell in cells}
 
     def grid(hidden: torch.Tensor) -> torch.Tensor:
         return layout.grid(hidden, n_tubelets).flatten(2, 3).float()
 
-    for _, frames in job.clip_pass.batches(encoder, clip_ids):
-        with job.clip_pass.precision(encoder):
+    for _, frames in clip_pass.batches(encoder, clip_ids):
+        with clip_pass.precision(encoder):
             before: dict[int, torch.Tensor] = {}
 
             def keep(state: int, hidden: torch.Tensor, before=before) -> None:
@@ -284,10 +287,9 @@ def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: i
         described=base.settings,
     )
     resamples = group_resamples(group, max(args.bootstrap, 1), args.seed, folds.n_folds)
-    places = places_of(base)
+    unablated = places_of(base)
     one = of_variable(dataclasses.replace(data, layers=(last,), norm_mode="center"), DIRECTION)
-    unablated = dataclasses.replace(one, features=lambda layer: places)
-    _, frozen_probes = nested(unablated, folds)
+    _, frozen_probes = nested(dataclasses.replace(one, features=lambda layer: unablated), folds)
     rows, baselines = [], {}
     for cell in cells:
         for readout in args.readout:
@@ -297,10 +299,12 @@ def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: i
                 for at, layer in enumerate(data.layers):
                     key = (readout, found.variable.name, layer)
                     rows.append(_row(cell, *key, _layer_of(curve, at), baselines, args))
-            probes = frozen_probes if readout == "frozen" else None
-            read = _read_places(one, folds, places_of(stores[cell.name]), probes)
+            places = places_of(stores[cell.name])
+            ablated = dataclasses.replace(one, features=lambda layer, places=places: places)
+            probes = frozen_probes if readout == "frozen" else nested(ablated, folds)[1]
+            read = read_out_of_fold(ablated, folds, last, probes)
             flat = np.repeat(np.arange(len(group)), read.shape[1])
-            curve = bootstrap_r2(targets_of(one)[flat], read.reshape(1, -1, 2), group[flat], resamples)
+            curve = bootstrap_r2(one.targets.numpy()[flat], read.reshape(1, -1, 2), group[flat], resamples)
             rows.append(_row(cell, readout, "per_patch", last, curve, baselines, args))
     return [{**row, "n_clips": len(group), "n_groups": folds.n_groups} for row in rows]
 
@@ -310,38 +314,16 @@ def layers_read(args: argparse.Namespace, last_masked: int, depth: int) -> tuple
     return check_layers({last_masked, depth - 1, *(args.layers or ())}, depth)
 
 
-def targets_of(data: ProbeData) -> np.ndarray:
-    """Targets [n, k]."""
-    return data.targets.numpy()
-
-
 def _layer_of(curve: BootstrapCurve, at: int) -> BootstrapCurve:
     return curve.map(lambda rows: rows[:, [at]])
-
-
-def _read_places(data: ProbeData, folds: Folds, places: torch.Tensor, probes) -> np.ndarray:
-    """One probe's out-of-fold readings at every place, [clips, places, 2]; of new probes where none are given."""
-    (layer,) = data.layers
-    own = dataclasses.replace(data, features=lambda _: places)
-    probes = nested(own, folds)[1] if probes is None else probes
-    read = np.full((*places.shape[:2], 2), np.nan)
-    for fold, (_, held) in enumerate(folds.splits()):
-        weight, bias = (probes[probe_name(own, layer, 0, fold, what)] for what in ("weight", "bias"))
-        read[held] = read_places(places[torch.from_numpy(held)], weight, bias)
-    return read
 
 
 def movie_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: int, args) -> list[dict]:
     """Rows of movies: accuracy over all of them, out of fold, of least squares on 0 and 1."""
     base = stores[NONE]
-    possible = base.clips[POSSIBLE].to_numpy(dtype=bool)
-    group = scene_names(base.clips)
-    folds = Folds(group, scene_folds(base.clips, n_folds, args.seed))
-    variable = Variable(POSSIBLE, "movies", possible.astype(np.float64)[:, None], "", (POSSIBLE,), kind="quantity")
-    last = max(cells[0].layers)
-    layers = layers_read(args, last, base.depth)
-    options = {"name": base.name, "clips": base.clips, "group": group, "variables": (variable,), "layers": layers}
-    data = ProbeData(**options, depth=base.depth, features=lambda layer: base.layer("resid_post", "mean", layer))
+    layers = layers_read(args, max(cells[0].layers), base.depth)
+    data, folds = movie_data(base, layers, lambda layer: base.layer("resid_post", "mean", layer), n_folds, args.seed)
+    group, possible = data.group, base.clips[POSSIBLE].to_numpy(dtype=bool)
     resamples = group_resamples(group, max(args.bootstrap, 1), args.seed, folds.n_folds)
     rows, baselines = [], {}
     for cell in cells:
@@ -360,12 +342,10 @@ def _row(cell: Cell, readout: str, variable: str, layer: int, curve: BootstrapCu
         baselines[key] = curve
     row = {"band": cell.band, "layers": f"{min(cell.layers)}-{max(cell.layers)}", "condition": cell.name}
     row["last_masked"] = max(cell.layers)
-    row |= {"probe": readout, "variable": variable, "read_layer": layer, "score": curve.estimate[0]}
-    difference = curve - baselines[key]
-    row["delta"] = difference.estimate[0]
-    if args.bootstrap:
-        (row["low"], row["high"]), (row["delta_low"], row["delta_high"]) = curve.interval()[0], difference.interval()[0]
-    return row
+    row |= {"probe": readout, "variable": variable, "read_layer": layer}
+    delta = scored(curve - baselines[key], 0, args.bootstrap)
+    row |= {**scored(curve, 0, args.bootstrap, "score"), "delta": delta["value"]}
+    return row | {"delta_low": delta["low"], "delta_high": delta["high"]}
 
 
 # ---------------------------------------------------------------- the run
@@ -416,26 +396,23 @@ def main(args: argparse.Namespace) -> list[Path]:
         movies = dataset.movies(args.benchmark_root, max_scenes=args.max_scenes_per_block)
         films = movie_source(dataset, movies, source.n_frames)
         sources.append((films, sorted(films.clips["clip_id"])))
-    encoders = [("", 0, encoder)]
-    encoders += [(each.kind, each.seed, each.encoder.inspectable())
-                 for each in controls(encoder, args.control, args.frame_order, args.control_seeds)]  # fmt: skip
     rows, complete, folder = [], True, folder_of(args, "ablate")
     with holding(folder, shard):
-        for control, seed, own in encoders:
+        for curve in encoder_passes(args, encoder):
+            place, own = folder / curve_name(curve.kind, curve.seed), curve.encoder
             for band in args.bands:
                 cells = cells_of(args, own, grid, band, chosen[band], named)
                 masses = _masses(own, cells, ClipPass.of(args, source), sources[0][1], grid)
                 for each, ids in sources:
-                    place = folder / (f"{control}_{seed}" if control else "main")
-                    job = Job(own, control, seed, ClipPass.of(args, each), place)
-                    stores = extract(job, cells, ids, shard)
+                    stores = extract(own, ClipPass.of(args, each), place, cells, ids, shard)
                     if any(store.missing_shards() for store in stores.values()):
                         complete = False
                         continue
                     stores = {name: FeatureStore.open(store.directory) for name, store in stores.items()}
                     read = ball_readouts if each is source else movie_readouts
                     for row in read(stores, cells, args.folds, args):
-                        rows.append({"control": control, "control_seed": seed, **row, **masses[row["condition"]]})
+                        of_curve = {"control": curve.kind, "control_seed": curve.seed}
+                        rows.append({**of_curve, **row, **masses[row["condition"]]})
     if not complete:
         print(f"{folder}: shards are still to come")
         return []
@@ -444,16 +421,12 @@ def main(args: argparse.Namespace) -> list[Path]:
         named_by = {"zone": zone, "semantics": args.semantics, "heads": args.heads, "empty_rows": args.empty_rows}
         sizes = len(sources[0][1]), len(set(clip_groups(source.clips[source.clips["clip_id"].isin(sources[0][1])])))
         table = tabled(pd.DataFrame(rows).assign(**named_by), args, "nested", *sizes)
-        results, name = args.results_dir, args.run_name
         ours = table4(table)
-        written = [
-            write_csv(results / f"ablation_{name}.csv", table),
-            write_csv(results / f"table4_ablation_{name}.csv", tabled(ours, args, "nested", *sizes)),
-            write_text(results / f"table4_ablation_{name}.md", table4_text(ours, encoder.description(), args)),
-        ]
+        text = table4_text(ours, encoder.description(), args)
+        tables = {"ablation.csv": table, "table4_ablation.csv": ours, "table4_ablation.md": text}
         about = {"bands": {band: chosen[band] for band in args.bands}, "zone": chosen["zone"]}
-        about |= {"n_clips": len(sources[0][1]), "features": ClipPass.of(args, source).settings(encoder)}
-        return [*written, record(args, "ablate", about)]
+        about["features"] = ClipPass.of(args, source).settings(encoder)
+        return write_results(args, "ablate", tables, about, "nested", *sizes)
 
 
 def _masses(encoder: Encoder, cells: list[Cell], clip_pass: ClipPass, clip_ids: list[str], grid: TokenGrid) -> dict:

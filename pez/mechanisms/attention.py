@@ -28,12 +28,20 @@ import torch
 from pez.cli import COUNT
 from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import Plan, attention_modules, attention_plans
-from pez.encoder.controls import control_passes, controls
+from pez.encoder.controls import control_passes
 from pez.encoder.protocol import Encoder
-from pez.files import write_csv, write_parquet
+from pez.files import write_parquet
 from pez.mechanisms.geometry import TokenGrid, token_grid
-from pez.mechanisms.passes import ClipPass, add_clip_arguments, chosen_clips, clip_groups, clip_source, in_parts
-from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, tabled, zone_layers
+from pez.mechanisms.passes import (
+    ClipPass,
+    add_clip_arguments,
+    chosen_clips,
+    clip_groups,
+    clip_source,
+    encoder_passes,
+    in_parts,
+)
+from pez.mechanisms.runs import add_run_arguments, check_encoder, curve_name, folder_of, write_results, zone_layers
 from pez.probes.data.probe_data import check_layers
 from pez.probes.scores.bootstrap import bootstrap, group_resamples
 from pez.shards import add_shard_arguments, check_shard
@@ -160,13 +168,12 @@ def main(args: argparse.Namespace) -> list[Path]:
     grid = token_grid(encoder, source.n_frames)
     zone = zone_layers(args.zone_layers, encoder.depth)
     measured = check_layers(args.layers, encoder.depth)
-    passes = [("", 0, encoder, args.frame_order)]
-    for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
-        passes.append((control.kind, control.seed, control.encoder.inspectable(), control.frame_order))
-    for name, seed, own, order in passes:
+    passes = list(encoder_passes(args, encoder))
+    for each in passes:
+        own, order = each.encoder, each.frame_order
         clip_pass = ClipPass.of(args, source, order)
         clip_pass.check_frames(own)
-        folder = folder_of(args, "attention") / (f"{name}_{seed}" if name else "main")
+        folder = folder_of(args, "attention") / curve_name(each.kind, each.seed)
         settings = {**clip_pass.settings(own), "grid": [grid.tubelets, grid.height, grid.width]}
         settings["layers"] = list(measured)
 
@@ -183,28 +190,16 @@ def main(args: argparse.Namespace) -> list[Path]:
             table = pd.concat(
                 [unchecked_parquet(path, "remove it and rerun the same command") for path in parts], ignore_index=True
             )
-            tables.append(table.assign(control=name, control_seed=seed))
+            tables.append(table.assign(control=each.kind, control_seed=each.seed))
     if len(tables) < len(passes):
         return []
     clips = pd.concat(tables, ignore_index=True)
     heads, layers = tabulate(clips, grid, source, encoder.depth, args.bootstrap, args.seed)
-    results, run_name = args.results_dir, args.run_name
     n_groups = len(set(clip_groups(source.clips[source.clips["clip_id"].isin(clip_ids)])))
-    heads, layers, clips = (tabled(each, args, "none", len(clip_ids), n_groups) for each in (heads, layers, clips))
-    written = [
-        write_csv(results / f"attention_{run_name}.csv", heads),
-        write_csv(results / f"attention_layers_{run_name}.csv", layers),
-        write_parquet(results / f"attention_clips_{run_name}.parquet", clips),
-    ]
-    about = {
-        "zone": zone,
-        "grid": [grid.tubelets, grid.height, grid.width],
-        "uniform": grid.uniform(),
-        "n_clips": len(clip_ids),
-        "n_groups": n_groups,
-        "features": ClipPass.of(args, source).settings(encoder),
-    }
-    return [*written, record(args, "attention", about)]
+    tables = {"attention.csv": heads, "attention_layers.csv": layers, "attention_clips.parquet": clips}
+    about = {"zone": zone, "grid": [grid.tubelets, grid.height, grid.width], "uniform": grid.uniform()}
+    about["features"] = ClipPass.of(args, source).settings(encoder)
+    return write_results(args, "attention", tables, about, "none", len(clip_ids), n_groups)
 
 
 def _rows(clip_ids: Sequence[str], layers: Sequence[int], found: np.ndarray) -> pd.DataFrame:

@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pez.files import run_lock, write_csv
+from pez.files import run_lock
 from pez.mechanisms.runs import (
     add_feature_arguments,
     add_run_arguments,
     ball_data,
     check_encoder,
-    record,
-    tabled,
+    named,
+    scored,
+    write_results,
     zone_layers,
 )
-from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.scores.bootstrap import BootstrapCurve, bootstrap, group_resamples
 
@@ -89,22 +89,12 @@ def main(args: argparse.Namespace) -> list[Path]:
     balls = ball_data(args)
     check_encoder(args, balls.store.settings)
     resamples = group_resamples(balls.main.group, max(args.bootstrap, 1), args.seed, balls.folds.n_folds)
-
-    def rows_of(data: ProbeData) -> list[dict]:
-        rows = []
-        for layer in data.layers:
-            features = data.features(layer).double().numpy()
-            for name, curve in explained(features, balls.store.clips, balls.folds, resamples).items():
-                low, high = curve.interval()[0] if args.bootstrap else (np.nan, np.nan)
-                named = {"control": data.control, "control_seed": data.control_seed, "layer": layer, "model": name}
-                rows.append({**named, "value": curve.estimate[0], "low": low, "high": high})
-        return rows
-
+    about = {"zone": zone_layers(args.zone_layers, balls.store.depth), "features": balls.store.settings}
+    rows = []
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
-        rows = [row for data in balls.all for row in rows_of(data)]
-        table = tabled(rows, args, "fixed", len(balls.store.clips), balls.folds.n_groups)
-        about = {"zone": zone_layers(args.zone_layers, balls.store.depth), "n_clips": len(balls.store.clips)}
-        return [
-            write_csv(args.results_dir / f"coordinates_{args.run_name}.csv", table),
-            record(args, "coordinates", {**about, "features": balls.store.settings}),
-        ]
+        for data in balls.all:
+            for layer in data.layers:
+                features = data.features(layer).double().numpy()
+                for name, curve in explained(features, balls.store.clips, balls.folds, resamples).items():
+                    rows.append({**named(data, layer=layer, model=name), **scored(curve, 0, args.bootstrap)})
+        return write_results(args, "coordinates", {"coordinates.csv": rows}, about, "fixed", *balls.sizes)

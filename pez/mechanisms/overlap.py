@@ -33,24 +33,24 @@ from safetensors import safe_open
 from constants import REFERENCE_DIR
 from pez.cli import COUNT_OR_NONE
 from pez.errors import UserError
-from pez.files import run_lock, write_csv, write_text
+from pez.files import run_lock
 from pez.mechanisms.runs import (
     DIRECTION,
     SPEED,
     add_run_arguments,
     ball_data,
+    curve_name,
     entry,
+    named,
     of_variable,
-    record,
-    tabled,
     threads_for,
+    write_results,
 )
 from pez.mechanisms.sequence import (
     CONTROLS,
     RULES,
     basis_name,
     count,
-    curve_of,
     movies_as_data,
     orthonormal,
     prepared,
@@ -191,7 +191,7 @@ class Bases:
     def check(self, data: ProbeData) -> None:
         """UserError for a curve or a layer that `sequence` was not run on."""
         for layer in data.layers:
-            if not self.has(curve_of(data), DIRECTION, layer):
+            if not self.has(curve_name(data.control, data.control_seed), DIRECTION, layer):
                 lacking = f"--control {data.control}" if data.control else f"--layers {layer}"
                 raise UserError(
                     f"{self.path} has no probes of {lacking}: run `step4_mechanisms.py sequence` with it first"
@@ -239,28 +239,19 @@ def main(args: argparse.Namespace) -> list[Path]:
             shuffled = rounds.loc[rounds["control"] == "shuffled_labels", "control_seed"].unique()
             beside, drawn = [] if data.control else shuffled, (args.null_draws, args.seed)
             strengths = {name: ridge_strengths(standardised(data, name), balls.folds) for name in (DIRECTION, SPEED)}
-            named = {"control": data.control, "control_seed": data.control_seed}
-            needed = rounds_needed(own)
-            parts.append(overlaps(bases, data, balls.folds, strengths, needed, beside, *drawn).assign(**named))
-            parts.append(split_halves(data, strengths, halves, *drawn).assign(**named))
-            erased.append(erasure(bases, data, balls.folds, strengths, layer, *drawn).assign(**named))
-        results, name = args.results_dir, args.run_name
-        sizes = len(balls.store.clips), balls.folds.n_groups
-        table = tabled(pd.concat(parts, ignore_index=True), args, "nested", *sizes)
-        written = [
-            write_csv(results / f"overlap_{name}.csv", table),
-            write_csv(
-                results / f"overlap_power_{name}.csv", tabled(power_table(table, layer, args), args, "none", *sizes)
-            ),
-            write_csv(
-                results / f"overlap_erasure_{name}.csv",
-                tabled(pd.concat(erased, ignore_index=True), args, "nested", *sizes),
-            ),
-        ]
-        text = table3(table, args.null_draws, args.seed, balls.store.settings)
-        written.append(write_text(results / f"table3_overlap_{name}.md", text))
+            of_curve, needed = named(data), rounds_needed(own)
+            parts.append(overlaps(bases, data, balls.folds, strengths, needed, beside, *drawn).assign(**of_curve))
+            parts.append(split_halves(data, strengths, halves, *drawn).assign(**of_curve))
+            erased.append(erasure(bases, data, balls.folds, strengths, layer, *drawn).assign(**of_curve))
+        table = pd.concat(parts, ignore_index=True)
+        tables = {
+            "overlap.csv": table,
+            "overlap_power.csv": power_table(table, layer, args).assign(protocol="none"),
+            "overlap_erasure.csv": pd.concat(erased, ignore_index=True),
+            "table3_overlap.md": table3(table, args.null_draws, args.seed, balls.store.settings),
+        }
         about = {"zone": made["zone"], "focus_layer": layer, "features": balls.store.settings}
-        return [*written, record(args, "overlap", about)]
+        return write_results(args, "overlap", tables, about, "nested", *balls.sizes)
 
 
 def standardised(data: ProbeData, name: str) -> ProbeData:
@@ -279,7 +270,7 @@ def overlaps(
     seed: int,
 ) -> pd.DataFrame:
     """Every pair of variables of a curve at every layer, with every basis and scaling."""
-    rows, curve = [], curve_of(data)
+    rows, curve = [], curve_name(data.control, data.control_seed)
     for layer in data.layers:
         features = data.features(layer).double()
         spread = features.std(0, correction=0)
@@ -415,6 +406,7 @@ def erasure(
     Unlike angles this does not hang on how the axes are scaled. Random removals are spread over the folds.
     """
     generator, rows = torch.Generator().manual_seed(seed), []
+    name = curve_name(curve.control, curve.control_seed)
     per_fold = -(-n_draws // folds.n_folds)
     for a, b in ((DIRECTION, SPEED), (SPEED, DIRECTION)):
         data = dataclasses.replace(standardised(curve, b), layers=(layer,))
@@ -429,7 +421,7 @@ def erasure(
                 return r2(target, ready.read(removed(kept, q) @ ridge_at(removed(x, q), ready.y, at)))
 
             frame = torch.linalg.svd(x, full_matrices=False)[2]
-            weights, scale = (bases.get(curve_of(curve), a, layer, fold, what) for what in ("weight", "scale"))
+            weights, scale = (bases.get(name, a, layer, fold, what) for what in ("weight", "scale"))
             unit = ready.scale[0] / scale
             for k in (0, *FIRST):
                 q = span(weights, k, unit) if k else x.new_zeros(x.shape[1], 0)

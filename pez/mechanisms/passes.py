@@ -6,6 +6,7 @@ PART_CLIPS clips. A killed pass goes on at the first part that is missing; shard
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from constants import DATA_DIR, N_FRAMES
 from pez.cli import COUNT
 from pez.encoder.arguments import add_encoder_arguments, pass_options
+from pez.encoder.controls import Control, controls
 from pez.encoder.extract import DTYPES, default_batch_size, pass_dtype
 from pez.encoder.protocol import Encoder
 from pez.encoder.sources import ClipDataset, ClipSource, ball_source, folder_source, stack_clips
@@ -49,6 +51,13 @@ def clip_source(args: argparse.Namespace) -> ClipSource:
     if args.clips in ("velocity", "acceleration"):
         raise UserError(f"no clip set {ball}: make it with `python step1_generate.py`, or give --data-root")
     return folder_source(Path(args.clips), args.num_frames)
+
+
+def encoder_passes(args: argparse.Namespace, encoder: Encoder) -> Iterator[Control]:
+    """The encoder, of kind "" and seed 0, then those of `--control`; all of a kind whose inside can be looked at."""
+    yield Control("", encoder, args.frame_order)
+    for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
+        yield dataclasses.replace(control, encoder=control.encoder.inspectable())
 
 
 def chosen_clips(source: ClipSource, most: int | None) -> list[str]:

@@ -28,17 +28,18 @@ import torch
 
 from pez.controls import BALLS, controls_for
 from pez.errors import UserError
-from pez.files import run_lock, write_csv, write_parquet
+from pez.files import run_lock
 from pez.mechanisms.runs import (
     DIRECTION,
     add_feature_arguments,
     add_run_arguments,
     ball_data,
     check_encoder,
+    named,
     of_variable,
-    record,
-    tabled,
+    scored,
     threads_for,
+    write_results,
     zone_layers,
 )
 from pez.probes.data.probe_data import ProbeData
@@ -127,6 +128,16 @@ def read_places(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     return features.double() @ weight.double().T + bias.double()
 
 
+def read_out_of_fold(data: ProbeData, folds: Folds, layer: int, probes: Probes) -> np.ndarray:
+    """Every held-out clip's readings at every place, [clips, places, 2], by the probes of `nested`."""
+    features = data.features(layer)
+    read = np.full((*features.shape[:2], 2), np.nan)
+    for fold, (_, held) in enumerate(folds.splits()):
+        weight, bias = (probes[probe_name(data, layer, 0, fold, what)] for what in ("weight", "bias"))
+        read[held] = read_places(features[torch.from_numpy(held)], weight, bias)
+    return read
+
+
 def transfer(data: ProbeData, folds: Folds, layer: int, source: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """A pooled probe of the places `source` read there (`within`) and at `other`: [clips, places, 2] each."""
     one = dataclasses.replace(at_places(data, source), layers=(layer,))
@@ -182,13 +193,8 @@ class Table:
     def add(self, layer: int, readout: str, statistic: str, curve: BootstrapCurve | float) -> None:
         """A score of a layer; the first value of a curve."""
         row = {**self.named, "layer": layer, "readout": readout, "statistic": statistic}
-        if isinstance(curve, BootstrapCurve):
-            low, high = curve.interval()[0]
-            value = float(curve.estimate[0])
-            row |= {"value": value, "low": low, "high": high} if self.n_resamples else {"value": value}
-        else:
-            row["value"] = float(curve)
-        self.rows.append(row)
+        values = scored(curve, 0, self.n_resamples) if isinstance(curve, BootstrapCurve) else {"value": float(curve)}
+        self.rows.append(row | values)
 
     def r2(self, predicted: np.ndarray, rows: np.ndarray | None = None) -> BootstrapCurve:
         """R^2 of predictions [layers, n, 2], for the clips or, with `rows` [n], for clips by number."""
@@ -222,11 +228,7 @@ def measure(data: ProbeData, folds: Folds, table: Table, maps: list[dict], optio
         table.add(layer, "per_place", "share_above_half", float((curve.estimate >= 0.5).mean()))
         for place, value in enumerate(curve.estimate):
             maps.append({**table.named, "layer": layer, "y": place // side, "x": place % side, "r2": value})
-        predicted = np.full((len(features), n_places, 2), np.nan)
-        for fold, (_, held) in enumerate(folds.splits()):
-            weight, bias = (probes[probe_name(data, layer, 0, fold, what)] for what in ("weight", "bias"))
-            predicted[held] = read_places(features[torch.from_numpy(held)], weight, bias)
-        table.pooled(layer, "pooled_patch", "r2", predicted)
+        table.pooled(layer, "pooled_patch", "r2", read_out_of_fold(data, folds, layer, probes))
         where = np.stack(np.unravel_index(np.arange(n_places), (side, side)))
         for name, (axis, backwards) in HALVES.items():
             near = np.flatnonzero((where[axis] < side / 2) != backwards)
@@ -290,16 +292,9 @@ def main(args: argparse.Namespace) -> list[Path]:
         with progress(total=sum(len(data.layers) for data in balls.all), description="patches", unit="layer") as bar:
             for data in balls.all:
                 own = of_variable(data, DIRECTION)
-                named = {"control": data.control, "control_seed": data.control_seed}
-                table = Table(named, own.targets.numpy(), own.group, balls.folds.n_folds, args.bootstrap, args.seed)
+                targets, n_folds = own.targets.numpy(), balls.folds.n_folds
+                table = Table(named(data), targets, own.group, n_folds, args.bootstrap, args.seed)
                 measure(own, balls.folds, table, maps, options, bar)
                 rows += table.rows
-        results, name = args.results_dir, args.run_name
-        about = {"zone": zone, "n_clips": len(features), "n_groups": balls.folds.n_groups, "capture": balls.capture}
-        about |= {"n_folds": balls.folds.n_folds, "pooling": balls.pooling, "features": balls.store.settings}
-        sizes = len(features), balls.folds.n_groups
-        return [
-            write_csv(results / f"patches_{name}.csv", tabled(rows, args, "nested", *sizes)),
-            write_parquet(results / f"patches_map_{name}.parquet", tabled(maps, args, "nested", *sizes)),
-            record(args, "patches", about),
-        ]
+        tables = {"patches.csv": rows, "patches_map.parquet": maps}
+        return write_results(args, "patches", tables, {"zone": zone, **balls.about}, "nested", *balls.sizes)

@@ -11,7 +11,7 @@ that are resampled), seed, and protocol: `nested` (settings of a probe chosen in
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,23 @@ from pez.cli import COUNT, COUNT_OR_NONE, Number
 from pez.controls import BALLS
 from pez.encoder.pooling import POOLINGS
 from pez.errors import UserError
-from pez.files import check_run_name, locked, write_json
+from pez.files import check_run_name, locked, write_csv, write_json, write_parquet, write_text
 from pez.probes.data.ball import variables
 from pez.probes.data.companions import Companions
 from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.groupings import GROUPINGS
-from pez.probes.data.probe_data import ProbeData, check_layers, feature_precision, store_features
-from pez.probes.folds import Folds, make_folds
+from pez.probes.data.probe_data import (
+    POSSIBLE,
+    Features,
+    ProbeData,
+    Variable,
+    check_layers,
+    feature_precision,
+    scene_names,
+    store_features,
+)
+from pez.probes.folds import Folds, make_folds, scene_folds
+from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.solvers.problems import NORM_MODES
 from pez.probes.solvers.sweep import one_blas_thread
 from pez.records import MechanismRecord, read_record
@@ -91,6 +101,17 @@ class BallData:
         """The main data, then the controls."""
         return (self.main, *self.controls)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many clips, and groups of them."""
+        return len(self.store.clips), self.folds.n_groups
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the record of a run says of them."""
+        found = {"n_folds": self.folds.n_folds, "capture": self.capture, "pooling": self.pooling}
+        return {**found, "features": self.store.settings}
+
 
 def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
     """Features of the velocity set with speed and direction (cos, sin), folds and controls, as the options say.
@@ -114,7 +135,7 @@ def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
         clips=store.clips,
         group=folds.group,
         variables=tuple(probed),
-        layers=_layers(args.layers, store),
+        layers=check_layers(args.layers, store.depth, store.directory),
         depth=store.depth,
         features=store_features(store, capture, pooling),
         norm_mode=args.norm_mode,
@@ -131,8 +152,38 @@ def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
     return BallData(store, capture, pooling, main, folds, tuple(found))
 
 
-def _layers(asked: Sequence[int] | None, store: FeatureStore) -> tuple[int, ...]:
-    return check_layers(asked, store.depth, store.directory)
+def movie_data(
+    store: FeatureStore, layers: Sequence[int], features: Features, n_folds: int, seed: int
+) -> tuple[ProbeData, Folds]:
+    """Movies of a store with whether they are possible as a quantity, 1 or 0, and folds of whole scenes."""
+    targets = store.clips[POSSIBLE].to_numpy(dtype=np.float64)[:, None]
+    data = ProbeData(
+        name=store.name,
+        clips=store.clips,
+        group=scene_names(store.clips),
+        variables=(Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind="quantity"),),
+        layers=tuple(layers),
+        depth=store.depth,
+        features=features,
+        described=store.settings,
+    )
+    return data, Folds(data.group, scene_folds(store.clips, n_folds, seed))
+
+
+def curve_name(control: str, seed: int) -> str:
+    """Of a curve, in names of folders and tensors."""
+    return f"{control}_{seed}" if control else "main"
+
+
+def named(data: ProbeData, **more: Any) -> dict[str, Any]:
+    """The columns that say which curve a row is of, and `more` of them."""
+    return {"control": data.control, "control_seed": data.control_seed, **more}
+
+
+def scored(curve: BootstrapCurve, at: int, n_resamples: int, name: str = "value") -> dict[str, float]:
+    """Columns of the score of a curve at one place: itself, `low` and `high`, empty where nothing was resampled."""
+    low, high = curve.interval()[at] if n_resamples else (np.nan, np.nan)
+    return {name: curve.estimate[at], "low": low, "high": high}
 
 
 def tabled(
@@ -220,8 +271,32 @@ def check_same(encoder: dict[str, Any], features: dict[str, Any]) -> None:
             )
 
 
+def write_results(
+    args: argparse.Namespace,
+    command: str,
+    tables: Mapping[str, Sequence[dict] | pd.DataFrame | str],
+    about: dict[str, Any],
+    protocol: str,
+    n_clips: int,
+    n_groups: int,
+) -> list[Path]:
+    """Write what a sub-command found, and its entry in the run's record; all paths.
+
+    Args:
+        tables: what NAME_RUN.SUFFIX holds, by "NAME.SUFFIX": rows of a csv or parquet (see `tabled`), or a text.
+        about: what the record says beside options and provenance; `features`: settings of a store or pass.
+    """
+    writers = {"csv": write_csv, "parquet": write_parquet, "md": write_text}
+    paths = []
+    for name, content in tables.items():
+        stem, _, suffix = name.partition(".")
+        whole = content if isinstance(content, str) else tabled(content, args, protocol, n_clips, n_groups)
+        paths.append(writers[suffix](args.results_dir / f"{stem}_{args.run_name}.{suffix}", whole))
+    return [*paths, record(args, command, {"n_clips": n_clips, "n_groups": n_groups, **about})]
+
+
 def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Path:
-    """Write a sub-command's entry into the run's record. `about["features"]` are settings of a store or pass."""
+    """Write a sub-command's entry into the run's record."""
     path = record_path(args.results_dir, args.run_name)
     options = {name: value for name, value in vars(args).items() if name not in ("debug", "function")}
     with locked(path.parent / ".locks" / path.name, quietly=True):

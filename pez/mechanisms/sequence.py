@@ -42,7 +42,7 @@ from sklearn.neural_network import MLPRegressor
 from pez.cli import COUNT, COUNT_OR_NONE
 from pez.controls import BALLS, controls_for
 from pez.errors import UserError
-from pez.files import atomic_path, run_lock, write_csv
+from pez.files import atomic_path, run_lock
 from pez.mechanisms.runs import (
     DIRECTION,
     SPEED,
@@ -50,14 +50,17 @@ from pez.mechanisms.runs import (
     add_run_arguments,
     ball_data,
     check_encoder,
+    curve_name,
+    movie_data,
+    named,
     of_variable,
-    record,
     tabled,
     threads_for,
+    write_results,
     zone_layers,
 )
-from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable, scene_names
-from pez.probes.folds import Folds, scene_folds
+from pez.probes.data.probe_data import POSSIBLE, ProbeData, Variable
+from pez.probes.folds import Folds
 from pez.probes.scores.circular import angular_error, predicted_angle
 from pez.probes.scores.possibility import auc
 from pez.probes.scores.r2 import r2
@@ -423,13 +426,8 @@ def sequence_fold(
     return Sequenced(rows, tensors)
 
 
-def curve_of(data: ProbeData) -> str:
-    """The name of a curve in bases_RUN.safetensors."""
-    return f"{data.control}_{data.control_seed}" if data.control else "main"
-
-
 def basis_name(curve: str, variable: str, probe: str, layer: int, fold: int, what: str) -> str:
-    """Name of a tensor in bases_RUN.safetensors; `curve` as `curve_of` names it.
+    """Name of a tensor in bases_RUN.safetensors; `curve` as `curve_name` names it.
 
     weight [rounds, outputs, d], each round's without what lies in earlier rounds, for features less `mean` over `scale`
     [d], giving targets less `target_mean` over `target_scale` [outputs].
@@ -575,18 +573,9 @@ def movies_as_data(root: Path, described: dict, capture: str, pooling: str, n_fo
     pooling = store.check(store.settings["captures"][0], pooling)
     found = {layer: _other_name(store, state_index(capture, layer)) for layer in layers or range(store.depth)}
     found = {layer: named for layer, named in found.items() if named is not None}
-    targets = store.clips[POSSIBLE].to_numpy(dtype=np.float64)[:, None]
-    data = ProbeData(
-        name=store.name,
-        clips=store.clips,
-        group=scene_names(store.clips),
-        variables=(Variable(POSSIBLE, "movies", targets, "", (POSSIBLE,), kind="quantity"),),
-        layers=tuple(found),
-        depth=store.depth,
-        features=lambda layer: store.layer(found[layer][0], pooling, found[layer][1]),
-        described=store.settings,
+    return movie_data(
+        store, tuple(found), lambda layer: store.layer(found[layer][0], pooling, found[layer][1]), n_folds, seed
     )
-    return data, Folds(data.group, scene_folds(store.clips, n_folds, seed))
 
 
 def _other_name(store: FeatureStore, state: int) -> tuple[str, int] | None:
@@ -616,27 +605,15 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"), threads_for(balls.store):
         rows, tensors = run_sequences(args, jobs)
         null = _null(args, balls, zone)
-        sizes = len(balls.store.clips), balls.folds.n_groups
-        results, name, rounds = args.results_dir, args.run_name, tabled(rows, args, "nested", *sizes)
-        tables = {"sequence": rounds, "sequence_dims": dims_table(rounds), "sequence_sawtooth": sawtooth_table(rounds)}
-        tables |= {"sequence_null": null} if len(null) else {}
-        written = [
-            write_csv(results / f"{stem}_{name}.csv", tabled(table, args, "nested", *sizes))
-            for stem, table in tables.items()
-        ]
-        written.append(results / f"bases_{name}.safetensors")
-        with atomic_path(written[-1]) as temporary:
+        rounds = tabled(rows, args, "nested", *balls.sizes)
+        tables = {"sequence.csv": rounds}
+        tables |= {"sequence_dims.csv": dims_table(rounds), "sequence_sawtooth.csv": sawtooth_table(rounds)}
+        tables |= {"sequence_null.csv": null} if len(null) else {}
+        bases = args.results_dir / f"bases_{args.run_name}.safetensors"
+        with atomic_path(bases) as temporary:
             save_file({key: value.float().contiguous() for key, value in tensors.items()}, temporary)
-        about = {
-            "zone": zone,
-            "capture": balls.capture,
-            "pooling": balls.pooling,
-            "n_clips": len(balls.store.clips),
-            "n_groups": balls.folds.n_groups,
-            "n_folds": balls.folds.n_folds,
-            "features": balls.store.settings,
-        }
-        return [*written, record(args, "sequence", about)]
+        about = {"zone": zone, **balls.about}
+        return [bases, *write_results(args, "sequence", tables, about, "nested", *balls.sizes)]
 
 
 def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
@@ -647,9 +624,8 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
     total = sum(folds.n_folds * len(kinds) for _, folds, _ in jobs)
     with progress(total=total, description="probe sequences", unit="fold") as bar:
         for data, folds, beside in jobs:
-            curve = curve_of(data)
-            named = {"control": data.control, "control_seed": data.control_seed}
-            named |= {"n_clips": len(data.clips), "n_groups": folds.n_groups}
+            curve = curve_name(data.control, data.control_seed)
+            of_curve = named(data, n_clips=len(data.clips), n_groups=folds.n_groups)
             for probe, norm in kinds:
                 own = dataclasses.replace(data, norm_mode=norm)
                 strengths = ridge_strengths(own, folds)
@@ -659,7 +635,7 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
                         own, fold, train, held, strengths, beside=beside, device=args.device, **options
                     )
                     protocol = "nested" if probe == "ridge" else "fixed"
-                    rows += [{**named, "protocol": protocol, **row} for row in found.rows]
+                    rows += [{**of_curve, "protocol": protocol, **row} for row in found.rows]
                     if norm == args.norms[0] == scaling_of(norm):  # weights of turned features are of other axes
                         for at, layer in enumerate(data.layers):
                             for what, value in found.tensors.items():

@@ -52,7 +52,7 @@ from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import run_from
 from pez.encoder.capture import captured_states
 from pez.errors import UserError
-from pez.files import run_lock, write_csv
+from pez.files import run_lock
 from pez.mechanisms.passes import ClipPass, add_clip_arguments, clip_source
 from pez.mechanisms.runs import (
     DIRECTION,
@@ -61,11 +61,12 @@ from pez.mechanisms.runs import (
     ball_data,
     check_encoder,
     check_same,
+    named,
     of_variable,
-    record,
     record_path,
     tabled,
     threads_for,
+    write_results,
     zone_layers,
 )
 from pez.mechanisms.sequence import prepared, remove_rounds, ridge_fit, ridge_strengths, small_mlp
@@ -415,12 +416,10 @@ def main(args: argparse.Namespace) -> list[Path]:
         with progress(total=total, description="steering", unit="fold") as bar, threads_for(balls.store):
             for data in balls.all:
                 found, drawn = _steer(args, data, balls, layer, splits, bar)
-                named = {"control": data.control, "control_seed": data.control_seed, "layer": layer}
                 table = _summary(found, balls.main.group, args)
-                rows.append(pd.DataFrame(named, index=table.index).join(table))
+                rows.append(pd.DataFrame(named(data, layer=layer), index=table.index).join(table))
                 if not data.control:
                     nulls = _against_nulls(found, drawn, layer)
-        results, name = args.results_dir, args.run_name
         table = pd.concat(rows, ignore_index=True)
         table = table[table["judge"].isin(args.judge)].assign(protocol=lambda own: own["judge"].map(PROTOCOLS))
         if len(nulls):
@@ -429,17 +428,10 @@ def main(args: argparse.Namespace) -> list[Path]:
                 control="", arm="probes", judge="split", target="all"
             )
             table = table.merge(fair, how="left", on=["control", "arm", "judge", "target", "n_probes"])
-        sizes = len(balls.store.clips), balls.folds.n_groups
-        written = [
-            write_csv(results / f"{stem}_{name}.csv", tabled(own, args, "nested", *sizes))
-            for stem, own in (("steering", table), ("steering_nulls", nulls))
-        ]
+        tables = {"steering.csv": table, "steering_nulls.csv": nulls}
         if encoder is not None:
-            found = downstream(args, encoder, source, balls, layer, splits[0])
-            written.append(write_csv(results / f"steering_downstream_{name}.csv", found))
-        about = {"layer": layer, "n_clips": len(balls.store.clips), "n_groups": balls.folds.n_groups}
-        about |= {"n_folds": balls.folds.n_folds, "capture": balls.capture, "pooling": balls.pooling}
-        return [*written, record(args, "steer", {**about, "features": balls.store.settings})]
+            tables["steering_downstream.csv"] = downstream(args, encoder, source, balls, layer, splits[0])
+        return write_results(args, "steer", tables, {"layer": layer, **balls.about}, "nested", *balls.sizes)
 
 
 def _steer(args, data: ProbeData, balls, layer: int, splits: list, bar) -> tuple[pd.DataFrame, dict]:

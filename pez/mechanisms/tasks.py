@@ -33,7 +33,7 @@ from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments,
 from pez.encoder.controls import controls
 from pez.encoder.extract import extract_features
 from pez.encoder.sources import ClipSource
-from pez.files import atomic_path, fingerprint, run_lock, write_csv
+from pez.files import atomic_path, fingerprint, run_lock
 from pez.mechanisms.runs import (
     DIRECTION,
     SPEED,
@@ -42,10 +42,12 @@ from pez.mechanisms.runs import (
     ball_data,
     check_encoder,
     check_same,
+    curve_name,
     folder_of,
+    named,
     of_variable,
-    record,
-    tabled,
+    scored,
+    write_results,
     zone_layers,
 )
 from pez.probes.data.companions import Companions
@@ -183,7 +185,7 @@ def drawn_jobs(args: argparse.Namespace, balls) -> list[tuple[str, ProbeData, Fo
     for task in tasks:
         source = drawn_source(task, folder / "pictures", args.task_clips, n_frames, encoder.resolution, args.seed)
         for control, seed, own in encoders:
-            place = folder / (f"{control}_{seed}" if control else "main") / source.settings["name"]
+            place = folder / curve_name(control, seed) / source.settings["name"]
             store = extract_features(
                 own, source, place, captures=[balls.capture], poolings=[balls.pooling], **pass_options(args)
             )
@@ -195,7 +197,7 @@ def drawn_jobs(args: argparse.Namespace, balls) -> list[tuple[str, ProbeData, Fo
 # ---------------------------------------------------------------- scores
 
 
-def scored(task: str, data: ProbeData, folds: Folds, resamples) -> tuple[BootstrapCurve, str, float]:
+def score_task(task: str, data: ProbeData, folds: Folds, resamples) -> tuple[BootstrapCurve, str, float]:
     """Score of a task's nested probes by layer, its name, and chance."""
     (found,) = cross_validate(data, (folds,), linear_solver("ridge"), ("nested",))
     target, predicted = found.variable.targets, found.predicted[0]
@@ -264,19 +266,9 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         for task, data, folds in jobs:
             resamples = group_resamples(data.group, max(args.bootstrap, 1), args.seed, folds.n_folds)
-            curve, metric, chance = scored(task, data, folds, resamples)
+            curve, metric, chance = score_task(task, data, folds, resamples)
+            of_task = named(data, task=task, metric=metric, n_clips=len(data.clips), n_groups=folds.n_groups)
             for at, layer in enumerate(data.layers):
-                low, high = curve.interval()[at] if args.bootstrap else (np.nan, np.nan)
-                named = {"control": data.control, "control_seed": data.control_seed, "task": task, "metric": metric}
-                named |= {"n_clips": len(data.clips), "n_groups": folds.n_groups}
-                rows.append(
-                    {**named, "chance": chance, "layer": layer, "value": curve.estimate[at], "low": low, "high": high}
-                )
-        about = {"zone": zone_layers(args.zone_layers, balls.store.depth), "n_clips": len(balls.store.clips)}
-        return [
-            write_csv(
-                args.results_dir / f"tasks_{args.run_name}.csv",
-                tabled(rows, args, "nested", len(balls.store.clips), balls.folds.n_groups),
-            ),
-            record(args, "tasks", {**about, "features": balls.store.settings}),
-        ]
+                rows.append({**of_task, "chance": chance, "layer": layer, **scored(curve, at, args.bootstrap)})
+        about = {"zone": zone_layers(args.zone_layers, balls.store.depth), "features": balls.store.settings}
+        return write_results(args, "tasks", {"tasks.csv": rows}, about, "nested", *balls.sizes)

@@ -33,13 +33,19 @@ from safetensors.torch import load_file, save_file
 from pez.cli import COUNT, Number
 from pez.encoder.arguments import encoder_from_arguments
 from pez.encoder.attention import mlp_modules
-from pez.encoder.controls import controls
 from pez.encoder.protocol import Encoder
 from pez.errors import UserError
-from pez.files import atomic_path, fingerprint, read_json, run_lock, write_csv, write_json, write_parquet
+from pez.files import atomic_path, fingerprint, read_json, run_lock, write_json
 from pez.mechanisms.geometry import TokenGrid, token_grid
-from pez.mechanisms.passes import ClipPass, add_clip_arguments, chosen_clips, clip_groups, clip_source
-from pez.mechanisms.runs import add_run_arguments, check_encoder, folder_of, record, tabled, zone_layers
+from pez.mechanisms.passes import (
+    ClipPass,
+    add_clip_arguments,
+    chosen_clips,
+    clip_groups,
+    clip_source,
+    encoder_passes,
+)
+from pez.mechanisms.runs import add_run_arguments, check_encoder, curve_name, folder_of, write_results, zone_layers
 from pez.probes.data.permutations import shuffled_variables
 from pez.probes.data.probe_data import Variable, check_layers
 from pez.probes.folds import grouped_folds
@@ -272,24 +278,24 @@ def main(args: argparse.Namespace) -> list[Path]:
     floor = Sums.zeros(args.folds, torch.zeros(grid.tubelets, grid.places, dtype=torch.float64))
     floor.add(design, bumps, fold)
     place_only = float(floor.delta_r2("direction").max())
-    encoders = [("", 0, encoder)]
-    encoders += [(each.kind, each.seed, each.encoder.inspectable())
-                 for each in controls(encoder, args.control, args.frame_order, args.control_seeds)]  # fmt: skip
+    encoders = list(encoder_passes(args, encoder))
     tables, heats, means, statistics = [], [], [], []
-    for control, seed, own in encoders:
-        folder = folder_of(args, "tuning") / (f"{control}_{seed}" if control else "main")
+    for each in encoders:
+        folder = folder_of(args, "tuning") / curve_name(each.kind, each.seed)
         clip_pass = ClipPass.of(args, source)
-        found = gather(own, clip_pass, ids, design, fold, layers, args, folder, shard)
+        found = gather(each.encoder, clip_pass, ids, design, fold, layers, args, folder, shard)
         if found is None:
             continue
         for layer, (sums, pooled) in found.items():
-            named = {"control": control, "control_seed": seed, "layer": layer}
+            named = {"control": each.kind, "control_seed": each.seed, "layer": layer}
             table, heat = units_table(sums, grid, clips["magnitude"].to_numpy(dtype=np.float64))
             over = Sums.zeros(args.folds, pooled.double().mean(0, keepdim=True))
             over.add(design[:, :1], pooled[:, None].double(), fold)
             table["delta_r2_pooled"], table["pd_pooled"] = pooled_tuning(over)
             degrees = clips["direction_deg"].to_numpy()
-            by_direction = {each: pooled[torch.from_numpy(degrees == each)].double() for each in np.unique(degrees)}
+            by_direction = {
+                degree: pooled[torch.from_numpy(degrees == degree)].double() for degree in np.unique(degrees)
+            }
             means.append(pd.concat([
                 pd.DataFrame({**named, "unit": table["unit"], "direction_deg": degree, "n": len(own_clips),
                               "mean": own_clips.mean(0).numpy(), "sd": own_clips.std(0, correction=0).numpy()})
@@ -304,22 +310,12 @@ def main(args: argparse.Namespace) -> list[Path]:
     if len(tables) < len(encoders) * len(layers):
         return []
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
-        results, name = args.results_dir, args.run_name
-        about = {"layers": list(layers), "zone": zone, "site": args.site, "n_clips": len(ids), "place_only": place_only}
-        written = [
-            write_parquet(
-                results / f"{stem}_{name}.parquet",
-                tabled(pd.concat(parts, ignore_index=True), args, "fixed", len(ids), len(set(group))),
-            )
-            for stem, parts in (("tuning", tables), ("tuning_heat", heats), ("tuning_means", means))
-        ]
-        return [
-            *written,
-            write_csv(
-                results / f"tuning_layers_{name}.csv", tabled(statistics, args, "fixed", len(ids), len(set(group)))
-            ),
-            record(args, "tuning", {**about, "features": ClipPass.of(args, source).settings(encoder)}),
-        ]
+        parts = {"tuning.parquet": tables, "tuning_heat.parquet": heats, "tuning_means.parquet": means}
+        written = {name: pd.concat(own, ignore_index=True) for name, own in parts.items()}
+        about = {"layers": list(layers), "zone": zone, "site": args.site, "place_only": place_only}
+        about["features"] = ClipPass.of(args, source).settings(encoder)
+        written["tuning_layers.csv"] = statistics
+        return write_results(args, "tuning", written, about, "fixed", len(ids), len(set(group)))
 
 
 def gather(encoder: Encoder, clip_pass: ClipPass, ids, design, fold, layers, args, folder: Path, shard):
