@@ -213,8 +213,11 @@ class Table:
         self.add(layer, readout, f"{statistic}_angle_mae", error)
 
 
-def measure(data: ProbeData, folds: Folds, table: Table, maps: list[dict], options: argparse.Namespace, bar) -> None:
-    """All readouts of one curve; `options`: distance [clips, places], focus layers, seed."""
+def measure(
+    data: ProbeData, folds: Folds, table: Table, maps: list[dict], distance: np.ndarray, focus: set[int], bar
+) -> None:
+    """All readouts of one curve; `distance` from the ball [clips, places], `focus` layers that are read with fewer
+    places too."""
     pooled, _ = nested(at_places(data, np.arange(data.features(data.layers[0]).shape[1]), mean=True), folds)
     _, probes = nested(data, folds)
     for at, layer in enumerate(data.layers):
@@ -235,10 +238,9 @@ def measure(data: ProbeData, folds: Folds, table: Table, maps: list[dict], optio
             far = np.setdiff1d(np.arange(n_places), near)
             for statistic, read in transfer(data, folds, layer, near, far).items():
                 table.pooled(layer, name, statistic, read)
-        if options.distance is not None:
-            _by_distance(table, layer, each, options.distance)
-        if layer in options.focus and not data.control:
-            _few_places(table, data, folds, layer, options.seed)
+        _by_distance(table, layer, each, distance)
+        if layer in focus and not data.control:
+            _few_places(table, data, folds, layer, table.seed)
         bar.update(1)
 
 
@@ -286,7 +288,6 @@ def main(args: argparse.Namespace) -> list[Path]:
     layers: Sequence[int] = balls.main.layers
     focus = {min(layers, key=lambda layer: abs(layer - wanted)) for wanted in (0, max(zone), balls.store.depth - 1)}
     distance = ball_distance(balls.store, features.shape[1])
-    options = argparse.Namespace(distance=distance, focus=focus, seed=args.seed)
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"), threads_for(balls.store):
         rows, maps = [], []
         with progress(total=sum(len(data.layers) for data in balls.all), description="patches", unit="layer") as bar:
@@ -294,7 +295,7 @@ def main(args: argparse.Namespace) -> list[Path]:
                 own = of_variable(data, DIRECTION)
                 targets, n_folds = own.targets.numpy(), balls.folds.n_folds
                 table = Table(named(data), targets, own.group, n_folds, args.bootstrap, args.seed)
-                measure(own, balls.folds, table, maps, options, bar)
+                measure(own, balls.folds, table, maps, distance, focus, bar)
                 rows += table.rows
         tables = {"patches.csv": rows, "patches_map.parquet": maps}
         return write_results(args, "patches", tables, {"zone": zone, **balls.about}, "nested", *balls.sizes)
