@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from scipy.linalg import qr
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 
 import step4_mechanisms
 from pez.cli import run_script
@@ -32,9 +33,11 @@ from pez.mechanisms.sequence import (
     sawtooth,
     shear,
 )
+from pez.probes.data.ball import variables
 from pez.probes.data.probe_data import Variable
 from pez.probes.solvers.problems import row_problem
 from pez.probes.solvers.ridge import ridge_at, ridge_settings, ridge_weights
+from pez.store import open_stores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEARLY_NONE = torch.tensor([1e-9], dtype=torch.float64)
@@ -379,3 +382,29 @@ def test_record_and_refusals(run, capsys):
     assert "possible and impossible movies" in refused(*root, "--intphys-root", str(run / "features"))
     other = planted_root(run / "other", depth=3, width=24, pooling="mean", model="large")
     assert "is of model tiny, now asked for large" in refused("--feature-root", str(other))
+
+
+def test_the_papers_division_is_scored_once(run, tmp_path, capsys):
+    """C.11: one random fifth of the clips is held out. The file's first probe gives the table's score on the clips that
+    are drawn here."""
+    root, results = run / "features", tmp_path / "results"
+    words = ["--run-name", "once", "--results-dir", str(results)]
+    base = ["sequence", *words, "--feature-root", str(root), "--null-draws", "0", "--seed", "3"]
+    assert run_script(step4_mechanisms.make_parser(), step4_mechanisms.main, [*base, "--split", "paper80"]) == 0
+    rounds = pd.read_csv(results / "sequence_once.csv")
+    assert set(rounds["fold"]) == {0}
+    store = open_stores(root)["velocity"]
+    order = np.random.default_rng(3).permutation(len(store.clips))
+    held = order[: round(0.2 * len(order))]
+    tensors = load_file(results / "bases_once.safetensors")
+    part = {what: tensors[basis_name("main", "speed", "ridge", 2, 0, what)].double().numpy()
+            for what in ("weight", "mean", "scale", "target_mean", "target_scale")}  # fmt: skip
+    x = (store.layer("resid_post", "mean", 2).double().numpy()[held] - part["mean"]) / part["scale"]
+    read = x @ part["weight"][0].T * part["target_scale"] + part["target_mean"]
+    first = rounds[(rounds["variable"] == "speed") & (rounds["layer"] == 2) & (rounds["round"] == 0)]
+    (speed,) = (each.targets[held] for each in variables("fig2c", store, "sincos") if each.name == "speed")
+    assert first["r2"].item() == pytest.approx(r2_score(speed, read), abs=1e-5)
+    assert set(pd.read_csv(results / "sequence_dims_once.csv")["n_folds"]) == {1}
+    capsys.readouterr()
+    assert run_script(step4_mechanisms.make_parser(), step4_mechanisms.main, ["overlap", *words]) == 2
+    assert "--split paper80: bases are compared over folds" in capsys.readouterr().err

@@ -215,6 +215,12 @@ def main(args: argparse.Namespace) -> list[Path]:
     """Compare the subspaces; the paths of the tables."""
     made = entry(args.results_dir, args.run_name, "sequence")
     options = argparse.Namespace(**{**made["options"], "results_dir": args.results_dir, "run_name": args.run_name})
+    if made["options"].get("split"):
+        raise UserError(
+            f"run {args.run_name} has the sequences of one division, --split {made['options']['split']}: bases are "
+            "compared over folds, run `step4_mechanisms.py sequence` without it first"
+        )
+    options.split = None
     options.feature_root, options.control = Path(options.feature_root), args.control
     options.layers = args.layers or options.layers
     options.device, options.probe, options.norms = args.device, options.probe[:1], options.norms[:1]
@@ -226,8 +232,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"), threads_for(balls.store):
         extra: dict[str, torch.Tensor] = {}
         if root is not None and POSSIBLE not in set(rounds["variable"]):
-            asked = (options.residual_capture, options.pooling, options.folds, options.seed, options.layers)
-            rows, extra = run_sequences(options, [(*movies_as_data(root, balls.store.settings, *asked), None)])
+            rows, extra = run_sequences(options, [(*movies_as_data(root, balls, options), None)])
             rounds = pd.concat([rounds, pd.DataFrame(rows)], ignore_index=True)
         bases = Bases(args.results_dir / f"bases_{args.run_name}.safetensors", options.probe[0], extra)
         layer = min(balls.main.layers, key=lambda layer: abs(layer - max(made["zone"])))

@@ -52,6 +52,7 @@ ZONE = (0.2, 0.4)  # layer / (depth - 1) of what the paper calls the Physics Eme
 VELOCITY = "velocity"
 SPEED, DIRECTION = "speed", "direction"
 NARROW = 512  # features
+SPLITS = {"paper80": 0.2, "paper70": 0.3}  # the paper's random divisions (C.11, C.12): share of clips held out
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +82,28 @@ def add_feature_arguments(parser: argparse.ArgumentParser, pooling: str, control
         "--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together"
     )
     features.add_argument("--folds", type=Number(int, least=2), default=N_FOLDS, help="of the grouped cross-validation")
+    parser.set_defaults(split=None)
     features.add_argument("--control", nargs="+", default=[], choices=controls, help="do the same with these")
     features.add_argument("--control-seeds", type=COUNT, default=3, help="draws of seeded controls")
+
+
+def add_split_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option of experiments that the paper ran on one random division of the clips."""
+    parser.add_argument(
+        "--split",
+        choices=list(SPLITS),
+        help="the paper's: 20 or 30 %% of clips drawn at random and held out once, to compare with its numbers "
+        "(default: grouped folds, which are the ones to quote)",
+    )
+
+
+def paper_folds(n_clips: int, split: str, seed: int) -> Folds:
+    """Fold 0: the clips that `split` holds out. The others are four folds, to choose settings by; a clip is a group."""
+    order = np.random.default_rng(seed).permutation(n_clips)
+    n_held = round(SPLITS[split] * n_clips)
+    fold = np.zeros(n_clips, dtype=np.int64)
+    fold[order[n_held:]] = 1 + np.arange(n_clips - n_held) % 4
+    return Folds(np.array([f"clip {number}" for number in range(n_clips)]), fold)
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,10 @@ def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
     pooling = store.check(capture, args.pooling)
     probed = [each for each in variables("fig2c", store, "sincos") if each.name in (SPEED, DIRECTION)]
     targets = np.concatenate([variable.targets for variable in probed], axis=1)
-    folds = make_folds(store, args.grouping, args.folds, args.seed, targets)
+    if args.split is None:
+        folds = make_folds(store, args.grouping, args.folds, args.seed, targets)
+    else:
+        folds = paper_folds(len(store.clips), args.split, args.seed)
     main = ProbeData(
         name=store.name,
         clips=store.clips,
@@ -153,9 +177,10 @@ def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
 
 
 def movie_data(
-    store: FeatureStore, layers: Sequence[int], features: Features, n_folds: int, seed: int
+    store: FeatureStore, layers: Sequence[int], features: Features, n_folds: int, seed: int, split: str | None = None
 ) -> tuple[ProbeData, Folds]:
-    """Movies of a store with whether they are possible as a quantity, 1 or 0, and folds of whole scenes."""
+    """Movies of a store with whether they are possible as a quantity, 1 or 0, and folds of whole scenes, or of `split`,
+    which parts the movies of a scene."""
     targets = store.clips[POSSIBLE].to_numpy(dtype=np.float64)[:, None]
     data = ProbeData(
         name=store.name,
@@ -167,6 +192,8 @@ def movie_data(
         features=features,
         described=store.settings,
     )
+    if split is not None:
+        return data, paper_folds(len(store.clips), split, seed)
     return data, Folds(data.group, scene_folds(store.clips, n_folds, seed))
 
 

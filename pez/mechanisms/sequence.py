@@ -27,6 +27,7 @@ says what it is for a planted code.
 
 import argparse
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,10 @@ from pez.files import atomic_path, run_lock
 from pez.mechanisms.runs import (
     DIRECTION,
     SPEED,
+    BallData,
     add_feature_arguments,
     add_run_arguments,
+    add_split_argument,
     ball_data,
     check_encoder,
     curve_name,
@@ -539,6 +542,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `step4_mechanisms.py sequence`."""
     add_run_arguments(parser)
     add_feature_arguments(parser, "mean", CONTROLS)
+    add_split_argument(parser)
     parser.set_defaults(norm_mode="zscore")
     parser.add_argument("--norms", nargs="+", default=["zscore"], choices=NORMS, help="normalisations, each on its own")
     parser.add_argument("--probe", nargs="+", default=["ridge"], choices=PROBES, help="probes, each on its own")
@@ -552,8 +556,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
 
 
-def movies_as_data(root: Path, described: dict, capture: str, pooling: str, n_folds: int, seed: int, layers=None):
-    """(ProbeData, Folds) of a movie store whose layers are those of the ball features' capture.
+def movies_as_data(root: Path, balls: BallData, args: argparse.Namespace) -> tuple[ProbeData, Folds]:
+    """A movie store's data whose layers are those of the ball features' capture, and folds as the options say.
 
     Either capture of a state will do: what resid_post calls layer i, resid_pre calls i + 1. UserError for features of
     another encoder.
@@ -565,16 +569,22 @@ def movies_as_data(root: Path, described: dict, capture: str, pooling: str, n_fo
         )
     store = next(iter(stores.values()))
     for name in ("weights_sha256", "resolution"):
-        if store.settings.get(name) != described.get(name):
+        there, wanted = store.settings.get(name), balls.store.settings.get(name)
+        if there != wanted:
             raise UserError(
-                f"{store.directory} is of {name} {store.settings.get(name)}, the ball features of "
-                f"{described.get(name)}: give features of one encoder"
+                f"{store.directory} is of {name} {there}, the ball features of {wanted}: give features of one encoder"
             )
-    pooling = store.check(store.settings["captures"][0], pooling)
-    found = {layer: _other_name(store, state_index(capture, layer)) for layer in layers or range(store.depth)}
+    pooling = store.check(store.settings["captures"][0], args.pooling)
+    asked = args.layers or range(store.depth)
+    found = {layer: _other_name(store, state_index(args.residual_capture, layer)) for layer in asked}
     found = {layer: named for layer, named in found.items() if named is not None}
     return movie_data(
-        store, tuple(found), lambda layer: store.layer(found[layer][0], pooling, found[layer][1]), n_folds, seed
+        store,
+        tuple(found),
+        lambda layer: store.layer(found[layer][0], pooling, found[layer][1]),
+        args.folds,
+        args.seed,
+        args.split,
     )
 
 
@@ -600,8 +610,7 @@ def main(args: argparse.Namespace) -> list[Path]:
             other = of_variable(data, DIRECTION if name == SPEED else SPEED).variables[0]
             jobs.append((of_variable(data, name), balls.folds, other))
     if args.intphys_root is not None:
-        asked = (args.residual_capture, args.pooling, args.folds, args.seed, args.layers)
-        jobs.append((*movies_as_data(args.intphys_root, balls.store.settings, *asked), None))
+        jobs.append((*movies_as_data(args.intphys_root, balls, args), None))
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"), threads_for(balls.store):
         rows, tensors = run_sequences(args, jobs)
         null = _null(args, balls, zone)
@@ -621,15 +630,16 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
     rows: list[dict] = []
     tensors: dict[str, torch.Tensor] = {}
     kinds = [(probe, norm) for probe in args.probe for norm in args.norms]
-    total = sum(folds.n_folds * len(kinds) for _, folds, _ in jobs)
+    n_scored = [folds.n_folds if args.split is None else 1 for _, folds, _ in jobs]
+    total = sum(n_scored) * len(kinds)
     with progress(total=total, description="probe sequences", unit="fold") as bar:
-        for data, folds, beside in jobs:
+        for (data, folds, beside), n_own in zip(jobs, n_scored):
             curve = curve_name(data.control, data.control_seed)
             of_curve = named(data, n_clips=len(data.clips), n_groups=folds.n_groups)
             for probe, norm in kinds:
                 own = dataclasses.replace(data, norm_mode=norm)
                 strengths = ridge_strengths(own, folds)
-                for fold, (train, held) in enumerate(folds.splits()):
+                for fold, (train, held) in enumerate(itertools.islice(folds.splits(), n_own)):
                     options = {"probe": probe, "norm": norm, "max_rounds": args.max_rounds, "seed": args.seed}
                     found = sequence_fold(
                         own, fold, train, held, strengths, beside=beside, device=args.device, **options

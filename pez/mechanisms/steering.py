@@ -22,9 +22,13 @@ Arms, each for all 8 directions as targets:
 Judges: `split` (ridge on the judge's clips: quote this one), `mlp` (64 hidden units, on the same), `paper` (ridge
 fitted on the edited clips themselves, as in C.12), `own` (the first probe of the sequence: circular).
 
-Nulls, `--null-draws` of each, by the `split` judge: `random_sequence` (a sequence of N probes fitted inside a random
-subspace of 2N dimensions, and its own least edit: the fair one), `random_probe` (one probe inside it), and
-`random_direction` and `random_clip` (edits as long as the probes', in a random direction or toward a random clip).
+`--split paper70` is C.12's own design: 30 % of clips, drawn at random, are edited once, the basis has all others, and
+`paper` and `own` judge.
+
+Nulls, `--null-draws` of each, by the `split` judge (with --split by `paper`): `random_sequence` (a sequence of N
+probes fitted inside a random subspace of 2N dimensions, and its own least edit: the fair one), `random_probe` (one
+probe inside it), and `random_direction` and `random_clip` (edits as long as the probes', in a random direction or
+toward a random clip).
 
     steering_RUN.csv              layer arm n_probes rank judge target ("all" or degrees) mae_target
                                   mae_truth low high radius edit_ratio edit_neighbours off_target_speed wrong_way
@@ -58,6 +62,7 @@ from pez.mechanisms.runs import (
     DIRECTION,
     add_feature_arguments,
     add_run_arguments,
+    add_split_argument,
     ball_data,
     check_encoder,
     check_same,
@@ -84,6 +89,7 @@ N_PROBES = (1, 2, 3, 5, 8, 10, 15, 20, 25)
 TARGETS = tuple(45.0 * step for step in range(8))
 PROTOCOLS = {"split": "nested", "mlp": "nested", "paper": "paper", "own": "nested"}  # of the judges
 JUDGES = tuple(PROTOCOLS)
+QUOTED = {True: "split", False: "paper"}  # whether the judge has clips of its own
 DOWNSTREAM_PROBES = (1, 5, 20)
 DOWNSTREAM_TARGETS = (0.0, 90.0, 225.0)
 
@@ -103,7 +109,8 @@ def covariance_edit(x: torch.Tensor, weights: torch.Tensor, target: torch.Tensor
 class Split:
     """A layer's clips in three, normalised by the basis's: features [., d] and what they are.
 
-    `code` maps degrees [n] to standardised (cos, sin) [n, 2]; `angle` maps back, to degrees.
+    `judged_apart`: the judge has clips of its own; else they are the edited ones, and the basis has all others. `code`
+    maps degrees [n] to standardised (cos, sin) [n, 2]; `angle` maps back, to degrees.
     """
 
     basis: torch.Tensor
@@ -119,6 +126,7 @@ class Split:
     degrees: np.ndarray  # of all clips
     speed: np.ndarray
     starts: np.ndarray
+    judged_apart: bool = True
 
     def code(self, degrees) -> torch.Tensor:
         """Standardised (cos, sin) of directions."""
@@ -139,9 +147,15 @@ class Split:
         return self.degrees[self.rows[number]]
 
 
-def split_clips(data: ProbeData, clips: pd.DataFrame, folds: Folds, fold: int, strength: float) -> Split:
-    """Fold `fold` is edited, the next one judges, the others are the basis; `data` of one layer, with direction."""
-    steered, judge = folds.rows(fold), folds.rows((fold + 1) % folds.n_folds)
+def split_clips(
+    data: ProbeData, clips: pd.DataFrame, folds: Folds, fold: int, strength: float, judged_apart: bool = True
+) -> Split:
+    """Fold `fold` is edited; the next one judges, or, unless `judged_apart`, the edited one; the others are the basis.
+
+    `data` of one layer, with direction.
+    """
+    steered = folds.rows(fold)
+    judge = folds.rows((fold + 1) % folds.n_folds) if judged_apart else steered
     basis = np.setdiff1d(np.arange(len(folds.fold)), np.concatenate([steered, judge]))
     ready = prepared(data, basis, np.concatenate([judge, steered]), "zscore")
     starts = clips[["start_x_m", "start_y_m"]].to_numpy(dtype=np.float64)
@@ -159,6 +173,7 @@ def split_clips(data: ProbeData, clips: pd.DataFrame, folds: Folds, fold: int, s
         clips["direction_deg"].to_numpy(dtype=np.float64),
         clips["magnitude"].to_numpy(dtype=np.float64),
         starts,
+        judged_apart,
     )
 
 
@@ -283,7 +298,10 @@ def linear_judge(x: torch.Tensor, y: torch.Tensor, strength: float) -> tuple[tor
 def judges_of(
     split: Split, group: np.ndarray, asked: Sequence[str] = JUDGES
 ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """By name: features [n, d] -> standardised (cos, sin) [n, 2]; `speed` -> m/s [n, 1]. `mlp` only if it is asked."""
+    """By name: features [n, d] -> standardised (cos, sin) [n, 2]; `speed` -> m/s [n, 1]. `mlp` only if it is asked.
+
+    `quoted` is the one that nulls are judged by: `split`, or `paper` where no clips are kept for a judge.
+    """
     x, y = split.judge, split.code(split.part(1))
     strength = judge_strength(x, y, group[split.rows[1]])
     weights, bias = linear_judge(x, y, strength)
@@ -297,6 +315,7 @@ def judges_of(
     }
     if "mlp" in asked:
         judges["mlp"] = small_mlp(x, y)
+    judges["quoted"] = judges[QUOTED[split.judged_apart]]
     return judges
 
 
@@ -345,10 +364,10 @@ def _neighbour_distance(split: Split) -> float:
 def nulls_of(
     split: Split, judges: dict, probes: list, counts, n_draws: int, seed: int
 ) -> dict[tuple[str, int], np.ndarray]:
-    """Mean error to the target by the split judge, over targets and clips, of every draw: (null, N) -> [n_draws]."""
+    """Mean error to the target by the quoted judge, over targets and clips, of every draw: (null, N) -> [n_draws]."""
     generator = torch.Generator().manual_seed(seed)
     x, d = split.steered, split.steered.shape[1]
-    read = judges["split"]
+    read = judges["quoted"]
     slope = read(torch.eye(d, dtype=torch.float64)) - read(torch.zeros(1, d, dtype=torch.float64))  # it is affine
     before, wanted = read(x), [split.code(np.full(len(x), target)) for target in TARGETS]
 
@@ -387,8 +406,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     allowed = [name for name in controls_for(BALLS) if name not in ("position", "reversed", "pixels")]
     add_feature_arguments(parser, "mean", allowed)
+    add_split_argument(parser)
     parser.add_argument("--layer", type=Number(int, least=0), help="edited (default: the zone's last)")
-    parser.add_argument("--judge", nargs="+", default=list(JUDGES), choices=JUDGES, help="which of them judge")
+    parser.add_argument("--judge", nargs="+", choices=JUDGES, help="which of them judge (default: all; with --split "
+                        "paper and own, which need no clips of their own)")  # fmt: skip
     parser.add_argument("--null-draws", type=COUNT_OR_NONE, default=200, help="draws of each null")
     parser.add_argument("--downstream", action="store_true", help="run the later blocks on edited states")
     parser.add_argument("--downstream-clips", type=COUNT_OR_NONE, default=24, help="edited clips that are run on")
@@ -407,25 +428,32 @@ def main(args: argparse.Namespace) -> list[Path]:
     if balls.folds.n_folds < 3:
         raise UserError(f"--folds {balls.folds.n_folds}: basis, judge and edited clips need three at least: give more")
     encoder, source = None, None
+    args.judge = args.judge or (list(JUDGES) if args.split is None else ["paper", "own"])
+    if args.split is not None and (args.downstream or set(args.judge) & {"split", "mlp"}):
+        raise UserError(
+            f"--split {args.split} keeps no clips for a judge: leave out --downstream and the judges split and mlp, or "
+            "leave out --split"
+        )
     if args.downstream:
         encoder, source = encoder_from_arguments(args).inspectable(), clip_source(args)
         check_same(encoder.description(), balls.store.settings)
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         rows, nulls, splits = [], [], []
-        total = len(balls.all) * balls.folds.n_folds
+        n_scored = balls.folds.n_folds if args.split is None else 1
+        total = len(balls.all) * n_scored
         with progress(total=total, description="steering", unit="fold") as bar, threads_for(balls.store):
             for data in balls.all:
-                found, drawn = _steer(args, data, balls, layer, splits, bar)
+                found, drawn = _steer(args, data, balls, layer, n_scored, splits, bar)
                 table = _summary(found, balls.main.group, args)
                 rows.append(pd.DataFrame(named(data, layer=layer), index=table.index).join(table))
                 if not data.control:
-                    nulls = _against_nulls(found, drawn, layer)
+                    nulls = _against_nulls(found, drawn, layer, QUOTED[args.split is None])
         table = pd.concat(rows, ignore_index=True)
         table = table[table["judge"].isin(args.judge)].assign(protocol=lambda own: own["judge"].map(PROTOCOLS))
         if len(nulls):
             fair = nulls[nulls["null"] == "random_sequence"].rename(columns={"mae_target": "null_mean", "p": "null_p"})
             fair = fair[["n_probes", "null_mean", "null_p"]].assign(
-                control="", arm="probes", judge="split", target="all"
+                control="", arm="probes", judge=QUOTED[args.split is None], target="all"
             )
             table = table.merge(fair, how="left", on=["control", "arm", "judge", "target", "n_probes"])
         tables = {"steering.csv": table, "steering_nulls.csv": nulls}
@@ -434,13 +462,13 @@ def main(args: argparse.Namespace) -> list[Path]:
         return write_results(args, "steer", tables, {"layer": layer, **balls.about}, "nested", *balls.sizes)
 
 
-def _steer(args, data: ProbeData, balls, layer: int, splits: list, bar) -> tuple[pd.DataFrame, dict]:
+def _steer(args, data: ProbeData, balls, layer: int, n_scored: int, splits: list, bar) -> tuple[pd.DataFrame, dict]:
     own = dataclasses.replace(of_variable(data, DIRECTION), layers=(layer,), norm_mode="zscore")
     clips = _labelled(data, balls)
     strengths = ridge_strengths(own, balls.folds)
     found, drawn = [], {}
-    for fold in range(balls.folds.n_folds):
-        split = split_clips(own, clips, balls.folds, fold, strengths[layer, fold])
+    for fold in range(n_scored):
+        split = split_clips(own, clips, balls.folds, fold, strengths[layer, fold], args.split is None)
         most = min(max(N_PROBES), split.basis.shape[1] // 2, (len(split.basis) - 1) // 2)
         probes = probes_of(split.basis, split.y, split.strength, most)
         counts = [n for n in N_PROBES if n <= most]
@@ -481,8 +509,8 @@ def _summary(found: pd.DataFrame, group: np.ndarray, args) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _against_nulls(found: pd.DataFrame, drawn: dict, layer: int) -> pd.DataFrame:
-    own = found[(found["arm"] == "probes") & (found["judge"] == "split")].groupby("n_probes")["mae_target"].mean()
+def _against_nulls(found: pd.DataFrame, drawn: dict, layer: int, judge: str) -> pd.DataFrame:
+    own = found[(found["arm"] == "probes") & (found["judge"] == judge)].groupby("n_probes")["mae_target"].mean()
     rows = []
     for (null, n), values in drawn.items():
         low, high = np.quantile(values, [0.025, 0.975])
