@@ -81,13 +81,13 @@ def _n_measurements(case: Case, rounds: int) -> int:
 def _row(case: Case, size: dict, rounds: int, threads: int, bar) -> dict:
     def step(prepare, size):
         bar.set_description(case.name)
-        found = measure(prepare, size, threads)
+        measured = measure(prepare, size, threads)
         bar.update()
-        return found
+        return measured
 
     sides = [side for side in (case.ours, case.theirs) if side is not None]
-    found = [[step(side, size) for side in sides] for _ in range(rounds)]
-    ours, theirs = ([each[i] for each in found] if i < len(sides) else [] for i in range(2))
+    by_round = [[step(side, size) for side in sides] for _ in range(rounds)]
+    ours, theirs = ([each[i] for each in by_round] if i < len(sides) else [] for i in range(2))
     grown = step(case.ours, {**size, "clips": GROWTH * size["clips"]}) if case.grows else None
     return record(case, size, ours, theirs, grown)
 

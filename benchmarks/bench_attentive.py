@@ -62,8 +62,8 @@ def stacked(**size) -> Iterator[Callable]:
     list(train(task.problems[:1], *options))  # warm up
 
     def work() -> np.ndarray:
-        found = {id(problem): scores for problem, scores in train(task.problems, *options, size=task.stack)}
-        return np.concatenate([found[id(problem)].ravel() for problem in task.problems])
+        by_problem = {id(problem): scores for problem, scores in train(task.problems, *options, size=task.stack)}
+        return np.concatenate([by_problem[id(problem)].ravel() for problem in task.problems])
 
     yield work
 
@@ -101,8 +101,8 @@ def main() -> None:
     n_probes = size["layers"] * size["folds"]
     ours, theirs = (measure(prepare, size, threads) for prepare in (stacked, one_at_a_time))
     print(f"{n_probes} probes of width {size['width']}, {size['tokens']} tokens; a stack holds {Task.of(**size).stack}")
-    for name, found in (("one at a time", theirs), ("stacked", ours)):
-        print(f"{name:14s} {found.seconds:7.2f} s   {1000 * found.seconds / n_probes:7.1f} ms a probe")
+    for name, measured in (("one at a time", theirs), ("stacked", ours)):
+        print(f"{name:14s} {measured.seconds:7.2f} s   {1000 * measured.seconds / n_probes:7.1f} ms a probe")
     print(f"{theirs.seconds / ours.seconds:.1f} times faster")
     print(f"scores differ by at most {np.abs(ours.answer - theirs.answer).max():.1e} ", end="")
     print(f"(their spread is {theirs.answer.std():.2f})")

@@ -80,11 +80,11 @@ def compare(name: str, args) -> bool:
         spent = {"paper": [], "both": []}
         for protocol in (*spent,) * STORES[name]["rounds"]:
             options = BallOptions(run_name=protocol, feature_root=root, protocol=protocol, **asked)
-            found, *seconds = timed(lambda: probe_curves(options))  # noqa: B023
+            run, *seconds = timed(lambda: probe_curves(options))  # noqa: B023
             spent[protocol].append(seconds)
     (paper, paper_clock), (both, both_clock) = (min(rounds) for rounds in spent.values())
-    ratio, optimism = both / paper, found.results["optimism"].mean()
-    size = f"{len(layers)} layers x {found.results['n_clips'].iloc[0]} clips x {STORES[name]['width']}"
+    ratio, optimism = both / paper, run.results["optimism"].mean()
+    size = f"{len(layers)} layers x {run.results['n_clips'].iloc[0]} clips x {STORES[name]['width']}"
     print(f"{name}: {size}: CPU: paper {paper:.1f} s, both {both:.1f} s, ratio {ratio:.2f}; ", end="")
     print(f"clock: {paper_clock:.1f} s, {both_clock:.1f} s; optimism {optimism:.3f}")
     return ratio <= MOST
@@ -104,8 +104,8 @@ def bootstrap(args) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         root = planted_root(folder, preset="paper", depth=1, width=2)
         main = plan(BallOptions(run_name="b", feature_root=root, probe_set="fig2c"))[0]
-        found = list(noisy(main, np.random.default_rng(0)))
-        scores, _, seconds = timed(lambda: [each.table for each in score(found, args.resamples).scored])
+        predictions = list(noisy(main, np.random.default_rng(0)))
+        scores, _, seconds = timed(lambda: [each.table for each in score(predictions, args.resamples).scored])
     groups = main.folds.n_groups
     print(f"bootstrap: {len(scores)} curves of 24 layers, {groups} groups, {args.resamples} resamples: {seconds:.1f} s")
     return seconds < MOST_SECONDS

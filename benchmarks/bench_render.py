@@ -98,8 +98,8 @@ def main(args) -> None:
     both = [measure(prepare, {"clips": args.clips}, 1) for prepare in (boxes, full_frames)]
     difference = np.abs(both[0].answer.astype(int) - both[1].answer)
     print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {args.clips} clips both ways")
-    for name, found in zip(("box", "full"), both):
-        print(f"{name:9s} {args.clips / found.seconds:8.2f} clips/s")
+    for name, measured in zip(("box", "full"), both):
+        print(f"{name:9s} {args.clips / measured.seconds:8.2f} clips/s")
     print(f"ratio     {both[1].seconds / both[0].seconds:8.1f} x")
     print(f"largest difference {difference.max()} of 255, in {(difference > 0).mean():.1e} of the values")
     count = args.pipeline_clips // len(SETS) * len(SETS)

@@ -114,14 +114,14 @@ def main() -> None:
     size = {"folds": args.folds, "clips": args.clips, "width": args.width}
     print("24 layers, 3 variables:")
     for name, prepare in (("early stopping", together), ("all 400 epochs", all_epochs)):
-        found = measure(prepare, {**size, "layers": 24, "variables": 3}, args.threads)
-        print(f"  {name}: {found.seconds:.1f} s, {found.cpu_seconds:.1f} CPU s, {found.memory_mib:.0f} MiB")
+        measured = measure(prepare, {**size, "layers": 24, "variables": 3}, args.threads)
+        print(f"  {name}: {measured.seconds:.1f} s, {measured.cpu_seconds:.1f} CPU s, {measured.memory_mib:.0f} MiB")
     size |= {"layers": args.layers, "variables": 2}
     ours = measure(together, size, args.threads)
     theirs = measure(one_at_a_time, {**size, "bias": args.with_bias}, args.threads)
     print(f"{args.layers * args.folds} problems of {args.clips} clips x {args.width}, 2 variables, 20 settings:")
-    for name, found in (("one at a time", theirs), ("sweep", ours)):
-        print(f"  {name:14s} {found.seconds:8.2f} s, {found.cpu_seconds:8.2f} CPU s")
+    for name, measured in (("one at a time", theirs), ("sweep", ours)):
+        print(f"  {name:14s} {measured.seconds:8.2f} s, {measured.cpu_seconds:8.2f} CPU s")
     print(f"{theirs.seconds / ours.seconds:.0f} times as fast; ", end="")
     print(f"largest difference of a validation loss {np.abs(ours.answer - theirs.answer).max():.1e}")
 

@@ -22,32 +22,32 @@ MODELS = ("large", "huge", "giant", "giant_384")
 
 def rows(results: dict, part: str, **wanted) -> list[dict]:
     """The rows of a part with these values."""
-    found = results["parts"][part]["rows"]
-    return [row for row in found if all(row.get(key) == value for key, value in wanted.items())]
+    part_rows = results["parts"][part]["rows"]
+    return [row for row in part_rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
 def correct_rows(results: dict) -> list[dict]:
     """A row a part: how many checks, how many passed, the largest share of what was allowed that was used."""
-    made = []
+    table_rows = []
     for name, part in results["parts"].items():
         checks = [row for row in part["rows"] if "passed" in row]
         shares = [row["value"] / row["most"] for row in checks if "value" in row]
         used = f"{max(shares):.0%}" if shares else ""
         passed = sum(row["passed"] for row in checks)
-        made.append({"part": name, "checks": len(checks), "passed": passed, "most of what is allowed": used})
-    return made
+        table_rows.append({"part": name, "checks": len(checks), "passed": passed, "most of what is allowed": used})
+    return table_rows
 
 
 def passes(before: dict, after: dict) -> list[dict]:
     """A row a model and kind of blocks: batches of 16 in memory."""
     kinds = {"transformers' blocks": before, "own blocks": before, "own blocks, mended": after}
-    made = []
+    table_rows = []
     for model in MODELS:
         for kind, results in kinds.items():
             name = f"{model}, {kind.removesuffix(', mended')}"
-            found = rows(results, model, name=name, batch=16) if model in results["parts"] else []
-            made += [_pass_row(model, kind, row) for row in found]
-    return made + [_pass_row("large", "compiled", row) for row in rows(before, "compiling", batch=16)]
+            matching = rows(results, model, name=name, batch=16) if model in results["parts"] else []
+            table_rows += [_pass_row(model, kind, row) for row in matching]
+    return table_rows + [_pass_row("large", "compiled", row) for row in rows(before, "compiling", batch=16)]
 
 
 def measured_passes(model: str) -> dict[str, float]:
@@ -69,31 +69,31 @@ def _pass_row(model: str, kind: str, row: dict) -> dict:
 
 def steps(before: dict, after: dict) -> list[dict]:
     """A row a step: its seconds, or what else was measured."""
-    made = []
+    table_rows = []
     for row in [*rows(before, "extraction"), *rows(before, "sweep")]:
         what = row["name"] + (f", {row['layers']} layers, {row['protocols']}" if "layers" in row else "")
         clips = f", {row['clips']} clips" if "clips" in row else ""
-        made.append({"step": what + clips, "measured": f"{row['seconds']:.2f} s"})
+        table_rows.append({"step": what + clips, "measured": f"{row['seconds']:.2f} s"})
     for row in rows(after, "attentive"):
         if "s_a_probe_and_epoch" in row:
-            made.append(
+            table_rows.append(
                 {"step": row["name"], "measured": f"{1000 * row['s_a_probe_and_epoch']:.0f} ms a probe and epoch"}
             )
         elif "minutes" in row:
-            told = ", ".join(f"{name} {minutes:.1f} min" for name, minutes in row["minutes"].items())
-            made.append({"step": row["name"], "measured": told})
-    return made
+            durations = ", ".join(f"{name} {minutes:.1f} min" for name, minutes in row["minutes"].items())
+            table_rows.append({"step": row["name"], "measured": durations})
+    return table_rows
 
 
 def tiny_rows(results: dict) -> list[dict]:
     """A row a variable and pooling: best layer of the shipped weights, of the new ones, and of position."""
-    made = []
+    table_rows = []
     for row in results["rows"]:
         scores = {
             name: f"{row[name]['r2']:.2f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]" for name in TRAININGS
         }
-        made.append({"variable": row["variable"], "pooling": row["pooling"], **scores})
-    return made
+        table_rows.append({"variable": row["variable"], "pooling": row["pooling"], **scores})
+    return table_rows
 
 
 def tables() -> dict[str, str]:

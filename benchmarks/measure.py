@@ -39,13 +39,13 @@ def measure(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_LIBRARIES)
-    here, there = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     plain = multiprocessing.get_start_method()  # how a process of the measurement starts its own
-    process = context.Process(target=_child, args=(there, prepare, size, threads, plain))
+    process = context.Process(target=_child, args=(sender, prepare, size, threads, plain))
     process.start()
-    there.close()
+    sender.close()
     try:
-        return here.recv()
+        return receiver.recv()
     except EOFError:
         raise RuntimeError(f"{prepare.__module__}.{prepare.__qualname__} {size} ended without a result") from None
     finally:

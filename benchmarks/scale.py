@@ -126,8 +126,8 @@ def _time(seconds: float) -> str:
 
 def tables(results: dict) -> dict[str, str]:
     """The tables of docs/scale.md by the name of their markers."""
-    there = results["machine"]
-    head = f"Measured {there['written'][:10]} on {there['processor']} (`benchmarks/results.json`, {results['scale']}):"
+    machine, scale = results["machine"], results["scale"]
+    head = f"Measured {machine['written'][:10]} on {machine['processor']} (`benchmarks/results.json`, {scale}):"
     return {
         "storage": table(storage_rows()),
         "measured": f"{head}\n\n{table(measured_rows(results))}",
@@ -137,8 +137,8 @@ def tables(results: dict) -> dict[str, str]:
 
 def main(args) -> None:
     """Print the tables, and put them where the page has their markers."""
-    found = tables(read_json(args.results))
-    for name, text in found.items():
+    by_marker = tables(read_json(args.results))
+    for name, text in by_marker.items():
         if args.write:
             put_between(args.write, name, text)
         print(f"{name}:\n\n{text}\n")

@@ -31,12 +31,12 @@ def record(case: Case, size: dict, ours: list[Measured], theirs: list[Measured],
 
 
 def _best(rounds: list[Measured]) -> Measured:
-    return min(rounds, key=lambda found: found.seconds)
+    return min(rounds, key=lambda measured: measured.seconds)
 
 
-def _numbers(found: Measured) -> dict[str, float | None]:
+def _numbers(measured: Measured) -> dict[str, float | None]:
     names = ("seconds", "cpu_seconds", "memory_mib")
-    values = {name: getattr(found, name) for name in names}
+    values = {name: getattr(measured, name) for name in names}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
@@ -69,11 +69,11 @@ def _lines(path: Path) -> list[str]:
 
 def tables(results: dict) -> str:
     """The tables in Markdown, with machine and date."""
-    there, rows = results["machine"], results["rows"]
+    machine, rows = results["machine"], results["rows"]
     head = (
-        f"{there['written'][:10]}, {there['processor']}, {there['cores']} cores, {there['threads']} threads, "
-        f"load average {there['load_average']} at the start; PyTorch {there['libraries']['torch']}, Python "
-        f"{there['python']}, code {there['code_version']}; sizes: {results['scale']}, the fastest of "
+        f"{machine['written'][:10]}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"load average {machine['load_average']} at the start; PyTorch {machine['libraries']['torch']}, Python "
+        f"{machine['python']}, code {machine['code_version']}; sizes: {results['scale']}, the fastest of "
         f"{results['rounds']} rounds."
     )
     bounded = [row for row in rows if row["most_times"] or row["most_seconds"]]
@@ -162,11 +162,11 @@ _BOUNDED = {
 }
 
 
-def _forwards(found: dict | None) -> str:
-    if not found:
+def _forwards(forwards: dict | None) -> str:
+    if not forwards:
         return ""
-    done, rate = found["flops_per_second"], found["matmul_flops_per_second"]
+    done, rate = forwards["flops_per_second"], forwards["matmul_flops_per_second"]
     return (
-        f"Encoder forwards ({found['model']} on {found['device']}, batches in memory): {done / 1e12:.3g} TFLOP/s, "
-        f"{done / rate:.0%} of the {rate / 1e12:.3g} TFLOP/s that large matrix products reach here."
+        f"Encoder forwards ({forwards['model']} on {forwards['device']}, batches in memory): {done / 1e12:.3g} "
+        f"TFLOP/s, {done / rate:.0%} of the {rate / 1e12:.3g} TFLOP/s that large matrix products reach here."
     )

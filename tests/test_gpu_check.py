@@ -36,16 +36,16 @@ def test_parts_run_and_the_page_has_their_rows(tmp_path):
 
 def test_failed_checks_and_ended_parts_are_told(tmp_path):
     told = gpu_check.Results(tmp_path, {"card": "none"})
-    told.tell("correct", "stores", {"name": "bytes", "passed": True})
+    told.add("correct", "stores", {"name": "bytes", "passed": True})
     told.end("correct", "stores", "done", 1.0)
-    assert told.well
-    told.tell("correct", "memory", {"name": "halved", "value": 2.0, "most": 1.0, "passed": False})
+    assert told.passed
+    told.add("correct", "memory", {"name": "halved", "value": 2.0, "most": 1.0, "passed": False})
     told.end("correct", "memory", "done", 1.0)
-    assert not told.well
+    assert not told.passed
     assert "FAILED correct.memory: halved: value 2, most 1" in (tmp_path / "log.txt").read_text()
     told = gpu_check.Results(tmp_path, {"card": "none"})
     told.end("speed", "large", "stopped: it took too long", 60.0)
-    assert not told.well
+    assert not told.passed
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,12 @@ class Results:
     """One JSON file a group and a log; written whenever something is told."""
 
     def __init__(self, directory: Path, about: dict):
-        self.directory, self.found = directory, {}
+        self.directory, self.groups = directory, {}
         self.about = about
         directory.mkdir(parents=True, exist_ok=True)
         self.log = (directory / "log.txt").open("w", encoding="utf-8", buffering=1)
 
-    def tell(self, group: str, part: str, row: dict) -> None:
+    def add(self, group: str, part: str, row: dict) -> None:
         """A row of a part."""
         self._part(group, part)["rows"].append(row)
         mark = {True: "ok    ", False: "FAILED"}.get(row.get("passed"), "      ")
@@ -79,15 +79,15 @@ class Results:
         self.log.write(line + "\n")
 
     def _part(self, group: str, part: str) -> dict:
-        return self.found.setdefault(group, {}).setdefault(part, {"rows": [], "end": "running"})
+        return self.groups.setdefault(group, {}).setdefault(part, {"rows": [], "end": "running"})
 
     def _write(self, group: str) -> None:
-        write_json(self.directory / f"{group}.json", {**self.about, "parts": self.found[group]})
+        write_json(self.directory / f"{group}.json", {**self.about, "parts": self.groups[group]})
 
     @property
-    def well(self) -> bool:
+    def passed(self) -> bool:
         """Whether every part ended, and no check failed."""
-        parts = [part for group in self.found.values() for part in group.values()]
+        parts = [part for group in self.groups.values() for part in group.values()]
         rows = [row for part in parts for row in part["rows"]]
         return all(part["end"] == "done" for part in parts) and all(row.get("passed", True) for row in rows)
 
@@ -110,13 +110,13 @@ def _run_part(group: str, name: str, device: str, small: bool, folder: Path, cor
     os.environ["PEZ_CORES"] = str(cores)
     torch.set_num_threads(cores)
 
-    def tell(name: str, **values) -> None:
+    def send_row(name: str, **values) -> None:
         pipe.send({"name": name, **values})
 
     try:
-        parts.PARTS[name][0](Bench(find_device(device), small, folder, cores, tell))
+        parts.PARTS[name][0](Bench(find_device(device), small, folder, cores, send_row))
     except BaseException as error:
-        tell(f"{type(error).__name__}: {error}", passed=False, traceback=traceback.format_exc())
+        send_row(f"{type(error).__name__}: {error}", passed=False, traceback=traceback.format_exc())
         raise
 
 
@@ -165,13 +165,13 @@ def run(args) -> int:
                 while queue and now < end and _may_start(modules, queue[0], running):
                     group, name = queue.pop(0)
                     _, most, alone = modules[group].PARTS[name]
-                    here, there = context.Pipe(duplex=False)
+                    receiver, sender = context.Pipe(duplex=False)
                     cores = total if alone else max(1, total // AT_ONCE)
-                    given = (group, name, args.device, args.small, Path(folder), cores, there)
+                    given = (group, name, args.device, args.small, Path(folder), cores, sender)
                     process = context.Process(target=_run_part, args=given)
                     process.start()
-                    there.close()
-                    running.append(Running(group, name, process, here, now, min(end, now + patience * most)))
+                    sender.close()
+                    running.append(Running(group, name, process, receiver, now, min(end, now + patience * most)))
                 if now >= end:
                     for group, name in queue:
                         results.end(group, name, "not started: no time left", 0.0)
@@ -180,8 +180,8 @@ def run(args) -> int:
         finally:
             for part in running:  # after Ctrl-C
                 _end(part)
-    results.say(f"{time.monotonic() - began:.0f} s in all; {'all is well' if results.well else 'NOT all is well'}")
-    return 0 if results.well else 1
+    results.say(f"{time.monotonic() - began:.0f} s in all; {'all is well' if results.passed else 'NOT all is well'}")
+    return 0 if results.passed else 1
 
 
 def _may_start(modules: dict, part: tuple[str, str], running: list[Running]) -> bool:
@@ -198,7 +198,7 @@ def _listen(running: list[Running], results: Results) -> None:
         ended, late = part.process.exitcode is not None, time.monotonic() > part.deadline
         with contextlib.suppress(EOFError):  # it has ended, and what it told is told
             while part.pipe.poll():
-                results.tell(part.group, part.name, part.pipe.recv())
+                results.add(part.group, part.name, part.pipe.recv())
         if not (ended or late):
             continue
         _end(part)
@@ -249,16 +249,16 @@ def page(directory: Path) -> str:
     for group in GROUPS:
         if not (directory / f"{group}.json").is_file():
             continue
-        found = read_json(directory / f"{group}.json")
+        results = read_json(directory / f"{group}.json")
         if not lines:
-            memory = f", {found['gpu_memory_gib']} GiB" if found["gpu_memory_gib"] else ""
+            memory = f", {results['gpu_memory_gib']} GiB" if results["gpu_memory_gib"] else ""
             lines += [
-                f"Measured {found['date']} on one {found['card']}{memory}, {found['cores']} cores; Python "
-                f"{found['python']}, PyTorch {found['torch']}, transformers {found['transformers']} "
+                f"Measured {results['date']} on one {results['card']}{memory}, {results['cores']} cores; Python "
+                f"{results['python']}, PyTorch {results['torch']}, transformers {results['transformers']} "
                 "(`tools/gpu_check.py`).",
                 "",
             ]
-        for name, part in found["parts"].items():
+        for name, part in results["parts"].items():
             lines += [f"### {group}: {name}", ""]
             if part["end"] != "done":
                 lines += [f"**{part['end']}**", ""]

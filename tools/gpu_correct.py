@@ -65,24 +65,24 @@ def encoders(bench: Bench) -> None:
         ("tiny, trained", "tiny", None, 2),
         (f"{large}, random, Meta's format", large, str(file), 1),
     ):
-        there = load_encoder(model, weights, device=str(bench.device))
-        here = there if not bench.on_gpu else load_encoder(model, weights)
-        frames = noise(n_clips, here.resolution)
+        on_device = load_encoder(model, weights, device=str(bench.device))
+        on_cpu = on_device if not bench.on_gpu else load_encoder(model, weights)
+        frames = noise(n_clips, on_cpu.resolution)
         both = ["resid_pre", "resid_post"]
         poolings = ["mean", "temporal_last", "temporal_diff", "temporal_last_patch"]
         start = time.perf_counter()
-        expected = encode_pooled(here, frames, pass_settings(here, both, poolings, "float32"))
+        expected = encode_pooled(on_cpu, frames, pass_settings(on_cpu, both, poolings, "float32"))
         took = time.perf_counter() - start
         for dtype in ("float32", "bfloat16"):
-            found = encode_pooled(there, frames, pass_settings(there, both, poolings, dtype))
+            actual = encode_pooled(on_device, frames, pass_settings(on_device, both, poolings, dtype))
             for pooling in poolings:
                 names = [name for name in expected if name.startswith(f"{pooling}.")]
-                off = max(error(found[name], expected[name]) for name in names)
-                rms = max(rms_error(found[name], expected[name]) for name in names)
+                off = max(error(actual[name], expected[name]) for name in names)
+                rms = max(rms_error(actual[name], expected[name]) for name in names)
                 most = 1e-4 if dtype == "float32" else 0.2  # a difference of two tubelets is small itself
                 bench.check(f"{title}, {pooling}, {dtype}", off, most, rms=rms, cpu_seconds=took)
-        same = encode_pooled(there, frames, pass_settings(there, both, poolings, "bfloat16"))
-        again = encode_pooled(there, frames, pass_settings(there, both, poolings, "bfloat16"))
+        same = encode_pooled(on_device, frames, pass_settings(on_device, both, poolings, "bfloat16"))
+        again = encode_pooled(on_device, frames, pass_settings(on_device, both, poolings, "bfloat16"))
         equal = all(torch.equal(same[name], again[name]) for name in same)
         bench.holds(f"{title}: the same pass twice gives the same bytes", equal)
 
@@ -115,8 +115,8 @@ def stores(bench: Bench) -> None:
     bench.holds("all four commands end well", codes == [0] * 4, codes=codes)
     expected = _bytes(roots["whole"])
     for name, title in (("killed", "resumed after a kill"), ("shared", "two processes on one device")):
-        found = _bytes(roots[name])
-        bench.holds(f"{title}: the bytes of an undisturbed run", len(found) == of and found == expected, shards=of)
+        actual = _bytes(roots[name])
+        bench.holds(f"{title}: the bytes of an undisturbed run", len(actual) == of and actual == expected, shards=of)
 
 
 def _bytes(root: Path) -> dict[str, bytes]:
@@ -130,7 +130,7 @@ def memory(bench: Bench) -> None:
     frames = noise(8 if bench.small else 16, encoder.resolution)
     expected = encode_pooled(encoder, frames, settings)
     if not bench.on_gpu:
-        bench.tell("batch halving", note="memory runs out on a GPU only")
+        bench.add("batch halving", note="memory runs out on a GPU only")
         return
     expected = {name: tensor.cpu() for name, tensor in expected.items()}
     torch.cuda.empty_cache()
@@ -149,10 +149,10 @@ def memory(bench: Bench) -> None:
 
     type(encoder).forward = counted
     try:
-        found = [encode_pooled(encoder, frames, settings) for _ in range(2)]
+        passes = [encode_pooled(encoder, frames, settings) for _ in range(2)]
     finally:
         type(encoder).forward = forward
-    off = max(error(own[name], expected[name]) for own in found for name in expected)
+    off = max(error(own[name], expected[name]) for own in passes for name in expected)
     row = {"free_gib": free / 2**30, "taken_gib": len(hog) / 2**30, "batches_tried": sizes}
     bench.check("batch halving, memory really running out", off, 1e-4, **row)
     bench.holds("the batch was halved", sizes[0] == len(frames) and min(sizes) < len(frames), batches_tried=sizes)
@@ -189,19 +189,19 @@ def linear(bench: Bench) -> None:
         for device in ("cpu", str(bench.device)):
             solver = linear_solver(name, device=device, threads=bench.cores if device == "cpu" else None)
             start = time.perf_counter()
-            found = cross_validate(data, [planted_folds(data)], solver, ("paper", "nested"))
-            bench.tell(f"{name} on {device}", seconds=time.perf_counter() - start)
-            curves[device] = found
-        for here, there in zip(curves["cpu"], curves[str(bench.device)]):
-            spread = np.nanstd(here.predicted)
-            off = float(np.sqrt(np.nanmean((here.predicted - there.predicted) ** 2)) / spread)
-            same = sum(here.choices[key].setting == there.choices[key].setting for key in here.choices)
-            mine, theirs = Scored(here, 1000).table, Scored(there, 1000).table
+            predictions = cross_validate(data, [planted_folds(data)], solver, ("paper", "nested"))
+            bench.add(f"{name} on {device}", seconds=time.perf_counter() - start)
+            curves[device] = predictions
+        for on_cpu, on_device in zip(curves["cpu"], curves[str(bench.device)]):
+            spread = np.nanstd(on_cpu.predicted)
+            off = float(np.sqrt(np.nanmean((on_cpu.predicted - on_device.predicted) ** 2)) / spread)
+            same = sum(on_cpu.choices[key].setting == on_device.choices[key].setting for key in on_cpu.choices)
+            mine, theirs = Scored(on_cpu, 1000).table, Scored(on_device, 1000).table
             numbers = mine.select_dtypes("number").columns
             scores = [column for column in numbers if column.startswith("r2")]
-            row = {"same_settings": same, "of": len(here.choices), "columns": scores}
+            row = {"same_settings": same, "of": len(on_cpu.choices), "columns": scores}
             scored = float(np.nanmax(np.abs(mine[scores].to_numpy() - theirs[scores].to_numpy())))
-            title = f"{name}, {here.protocol}, {here.variable.name}"
+            title = f"{name}, {on_cpu.protocol}, {on_cpu.variable.name}"
             most = 1e-8 if name == "ridge" else 0.02
             bench.check(f"{title}: predictions, in units of their spread", off, most, **row)
             bench.check(f"{title}: R² and bootstrap intervals", scored, most / 4)
@@ -268,8 +268,8 @@ def attentive(bench: Bench) -> None:
     def scores(device, size: int, dtype: str = "float32") -> torch.Tensor:
         recipe = Recipe(num_probe_blocks=4, num_heads=4, num_epochs=4, dtype=dtype)
         on = drawn.to(device)
-        found = {id(p): own for p, own in train(problems, on.__getitem__, labels, recipe, device, size)}
-        return torch.from_numpy(np.concatenate([found[id(p)].ravel() for p in problems]))
+        by_problem = {id(p): own for p, own in train(problems, on.__getitem__, labels, recipe, device, size)}
+        return torch.from_numpy(np.concatenate([by_problem[id(p)].ravel() for p in problems]))
 
     expected = scores(torch.device("cpu"), 4)
     for size in (1, len(problems)):
@@ -277,7 +277,7 @@ def attentive(bench: Bench) -> None:
     low = scores(bench.device, len(problems), "bfloat16")
     bench.check("attentive, bfloat16", error(low, expected), 0.2, rms=rms_error(low, expected))
     again = scores(bench.device, len(problems), "bfloat16")
-    bench.tell("attentive, bfloat16, twice", same_bytes=torch.equal(low, again), value=error(again, low))
+    bench.add("attentive, bfloat16, twice", same_bytes=torch.equal(low, again), value=error(again, low))
 
 
 def compiling(bench: Bench) -> None:
@@ -286,16 +286,16 @@ def compiling(bench: Bench) -> None:
     write_clips(bench.folder / "compile_clips", n_clips, 64, bench.cores)
     source = clip_source(bench.folder / "compile_clips", n_clips)
     encoder = load_encoder("tiny", device=str(bench.device))
-    found, took = {}, {}
+    stored, took = {}, {}
     for on in (False, True):
         start = time.perf_counter()
         options = {"captures": ["resid_post"], "poolings": ["temporal_last"], "compile_blocks": on, "workers": 0}
-        found[on] = extract_features(encoder, source, bench.folder / f"compile_{on}", **options)
+        stored[on] = extract_features(encoder, source, bench.folder / f"compile_{on}", **options)
         took[on] = time.perf_counter() - start
-    used = found[True].settings.get("compiled", False)
-    layers = [store.layer("resid_post", "temporal_last", encoder.depth - 1) for store in found.values()]
+    used = stored[True].settings.get("compiled", False)
+    layers = [store.layer("resid_post", "temporal_last", encoder.depth - 1) for store in stored.values()]
     row = {"used": used, "seconds_without": took[False], "seconds_with": took[True]}
-    low = found[False].settings["dtype"] != "float32"
+    low = stored[False].settings["dtype"] != "float32"
     bench.check("--compile on and off, last layer", rms_error(layers[1], layers[0]), 0.05 if low else 1e-4, **row)
 
 

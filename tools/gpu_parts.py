@@ -24,14 +24,14 @@ from pez.encoder.vjepa2 import VJEPA2
 class Bench:
     """Where a part runs: `folder` is scratch that its parts share, `cores` what this one may use of the machine.
 
-    `tell(name, **values)` puts a row into the results at once; `check` a row that can fail.
+    `add(name, **values)` puts a row into the results at once; `check` a row that can fail.
     """
 
     device: torch.device
     small: bool
     folder: Path
     cores: int
-    tell: Callable[..., None]
+    add: Callable[..., None]
 
     @property
     def on_gpu(self) -> bool:
@@ -39,11 +39,11 @@ class Bench:
 
     def check(self, name: str, value: float, most: float, **values: Any) -> None:
         """A row that fails unless `value` <= `most`; NaN fails."""
-        self.tell(name, value=value, most=most, passed=bool(value <= most), **values)
+        self.add(name, value=value, most=most, passed=bool(value <= most), **values)
 
     def holds(self, name: str, passed: bool, **values: Any) -> None:
         """A row that fails unless `passed`."""
-        self.tell(name, passed=bool(passed), **values)
+        self.add(name, passed=bool(passed), **values)
 
     def seconds(self, work: Callable[[], Any], rounds: int = 5, warm: int = 1) -> float:
         """Median seconds of `work`, the device's queue empty before and after; the first `warm` do not count."""
@@ -59,16 +59,16 @@ class Bench:
         return statistics.median(times)
 
 
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference as a share of the largest value."""
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    return float((found - expected).abs().max() / expected.abs().max())
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
-def rms_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+def rms_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Root mean square difference as a share of the root mean square."""
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
 def official_state(spec: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor]:

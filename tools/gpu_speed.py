@@ -36,20 +36,20 @@ def clips(bench: Bench) -> None:
     n_clips = 8 if bench.small else N_CLIPS
     start = time.perf_counter()
     write_clips(bench.folder / "clips", n_clips, 256, bench.cores)
-    bench.tell("clips written", clips=n_clips, seconds=time.perf_counter() - start)
+    bench.add("clips written", clips=n_clips, seconds=time.perf_counter() - start)
 
 
 def rates(bench: Bench) -> None:
     """What the device can do: matrix products, copies, attention of Large's shape."""
     for dtype in (torch.bfloat16, torch.float32):
-        bench.tell(f"matrix products, {dtype}", tflops=matmul_rate(bench.device, dtype) / 1e12)
+        bench.add(f"matrix products, {dtype}", tflops=matmul_rate(bench.device, dtype) / 1e12)
     torch.backends.cuda.matmul.allow_tf32 = True
-    bench.tell("matrix products, TF32", tflops=matmul_rate(bench.device, torch.float32) / 1e12)
+    bench.add("matrix products, TF32", tflops=matmul_rate(bench.device, torch.float32) / 1e12)
     torch.backends.cuda.matmul.allow_tf32 = False
     source = torch.randn(2**20 if bench.small else 2**30, device=bench.device)
     target = torch.empty_like(source)
     seconds = bench.seconds(lambda: target.copy_(source))
-    bench.tell("copies on the device, bytes read and written", tb_per_s=8 * len(source) / seconds / 1e12)
+    bench.add("copies on the device, bytes read and written", tb_per_s=8 * len(source) / seconds / 1e12)
     source = target = None  # memory for what follows
     for heads, width, tokens in ((2, 64, 64),) if bench.small else ((16, 64, 2048), (16, 80, 2048), (22, 64, 4608)):
         qkv = torch.randn(3, 16, heads, tokens, width, device=bench.device, dtype=torch.bfloat16)
@@ -60,9 +60,9 @@ def rates(bench: Bench) -> None:
                 with torch.nn.attention.sdpa_kernel(backend):
                     seconds = bench.seconds(lambda: F.scaled_dot_product_attention(*qkv))  # noqa: B023
             except RuntimeError as error:  # this backend does not do this shape here
-                bench.tell(f"attention, {name}", **row, why_not=str(error).splitlines()[0])
+                bench.add(f"attention, {name}", **row, why_not=str(error).splitlines()[0])
                 continue
-            bench.tell(f"attention, {name}", **row, tflops=work / seconds / 1e12)
+            bench.add(f"attention, {name}", **row, tflops=work / seconds / 1e12)
 
 
 def _backends(bench: Bench) -> dict:
@@ -87,7 +87,7 @@ def _pass_rows(bench: Bench, title: str, encoder, sizes=(16,)) -> None:
         seconds = bench.seconds(lambda: encode_pooled(encoder, frames, settings), rounds=6, warm=2)  # noqa: B023
         done = size * encoder_flops(encoder.spec, 16) / seconds
         row = {"batch": size, "ms": 1000 * seconds, "clips_per_s": size / seconds, "tflops": done / 1e12}
-        bench.tell(title, **row, share_of_matmul=done / rate, matmul_tflops=rate / 1e12)
+        bench.add(title, **row, share_of_matmul=done / rate, matmul_tflops=rate / 1e12)
 
 
 def _both_blocks(bench: Bench, model: str, sizes) -> VJEPA2:
@@ -107,10 +107,10 @@ def large(bench: Bench) -> None:
     encoder = _both_blocks(bench, "large", (2,) if bench.small else (16, 4, 32))
     frames, settings = noise(2 if bench.small else 16, encoder.resolution).to(bench.device), pass_settings(encoder)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_gpu else [])]
-    with profile(activities=kinds) as found:
+    with profile(activities=kinds) as profiler:
         encode_pooled(encoder, frames, settings)
         wait(bench.device)
-    events = found.key_averages()
+    events = profiler.key_averages()
     own = "self_device_time_total" if bench.on_gpu else "self_cpu_time_total"
     kernels = [event for event in events if getattr(event, own) > 0]
     if bench.on_gpu:  # operators are told with the time of their kernels, too
@@ -118,8 +118,8 @@ def large(bench: Bench) -> None:
     total = sum(getattr(event, own) for event in kernels)
     for event in sorted(kernels, key=lambda event: -getattr(event, own))[:15]:
         spent = getattr(event, own)
-        bench.tell("profile of a pass", kernel=event.key[:110], ms=spent / 1000, share=spent / total, calls=event.count)
-    bench.tell("profile of a pass, all kernels", ms=total / 1000, calls=sum(event.count for event in kernels))
+        bench.add("profile of a pass", kernel=event.key[:110], ms=spent / 1000, share=spent / total, calls=event.count)
+    bench.add("profile of a pass, all kernels", ms=total / 1000, calls=sum(event.count for event in kernels))
 
 
 def huge(bench: Bench) -> None:
@@ -144,7 +144,7 @@ def compiling(bench: Bench) -> None:
     start = time.perf_counter()
     dtype = torch.bfloat16
     fast, why = compiled(encoder, lambda each: encode_pooled(each, frames, settings), dtype)
-    bench.tell("large, compiling", seconds=time.perf_counter() - start, why_not=why)
+    bench.add("large, compiling", seconds=time.perf_counter() - start, why_not=why)
     _pass_rows(bench, "large, compiled", fast, (2,) if bench.small else (16,))
 
 
@@ -164,7 +164,7 @@ def extraction(bench: Bench) -> None:
         seconds = time.perf_counter() - start
         size = sum(path.stat().st_size for path in (store.directory / "shards").iterdir())
         row = {"clips": n_clips, "seconds": seconds, "clips_per_s": n_clips / seconds, "gb": size / 1e9}
-        bench.tell(f"step 2, {title}", **row, share_of_matmul=flops * n_clips / seconds / rate)
+        bench.add(f"step 2, {title}", **row, share_of_matmul=flops * n_clips / seconds / rate)
 
     run("one branch", n_clips, **ONE)
     run("six branches", n_clips, **SIX)
@@ -183,7 +183,7 @@ def extraction(bench: Bench) -> None:
         decoded += len(batch)
     seconds = time.perf_counter() - start
     row = {"clips": decoded, "seconds": seconds, "clips_per_s": decoded / seconds, "first_batch_s": first}
-    bench.tell("decoding alone", **row, hashing_s=hashed, cores=bench.cores)
+    bench.add("decoding alone", **row, hashing_s=hashed, cores=bench.cores)
     patches = {"captures": ["resid_post"], "poolings": ["temporal_last_patch"]}
     run("patches", n_clips // 4, **patches)
 
@@ -199,7 +199,7 @@ def sweep(bench: Bench) -> None:
         start = time.perf_counter()
         cross_validate(own, folds, solver, protocols)
         row = {"layers": len(own.layers), "protocols": "+".join(protocols)}
-        bench.tell(title, seconds=time.perf_counter() - start, **row)
+        bench.add(title, seconds=time.perf_counter() - start, **row)
 
     both = ("paper", "nested")
     first = planted(1, n_clips, width)
@@ -235,7 +235,7 @@ def attentive(bench: Bench) -> None:
     start = time.perf_counter()
     initial_parameters(list(range(n_starts)), sizes, bench.device)
     drawing = (time.perf_counter() - start) / n_starts
-    bench.tell("attentive, drawing first weights", probes=n_starts, s_a_probe=drawing, stack_fits=fits)
+    bench.add("attentive, drawing first weights", probes=n_starts, s_a_probe=drawing, stack_fits=fits)
     for dtype in ("bfloat16", "float32"):
         if dtype == "float32":
             problems = problems[: len(problems) // 2]
@@ -255,12 +255,12 @@ def attentive(bench: Bench) -> None:
                 took.append(time.perf_counter() - start)
             epoch[name] = (took[2] - took[1]) / epochs / len(own)
             row = {"probes": len(own), "steps": len(_batch_order(problems[0], Recipe(num_epochs=1)))}
-            bench.tell(f"attentive, {name}, {dtype}", **row, s_a_probe_and_epoch=epoch[name])
+            bench.add(f"attentive, {name}, {dtype}", **row, s_a_probe_and_epoch=epoch[name])
         # 24 layers, five outer folds and five inner ones with 3/4 of the steps, 20 epochs
         outer = 24 * 5
         whole = {name: outer * (2 * drawing + 1.75 * 20 * each) / 60 for name, each in epoch.items()}
         ratio = epoch["one at a time"] / epoch["stacked"]
-        bench.tell(f"Figure 8 of Large, projected, {dtype}", minutes=whole, stacked_is_faster_by=ratio)
+        bench.add(f"Figure 8 of Large, projected, {dtype}", minutes=whole, stacked_is_faster_by=ratio)
 
 
 def _alone(problem: Problem, tokens, labels: torch.Tensor, recipe: Recipe, device) -> None:
@@ -306,7 +306,7 @@ def mechanisms(bench: Bench) -> None:
         seconds = bench.seconds(work, rounds=3)
         peaks[name] = torch.cuda.max_memory_allocated() if bench.on_gpu else 1
         row = {"batch": len(frames), "clips_per_s": len(frames) / seconds}
-        bench.tell(f"mechanisms, {name} pass", **row, peak_of_plain=peaks[name] / peaks["plain"])
+        bench.add(f"mechanisms, {name} pass", **row, peak_of_plain=peaks[name] / peaks["plain"])
 
 
 # name: (function, seconds at most, whether it needs the device for itself)

@@ -111,7 +111,7 @@ def settings_of(args: argparse.Namespace) -> TrainingSettings:
 
 def variants(args: argparse.Namespace, settings: TrainingSettings) -> dict[str, TrainingSettings]:
     """The objectives of --race by name, or the one of the options."""
-    found = {}
+    objectives = {}
     for asked in args.race or [f"{settings.masks}:{settings.weigh}:{settings.predictor.depth}"]:
         parts = asked.split(":")
         if len(parts) != 3 or not parts[2].isdigit():
@@ -119,8 +119,8 @@ def variants(args: argparse.Namespace, settings: TrainingSettings) -> dict[str, 
         check_choice("--race", parts[0], MASKS)
         check_choice("--race", parts[1], WEIGHTS)
         predictor = PredictorSize(depth=int(parts[2]))
-        found["_".join(parts)] = replace(settings, masks=parts[0], weigh=parts[1], predictor=predictor)
-    return found
+        objectives["_".join(parts)] = replace(settings, masks=parts[0], weigh=parts[1], predictor=predictor)
+    return objectives
 
 
 def best_r2(
@@ -140,8 +140,8 @@ def quick_probe(trainer: Trainer) -> dict[str, float]:
     """Direction of shapes of many looks at the training's resolution, best of three layers of the target encoder."""
     resolution = trainer.settings.stage(trainer.progress)[0].resolution
     asked = ("shapes", ("direction",), QUICK_CLIPS, resolution, QUICK_LAYERS, trainer.device)
-    found = best_r2(trainer.model, trainer.model.target_encoder, *asked)
-    return {f"shapes_{name}_r2": max(values) for name, values in found.items()}
+    scores = best_r2(trainer.model, trainer.model.target_encoder, *asked)
+    return {f"shapes_{name}_r2": max(values) for name, values in scores.items()}
 
 
 def final_probe(trainer: Trainer, n_clips: int) -> dict:
@@ -151,14 +151,14 @@ def final_probe(trainer: Trainer, n_clips: int) -> dict:
     untrained = Trainer(settings, trainer.length, trainer.directory, trainer.device).model
     compared = [("encoder", model, model.encoder), ("target_encoder", model, model.target_encoder)]
     compared.append(("untrained", untrained, untrained.encoder))
-    found: dict = {"n_clips": n_clips, "resolution": resolution, "layers": FINAL_LAYERS}
+    scores: dict = {"n_clips": n_clips, "resolution": resolution, "layers": FINAL_LAYERS}
     for name, owner, encoder in compared:
         for kind in SETS:
             asked = (kind, ("direction", "speed"), n_clips, resolution, FINAL_LAYERS, trainer.device)
             for measured, values in best_r2(owner, encoder, *asked).items():
-                found[f"{name}/{kind}/{measured}"] = values
+                scores[f"{name}/{kind}/{measured}"] = values
                 print(f"{name:15s} {kind:7s} {measured:24s} {values}", flush=True)
-    return found
+    return scores
 
 
 def race(entrants: dict[str, Trainer], seconds: float, run) -> tuple[Trainer, dict]:
@@ -208,7 +208,7 @@ def main(args: argparse.Namespace) -> None:
         from pez.pretraining.evaluation import BallEvaluation  # renders: needs pybullet
 
         evaluate = partial(
-            _balls_too,
+            _probe_shapes_and_balls,
             BallEvaluation(args.output_dir / "evaluation", "tiny", args.evaluation_clips, args.evaluation_resolution),
         )
     run_options |= {"evaluate": evaluate, "evaluate_every": args.evaluate_every, "saved": partial(_export, args)}
@@ -250,11 +250,11 @@ def _export(args: argparse.Namespace, trainer: Trainer) -> None:
             (args.export_dir / name).write_bytes((trainer.directory / name).read_bytes())
 
 
-def _balls_too(evaluation, trainer: Trainer) -> dict:
+def _probe_shapes_and_balls(evaluation, trainer: Trainer) -> dict:
     """Also probe scores on rendered balls of the target encoder and, marked, of the context encoder."""
     context = evaluation(trainer.model.encoder, trainer.device)
-    found = evaluation(trainer.model.target_encoder, trainer.device) | {f"context_{k}": v for k, v in context.items()}
-    return quick_probe(trainer) | found
+    scores = evaluation(trainer.model.target_encoder, trainer.device) | {f"context_{k}": v for k, v in context.items()}
+    return quick_probe(trainer) | scores
 
 
 if __name__ == "__main__":

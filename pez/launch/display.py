@@ -56,15 +56,15 @@ def added_up(reports: Sequence[list[Any]]) -> dict[tuple[str, int], tuple[int, i
 
     A kind is a description and which time it comes in its shard: two passes may be called the same.
     """
-    found: dict[tuple[str, int], tuple[int, int, str]] = {}
+    totals: dict[tuple[str, int], tuple[int, int, str]] = {}
     for report in reports:
         times: dict[str, int] = {}
         for description, done, total, unit in report:
             key = (description, times.get(description, 0))
             times[description] = key[1] + 1
-            before = found.get(key, (0, 0, unit))
-            found[key] = (before[0] + done, before[1] + (total or 0), unit)
-    return found
+            before = totals.get(key, (0, 0, unit))
+            totals[key] = (before[0] + done, before[1] + (total or 0), unit)
+    return totals
 
 
 def _read(path: Path) -> list[Any]:

@@ -129,10 +129,10 @@ def cancel(folder: Path) -> str:
 
 def minutes(time_limit: str) -> int:
     """Whole minutes of a time limit as SLURM writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit.strip())
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit.strip())
+    if match is None:
         raise UserError(f"--time takes minutes, H:MM:SS or D-HH; got {time_limit!r}: write it so")
-    days, *parts = found.groups()
+    days, *parts = match.groups()
     given = [int(part) for part in parts if part is not None]
     if days is not None or len(given) == 3:
         hours, mins, seconds = [*given, 0, 0][:3]

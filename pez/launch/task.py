@@ -34,7 +34,7 @@ class ShardTask:
 
     def __call__(self) -> None:
         """Run the shard, and end this process as it ended."""
-        self._tell(None)
+        self._write_state(None)
         cores = os.environ.get("SLURM_CPUS_PER_TASK")
         environment = {**os.environ, **(thread_limits(int(cores)) if cores else {})}
         environment[REPORT] = str(report_path(self.folder, self.index))
@@ -47,7 +47,7 @@ class ShardTask:
         )
         while (code := self._process.poll()) is None:  # wait() would hold a lock that `checkpoint` needs
             time.sleep(POLL_SECONDS)
-        self._tell(code)
+        self._write_state(code)
         if code:
             sys.exit(code if code > 0 else 128 - code)  # the job script requeues what was killed
 
@@ -59,7 +59,7 @@ class ShardTask:
         self._process = None
         return DelayedSubmission(self)
 
-    def _tell(self, code: int | None) -> None:
+    def _write_state(self, code: int | None) -> None:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         write_json(state_path(self.folder, self.index), {"code": code, "restarts": restarts})
 

@@ -117,12 +117,12 @@ def cells_of(
     """The baseline and every condition of one band."""
     chosen = head_sets(args, encoder, layers)
     said = {"band": band, "layers": layers, "heads": args.heads, "empty_rows": args.empty_rows}
-    found = [Cell(band, tuple(layers), None, {}, {**said, "condition": NONE})]
+    cells = [Cell(band, tuple(layers), None, {}, {**said, "condition": NONE})]
     for each in asked:
         dropped = each.dropped(grid).to(encoder.device)
         plans = {layer: masks(dropped, args.empty_rows, chosen[layer] if chosen else None) for layer in layers}
-        found.append(Cell(band, tuple(layers), each, plans, {**said, "condition": each.name}))
-    return found
+        cells.append(Cell(band, tuple(layers), each, plans, {**said, "condition": each.name}))
+    return cells
 
 
 def head_sets(args, encoder: Encoder, layers: list[int]) -> dict[int, torch.Tensor]:
@@ -140,19 +140,19 @@ def head_sets(args, encoder: Encoder, layers: list[int]) -> dict[int, torch.Tens
     means = table.pivot_table(index="layer", columns="head", values="mean")
     if not set(layers) <= set(means.index):
         raise UserError(f"{path} lacks layers that are masked: run `step4_mechanisms.py attention` for all of them")
-    rng, found = np.random.default_rng(args.seed), {}
+    rng, masked = np.random.default_rng(args.seed), {}
     for layer in layers:
         local = means.loc[layer].to_numpy() < LOCAL
         if args.heads == "other":
             local = ~local
         elif args.heads == "random":
             local = rng.permutation(local)
-        found[layer] = torch.from_numpy(local).to(encoder.device)
-    if not any(bool(each.any()) for each in found.values()):
+        masked[layer] = torch.from_numpy(local).to(encoder.device)
+    if not any(bool(each.any()) for each in masked.values()):
         raise UserError(
             f"--heads {args.heads}: no such head in layers {' '.join(map(str, layers))}: choose --heads all"
         )
-    return found
+    return masked
 
 
 # ---------------------------------------------------------------- features
@@ -181,7 +181,7 @@ def extract(
         stores[cell.name] = FeatureStore.plan(directory, settings, clips, frames, shard)
     any_store = next(iter(stores.values()))
     lacking = {
-        number: [cell for cell in cells if not _is_there(stores[cell.name], number)]
+        number: [cell for cell in cells if not _is_complete(stores[cell.name], number)]
         for number in any_store.own_shards()
     }
     total = sum(len(any_store.clips_of(number)) for number, own in lacking.items() if own)
@@ -198,7 +198,7 @@ def _places_path(store: FeatureStore, number: int) -> Path:
     return store.directory / "places" / f"shard_{number:05d}.safetensors"
 
 
-def _is_there(store: FeatureStore, number: int) -> bool:
+def _is_complete(store: FeatureStore, number: int) -> bool:
     return store.shard_path(number).is_file() and _places_path(store, number).is_file()
 
 
@@ -294,10 +294,10 @@ def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: i
     for cell in cells:
         for readout in args.readout:
             own = _read_by(readout, data, stores[cell.name])
-            for found in cross_validate(own, (folds,), linear_solver("ridge"), ("nested",)):
-                curve = bootstrap_r2(found.variable.targets, found.predicted[0], group, resamples)
+            for predictions in cross_validate(own, (folds,), linear_solver("ridge"), ("nested",)):
+                curve = bootstrap_r2(predictions.variable.targets, predictions.predicted[0], group, resamples)
                 for at, layer in enumerate(data.layers):
-                    key = (readout, found.variable.name, layer)
+                    key = (readout, predictions.variable.name, layer)
                     rows.append(_row(cell, *key, _layer_of(curve, at), baselines, args))
             places = places_of(stores[cell.name])
             ablated = dataclasses.replace(one, features=lambda layer, places=places: places)
@@ -329,8 +329,8 @@ def movie_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: 
     for cell in cells:
         for readout in args.readout:
             own = _read_by(readout, data, stores[cell.name])
-            (found,) = cross_validate(own, (folds,), linear_solver("ridge"), ("nested",))
-            curve = bootstrap_accuracy(possible, found.predicted[0, :, :, 0], group, resamples, threshold=0.5)
+            (predictions,) = cross_validate(own, (folds,), linear_solver("ridge"), ("nested",))
+            curve = bootstrap_accuracy(possible, predictions.predicted[0, :, :, 0], group, resamples, threshold=0.5)
             for at, layer in enumerate(layers):
                 rows.append(_row(cell, readout, POSSIBLE, layer, _layer_of(curve, at), baselines, args))
     return [{**row, "n_clips": len(group), "n_groups": folds.n_groups} for row in rows]
@@ -433,7 +433,7 @@ def _masses(encoder: Encoder, cells: list[Cell], clip_pass: ClipPass, clip_ids: 
     """Of every condition: shares of keys and of attention that go, and of queries left with none."""
     ids = clip_ids[:: max(1, len(clip_ids) // MASS_CLIPS)][:MASS_CLIPS]
     frames = torch.cat([each for _, each in clip_pass.batches(encoder, ids)])
-    found = {
+    masses = {
         NONE: {"kind": NONE, "s": np.nan, "t": np.nan, "removed_keys": 0.0, "empty_share": 0.0, "removed_mass": 0.0}
     }
     for cell in cells:
@@ -446,8 +446,8 @@ def _masses(encoder: Encoder, cells: list[Cell], clip_pass: ClipPass, clip_ids: 
                 "removed_keys": float(dropped.double().mean()),
                 "empty_share": float(dropped.all(1).double().mean()),
             }
-            found[cell.name] = {"kind": cell.condition.kind, "s": s, "t": t, **shares, "removed_mass": mass}
-    return found
+            masses[cell.name] = {"kind": cell.condition.kind, "s": s, "t": t, **shares, "removed_mass": mass}
+    return masses
 
 
 def published_table4() -> pd.DataFrame:

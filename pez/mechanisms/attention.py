@@ -78,21 +78,21 @@ class Collector:
         self.by_time = torch.stack([time, *[(time <= t).double() for t in WITHIN_T]])
         self.space_time = grid.space_time()
         self.uniform_of_query = space.mean(1)  # of a place
-        self._found: dict[int, torch.Tensor] = {}
+        self._statistics: dict[int, torch.Tensor] = {}
 
     def receive(self, block: int) -> Callable[[torch.Tensor, torch.Tensor, float], None]:
         """Collects for one block."""
 
         def receive(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-            self._found[block] = self.statistics(query, key, scaling)
+            self._statistics[block] = self.statistics(query, key, scaling)
 
         return receive
 
     def take(self) -> torch.Tensor:
         """[B, blocks, heads, statistics] of the last pass, float64 on the CPU; forgets them."""
-        found = torch.stack([self._found[block] for block in sorted(self._found)], 1)
-        self._found = {}
-        return found
+        statistics = torch.stack([self._statistics[block] for block in sorted(self._statistics)], 1)
+        self._statistics = {}
+        return statistics
 
     def statistics(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
         """[B, heads, statistics] of queries and keys [B, heads, N, w], float64 on the CPU."""
@@ -124,9 +124,9 @@ class Collector:
         of_time = torch.einsum("bhqt,kqt->bhqk", tubelets, tables["by_time"][:, when])
         spatial, same_place = of_place[..., 0], of_place[..., -1]
         ratio = spatial / tables["uniform_of_query"][at]
-        found = [spatial, of_time[..., 0], spacetime, ratio, self_share, same_place, of_time[..., 1]]
-        found = [torch.stack(found, -1), of_place[..., 1:-1], of_time[..., 1:], entropy[..., None]]
-        return torch.cat(found, -1).double().sum(2)  # of a query in single precision, over queries in double
+        statistics = [spatial, of_time[..., 0], spacetime, ratio, self_share, same_place, of_time[..., 1]]
+        statistics = [torch.stack(statistics, -1), of_place[..., 1:-1], of_time[..., 1:], entropy[..., None]]
+        return torch.cat(statistics, -1).double().sum(2)  # of a query in single precision, over queries in double
 
 
 def attention_of(
@@ -178,11 +178,11 @@ def main(args: argparse.Namespace) -> list[Path]:
         settings["layers"] = list(measured)
 
         def make(ids: list[str], path: Path, own=own, clip_pass=clip_pass) -> None:
-            found = []
+            statistics = []
             for _, frames in clip_pass.batches(own, ids):
                 with clip_pass.precision(own):
-                    found.append(attention_of(own, frames, grid, measured))
-            write_parquet(path, _rows(ids, measured, torch.cat(found).numpy()))
+                    statistics.append(attention_of(own, frames, grid, measured))
+            write_parquet(path, _rows(ids, measured, torch.cat(statistics).numpy()))
 
         what = f"attention: {own.model}, {own.weights_label}" + (f", {order}" if order != "original" else "")
         parts = in_parts(folder, settings, clip_ids, shard, "parquet", make, what)
@@ -202,10 +202,10 @@ def main(args: argparse.Namespace) -> list[Path]:
     return write_results(args, "attention", tables, about, "none", len(clip_ids), n_groups)
 
 
-def _rows(clip_ids: Sequence[str], layers: Sequence[int], found: np.ndarray) -> pd.DataFrame:
+def _rows(clip_ids: Sequence[str], layers: Sequence[int], values: np.ndarray) -> pd.DataFrame:
     """[clips, layers, heads, statistics] as a table, a row per clip, layer and head."""
-    index = pd.MultiIndex.from_product([clip_ids, layers, range(found.shape[2])], names=["clip_id", "layer", "head"])
-    return pd.DataFrame(found.reshape(-1, len(STATISTICS)), index=index, columns=STATISTICS).reset_index()
+    index = pd.MultiIndex.from_product([clip_ids, layers, range(values.shape[2])], names=["clip_id", "layer", "head"])
+    return pd.DataFrame(values.reshape(-1, len(STATISTICS)), index=index, columns=STATISTICS).reset_index()
 
 
 def tabulate(
@@ -273,14 +273,14 @@ def mass_removed(encoder: Encoder, frames: torch.Tensor, blocks: Sequence[int], 
 
     `dropped` bool [N, N]. The blocks see the state that no mask has changed.
     """
-    found = []
+    shares = []
 
     def receive(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         for first in range(0, query.shape[2], QUERIES):
             rows = slice(first, first + QUERIES)
             weights = ((query[:, :, rows].float() @ key.float().mT) * scaling).softmax(-1)
-            found.append((weights * dropped[rows].to(weights.device)).sum(-1).double().flatten().cpu())
+            shares.append((weights * dropped[rows].to(weights.device)).sum(-1).double().flatten().cpu())
 
     with attention_plans(encoder, {block: Plan(receive) for block in blocks}):
         encoder.forward(frames)
-    return float(torch.cat(found).mean())
+    return float(torch.cat(shares).mean())

@@ -53,12 +53,12 @@ def designs(clips: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def errors(features: np.ndarray, design: np.ndarray, folds: Folds) -> np.ndarray:
     """Held-out squared error of every clip, summed over features [clips, d]: [clips]. An empty design is the mean."""
-    found = np.zeros(len(features))
+    squared_errors = np.zeros(len(features))
     for train, held in folds.splits():
         x = np.hstack([np.ones((len(features), 1)), design])
         weights = np.linalg.lstsq(x[train], features[train], rcond=None)[0]
-        found[held] = np.square(features[held] - x[held] @ weights).sum(1)
-    return found
+        squared_errors[held] = np.square(features[held] - x[held] @ weights).sum(1)
+    return squared_errors
 
 
 def explained(features: np.ndarray, clips: pd.DataFrame, folds: Folds, resamples) -> dict[str, BootstrapCurve]:
@@ -69,13 +69,13 @@ def explained(features: np.ndarray, clips: pd.DataFrame, folds: Folds, resamples
         return np.bincount(index, values, minlength=n_groups)
 
     total = sums(errors(features, np.zeros((len(features), 0)), folds))
-    found = {}
+    curves = {}
     for name, design in designs(clips).items():
         left = sums(errors(features, design, folds))
-        found[name] = bootstrap(lambda counts, left=left: (1 - counts @ left / (counts @ total))[:, None], resamples)
+        curves[name] = bootstrap(lambda counts, left=left: (1 - counts @ left / (counts @ total))[:, None], resamples)
     for rank in (2, 3):
-        found[f"polar_less_cartesian_{rank}"] = found[f"polar_{rank}"] - found[f"cartesian_{rank}"]
-    return found
+        curves[f"polar_less_cartesian_{rank}"] = curves[f"polar_{rank}"] - curves[f"cartesian_{rank}"]
+    return curves
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

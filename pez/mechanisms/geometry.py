@@ -115,11 +115,11 @@ class Condition:
 
 def condition(name: str) -> Condition:
     """The condition of a name such as spatial_s3; UserError for what is none."""
-    found = re.fullmatch(r"([a-z]+)(?:_s(\d+))?(?:_t(\d+))?(?:_draw(\d+))?", name)
-    kind, s, t, draw = found.groups() if found else ("", None, None, None)
+    match = re.fullmatch(r"([a-z]+)(?:_s(\d+))?(?:_t(\d+))?(?:_draw(\d+))?", name)
+    kind, s, t, draw = match.groups() if match else ("", None, None, None)
     wanted = {"spatial": (True, False), "temporal": (False, True)}.get(kind)
-    there = (s is not None, t is not None)
-    if kind not in KINDS or (wanted or there) != there or not any(there):
+    given = (s is not None, t is not None)
+    if kind not in KINDS or (wanted or given) != given or not any(given):
         raise UserError(
             f"--conditions {name} is none: give for instance spatial_s3, temporal_t1, union_s3_t1, intersection_s3_t1, "
             "random_s3_t1, farthest_s3_t1"

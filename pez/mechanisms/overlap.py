@@ -84,13 +84,13 @@ def angles(q_a: torch.Tensor, q_b: torch.Tensor) -> torch.Tensor:
 
 def compare(q_a: torch.Tensor, q_b: torch.Tensor) -> dict[str, float]:
     """What the table says of two subspaces, given by orthonormal columns."""
-    found = angles(q_a, q_b)
+    degrees = angles(q_a, q_b)
     shared = float((q_a.mT @ q_b).square().sum())
     return {
-        "mean_angle": float(found.mean()),
+        "mean_angle": float(degrees.mean()),
         "overlap_ab": shared / q_b.shape[1],
         "overlap_ba": shared / q_a.shape[1],
-        "grassmann": float(torch.deg2rad(found).square().sum().sqrt()),
+        "grassmann": float(torch.deg2rad(degrees).square().sum().sqrt()),
     }
 
 
@@ -102,12 +102,12 @@ def chance_angles(k_a: int, k_b: int, d: int, n_draws: int, seed: int = 0) -> np
     """
     few, many = sorted((min(k_a, d), min(k_b, d)))
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    means = []
     for _ in range(n_draws):
         q = torch.linalg.qr(torch.randn(d, few, generator=generator, dtype=torch.float64))[0]
         cosines = torch.linalg.svdvals(q[:many]).clamp(0, 1)
-        found.append(float(torch.rad2deg(torch.arccos(cosines)).mean()))
-    return np.array(found)
+        means.append(float(torch.rad2deg(torch.arccos(cosines)).mean()))
+    return np.array(means)
 
 
 def span(weights: torch.Tensor, k: int, scaling: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,7 @@ def random_target_angles(
     fold, as real ones would.
     """
     targets = torch.randn(n_draws, n, max(ks), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = []
+    mean_angles = []
     for weights_of, train, other, k in zip(maps, rows, spans, ks):
         own = targets[:, torch.as_tensor(train), :k]
         own = own - own.mean(1, keepdim=True)
@@ -138,8 +138,8 @@ def random_target_angles(
         against = own.mT @ (weights_of.T @ other)  # [draws, k, k_b]
         factor = torch.linalg.cholesky(gram)
         cosines = torch.linalg.svdvals(torch.linalg.solve_triangular(factor, against, upper=False)).clamp(0, 1)
-        found.append(torch.rad2deg(torch.arccos(cosines)).mean(-1))
-    return torch.stack(found).mean(0).numpy()
+        mean_angles.append(torch.rad2deg(torch.arccos(cosines)).mean(-1))
+    return torch.stack(mean_angles).mean(0).numpy()
 
 
 def power(k_a: int, k_b: int, d: int, rho: float, n_draws: int, seed: int = 0) -> float:
@@ -204,20 +204,20 @@ class Bases:
 
 def rounds_needed(table: pd.DataFrame) -> dict[tuple[str, int, int], int]:
     """By variable, layer and fold: K of C.11's rule, at least 1, of the main curve's rounds."""
-    found = {}
+    needed = {}
     for (variable, layer, fold), own in table.groupby(["variable", "layer", "fold"]):
         ordered = own.sort_values("round").to_dict("records")
-        found[variable, layer, fold] = max(1, count([RULES["c11"](variable, row) for row in ordered])[0])
-    return found
+        needed[variable, layer, fold] = max(1, count([RULES["c11"](variable, row) for row in ordered])[0])
+    return needed
 
 
 def main(args: argparse.Namespace) -> list[Path]:
     """Compare the subspaces; the paths of the tables."""
-    made = entry(args.results_dir, args.run_name, "sequence")
-    options = argparse.Namespace(**{**made["options"], "results_dir": args.results_dir, "run_name": args.run_name})
-    if made["options"].get("split"):
+    recorded = entry(args.results_dir, args.run_name, "sequence")
+    options = argparse.Namespace(**{**recorded["options"], "results_dir": args.results_dir, "run_name": args.run_name})
+    if recorded["options"].get("split"):
         raise UserError(
-            f"run {args.run_name} has the sequences of one division, --split {made['options']['split']}: bases are "
+            f"run {args.run_name} has the sequences of one division, --split {options.split}: bases are "
             "compared over folds, run `step4_mechanisms.py sequence` without it first"
         )
     options.split = None
@@ -225,7 +225,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     options.layers = args.layers or options.layers
     options.device, options.probe, options.norms = args.device, options.probe[:1], options.norms[:1]
     balls = ball_data(options)
-    root = args.intphys_root or (Path(made["options"]["intphys_root"]) if made["options"]["intphys_root"] else None)
+    root = args.intphys_root or (Path(options.intphys_root) if options.intphys_root else None)
     rounds = read_csv(args.results_dir / f"sequence_{args.run_name}.csv", "run step4_mechanisms.py sequence again")
     rounds = rounds[(rounds["probe"] == options.probe[0]) & (rounds["norm"] == options.norms[0])]
     rounds["control"] = rounds["control"].fillna("")
@@ -235,7 +235,7 @@ def main(args: argparse.Namespace) -> list[Path]:
             rows, extra = run_sequences(options, [(*movies_as_data(root, balls, options), None)])
             rounds = pd.concat([rounds, pd.DataFrame(rows)], ignore_index=True)
         bases = Bases(args.results_dir / f"bases_{args.run_name}.safetensors", options.probe[0], extra)
-        layer = min(balls.main.layers, key=lambda layer: abs(layer - max(made["zone"])))
+        layer = min(balls.main.layers, key=lambda layer: abs(layer - max(recorded["zone"])))
         halves = make_folds(balls.store, options.grouping, 2, args.seed, balls.main.targets.numpy())
         parts, erased = [], []
         for data in balls.all:
@@ -255,7 +255,7 @@ def main(args: argparse.Namespace) -> list[Path]:
             "overlap_erasure.csv": pd.concat(erased, ignore_index=True),
             "table3_overlap.md": table3(table, args.null_draws, args.seed, balls.store.settings),
         }
-        about = {"zone": made["zone"], "focus_layer": layer, "features": balls.store.settings}
+        about = {"zone": recorded["zone"], "focus_layer": layer, "features": balls.store.settings}
         return write_results(args, "overlap", tables, about, "nested", *balls.sizes)
 
 
@@ -303,7 +303,7 @@ def _pairs(
     bases, curve: str, n_folds: int, layer, a, b, basis, unit, needed
 ) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
     """The two spans of every fold, and how many of a's probes; none where a sequence is shorter than asked for."""
-    found = []
+    pairs = []
     for fold in range(n_folds):
         k = {name: int(basis.partition("_")[2]) if basis.startswith("first") else needed.get((name, layer, fold), 0)
              for name in (a, b)}  # fmt: skip
@@ -312,8 +312,8 @@ def _pairs(
         spans = [_span(bases, curve, name, layer, fold, k[name], unit) for name in (a, b)]
         if any(each is None for each in spans):
             return []
-        found.append((*spans, k[a]))
-    return found
+        pairs.append((*spans, k[a]))
+    return pairs
 
 
 def _row(pairs, bases, a, layer, unit, shuffled) -> dict:
@@ -375,8 +375,8 @@ def split_halves(curve: ProbeData, strengths: Strengths, halves: Folds, n_draws:
         for train, held in halves.splits():
             ready = prepared(data, train, held, "zscore")
             strength = torch.tensor([strengths[name][layer, 0] for layer in data.layers], dtype=torch.float64)
-            found = remove_rounds(ready.x, ready.held, ridge_fit(ready.y, strength), max(FIRST))
-            spans.append((found.weights, ready.scale))
+            rounds = remove_rounds(ready.x, ready.held, ridge_fit(ready.y, strength), max(FIRST))
+            spans.append((rounds.weights, ready.scale))
         for at, layer in enumerate(data.layers):
             unit = data.features(layer).double().std(0, correction=0)
             for k in FIRST:
@@ -415,7 +415,7 @@ def erasure(
     per_fold = -(-n_draws // folds.n_folds)
     for a, b in ((DIRECTION, SPEED), (SPEED, DIRECTION)):
         data = dataclasses.replace(standardised(curve, b), layers=(layer,))
-        found: dict[int, list[float]] = {}
+        scores: dict[int, list[float]] = {}
         drawn: dict[int, list[float]] = {}
         for fold, (train, held) in enumerate(folds.splits()):
             ready = prepared(data, train, held, "zscore")
@@ -430,12 +430,12 @@ def erasure(
             unit = ready.scale[0] / scale
             for k in (0, *FIRST):
                 q = span(weights, k, unit) if k else x.new_zeros(x.shape[1], 0)
-                found.setdefault(k, []).append(score(q))
+                scores.setdefault(k, []).append(score(q))
                 if k and q.shape[1] < len(frame):
                     for _ in range(per_fold):
                         coordinates = torch.randn(len(frame), q.shape[1], generator=generator, dtype=torch.float64)
                         drawn.setdefault(k, []).append(score(torch.linalg.qr(frame.T @ coordinates)[0]))
-        for k, values in found.items():
+        for k, values in scores.items():
             random = drawn.get(k, [np.nan])
             low, high = np.quantile(random, [0.025, 0.975])
             row = {"layer": layer, "removed": a, "read": b, "probes_removed": k, "r2": np.mean(values)}

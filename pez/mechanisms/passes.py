@@ -182,10 +182,10 @@ def _check_settings(directory: Path, settings: dict) -> None:
     if not path.is_file():
         write_json(path, settings)
         return
-    there = read_json(path)
-    for name in sorted(set(there) | set(settings)):
-        if there.get(name) != settings.get(name):
-            shown = [str(each.get(name))[:60] for each in (there, settings)]
+    recorded = read_json(path)
+    for name in sorted(set(recorded) | set(settings)):
+        if recorded.get(name) != settings.get(name):
+            shown = [str(each.get(name))[:60] for each in (recorded, settings)]
             raise UserError(
                 f"{directory} was made with {name} = {shown[0]}, now asked for {shown[1]}: choose another --run-name, "
                 "or remove that folder"

@@ -67,8 +67,8 @@ Probes = dict[str, torch.Tensor]
 def nested(data: ProbeData, folds: Folds) -> tuple[np.ndarray, Probes]:
     """Out-of-fold predictions [layers, clips, 2] of nested ridge probes, and their weights by `probe_name`."""
     probes: Probes = {}
-    (found,) = cross_validate(data, (folds,), linear_solver("ridge"), ("nested",), probes=probes)
-    return found.predicted[0], probes
+    (predictions,) = cross_validate(data, (folds,), linear_solver("ridge"), ("nested",), probes=probes)
+    return predictions.predicted[0], probes
 
 
 def at_places(data: ProbeData, places: np.ndarray, mean: bool = False) -> ProbeData:
@@ -143,17 +143,17 @@ def transfer(data: ProbeData, folds: Folds, layer: int, source: np.ndarray, othe
     one = dataclasses.replace(at_places(data, source), layers=(layer,))
     _, probes = nested(one, folds)
     features = data.features(layer).double()
-    here, there = features[:, torch.from_numpy(source)], features[:, torch.from_numpy(other)]
-    found = {name: np.full((len(features), n, 2), np.nan) for name, n in
+    at_source, at_other = features[:, torch.from_numpy(source)], features[:, torch.from_numpy(other)]
+    predicted = {name: np.full((len(features), n, 2), np.nan) for name, n in
              (("within", len(source)), ("raw", len(other)), ("standardised", len(other)))}  # fmt: skip
     for fold, (train, held) in enumerate(folds.splits()):
         weight, bias = (probes[probe_name(one, layer, 0, fold, what)] for what in ("weight", "bias"))
-        held_here, held_there = here[torch.from_numpy(held)], there[torch.from_numpy(held)]
-        found["within"][held] = read_places(held_here, weight, bias)
-        found["raw"][held] = read_places(held_there, weight, bias)
-        (m, s), (m2, s2) = (_moments(each[torch.from_numpy(train)]) for each in (here, there))
-        found["standardised"][held] = read_places((held_there - m2) / s2 * s + m, weight, bias)
-    return found
+        held_source, held_other = at_source[torch.from_numpy(held)], at_other[torch.from_numpy(held)]
+        predicted["within"][held] = read_places(held_source, weight, bias)
+        predicted["raw"][held] = read_places(held_other, weight, bias)
+        (m, s), (m2, s2) = (_moments(each[torch.from_numpy(train)]) for each in (at_source, at_other))
+        predicted["standardised"][held] = read_places((held_other - m2) / s2 * s + m, weight, bias)
+    return predicted
 
 
 def _moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,11 +168,11 @@ def ball_distance(store, n_places: int) -> np.ndarray:
     size = store.settings["clip_set"]["settings"].get("resolution", 256)
     frames = store.frames
     centres = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)[:, ::-1] + 0.5
-    found = []
+    distances = []
     for clip in store.clips["clip_id"]:
         path = frames.loc[frames["clip_id"] == clip, ["x_px", "y_px"]].to_numpy() * side / size
-        found.append(np.linalg.norm(path[:, None] - centres[None], axis=-1).min(0))
-    return np.stack(found)
+        distances.append(np.linalg.norm(path[:, None] - centres[None], axis=-1).min(0))
+    return np.stack(distances)
 
 
 # ---------------------------------------------------------------- scores
@@ -256,11 +256,11 @@ def _few_places(table: Table, data: ProbeData, folds: Folds, layer: int, seed: i
     rng, n_places = np.random.default_rng(seed), data.features(layer).shape[1]
     one = dataclasses.replace(data, layers=(layer,))
     for k in [k for k in FEW_PLACES if k < n_places] + [n_places]:
-        found = []
+        scores = []
         for _ in range(3 if k < n_places else 1):
             places = rng.choice(n_places, k, replace=False)
-            found.append(r2(table.targets, nested(at_places(one, places, mean=True), folds)[0][0]))
-        table.add(layer, f"places_{k}", "r2_mean", float(np.mean(found)))
+            scores.append(r2(table.targets, nested(at_places(one, places, mean=True), folds)[0][0]))
+        table.add(layer, f"places_{k}", "r2_mean", float(np.mean(scores)))
 
 
 # ---------------------------------------------------------------- the run

@@ -130,8 +130,8 @@ class BallData:
     @property
     def about(self) -> dict[str, Any]:
         """What the record of a run says of them."""
-        found = {"n_folds": self.folds.n_folds, "capture": self.capture, "pooling": self.pooling}
-        return {**found, "features": self.store.settings}
+        options = {"n_folds": self.folds.n_folds, "capture": self.capture, "pooling": self.pooling}
+        return {**options, "features": self.store.settings}
 
 
 def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
@@ -169,11 +169,11 @@ def ball_data(args: argparse.Namespace, also: Sequence[str] = ()) -> BallData:
     companions = Companions(Path(args.feature_root), store, capture, pooling, args.control_seeds)
 
     def seeds(control: str):
-        return [(found, seed) for found, seed in companions(control) if seed <= args.control_seeds]
+        return [(companion, seed) for companion, seed in companions(control) if seed <= args.control_seeds]
 
     source = ControlSource(store, capture, pooling, seeds, BALLS, args.control_seeds, args.seed)
-    found = control_data(main, [*args.control, *also], source)
-    return BallData(store, capture, pooling, main, folds, tuple(found))
+    controls = control_data(main, [*args.control, *also], source)
+    return BallData(store, capture, pooling, main, folds, tuple(controls))
 
 
 def movie_data(
@@ -280,11 +280,11 @@ def check_encoder(args: argparse.Namespace, described: dict[str, Any]) -> None:
     path = record_path(args.results_dir, check_run_name(args.run_name))
     if not path.is_file():
         return
-    there = read_record(path, MechanismRecord)["encoder"]
+    recorded = read_record(path, MechanismRecord)["encoder"]
     for name in ("model", "weights_sha256", "resolution"):
-        if name in there and there[name] != described.get(name):
+        if name in recorded and recorded[name] != described.get(name):
             raise UserError(
-                f"{path} is of {name} {there[name]}, now asked for {described.get(name)}: choose another --run-name"
+                f"{path} is of {name} {recorded[name]}, now asked for {described.get(name)}: choose another --run-name"
             )
 
 
@@ -327,16 +327,16 @@ def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Pat
     path = record_path(args.results_dir, args.run_name)
     options = {name: value for name, value in vars(args).items() if name not in ("debug", "function")}
     with locked(path.parent / ".locks" / path.name, quietly=True):
-        there = (
+        recorded = (
             read_record(path, MechanismRecord)
             if path.is_file()
             else {"run_name": args.run_name, "encoder": {}, "commands": {}}
         )
         described = about.get("features", {})
         names = ("model", "weights_label", "weights_sha256", "resolution", "depth", "width", "dtype")
-        there["encoder"] |= {name: described[name] for name in names if name in described}
-        there["commands"][command] = {"options": options, **about, "provenance": provenance()}
-        return write_json(path, there)
+        recorded["encoder"] |= {name: described[name] for name in names if name in described}
+        recorded["commands"][command] = {"options": options, **about, "provenance": provenance()}
+        return write_json(path, recorded)
 
 
 def entry(results_dir: Path, run_name: str, command: str) -> dict[str, Any]:

@@ -214,12 +214,12 @@ def adam_fit(y: torch.Tensor, epochs: int, seed: int, logistic: bool = False) ->
         for _ in range(epochs):
             order = torch.randperm(n, generator=generator).to(x.device)
             for batch in order.split(ADAM_BATCH):
-                found = rows[:, batch] @ weight + bias
-                wanted = targets[batch].expand_as(found)
+                predicted = rows[:, batch] @ weight + bias
+                wanted = targets[batch].expand_as(predicted)
                 if logistic:
-                    loss = torch.nn.functional.binary_cross_entropy_with_logits(found, wanted, reduction="none")
+                    loss = torch.nn.functional.binary_cross_entropy_with_logits(predicted, wanted, reduction="none")
                 else:
-                    loss = (found - wanted).square()
+                    loss = (predicted - wanted).square()
                 optimiser.zero_grad()
                 loss.mean((1, 2)).sum().backward()
                 optimiser.step()
@@ -233,15 +233,15 @@ def adam_fit(y: torch.Tensor, epochs: int, seed: int, logistic: bool = False) ->
 
 def metrics(variable: Variable, target: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Scores of a round on held-out clips, targets and predictions [m, o] in the variable's unit."""
-    found = {"r2": r2(target, prediction)}
+    scores = {"r2": r2(target, prediction)}
     if variable.name == DIRECTION:
         errors = angular_error(predicted_angle(prediction, "sincos"), predicted_angle(target, "sincos"))
-        return {**found, "angle_mae": float(errors.mean()), "within_15": float((errors <= WITHIN_DEG).mean())}
+        return {**scores, "angle_mae": float(errors.mean()), "within_15": float((errors <= WITHIN_DEG).mean())}
     if variable.name == POSSIBLE:
         label = target[:, 0] > 0.5
         right = (prediction[:, 0] > 0.5) == label
-        return {**found, "accuracy": float(right.mean()), "auc": auc(prediction[:, 0], label)}
-    return {**found, "mae": float(np.abs(prediction - target).mean())}
+        return {**scores, "accuracy": float(right.mean()), "auc": auc(prediction[:, 0], label)}
+    return {**scores, "mae": float(np.abs(prediction - target).mean())}
 
 
 def _c11(name: str, row: dict) -> bool:
@@ -347,8 +347,8 @@ def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, de
 def ridge_strengths(data: ProbeData, folds: Folds) -> dict[tuple[int, int], float]:
     """By layer and fold: the strength that nested cross-validation chooses, of the first variable."""
     plain = dataclasses.replace(data, norm_mode=scaling_of(data.norm_mode))
-    found = cross_validate(plain, (folds,), linear_solver("ridge"), ("nested",))[0]
-    return {(layer, fold): choice.weight_decay for (_, layer, fold), choice in found.choices.items()}
+    predictions = cross_validate(plain, (folds,), linear_solver("ridge"), ("nested",))[0]
+    return {(layer, fold): choice.weight_decay for (_, layer, fold), choice in predictions.choices.items()}
 
 
 @dataclass(frozen=True)
@@ -391,12 +391,12 @@ def sequence_fold(
     failures: dict[str, list[list[bool]]] = {rule: [] for rule in RULES}
 
     def finished(rounds: Rounds) -> bool:
-        found = [metrics(variable, target, each) for each in read(rounds.refit[-1])]
-        for layer, row in enumerate(found):
+        by_layer = [metrics(variable, target, each) for each in read(rounds.refit[-1])]
+        for layer, row in enumerate(by_layer):
             row |= {"baseline_mae": baseline_mae, "first_r2": scores[0][layer]["r2"] if scores else row["r2"]}
-        scores.append(found)
+        scores.append(by_layer)
         for rule, failed in RULES.items():
-            failures[rule].append([failed(variable.name, row) for row in found])
+            failures[rule].append([failed(variable.name, row) for row in by_layer])
         return all(
             count([each[layer] for each in failures[rule]])[1] for rule in RULES for layer in range(len(data.layers))
         )
@@ -450,15 +450,15 @@ def dims_table(rounds: pd.DataFrame) -> pd.DataFrame:
     for key, own in rounds.groupby(KEYS, sort=False):
         outputs = 2 if own["variable"].iloc[0] == DIRECTION else 1
         for rule, failed in RULES.items():
-            found = []
+            counts = []
             for _, fold in own.groupby("fold"):
                 ordered = fold.sort_values("round").to_dict("records")
-                found.append(count([failed(own["variable"].iloc[0], row) for row in ordered]))
-            rounds_of, reached = zip(*found)
+                counts.append(count([failed(own["variable"].iloc[0], row) for row in ordered]))
+            rounds_of, reached = zip(*counts)
             k = float(np.mean(rounds_of))
             row = {"rule": rule, "K": k, "dims": outputs * k, "reached": all(reached)}
             rows.append(
-                {**dict(zip(KEYS, key)), **row, "low": min(rounds_of), "high": max(rounds_of), "n_folds": len(found)}
+                {**dict(zip(KEYS, key)), **row, "low": min(rounds_of), "high": max(rounds_of), "n_folds": len(counts)}
             )
     return pd.DataFrame(rows)
 
@@ -468,14 +468,14 @@ def sawtooth_table(rounds: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, own in rounds.groupby(KEYS, sort=False):
         for curve in ("refit", "stale", "interleaved"):
-            found = []
+            by_fold = []
             for _, fold in own.groupby("fold"):
                 refit, stale = (fold.sort_values("round")[name].to_numpy() for name in ("r2", "stale_r2"))
                 both = np.stack([refit, stale], 1).ravel()
-                found.append(sawtooth({"refit": refit, "stale": stale, "interleaved": both}[curve]))
+                by_fold.append(sawtooth({"refit": refit, "stale": stale, "interleaved": both}[curve]))
             lag, power = (
-                np.nanmean(np.asarray(found + [(np.nan, np.nan)]), axis=0)
-                if np.isfinite(found).any()
+                np.nanmean(np.asarray(by_fold + [(np.nan, np.nan)]), axis=0)
+                if np.isfinite(by_fold).any()
                 else (np.nan,) * 2
             )
             rows.append({**dict(zip(KEYS, key)), "curve": curve, "lag1_of_drops": lag, "power_at_period_2": power})
@@ -499,15 +499,15 @@ def random_removal(
             width = x.shape[1] if frame is None else len(frame)
             if n_dims >= width:
                 continue
-            found = []
+            scores = []
             for _ in range(n_draws):
                 drawn = torch.randn(width, n_dims, generator=generator, dtype=torch.float64).to(x.device)
                 q = torch.linalg.qr(drawn if frame is None else frame.T @ drawn)[0]
                 weights = ridge_at(removed(x, q), y, at)
-                found.append(r2(target, ready.read(removed(held, q) @ weights)))
-            low, high = np.quantile(found, [0.025, 0.975])
+                scores.append(r2(target, ready.read(removed(held, q) @ weights)))
+            low, high = np.quantile(scores, [0.025, 0.975])
             named = {"inside": kind, "reader": "ridge", "dims_removed": n_dims, "n_draws": n_draws}
-            rows.append({**named, "r2": float(np.mean(found)), "low": float(low), "high": float(high)})
+            rows.append({**named, "r2": float(np.mean(scores)), "low": float(low), "high": float(high)})
     return rows
 
 
@@ -569,19 +569,20 @@ def movies_as_data(root: Path, balls: BallData, args: argparse.Namespace) -> tup
         )
     store = next(iter(stores.values()))
     for name in ("weights_sha256", "resolution"):
-        there, wanted = store.settings.get(name), balls.store.settings.get(name)
-        if there != wanted:
+        movie_value, ball_value = store.settings.get(name), balls.store.settings.get(name)
+        if movie_value != ball_value:
             raise UserError(
-                f"{store.directory} is of {name} {there}, the ball features of {wanted}: give features of one encoder"
+                f"{store.directory} is of {name} {movie_value}, the ball features of {ball_value}: "
+                "give features of one encoder"
             )
     pooling = store.check(store.settings["captures"][0], args.pooling)
     asked = args.layers or range(store.depth)
-    found = {layer: _other_name(store, state_index(args.residual_capture, layer)) for layer in asked}
-    found = {layer: named for layer, named in found.items() if named is not None}
+    stored_names = {layer: _other_name(store, state_index(args.residual_capture, layer)) for layer in asked}
+    stored_names = {layer: named for layer, named in stored_names.items() if named is not None}
     return movie_data(
         store,
-        tuple(found),
-        lambda layer: store.layer(found[layer][0], pooling, found[layer][1]),
+        tuple(stored_names),
+        lambda layer: store.layer(stored_names[layer][0], pooling, stored_names[layer][1]),
         args.folds,
         args.seed,
         args.split,
@@ -641,14 +642,14 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
                 strengths = ridge_strengths(own, folds)
                 for fold, (train, held) in enumerate(itertools.islice(folds.splits(), n_own)):
                     options = {"probe": probe, "norm": norm, "max_rounds": args.max_rounds, "seed": args.seed}
-                    found = sequence_fold(
+                    sequenced = sequence_fold(
                         own, fold, train, held, strengths, beside=beside, device=args.device, **options
                     )
                     protocol = "nested" if probe == "ridge" else "fixed"
-                    rows += [{**of_curve, "protocol": protocol, **row} for row in found.rows]
+                    rows += [{**of_curve, "protocol": protocol, **row} for row in sequenced.rows]
                     if norm == args.norms[0] == scaling_of(norm):  # weights of turned features are of other axes
                         for at, layer in enumerate(data.layers):
-                            for what, value in found.tensors.items():
+                            for what, value in sequenced.tensors.items():
                                 value = value if what.startswith("target") else value[at]
                                 tensors[basis_name(curve, data.variables[0].name, probe, layer, fold, what)] = value
                     bar.update(1)
@@ -667,7 +668,7 @@ def _null(args, balls, zone: Sequence[int]) -> pd.DataFrame:
         train, held = next(balls.folds.splits())
         ready = prepared(data, train, held, args.norms[0], args.device)
         dims = [each for each in (2, 5, 10, 20, 40, 80, 160, 320) if each < min(ready.x.shape[1:])]
-        found = random_removal(ready, data.variables[0], strengths[layer, 0], dims, args.null_draws, args.seed)
-        found += erased(ready, data.variables[0], strengths[layer, 0], args.seed)
-        rows += [{"layer": layer, "variable": name, "norm": args.norms[0], "fold": 0, **row} for row in found]
+        scores = random_removal(ready, data.variables[0], strengths[layer, 0], dims, args.null_draws, args.seed)
+        scores += erased(ready, data.variables[0], strengths[layer, 0], args.seed)
+        rows += [{"layer": layer, "variable": name, "norm": args.norms[0], "fold": 0, **row} for row in scores]
     return pd.DataFrame(rows)

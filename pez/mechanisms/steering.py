@@ -237,15 +237,15 @@ def arms_of(
 
         return edit
 
-    found = {("probes", n, 2 * n): of_probes(n) for n in counts}
+    arms = {("probes", n, 2 * n): of_probes(n) for n in counts}
     middle = [n for n in counts if n in (1, 5, 10)]
-    found |= {("held_out_target", n, 2 * n): held_out_target(n) for n in middle}
-    found["covariance_edit", 1, 2] = lambda target: covariance_edit(
+    arms |= {("held_out_target", n, 2 * n): held_out_target(n) for n in middle}
+    arms["covariance_edit", 1, 2] = lambda target: covariance_edit(
         x, probes[0], split.code(np.full(len(x), target)), cov
     )
-    found["mean_difference", 0, 7] = mean_difference
-    found["plane_rotation", 0, 2] = plane_rotation
-    found["transplant", 0, 0] = transplant
+    arms["mean_difference", 0, 7] = mean_difference
+    arms["plane_rotation", 0, 2] = plane_rotation
+    arms["transplant", 0, 0] = transplant
     if ring is not None:
         flat = torch.linalg.qr((ring / split.scale).T)[0]
 
@@ -253,16 +253,16 @@ def arms_of(
             wanted = means.get(target, torch.full_like(x[0], float("nan")))
             return (wanted - x) @ flat @ flat.T
 
-        found["mlp_ring", 0, 2] = mlp_ring
-    return found
+        arms["mlp_ring", 0, 2] = mlp_ring
+    return arms
 
 
 def ring_of(args: argparse.Namespace, layer: int) -> torch.Tensor | None:
     """Cosine and sine over directions of what the layer's MLP adds, averaged over tokens, [2, d], as `tuning` of this
     run measured it; None where it did not."""
     path = record_path(args.results_dir, args.run_name)
-    made = read_record(path, MechanismRecord)["commands"].get("tuning", {}) if path.is_file() else {}
-    if made.get("site") != "fc2" or layer not in made["layers"] or args.pooling != "mean":
+    tuning = read_record(path, MechanismRecord)["commands"].get("tuning", {}) if path.is_file() else {}
+    if tuning.get("site") != "fc2" or layer not in tuning["layers"] or args.pooling != "mean":
         return None
     means = unchecked_parquet(args.results_dir / f"tuning_means_{args.run_name}.parquet", MechanismRecord.mend)
     means = means[(means["control"] == "") & (means["layer"] == layer)]
@@ -372,8 +372,8 @@ def nulls_of(
     before, wanted = read(x), [split.code(np.full(len(x), target)) for target in TARGETS]
 
     def errors(changes: list[torch.Tensor]) -> np.ndarray:  # changes of the reading [draws, n, 2], by target
-        found = [angular_error(split.angle(before + each), at) for each, at in zip(changes, TARGETS)]
-        return np.mean(found, axis=(0, 2))
+        by_target = [angular_error(split.angle(before + each), at) for each, at in zip(changes, TARGETS)]
+        return np.mean(by_target, axis=(0, 2))
 
     frames = torch.randn(n_draws, d, min(2 * max(counts), d), generator=generator, dtype=torch.float64)
     frames = torch.linalg.qr(frames)[0]
@@ -381,21 +381,21 @@ def nulls_of(
         "random_direction": torch.randn(n_draws, len(x), d, generator=generator, dtype=torch.float64),
         "random_clip": split.basis[torch.randint(len(split.basis), (n_draws, len(x)), generator=generator)] - x,
     }
-    units = {name: each / each.norm(dim=-1, keepdim=True).clamp_min(1e-12) @ slope for name, each in toward.items()}
+    steps = {name: each / each.norm(dim=-1, keepdim=True).clamp_min(1e-12) @ slope for name, each in toward.items()}
     strengths = torch.full((n_draws,), split.strength, dtype=torch.float64)
-    found = {}
+    nulls = {}
     for n in counts:
         lengths = [least_edit(x, torch.cat(probes[:n], 1), each.repeat(1, n)).norm(dim=1) for each in wanted]
-        for name, unit in units.items():
-            found[name, n] = errors([each[:, None] * unit for each in lengths])
+        for name, step in steps.items():
+            nulls[name, n] = errors([each[:, None] * step for each in lengths])
         inside = frames[..., : 2 * n]
         coordinates = split.basis @ inside
         rounds = remove_rounds(coordinates, coordinates[:, :1], ridge_fit(split.y, strengths), n)
         for name, used in (("random_sequence", n), ("random_probe", 1)):
             weights = inside @ torch.cat(rounds.weights[:used], -1)  # [draws, d, 2 used]
             pulled = torch.linalg.pinv(weights) @ slope
-            found[name, n] = errors([(each.repeat(1, used) - x @ weights) @ pulled for each in wanted])
-    return found
+            nulls[name, n] = errors([(each.repeat(1, used) - x @ weights) @ pulled for each in wanted])
+    return nulls
 
 
 # ---------------------------------------------------------------- the run
@@ -443,11 +443,11 @@ def main(args: argparse.Namespace) -> list[Path]:
         total = len(balls.all) * n_scored
         with progress(total=total, description="steering", unit="fold") as bar, threads_for(balls.store):
             for data in balls.all:
-                found, drawn = _steer(args, data, balls, layer, n_scored, splits, bar)
-                table = _summary(found, balls.main.group, args)
+                edits, drawn = _steer(args, data, balls, layer, n_scored, splits, bar)
+                table = _summary(edits, balls.main.group, args)
                 rows.append(pd.DataFrame(named(data, layer=layer), index=table.index).join(table))
                 if not data.control:
-                    nulls = _against_nulls(found, drawn, layer, QUOTED[args.split is None])
+                    nulls = _against_nulls(edits, drawn, layer, QUOTED[args.split is None])
         table = pd.concat(rows, ignore_index=True)
         table = table[table["judge"].isin(args.judge)].assign(protocol=lambda own: own["judge"].map(PROTOCOLS))
         if len(nulls):
@@ -466,7 +466,7 @@ def _steer(args, data: ProbeData, balls, layer: int, n_scored: int, splits: list
     own = dataclasses.replace(of_variable(data, DIRECTION), layers=(layer,), norm_mode="zscore")
     clips = _labelled(data, balls)
     strengths = ridge_strengths(own, balls.folds)
-    found, drawn = [], {}
+    edits, drawn = [], {}
     for fold in range(n_scored):
         split = split_clips(own, clips, balls.folds, fold, strengths[layer, fold], args.split is None)
         most = min(max(N_PROBES), split.basis.shape[1] // 2, (len(split.basis) - 1) // 2)
@@ -474,13 +474,13 @@ def _steer(args, data: ProbeData, balls, layer: int, n_scored: int, splits: list
         counts = [n for n in N_PROBES if n <= most]
         judges = judges_of(split, balls.main.group, args.judge)
         ring = None if data.control else ring_of(args, layer)
-        found.append(judged(split, judges, arms_of(split, probes, counts, ring), probes))
+        edits.append(judged(split, judges, arms_of(split, probes, counts, ring), probes))
         if not data.control:
             for key, values in nulls_of(split, judges, probes, counts, args.null_draws, args.seed + fold).items():
                 drawn.setdefault(key, []).append(values)
             splits.append((split, probes))
         bar.update(1)
-    return pd.concat(found, ignore_index=True), {key: np.mean(values, 0) for key, values in drawn.items()}
+    return pd.concat(edits, ignore_index=True), {key: np.mean(values, 0) for key, values in drawn.items()}
 
 
 def _labelled(data: ProbeData, balls) -> pd.DataFrame:
@@ -490,12 +490,12 @@ def _labelled(data: ProbeData, balls) -> pd.DataFrame:
     return balls.store.clips.assign(direction_deg=degrees)
 
 
-def _summary(found: pd.DataFrame, group: np.ndarray, args) -> pd.DataFrame:
+def _summary(edits: pd.DataFrame, group: np.ndarray, args) -> pd.DataFrame:
     """Means over clips and folds, of all targets and of each, with an interval over groups of the error to target."""
     keys = ["arm", "n_probes", "rank", "judge"]
     rows = []
     values = ["mae_target", "mae_truth", "radius", "edit_ratio", "edit_neighbours", "off_target_speed", "wrong_way"]
-    for key, own in found.groupby(keys, sort=False):
+    for key, own in edits.groupby(keys, sort=False):
         named = dict(zip(keys, key))
         of_clip = own.groupby("row")["mae_target"].mean()
         row = {**named, "target": "all", **own[values].mean(), "n": len(own)}
@@ -509,8 +509,8 @@ def _summary(found: pd.DataFrame, group: np.ndarray, args) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _against_nulls(found: pd.DataFrame, drawn: dict, layer: int, judge: str) -> pd.DataFrame:
-    own = found[(found["arm"] == "probes") & (found["judge"] == judge)].groupby("n_probes")["mae_target"].mean()
+def _against_nulls(edits: pd.DataFrame, drawn: dict, layer: int, judge: str) -> pd.DataFrame:
+    own = edits[(edits["arm"] == "probes") & (edits["judge"] == judge)].groupby("n_probes")["mae_target"].mean()
     rows = []
     for (null, n), values in drawn.items():
         low, high = np.quantile(values, [0.025, 0.975])
@@ -580,8 +580,8 @@ def downstream(args, encoder, source, balls, layer: int, prepared_split) -> pd.D
     table = table.reset_index().rename(columns={"mean": "mae_target", "size": "n"})
     none = table[table["arm"] == "none"].set_index("read_layer")["mae_target"]
     table["effect"] = none[table["read_layer"]].to_numpy() - table["mae_target"]
-    there = table[table["read_layer"] == layer].set_index(["arm", "n_probes"])["effect"]
-    start = there.loc[list(zip(table["arm"], table["n_probes"]))].to_numpy()
+    at_edit = table[table["read_layer"] == layer].set_index(["arm", "n_probes"])["effect"]
+    start = at_edit.loc[list(zip(table["arm"], table["n_probes"]))].to_numpy()
     table["retained"] = np.where(np.abs(start) > 5, table["effect"] / np.where(start == 0, 1, start), np.nan)
     table.insert(0, "edit_layer", layer)
     return tabled(table, args, "nested", len(ids), len(set(balls.main.group[split.rows[2][chosen]])))

@@ -199,11 +199,11 @@ def drawn_jobs(args: argparse.Namespace, balls) -> list[tuple[str, ProbeData, Fo
 
 def score_task(task: str, data: ProbeData, folds: Folds, resamples) -> tuple[BootstrapCurve, str, float]:
     """Score of a task's nested probes by layer, its name, and chance."""
-    (found,) = cross_validate(data, (folds,), linear_solver("ridge"), ("nested",))
-    target, predicted = found.variable.targets, found.predicted[0]
+    (predictions,) = cross_validate(data, (folds,), linear_solver("ridge"), ("nested",))
+    target, predicted = predictions.variable.targets, predictions.predicted[0]
     if task in (SPEED, DIRECTION):
         return bootstrap_r2(target, predicted, data.group, resamples), "R²", 0.0
-    if found.variable.name == "class":
+    if predictions.variable.name == "class":
         right = predicted.argmax(-1) == target.argmax(-1)
         return bootstrap_mean(right * 1.0, data.group, resamples, 0.0, 1.0), "accuracy", 1 / target.shape[1]
     curve = bootstrap_accuracy(target[:, 0] > 0.5, predicted[..., 0], data.group, resamples, threshold=0.5)

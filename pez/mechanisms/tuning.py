@@ -100,12 +100,12 @@ class Sums:
         """Held-out squared error of a model, summed over folds, [T, K]."""
         at = torch.tensor([COLUMNS.index(name) for name in MODELS[model]])
         total = self.xx.sum(0), self.xy.sum(0)
-        found = torch.zeros_like(self.yy[0])
+        squared_errors = torch.zeros_like(self.yy[0])
         for number in range(len(self.xx)):
             beta = self._fit(total[0] - self.xx[number], total[1] - self.xy[number], at)
             xx, xy = self.xx[number][:, at][:, :, at], self.xy[number][:, at]
-            found += self.yy[number] - 2 * (beta * xy).sum(1) + (beta * (xx @ beta)).sum(1)
-        return found
+            squared_errors += self.yy[number] - 2 * (beta * xy).sum(1) + (beta * (xx @ beta)).sum(1)
+        return squared_errors
 
     def coefficients(self, model: str) -> torch.Tensor:
         """Of all clips, [columns of the model, T, K]."""
@@ -208,22 +208,22 @@ def pooled_tuning(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
 def population(table: pd.DataFrame, heat: np.ndarray, place_only: float, means: np.ndarray) -> dict[str, float]:
     """Statistics of a layer's units; `means` [8 directions, units] of pooled responses."""
     floor = max(TUNED, place_only, float(table["shuffled_r2"].max()))
-    found = {f"share_above_{share:g}": float((table["delta_r2_max"] >= share).mean()) for share in SHARES}
+    summary = {f"share_above_{share:g}": float((table["delta_r2_max"] >= share).mean()) for share in SHARES}
     tuned = table[table["delta_r2_max"] > floor]
-    found |= {"floor_place_only": place_only, "floor_shuffled": float(table["shuffled_r2"].max())}
-    found |= {
+    summary |= {"floor_place_only": place_only, "floor_shuffled": float(table["shuffled_r2"].max())}
+    summary |= {
         "share_tuned": len(tuned) / len(table),
         "share_tuned_pooled": float((table["delta_r2_pooled"] > TUNED).mean()),
     }
     unit = np.exp(1j * np.deg2rad(tuned["pd_deg"].to_numpy()))
     if len(unit):
         length = float(np.abs(unit.mean()))
-        found |= {"resultant_length": length, "rayleigh_p": float(np.exp(-len(unit) * length**2))}
+        summary |= {"resultant_length": length, "rayleigh_p": float(np.exp(-len(unit) * length**2))}
     occupied = (heat[tuned["unit"].to_numpy()].max(0) > floor) if len(tuned) else np.zeros(BINS, bool)
-    found["share_of_bins"] = float(occupied.mean())
-    found |= ring(means)
-    found |= {f"speed_{name}": float((table["shape"] == name).mean()) for name in ("up", "down", "peaked", "trough")}
-    return found
+    summary["share_of_bins"] = float(occupied.mean())
+    summary |= ring(means)
+    summary |= {f"speed_{name}": float((table["shape"] == name).mean()) for name in ("up", "down", "peaked", "trough")}
+    return summary
 
 
 def ring(means: np.ndarray) -> dict[str, float]:
@@ -283,10 +283,10 @@ def main(args: argparse.Namespace) -> list[Path]:
     for each in encoders:
         folder = folder_of(args, "tuning") / curve_name(each.kind, each.seed)
         clip_pass = ClipPass.of(args, source)
-        found = gather(each.encoder, clip_pass, ids, design, fold, layers, args, folder, shard)
-        if found is None:
+        gathered = gather(each.encoder, clip_pass, ids, design, fold, layers, args, folder, shard)
+        if gathered is None:
             continue
-        for layer, (sums, pooled) in found.items():
+        for layer, (sums, pooled) in gathered.items():
             named = {"control": each.kind, "control_seed": each.seed, "layer": layer}
             table, heat = units_table(sums, grid, clips["magnitude"].to_numpy(dtype=np.float64))
             over = Sums.zeros(args.folds, pooled.double().mean(0, keepdim=True))
@@ -332,28 +332,28 @@ def gather(encoder: Encoder, clip_pass: ClipPass, ids, design, fold, layers, arg
         "ids": ids,
     }
     path = folder / f"sums_{shard.index}-of-{shard.count}.safetensors"
-    there = folder / "settings.json"
-    if there.is_file() and fingerprint(read_json(there)) != fingerprint(settings):
+    settings_path = folder / "settings.json"
+    if settings_path.is_file() and fingerprint(read_json(settings_path)) != fingerprint(settings):
         raise UserError(f"{folder} was made with other settings: choose another --run-name, or remove it")
-    if not there.is_file():
-        write_json(there, settings)
+    if not settings_path.is_file():
+        write_json(settings_path, settings)
     if not path.is_file():
         own = own_share(ids, *shard)
-        found = _pass(encoder, clip_pass, own, place, design, fold, layers, args)
+        tensors = _pass(encoder, clip_pass, own, place, design, fold, layers, args)
         with atomic_path(path, shard.owner) as temporary:
-            save_file(found, temporary)
+            save_file(tensors, temporary)
     paths = [folder / f"sums_{index}-of-{shard.count}.safetensors" for index in range(shard.count)]
     if not all(each.is_file() for each in paths):
         print(f"{folder}: sums of other shards are still to come")
         return None
     parts = [load_file(each) for each in paths]
-    found = {}
+    gathered = {}
     for layer in layers:
         first = parts[0]
         names = ("xx", "xy", "yy")
         sums = Sums(*(sum(part[f"{layer}.{name}"] for part in parts) for name in names), first[f"{layer}.shift"])
-        found[layer] = (sums, sum(part[f"{layer}.pooled"] for part in parts))
-    return found
+        gathered[layer] = (sums, sum(part[f"{layer}.pooled"] for part in parts))
+    return gathered
 
 
 def _pass(encoder: Encoder, clip_pass: ClipPass, ids, place, design, fold, layers, args) -> dict[str, torch.Tensor]:
@@ -390,9 +390,9 @@ def _pass(encoder: Encoder, clip_pass: ClipPass, ids, place, design, fold, layer
     finally:
         for handle in handles:
             handle.remove()
-    found = {}
+    tensors = {}
     for layer in layers:
         for name in ("xx", "xy", "yy", "shift"):
-            found[f"{layer}.{name}"] = getattr(sums[layer], name).cpu().contiguous()
-        found[f"{layer}.pooled"] = pooled[layer]
-    return found
+            tensors[f"{layer}.{name}"] = getattr(sums[layer], name).cpu().contiguous()
+        tensors[f"{layer}.pooled"] = pooled[layer]
+    return tensors

@@ -136,9 +136,9 @@ def draw_training(log: pd.DataFrame, path: Path) -> None:
 def _draw_columns(axis, log: pd.DataFrame, labels: dict[str, str]) -> None:
     known = {column: label for column, label in labels.items() if column in log}  # nothing was probed without probes
     for index, (column, label) in enumerate(known.items()):
-        there, style = log.dropna(subset=[column]), line_style(index)
+        logged, style = log.dropna(subset=[column]), line_style(index)
         drawn = {"color": style.color, "marker": style.marker, "ls": style.line}
-        axis.plot(there["step"], there[column], label=label, **drawn)
+        axis.plot(logged["step"], logged[column], label=label, **drawn)
 
 
 def race_rows(result: dict) -> list[dict]:
@@ -156,11 +156,11 @@ def race_rows(result: dict) -> list[dict]:
 
 def probed(described: dict) -> dict:
     """What the card says of the probes: clips, their preset and seed, grouping, pooling."""
-    made = described["clip_sets"]["velocity"]["features"]["clip_set"]["settings"]
+    settings = described["clip_sets"]["velocity"]["features"]["clip_set"]["settings"]
     return {
         "n_clips": sum(each["n_clips"] for each in described["clip_sets"].values()),
-        "preset": made["preset"],
-        "clip_seed": made["seed"],
+        "preset": settings["preset"],
+        "clip_seed": settings["seed"],
         "grouping": described["options"]["grouping"],
         "pooling": described["options"]["pooling"],
     }

@@ -59,8 +59,8 @@ def _best_layers(store: FeatureStore, device: torch.device) -> dict:
         features=store_features(store, "resid_post", "temporal_last"),
     )
     scores = score(cross_validate(data, folds, linear_solver("ridge", device=str(device)), ("nested",)), 0)
-    found = {}
+    best = {}
     for name in scores.variables():
         curve = scores.main(name).pooled("r2")
-        found |= {f"{name}_r2": float(curve.max()), f"{name}_layer": int(curve.argmax())}
-    return found
+        best |= {f"{name}_r2": float(curve.max()), f"{name}_layer": int(curve.argmax())}
+    return best

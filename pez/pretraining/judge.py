@@ -45,8 +45,8 @@ class Bar:
 
 def highest_control(controls: pd.DataFrame, variable: str, value: str = R2, only: str | None = None) -> float:
     """The best layer's score, or the upper end of its interval, of the best seed of the best control."""
-    there = controls.query("variable == @variable and protocol == 'nested'")["control"].unique()
-    names = [name for name in there if only in (None, name)]
+    available = controls.query("variable == @variable and protocol == 'nested'")["control"].unique()
+    names = [name for name in available if only in (None, name)]
     if not names:
         raise UserError(f"the run has no control {only or ''} of {variable}: run step3_probe.py with its controls")
     return max(best_of_seeds(controls, name, variable)[value] for name in names)
@@ -57,17 +57,17 @@ def probe_bars(results: pd.DataFrame, controls: pd.DataFrame, shipped: pd.DataFr
     best = {name: best_layer(results[results["variable"] == name]) for name in (DIRECTION, "speed", "acceleration")}
     direction, speed, acceleration = best.values()
     position = highest_control(controls, DIRECTION, HIGH, "position")
-    bars = [
+    compared = [
         ("direction: lower end above position's upper end", position, direction[LOW]),
         ("direction: above every control", highest_control(controls, DIRECTION), direction[R2]),
         ("acceleration: above every control", highest_control(controls, "acceleration"), acceleration[R2]),
     ]
-    found = [Bar(name, float(asked), float(measured), bool(measured > asked)) for name, asked, measured in bars]
-    found.append(Bar("speed", LEAST_SPEED, float(speed[R2]), bool(speed[R2] >= LEAST_SPEED)))
+    bars = [Bar(name, float(asked), float(measured), bool(measured > asked)) for name, asked, measured in compared]
+    bars.append(Bar("speed", LEAST_SPEED, float(speed[R2]), bool(speed[R2] >= LEAST_SPEED)))
     for name, row in best.items() if shipped is not None else ():
         before = float(best_layer(shipped[shipped["variable"] == name])[R2])
-        found.append(Bar(f"{name}: not below the shipped weights", before, float(row[R2]), bool(row[R2] >= before)))
-    return found
+        bars.append(Bar(f"{name}: not below the shipped weights", before, float(row[R2]), bool(row[R2] >= before)))
+    return bars
 
 
 def shapes_bar(model: str, weights: str | None, key: str | None, n_clips: int) -> Bar:

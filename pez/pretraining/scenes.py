@@ -218,8 +218,8 @@ def _render(pose, centres, sizes, present, look, noise) -> torch.Tensor:
     rows = torch.arange(len(sizes), device=noise.device)
     for one in order.unbind(1):
         ball = {name: look[f"ball_{name}"][rows, one] for name in BALL}
-        where, size, there = centres[rows, one], sizes[rows, one], present[rows, one]
-        video = _with_ball(video, position, rays, pixel, where, size, there, ball, look, depth_of_pillar)
+        where, size, shown = centres[rows, one], sizes[rows, one], present[rows, one]
+        video = _with_ball(video, position, rays, pixel, where, size, shown, ball, look, depth_of_pillar)
     return (video * _wide(look["gain"])[..., None] + noise).clamp(0, 1)
 
 
@@ -294,7 +294,7 @@ def _with_pillar(video, position, rays, pixel, look) -> tuple[torch.Tensor, torc
     return torch.lerp(video, colour, cover[:, :, None]), depth.masked_fill(cover <= 0.5, torch.inf)
 
 
-def _with_ball(video, position, rays, pixel, where, size, there, ball, look, depth_of_pillar) -> torch.Tensor:
+def _with_ball(video, position, rays, pixel, where, size, shown, ball, look, depth_of_pillar) -> torch.Tensor:
     """Also one ball a clip: where rays pass through the ellipsoid, lit, with its pattern."""
     per = [_wide(size[:, axis]) for axis in range(3)]
     rx, ry, rz = (rays[axis] / per[axis] for axis in range(3))  # in radii: the ellipsoid is a unit sphere
@@ -306,7 +306,7 @@ def _with_ball(video, position, rays, pixel, where, size, there, ball, look, dep
     radius = _wide(size.mean(-1))
     alpha = ((1 - miss) * radius / (nearest * pixel).clamp_min(1e-3) + 0.5).clamp(0, 1)
     back = ((1 - miss.square()).clamp_min(0) / rr).sqrt()
-    alpha = alpha * (nearest > 0.5) * _wide(there) * (nearest - back < depth_of_pillar)
+    alpha = alpha * (nearest > 0.5) * _wide(shown) * (nearest - back < depth_of_pillar)
     nx, ny, nz = qx - back * rx, qy - back * ry, qz - back * rz  # on the unit sphere
     turn = ball["spin"][:, None] * torch.arange(video.shape[1], device=video.device)
     ax, ay, az = (ball["axis"][:, axis, None] for axis in range(3))

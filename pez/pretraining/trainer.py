@@ -164,7 +164,7 @@ class Trainer:
                 if evaluates:
                     row |= evaluate(self)
                 self.log.append(row)
-                self._tell(row)
+                self._log_row(row)
                 if time.monotonic() - last_save >= save_every_s:
                     self._save(saved)
                     last_save = time.monotonic()
@@ -231,7 +231,7 @@ class Trainer:
             row |= measured
         return row
 
-    def _tell(self, row: dict) -> None:
+    def _log_row(self, row: dict) -> None:
         line = json.dumps(
             {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
         )

@@ -226,10 +226,10 @@ def blend(video: torch.Tensor, corner: torch.Tensor, colour: torch.Tensor, alpha
     place = (y.clamp(0, size - 1)[..., None] * size + x.clamp(0, size - 1)[:, :, None, :]).flatten(2)
     place = place[:, :, None].expand(-1, -1, channels, -1)
     flat = video.view(n, n_frames, channels, size * size)
-    there = flat.gather(3, place)
+    background = flat.gather(3, place)
     opacity = (alpha * inside).flatten(2)[:, :, None]
     # points outside the picture fall onto its border with opacity 0: adding leaves what is there as it is
-    flat.scatter_add_(3, place, opacity * (colour.flatten(3) - there))
+    flat.scatter_add_(3, place, opacity * (colour.flatten(3) - background))
 
 
 def _lit(video: torch.Tensor, settings: VideoSettings, draw: Draw) -> torch.Tensor:

@@ -103,16 +103,16 @@ def _kubric_sampling(options: KubricOptions) -> dict[str, Any]:
             f"--samples-per-pixel must be 1 ... {MAX_SAMPLES}; got {options.samples_per_pixel}: "
             "give a number in that range"
         )
-    found = kubric_environment()
-    _check_device(options.cycles_device, found)
-    return {**asdict(options), "blender": found.blender, "kubric": found.kubric}
+    installed = kubric_environment()
+    _check_device(options.cycles_device, installed)
+    return {**asdict(options), "blender": installed.blender, "kubric": installed.kubric}
 
 
-def _check_device(device: str, found: KubricEnvironment) -> None:
-    if device not in found.devices:
+def _check_device(device: str, installed: KubricEnvironment) -> None:
+    if device not in installed.devices:
         raise UserError(
-            f"--cycles-device {device}: Blender {found.blender} finds no such device here, only "
-            f"{', '.join(found.devices)}: use --cycles-device cpu, or a machine and a Blender with {device}"
+            f"--cycles-device {device}: Blender {installed.blender} finds no such device here, only "
+            f"{', '.join(installed.devices)}: use --cycles-device cpu, or a machine and a Blender with {device}"
         )
 
 

@@ -69,8 +69,8 @@ def checked_magnitudes(set_name: str, magnitudes: Iterable[float]) -> list[float
     wanted = sorted(float(value) for value in magnitudes)
     if not wanted or not all(0 < value < math.inf for value in wanted) or len(set(wanted)) < len(wanted):
         option = "--accelerations" if set_name == "acceleration" else "--speeds"
-        told = " ".join(f"{value:g}" for value in wanted)
-        raise UserError(f"{option} {told}: give different numbers above 0, in {UNITS[set_name]}")
+        given = " ".join(f"{value:g}" for value in wanted)
+        raise UserError(f"{option} {given}: give different numbers above 0, in {UNITS[set_name]}")
     return wanted
 
 
@@ -131,7 +131,7 @@ def _objects(
     """
     paths = [motion_of(row).path(STEPS)]
     columns = {name: row[name] for name in ("direction_deg", "magnitude", "start_x_m", "start_y_m")}
-    found = [columns]
+    objects = [columns]
     camera, radius = camera_of(factors), radius_of(factors)
     for number in range(2, settings.get("objects", 1) + 1):
         random = np.random.default_rng([row["seed"], number])
@@ -147,9 +147,9 @@ def _objects(
                 break
         else:
             raise UserError(f"{row['clip_id']}: no room was found for object {number}: use fewer --objects")
-        found.append(columns)
+        objects.append(columns)
         paths.append(path)
-    named = zip(prefixes(len(found)), found, strict=True) if len(found) > 1 else ()
+    named = zip(prefixes(len(objects)), objects, strict=True) if len(objects) > 1 else ()
     return {prefix + name: value for prefix, own in named for name, value in own.items()}, np.stack(paths)
 
 

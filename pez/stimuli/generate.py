@@ -113,8 +113,8 @@ def write_clip_set(
         if overwrite:
             _clear(directory)
         with describing(directory, shard):
-            there = _clips_there(directory, settings)
-            conditions = conditions.head(len(conditions) if limit is None else max(limit, there))
+            n_existing = _n_existing_clips(directory, settings)
+            conditions = conditions.head(len(conditions) if limit is None else max(limit, n_existing))
             clips, frames = _described(directory, settings, conditions, shard)
         remove_dead_partial(directory)
         remove_partial(directory / "clips", shard.owner)
@@ -162,7 +162,7 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def _clips_there(directory: Path, settings: dict[str, Any]) -> int:
+def _n_existing_clips(directory: Path, settings: dict[str, Any]) -> int:
     """Number of clips in the set that is there, 0 if none; UserError if its settings differ."""
     if not (directory / "clipset.json").is_file():
         if (directory / "clips").is_dir():
@@ -175,9 +175,9 @@ def _clips_there(directory: Path, settings: dict[str, Any]) -> int:
         return 0
 
 
-def refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_difference(directory: Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise a UserError that names the first setting in which two clip sets differ."""
-    different = first_difference(there, wanted)
+    different = first_difference(recorded, wanted)
     if different:
         name, held, asked = different
         raise UserError(
@@ -192,9 +192,9 @@ def _described(
     """Both manifests of `conditions`, written; of several shards the first one simulates, the others read."""
     if not shard.is_whole and (directory / "clipset.json").is_file():
         with contextlib.suppress(UserError):  # missing or damaged: written anew
-            there = read_manifests(directory)
-            if all(set(table["clip_id"]) == set(conditions["clip_id"]) for table in there):
-                return there
+            tables = read_manifests(directory)
+            if all(set(table["clip_id"]) == set(conditions["clip_id"]) for table in tables):
+                return tables
     clips, frames = manifests(conditions, settings)
     _describe(directory, settings, clips, frames)
     return clips, frames
@@ -204,12 +204,12 @@ def _describe(directory: Path, settings: dict[str, Any], clips: pd.DataFrame, fr
     path = directory / "clipset.json"
     described = {"format": FORMAT, "settings": settings, "fingerprint": fingerprint(settings)}
     described["provenance"] = provenance()
-    there = read_record(path, ClipSetRecord) if path.is_file() else {}
-    if there.pop("tables", None) is not None or not there:  # neither manifest is vouched for while they are written
-        write_json(path, there or described)
+    recorded = read_record(path, ClipSetRecord) if path.is_file() else {}
+    if recorded.pop("tables", None) is not None or not recorded:  # neither manifest counts while they are written
+        write_json(path, recorded or described)
     write_parquet(directory / "clips.parquet", clips)
     write_parquet(directory / "frames.parquet", frames)
-    write_json(path, {**(there or described), "tables": manifest_checksums(directory)})
+    write_json(path, {**(recorded or described), "tables": manifest_checksums(directory)})
 
 
 def _missing(

@@ -89,7 +89,7 @@ def write_mini_set(
         with describing(root, shard):
             if overwrite:
                 _clear(root)
-            count = max(scenes_per_block, _scenes_there(root, settings))
+            count = max(scenes_per_block, _n_existing_scenes(root, settings))
             _describe(root, settings, count)
         scenes = [draw_scene(block, n, settings["seed"]) for block in SUBTASKS for n in range(1, count + 1)]
         own = own_share(scenes, *shard)
@@ -122,7 +122,7 @@ def _clear(root: Path) -> None:
     (root / "STAND_IN.json").unlink(missing_ok=True)  # last: without it the movies would count as IntPhys
 
 
-def _scenes_there(root: Path, settings: dict[str, Any]) -> int:
+def _n_existing_scenes(root: Path, settings: dict[str, Any]) -> int:
     """Scenes a block in the folder, or begun there, 0 if none; UserError if its settings differ."""
     if not (root / "STAND_IN.json").is_file():
         return 0

@@ -118,8 +118,8 @@ def write_scene(root: Path, scene: Scene, possible: tuple[Movie, Movie], frame: 
     """
     movies = spliced(*possible, frame)
     with atomic_path(root / scene.scene_id, owner) as folder:
-        for number, made in zip(MOVIES, scene.order, strict=True):
-            _write_movie(folder / number, movies[made], made.startswith("P"))
+        for number, kind in zip(MOVIES, scene.order, strict=True):
+            _write_movie(folder / number, movies[kind], kind.startswith("P"))
         facts = {"splice_frame": frame + 1, "movies": dict(zip(MOVIES, scene.order, strict=True)), **asdict(scene)}
         (folder / SCENE_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 

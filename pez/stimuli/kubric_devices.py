@@ -12,8 +12,8 @@ def _preferences() -> Any:
 
 
 def _entries(device: str) -> list[Any]:
-    found = _preferences().get_devices_for_type(device.upper())
-    return [entry for entry in found if entry.type == device.upper()]
+    devices = _preferences().get_devices_for_type(device.upper())
+    return [entry for entry in devices if entry.type == device.upper()]
 
 
 def available_devices() -> list[str]:

@@ -44,13 +44,13 @@ def module_command(module: str) -> list[str]:
 def kubric_environment() -> KubricEnvironment:
     """What there is to render with. Raises UserError if there is nothing, or it does not start."""
     command = module_command("pez.stimuli.kubric_probe")
-    told = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-    lines = [line for line in told.stdout.splitlines() if line.startswith("{")]
-    if told.returncode or not lines:
-        reason = _last_line(told.stderr) or _last_line(told.stdout) or f"exit code {told.returncode}"
+    completed = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    lines = [line for line in completed.stdout.splitlines() if line.startswith("{")]
+    if completed.returncode or not lines:
+        reason = _last_line(completed.stderr) or _last_line(completed.stdout) or f"exit code {completed.returncode}"
         raise UserError(f"Kubric does not start with {command[0]} ({reason}): {_mend()}")
-    found = json.loads(lines[-1])
-    return KubricEnvironment(found["blender"], found["kubric"], tuple(found["devices"]))
+    reported = json.loads(lines[-1])
+    return KubricEnvironment(reported["blender"], reported["kubric"], tuple(reported["devices"]))
 
 
 def _this_blender() -> str:

@@ -15,8 +15,8 @@ def main() -> None:
     from pez.stimuli.kubric_package import kubric
 
     version = importlib.metadata.version(kubric.__name__)
-    found = {"blender": bpy.app.version_string, "kubric": version, "devices": available_devices()}
-    print("\n" + json.dumps(found), flush=True)
+    reported = {"blender": bpy.app.version_string, "kubric": version, "devices": available_devices()}
+    print("\n" + json.dumps(reported), flush=True)
 
 
 if __name__ == "__main__":

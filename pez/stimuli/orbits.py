@@ -63,8 +63,8 @@ def orbit_settings(settings: dict[str, Any]) -> dict[str, Any]:
             f"points are within {max(half_width, 0):.2f} m of the middle, and less than {SMALLEST_M:g} m is too few "
             f"places: the largest that fits is {largest:g} {unit}; give {option} up to it"
         )
-    found = {"point_range_m": round(half_width, 2)}
-    return found if speeds else {**found, "mid_speed_m_s": MATCHED_MID_SPEED}
+    derived = {"point_range_m": round(half_width, 2)}
+    return derived if speeds else {**derived, "mid_speed_m_s": MATCHED_MID_SPEED}
 
 
 def _from_middle() -> float:
@@ -123,8 +123,8 @@ class _Orbits:
         label = np.arange(clips) if self.number == 1 else self._opposites(clips)
         chosen = np.stack([*turned, label], axis=1)  # [clips, tubelets] index of direction
         strength = (self.levels[orbit] + chosen % (clips // 2)) % len(self.magnitudes)
-        made = [self._clip(orbit, point, *pair) for pair in zip(chosen, strength, strict=True)]
-        return [columns for columns, _ in made], np.stack([motion.path(STEPS) for _, motion in made])
+        drawn = [self._clip(orbit, point, *pair) for pair in zip(chosen, strength, strict=True)]
+        return [columns for columns, _ in drawn], np.stack([motion.path(STEPS) for _, motion in drawn])
 
     def _opposites(self, clips: int) -> np.ndarray:
         """A random order of the directions in which twins stay twins: clip c + 4 goes against clip c."""

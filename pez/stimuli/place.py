@@ -51,8 +51,8 @@ def draws_of(design: str, draws: int) -> tuple[pd.DataFrame, np.ndarray, float |
 def score(features: np.ndarray, targets: np.ndarray, group: np.ndarray) -> float:
     """Pooled R^2 of `targets` [n, k] read from `features` [n, m]; folds keep `group` [n] whole."""
     model = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.1, max_leaf_nodes=8, min_samples_leaf=200)
-    found = [cross_val_predict(model, features, column, groups=group, cv=GroupKFold(3)) for column in targets.T]
-    return float(1 - ((targets - np.stack(found, 1)) ** 2).sum() / ((targets - targets.mean(axis=0)) ** 2).sum())
+    predictions = [cross_val_predict(model, features, column, groups=group, cv=GroupKFold(3)) for column in targets.T]
+    return float(1 - ((targets - np.stack(predictions, 1)) ** 2).sum() / ((targets - targets.mean(axis=0)) ** 2).sum())
 
 
 def targets_of(clips: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -101,10 +101,10 @@ def table(design: str, draws: int) -> pd.DataFrame:
     rows = {
         name: {r: score(features, target, group) for r, features in readers.items()} for name, target in wanted.items()
     }
-    found = pd.DataFrame(rows).T
-    found.insert(0, "clips", len(clips))
-    found.insert(1, "clips in view", in_view(path))
-    return found
+    scores = pd.DataFrame(rows).T
+    scores.insert(0, "clips", len(clips))
+    scores.insert(1, "clips in view", in_view(path))
+    return scores
 
 
 def main() -> int:

@@ -146,8 +146,8 @@ def out_of_fold(scenario: Scenario, seed: int) -> OutOfFold:
 
 def curves_of(scenario: Scenario, seed: int, n_resamples: int) -> tuple[BootstrapCurve, BootstrapCurve]:
     """Main and shuffled-label curves of data set `seed`, from out-of-fold predictions."""
-    found = out_of_fold(scenario, seed)
-    return found.curves(group_resamples(found.group, n_resamples, seed, n_folds=N_FOLDS))
+    predictions = out_of_fold(scenario, seed)
+    return predictions.curves(group_resamples(predictions.group, n_resamples, seed, n_folds=N_FOLDS))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def simulated(scenario: Scenario, seed: int, n_resamples: int) -> tuple[Emergenc
 
 def untrained(results_dir: Path) -> list[tuple[Emergence, bool]]:
     """The same of every curve of random weights in the runs of a folder, in R^2."""
-    found = []
+    curves = []
     for run in read_runs(results_dir):
         table = run.controls
         if run.kind != BALL or table.empty or "r2_pooled" not in table:
@@ -45,20 +45,20 @@ def untrained(results_dir: Path) -> list[tuple[Emergence, bool]]:
         for _, rows in table[table["control"] == "random_weights"].groupby(["variable", "control_seed"]):
             judged = emergence(rows["layer"], rows["r2_pooled"], run.depth)
             if judged is not None:
-                found.append((judged, bool((rows["r2_pooled_low"] > 0).any())))
-    return found
+                curves.append((judged, bool((rows["r2_pooled_low"] > 0).any())))
+    return curves
 
 
-def row_of(name: str, found: list[tuple[Emergence, bool]]) -> dict:
+def row_of(name: str, curves: list[tuple[Emergence, bool]]) -> dict:
     """Shares over curves."""
-    conditions = np.array([list(each.conditions.values()) for each, _ in found])
+    conditions = np.array([list(each.conditions.values()) for each, _ in curves])
     return {
         "scenario": name,
-        "curves": len(found),
-        "emerge": float(np.mean([each.emerges for each, _ in found])),
+        "curves": len(curves),
+        "emerge": float(np.mean([each.emerges for each, _ in curves])),
         **dict(zip(("fit", "early", "high"), conditions.mean(0).tolist())),
-        "median inflection": float(np.median([each.inflection / each.depth for each, _ in found])),
-        "onset": float(np.mean([onset for _, onset in found])),
+        "median inflection": float(np.median([each.inflection / each.depth for each, _ in curves])),
+        "onset": float(np.mean([onset for _, onset in curves])),
     }
 
 
@@ -68,10 +68,10 @@ def main(args) -> None:
         rows = []
         for scenario in [each for each in SCENARIOS if each.name in args.scenarios]:
             n, seeds = args.datasets, range(args.datasets)
-            found = list(pool.map(simulated, [scenario] * n, seeds, [args.resamples] * n))
-            rows.append(row_of(scenario.name, found))
-    if args.results_dir and (found := untrained(args.results_dir)):
-        rows.append(row_of("random weights", found))
+            curves = list(pool.map(simulated, [scenario] * n, seeds, [args.resamples] * n))
+            rows.append(row_of(scenario.name, curves))
+    if args.results_dir and (curves := untrained(args.results_dir)):
+        rows.append(row_of("random weights", curves))
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     settings = {"datasets": args.datasets, "resamples": args.resamples, "provenance": provenance()}

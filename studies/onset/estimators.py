@@ -44,21 +44,21 @@ class JackknifedCurve(BootstrapCurve):
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "JackknifedCurve":
         """`function` of the estimate, of every resample and of every row of `left_out`."""
-        found = super().map(function)
-        return JackknifedCurve(found.estimate, found.samples, found.resamples, function(self.left_out))
+        curve = super().map(function)
+        return JackknifedCurve(curve.estimate, curve.samples, curve.resamples, function(self.left_out))
 
     def __sub__(self, other: "JackknifedCurve") -> "JackknifedCurve":
-        found = super().__sub__(other)
-        return JackknifedCurve(found.estimate, found.samples, found.resamples, self.left_out - other.left_out)
+        curve = super().__sub__(other)
+        return JackknifedCurve(curve.estimate, curve.samples, curve.resamples, self.left_out - other.left_out)
 
 
-def jackknifed(found: OutOfFold, seed: int, n_resamples: int) -> list[JackknifedCurve]:
+def jackknifed(predictions: OutOfFold, seed: int, n_resamples: int) -> list[JackknifedCurve]:
     """Main and shuffled-label curves of one data set, as pez.probes has them but for the rows without a group."""
-    resamples = group_resamples(found.group, n_resamples, seed, n_folds=N_FOLDS)
+    resamples = group_resamples(predictions.group, n_resamples, seed, n_folds=N_FOLDS)
     one_less = Resamples(resamples.names, 1 - np.eye(len(resamples.names)), stretch=1)
     return [
         JackknifedCurve(curve.estimate, curve.samples, curve.resamples, left_out.samples)
-        for curve, left_out in zip(found.curves(resamples), found.curves(one_less))
+        for curve, left_out in zip(predictions.curves(resamples), predictions.curves(one_less))
     ]
 
 
@@ -124,8 +124,8 @@ def main(args) -> None:
     ) as pool:
         for scenario in progress(scenarios, description="scenarios", unit="scenario"):
             truth = population_of(scenario).onsets()["half-rise"]
-            found = pool.map(judge, [scenario] * args.datasets, [truth] * args.datasets, range(args.datasets))
-            rows += [row for part in found for row in part]
+            judgements = pool.map(judge, [scenario] * args.datasets, [truth] * args.datasets, range(args.datasets))
+            rows += [row for part in judgements for row in part]
     table = pd.DataFrame(rows).groupby(["scenario", "peak"], sort=False).mean().reset_index()
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 

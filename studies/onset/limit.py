@@ -57,8 +57,8 @@ def two_segments(curves: np.ndarray, bends: np.ndarray, covariance: np.ndarray) 
     return np.argmin(errors, axis=0)
 
 
-def within(found: np.ndarray, planted: float) -> float:
-    return float((np.abs(found - planted) <= 1).mean())
+def within(estimates: np.ndarray, planted: float) -> float:
+    return float((np.abs(estimates - planted) <= 1).mean())
 
 
 def limits(scenario: Scenario, n_datasets: int, pool) -> dict:

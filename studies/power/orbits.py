@@ -98,11 +98,11 @@ def predicted(features: np.ndarray, target: np.ndarray, folds: Folds) -> np.ndar
     variable, tensors = Variable("direction", "", target, "", ("cos", "sin")), torch.from_numpy(features)
     data = ProbeData("simulated", clips, folds.group, (variable,), layers, len(layers), tensors.__getitem__)
     solver = LinearSolver(ridge_settings((STRENGTH,)), epochs=0, patience=0, closed_form=True)
-    found = np.full((len(layers), *target.shape), np.nan)
+    predictions = np.full((len(layers), *target.shape), np.nan)
     reports = [(layer, fold) for layer in layers for fold in range(folds.n_folds)]
     for outcome in outcomes(data, folds, solver, ("paper",), reports):
-        found[outcome.layer, folds.rows(outcome.fold)] = outcome.prediction
-    return found
+        predictions[outcome.layer, folds.rows(outcome.fold)] = outcome.prediction
+    return predictions
 
 
 def verdicts(curve: Planted, n_orbits: int, seed: int, n_resamples: int) -> dict[str, object]:
@@ -114,28 +114,28 @@ def verdicts(curve: Planted, n_orbits: int, seed: int, n_resamples: int) -> dict
     resamples = group_resamples(orbit, n_resamples, seed, n_folds=N_FOLDS)
     main, control = (bootstrap_r2(target, part, orbit, resamples) for part in (values[:-1], values[-1:]))
     evidence = Evidence(np.arange(N_LAYERS), N_LAYERS, main, {})
-    found: dict[str, object] = {
+    by_statement: dict[str, object] = {
         name: check(Statement("", "", "", name), evidence)[0].verdict for name in ("one third", "middle", "fades")
     }
     flow = Evidence(evidence.layers, N_LAYERS, main, {}, beside={"optical_flow": control.over_layers(N_LAYERS)})
     low, high = main.interval().T
-    return {**found, "beyond": beyond("", flow)[0].verdict, "half-width": float((high - low).mean() / 2)}
+    return {**by_statement, "beyond": beyond("", flow)[0].verdict, "half-width": float((high - low).mean() / 2)}
 
 
-def shares(curve: Planted, n_orbits: int, found: pd.DataFrame) -> Iterator[dict]:
+def shares(curve: Planted, n_orbits: int, judged: pd.DataFrame) -> Iterator[dict]:
     """A row per statement that the curve is planted for."""
     for statement, truth in curve.truth.items():
-        told = found[statement]
-        right = (told == truth).mean()
+        verdict = judged[statement]
+        right = (verdict == truth).mean()
         yield {
             "curve": curve.name,
             "orbits": n_orbits,
             "statement": statement,
             "truth": truth,
             "right": float(right),
-            "wrong": float(((told != truth) & (told != UNDECIDED)).mean()),
-            "undecided": float((told == UNDECIDED).mean()),
-            "half-width": float(found["half-width"].mean()),
+            "wrong": float(((verdict != truth) & (verdict != UNDECIDED)).mean()),
+            "undecided": float((verdict == UNDECIDED).mean()),
+            "half-width": float(judged["half-width"].mean()),
         }
 
 
@@ -145,8 +145,8 @@ def main(args) -> None:
         for curve in CURVES:
             for n_orbits in args.orbits:
                 n = args.datasets
-                told = list(pool.map(verdicts, [curve] * n, [n_orbits] * n, range(n), [args.resamples] * n))
-                rows += shares(curve, n_orbits, pd.DataFrame(told))
+                judged = list(pool.map(verdicts, [curve] * n, [n_orbits] * n, range(n), [args.resamples] * n))
+                rows += shares(curve, n_orbits, pd.DataFrame(judged))
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     settings = {"datasets": args.datasets, "resamples": args.resamples, "provenance": provenance()}
