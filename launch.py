@@ -22,8 +22,8 @@ from constants import ARTIFACTS_DIR
 from pez.cli import COUNT, COUNT_OR_NONE, PROCESSES, Parser, first_line, run_script
 from pez.errors import UserError
 from pez.files import check_run_name, exclusive
-from pez.launch import fates, slurm
-from pez.launch.local import places, run_here
+from pez.launch import slurm, slurm_status
+from pez.launch.local import places, run_shards
 from pez.launch.steps import find_step
 
 LAUNCH_DIR = ARTIFACTS_DIR / "launch"
@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     if args.slurm:
         submit(args, folder)
     if args.wait:
-        fates.wait(folder)
+        slurm_status.wait(folder)
         print(f"{name}: all shards are done; logs in {folder / 'slurm'}")
     return None
 
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup: a lost terminal ends it as SIGTERM does
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with exclusive(folder):
-        run_here(step, num_shards, where, folder, folder.name)
+        run_shards(step, num_shards, where, folder, folder.name)
     print(f"{folder.name}: all {num_shards} shards are done; logs in {folder / 'logs'}")
 
 
@@ -110,7 +110,7 @@ def submit(args: argparse.Namespace, folder: Path) -> None:
         raise UserError("--gpus and --processes are for this machine: give --num-shards with --slurm")
     step = find_step(args.step, args.step_arguments, _num_shards(args, 1))
     on_gpu = str(getattr(step.parsed, "device", "")).startswith("cuda")
-    wanted = slurm.Wanted(
+    wanted = slurm.JobOptions(
         partition=args.partition,
         minutes=slurm.minutes(args.time),
         array_parallelism=args.array_parallelism,
@@ -121,18 +121,18 @@ def submit(args: argparse.Namespace, folder: Path) -> None:
         qos=args.qos,
         more=slurm.sbatch_options(args.sbatch),
     )
-    after = [name if name.isdigit() else fates.dependency(args.launch_dir / name) for name in args.after]
+    after = [name if name.isdigit() else slurm_status.dependency(args.launch_dir / name) for name in args.after]
     with exclusive(folder):
         job = slurm.submit(step, _num_shards(args, 1), folder, wanted, [job for job in after if job])
     print(f"{folder.name}: job {job}, {_num_shards(args, 1)} shards; --status, --wait or --cancel with the same step")
 
 
 def report(args: argparse.Namespace, folder: Path) -> None:
-    """What became of a submitted launch, after its end if it is to be ended."""
+    """Print the status of a submitted launch, or cancel it."""
     if args.cancel:
         print(f"{folder.name}: job {slurm.cancel(folder)} is cancelled; what is complete is kept")
     else:
-        print(fates.status(folder))
+        print(slurm_status.status(folder))
 
 
 def _num_shards(args: argparse.Namespace, default: int) -> int:

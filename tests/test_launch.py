@@ -16,10 +16,10 @@ import launch
 from pez.cli import run_script
 from pez.errors import UserError
 from pez.launch.display import added_up
-from pez.launch.fates import Fate, summary
-from pez.launch.local import Place, last_words, places, run_here, visible_gpus
+from pez.launch.local import Place, last_words, places, run_shards, visible_gpus
 from pez.launch.slurm import minutes, sbatch_options
-from pez.launch.steps import Step, find_step, on_a_gpu
+from pez.launch.slurm_status import ShardStatus, summary
+from pez.launch.steps import Step, find_step, gpu_options
 from pez.runs import progress
 from pez.stimuli.clipset import read_clip_set
 
@@ -58,7 +58,7 @@ def launched(*arguments) -> int:
 
 def test_a_process_at_a_time_on_every_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    run_here(fake_step(tmp_path, {}, device="cpu"), 5, places(None, None), tmp_path / "launch", "fake")
+    run_shards(fake_step(tmp_path, {}, device="cpu"), 5, places(None, None), tmp_path / "launch", "fake")
     ran = runs(tmp_path)
     assert sorted(ran) == [f"{index}_0" for index in range(5)]
     for gpu in ("4", "5"):
@@ -74,23 +74,23 @@ def test_processes_on_the_cpu_share_its_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("PEZ_CORES", raising=False)
     monkeypatch.setattr("pez.launch.steps.available_cores", lambda: 5)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    run_here(fake_step(tmp_path, {}), 2, places(None, 2), tmp_path / "launch", "fake")
+    run_shards(fake_step(tmp_path, {}), 2, places(None, 2), tmp_path / "launch", "fake")
     assert {(run["PEZ_CORES"], run["CUDA_VISIBLE_DEVICES"]) for run in runs(tmp_path).values()} == {("2", None)}
     assert all("--device" not in run["arguments"] for run in runs(tmp_path).values())
 
 
 def test_a_failed_shard_runs_once_more(tmp_path):
-    run_here(fake_step(tmp_path, {"1": 1}), 3, [Place()] * 3, tmp_path / "launch", "fake")
+    run_shards(fake_step(tmp_path, {"1": 1}), 3, [Place()] * 3, tmp_path / "launch", "fake")
     assert sorted(runs(tmp_path)) == ["0_0", "1_0", "1_1", "2_0"]
 
 
 def test_shards_that_fail_twice_are_named_and_the_others_done(tmp_path):
     with pytest.raises(UserError, match=r"2 of 4 shards failed twice: --shard-index 0, 2 \(first: exit code 7: told"):
-        run_here(fake_step(tmp_path, {"0": 9, "2": 9}), 4, [Place()] * 2, tmp_path / "launch", "fake")
+        run_shards(fake_step(tmp_path, {"0": 9, "2": 9}), 4, [Place()] * 2, tmp_path / "launch", "fake")
     assert sorted(runs(tmp_path)) == ["0_0", "0_1", "1_0", "2_0", "2_1", "3_0"]
     log = tmp_path / "launch" / "logs" / "shard_2.log"
     assert log.read_text().count("told to fail") == 2
-    run_here(fake_step(tmp_path, {}), 4, [Place()] * 2, tmp_path / "launch", "fake")  # logs begin anew
+    run_shards(fake_step(tmp_path, {}), 4, [Place()] * 2, tmp_path / "launch", "fake")  # logs begin anew
     assert log.read_text() == ""
 
 
@@ -204,9 +204,9 @@ def test_visible_gpus_are_those_of_the_environment_or_of_nvidia_smi(tmp_path, mo
 
 def test_a_step_gets_the_only_gpu_it_sees_unless_it_was_told_another_device():
     chosen = find_step("step_intphys_attentive.py", [], 2)
-    assert on_a_gpu(chosen) == ["--device", "cuda:0"]
-    assert on_a_gpu(find_step("step_intphys_attentive.py", ["--device=cpu"], 2)) == []
-    assert on_a_gpu(find_step("step1_generate.py", [], 2)) == []
+    assert gpu_options(chosen) == ["--device", "cuda:0"]
+    assert gpu_options(find_step("step_intphys_attentive.py", ["--device=cpu"], 2)) == []
+    assert gpu_options(find_step("step1_generate.py", [], 2)) == []
 
 
 def test_time_limits_as_slurm_writes_them():
@@ -218,9 +218,13 @@ def test_time_limits_as_slurm_writes_them():
             minutes(wrong)
 
 
-def test_words_for_fates_options_and_logs(tmp_path):
-    fates = [Fate(0, False, True, "done"), Fate(1, True, False, "running"), Fate(2, False, True, "done")]
-    assert summary(fates) == ["  done: 2 (0, 2)", "  running: 1 (1)"]
+def test_words_for_statuses_options_and_logs(tmp_path):
+    statuses = [
+        ShardStatus(0, False, True, "done"),
+        ShardStatus(1, True, False, "running"),
+        ShardStatus(2, False, True, "done"),
+    ]
+    assert summary(statuses) == ["  done: 2 (0, 2)", "  running: 1 (1)"]
     more = sbatch_options(["constraint=a100", "reservation=x=y", "exclusive"])
     assert more == {"constraint": "a100", "reservation": "x=y", "exclusive": True}
     log = tmp_path / "log"

@@ -17,7 +17,7 @@ CLAUSE = re.compile(
     re.IGNORECASE,
 )
 MEND = re.compile(
-    r"mend|_AGAIN|_NO_PREDICTOR|command|_MEND|hint|what_is_left|summary"
+    r"mend|_AGAIN|_NO_PREDICTOR|command|_MEND|hint|unfinished_message|summary"
 )  # an expression that holds the clause
 FILES = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "pez").rglob("*.py")])
 

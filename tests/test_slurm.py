@@ -18,7 +18,7 @@ import launch
 import step1_generate
 import step2_extract
 from pez.cli import run_script
-from pez.launch.fates import described
+from pez.launch.slurm_status import launch_record
 
 FIXTURE = str(DATA / "vjepa2_small_headdim64.pt")  # a checkpoint of an encoder of two small blocks
 CLIPS = ["--preset", "quick", "--dataset", "velocity", "--limit", "12", "--workers", "1"]
@@ -40,7 +40,7 @@ def slurm():
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
     with pytest.MonkeyPatch.context() as patch, slurm_cluster.cluster(folder) as configuration:
         patch.setenv("SLURM_CONF", str(configuration))
-        patch.setattr("pez.launch.fates.POLL_SECONDS", 0.5)
+        patch.setattr("pez.launch.slurm_status.POLL_SECONDS", 0.5)
         yield lambda *command: slurm_cluster.ask(configuration, *command)
     shutil.rmtree(folder)
 
@@ -51,7 +51,7 @@ def launched(tmp_path, *arguments) -> int:
 
 
 def job_of(tmp_path, name: str) -> str:
-    return described(tmp_path / "launch" / name)["job"]
+    return launch_record(tmp_path / "launch" / name)["job"]
 
 
 def until(is_so, what: str):

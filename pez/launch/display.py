@@ -47,21 +47,21 @@ class Display:
 
 
 def reported(paths: Sequence[Path]) -> dict[tuple[str, int], tuple[int, int, str]]:
-    """What the reports that are there add up to; see `added_up`."""
+    """Sums over the reports that exist so far; see `added_up`."""
     return added_up([_read(path) for path in paths])
 
 
 def added_up(reports: Sequence[list[Any]]) -> dict[tuple[str, int], tuple[int, int, str]]:
     """(done, total, unit) of each kind of work over all shards' reports.
 
-    A kind is a description and which time it comes in its shard: two passes may be called the same.
+    A kind is a description and a number: two passes of a shard may have the same description, and are counted apart.
     """
     totals: dict[tuple[str, int], tuple[int, int, str]] = {}
     for report in reports:
-        times: dict[str, int] = {}
+        seen: dict[str, int] = {}
         for description, done, total, unit in report:
-            key = (description, times.get(description, 0))
-            times[description] = key[1] + 1
+            key = (description, seen.get(description, 0))
+            seen[description] = key[1] + 1
             before = totals.get(key, (0, 0, unit))
             totals[key] = (before[0] + done, before[1] + (total or 0), unit)
     return totals

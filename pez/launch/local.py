@@ -13,7 +13,7 @@ from typing import Self
 
 from pez.errors import UserError
 from pez.launch.display import Display, report_path
-from pez.launch.steps import Step, on_a_gpu, share_of_cores
+from pez.launch.steps import Step, gpu_options, share_of_cores
 from pez.reports import VARIABLE as REPORT
 from pez.shards import Shard
 
@@ -31,7 +31,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process there finds in its environment."""
+        """What a process at this place gets in its environment."""
         return {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
 
 
@@ -65,10 +65,10 @@ def visible_gpus() -> list[str]:
     return listed.split()
 
 
-def run_here(step: Step, num_shards: int, where: Sequence[Place], folder: Path, name: str) -> None:
-    """Run every shard, a failed one once more; UserError that names those that failed again.
+def run_shards(step: Step, num_shards: int, where: Sequence[Place], folder: Path, name: str) -> None:
+    """Run every shard, and a failed one once more; UserError names those that failed again.
 
-    However this ends, but by SIGKILL, no process that it started is left.
+    It leaves no process behind however it ends, except by SIGKILL.
     """
     with _Runner(step, num_shards, where, folder) as runner, Display(name, folder, num_shards) as display:
         drawn = 0.0
@@ -77,7 +77,7 @@ def run_here(step: Step, num_shards: int, where: Sequence[Place], folder: Path, 
                 display.update(done)
                 drawn = time.monotonic()
     if runner.failed:
-        raise UserError(_what_is_left(runner.failed, num_shards, folder))
+        raise UserError(_failed_message(runner.failed, num_shards, folder))
 
 
 @dataclass
@@ -119,12 +119,12 @@ class _Runner:
             for running in [one for one in self._running if one.process.poll() is not None]:
                 self._running.remove(running)
                 self._free.append(running.place)
-                self._finished(running.shard, running.process.returncode)
+                self._record_end(running.shard, running.process.returncode)
             yield self.done
 
     def _start(self, shard: Shard, place: Place) -> None:
         self._tries[shard.index] += 1
-        extra = [] if place.gpu is None else on_a_gpu(self._step)
+        extra = [] if place.gpu is None else gpu_options(self._step)
         environment = {**os.environ, **self._cores, **place.environment}
         environment[REPORT] = str(report_path(self._folder, shard.index))
         self._running.append(
@@ -142,7 +142,7 @@ class _Runner:
                 start_new_session=True,  # Ctrl-C is for this process alone, which then ends its children
             )
 
-    def _finished(self, shard: Shard, code: int) -> None:
+    def _record_end(self, shard: Shard, code: int) -> None:
         if code == 0:
             self.done += 1
         elif self._tries[shard.index] < TRIES:
@@ -164,14 +164,14 @@ def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         _signal(process, signal.SIGTERM)
     try:
-        _gone(processes, GRACE_SECONDS)
+        _wait_for_end(processes, GRACE_SECONDS)
     finally:  # a second Ctrl-C ends the wait
         for process in processes:
             _signal(process, signal.SIGKILL)
-        _gone(processes, GRACE_SECONDS)
+        _wait_for_end(processes, GRACE_SECONDS)
 
 
-def _gone(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+def _wait_for_end(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
@@ -193,11 +193,11 @@ def last_words(path: Path) -> str:
     return (errors or said or ["nothing said"])[-1].removeprefix("error: ")
 
 
-def _what_is_left(failed: Mapping[int, int], num_shards: int, folder: Path) -> str:
-    left = ", ".join(str(index) for index in sorted(failed))
+def _failed_message(failed: Mapping[int, int], num_shards: int, folder: Path) -> str:
+    indices = ", ".join(str(index) for index in sorted(failed))
     first = min(failed)
     ending = f"exit code {failed[first]}" if failed[first] >= 0 else f"killed by signal {-failed[first]}"
     return (
-        f"{len(failed)} of {num_shards} shards failed twice: --shard-index {left} (first: {ending}: "
+        f"{len(failed)} of {num_shards} shards failed twice: --shard-index {indices} (first: {ending}: "
         f"{last_words(log_path(folder, first))}); see {log_path(folder, first)}; the same command does what is left"
     )

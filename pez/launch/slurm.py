@@ -1,11 +1,12 @@
-"""The shards of a step as an array of SLURM jobs, submitted through submitit.
+"""Submits the shards of a step to SLURM as an array of jobs, through submitit.
 
     <launch folder>/launch.json     the job's id, step, arguments, number of shards
-    <launch folder>/slurm/          the job script and, a shard, ID_INDEX_0_log.out and .err; appended to when requeued
+    <launch folder>/slurm/          the job script, and ID_INDEX_0_log.out and .err of each shard; a requeue appends
     <launch folder>/states/, reports/   how each shard ended (task.py), how far it is (pez/reports.py)
 
-SLURM requeues a shard that is preempted or whose node fails; submitit one that reaches its time limit; the job script
-one that is killed (out of memory, say). A shard goes on where it stopped, so no work is lost but what was in memory.
+SLURM requeues a shard that is preempted or whose node fails. submitit requeues one that reaches its time limit. The job
+script requeues one that is killed (out of memory, say). A shard goes on where it stopped: it loses only what was in
+memory.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from typing import Any
 from constants import REPOSITORY
 from pez.errors import UserError
 from pez.files import write_json
-from pez.launch.fates import ask_slurm, described, fates
+from pez.launch.slurm_status import ask_slurm, launch_record, shard_statuses
 from pez.launch.steps import Step
 from pez.launch.task import ShardTask
 from pez.shards import Shard
@@ -38,8 +39,8 @@ exit $code"""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of SLURM for each shard; None leaves it to the cluster."""
+class JobOptions:
+    """What each shard asks of SLURM; None leaves it to the cluster."""
 
     partition: str | None = None
     minutes: int = 720
@@ -52,7 +53,7 @@ class Wanted:
     more: Mapping[str, str | bool] = field(default_factory=dict)  # further options of sbatch
 
 
-def submit(step: Step, num_shards: int, folder: Path, wanted: Wanted, after: Sequence[str]) -> str:
+def submit(step: Step, num_shards: int, folder: Path, wanted: JobOptions, after: Sequence[str]) -> str:
     """Submit the shards as one array that starts when the jobs `after` have ended well; returns its id.
 
     UserError if the launch of this name is still at work, SLURM is not here, or it refuses.
@@ -62,13 +63,13 @@ def submit(step: Step, num_shards: int, folder: Path, wanted: Wanted, after: Seq
         shutil.rmtree(folder / kind, ignore_errors=True)
     shards = [Shard(num_shards, index) for index in range(num_shards)]
     tasks = [ShardTask(step.command(shard), folder.resolve(), shard.index) for shard in shards]
-    job = _submitted(tasks, folder, wanted, after)
-    described = {"job": job, "num_shards": num_shards, "step": step.script.name, "arguments": list(step.arguments)}
-    write_json(folder / "launch.json", described)
+    job = _submit_array(tasks, folder, wanted, after)
+    launch = {"job": job, "num_shards": num_shards, "step": step.script.name, "arguments": list(step.arguments)}
+    write_json(folder / "launch.json", launch)
     return job
 
 
-def _submitted(tasks: list[ShardTask], folder: Path, wanted: Wanted, after: Sequence[str]) -> str:
+def _submit_array(tasks: list[ShardTask], folder: Path, wanted: JobOptions, after: Sequence[str]) -> str:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -84,7 +85,7 @@ def _submitted(tasks: list[ShardTask], folder: Path, wanted: Wanted, after: Sequ
     return jobs[0].job_id.split("_")[0]
 
 
-def _parameters(name: str, count: int, wanted: Wanted, after: Sequence[str]) -> dict[str, Any]:
+def _parameters(name: str, count: int, wanted: JobOptions, after: Sequence[str]) -> dict[str, Any]:
     asked = {
         "job_name": name,
         "partition": wanted.partition,
@@ -112,17 +113,17 @@ def _sbatch_words(text: str) -> str:
 def _refuse_live(folder: Path) -> None:
     if not (folder / "launch.json").is_file():
         return
-    live = [fate for fate in fates(folder) if fate.live]
+    live = [shard for shard in shard_statuses(folder) if shard.live]
     if live:
         raise UserError(
-            f"{folder.name} is still at work as job {described(folder)['job']} ({len(live)} shards): stay with "
+            f"{folder.name} is still at work as job {launch_record(folder)['job']} ({len(live)} shards): stay with "
             "--wait instead of --slurm, look with --status, stop it with --cancel, or choose another --job-name"
         )
 
 
 def cancel(folder: Path) -> str:
     """Cancel what a launch still has in the queue; returns the job's id."""
-    job: str = described(folder)["job"]
+    job: str = launch_record(folder)["job"]
     ask_slurm(["scancel", job], allowed="Invalid job id")
     return job
 

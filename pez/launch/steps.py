@@ -65,8 +65,8 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     return make_parser()
 
 
-def on_a_gpu(step: Step) -> list[str]:
-    """What to add to the step's options so that it uses the only GPU it sees; nothing if it has no --device, or one."""
+def gpu_options(step: Step) -> list[str]:
+    """Further options for a step that sees one GPU: `--device cuda:0`, unless it has no --device or was given one."""
     return ["--device", "cuda:0"] if hasattr(step.parsed, "device") and not step.gives("--device") else []
 
 
