@@ -9,9 +9,9 @@ from sklearn.linear_model import Ridge
 
 import pez.probes.solvers.sweep as sweep
 from pez.errors import UserError
-from pez.probes.solvers.problems import Moments
+from pez.probes.solvers.problems import Moments, Setting, moment_problem, paper_settings, row_problem
 from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
-from pez.probes.solvers.sweep import Setting, moment_problem, paper_settings, row_problem, solve
+from pez.probes.solvers.sweep import solve
 
 N, D = 120, 60
 TRAIN, VALIDATION, PREDICT = np.arange(70), np.arange(70, 95), np.arange(95, N)
