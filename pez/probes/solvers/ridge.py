@@ -4,6 +4,7 @@ Minimises ||y - b - Xw||^2 + strength * ||w||^2 with the bias free, as scikit-le
 the problem's normalised features and standardised targets (Hoerl & Kennard 1970).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -16,7 +17,7 @@ STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 13))  # 0.01 ... 1e
 
 def ridge_settings(strengths: Iterable[float] = STRENGTHS) -> tuple[Setting, ...]:
     """Settings of a ridge problem: the strength stands where AdamW has its weight decay; there is no learning rate."""
-    return tuple(Setting(float("nan"), float(strength)) for strength in strengths)
+    return tuple(Setting(math.nan, float(strength)) for strength in strengths)  # one NaN: no grid of several rates
 
 
 def solve_ridge(problems: Iterable[Problem]) -> Iterator[SweepResult]:
