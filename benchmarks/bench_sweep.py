@@ -23,7 +23,8 @@ from torch.nn.functional import mse_loss
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
-from pez.probes.solvers.sweep import Problem, Setting, paper_settings, row_problem, solve
+from pez.probes.solvers.problems import Problem, Setting, paper_settings, row_problem
+from pez.probes.solvers.sweep import solve
 
 
 def planted(layers: int, clips: int, width: int, variables: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -37,7 +37,7 @@ def test_its_networks_are_those_of_torch_adamw_one_by_one():
     rng = np.random.default_rng(0)
     x, y = (torch.tensor(rng.normal(size=(40, k)), dtype=torch.float32) for k in (WIDTH, 2))
     settings = (Setting(1e-3, 0.1), Setting(1e-2, 3.0))
-    found = _train(x, y, [x[:10]], [y[:10]], x[:5], settings, 30, 8, 0, "mse")
+    (tried,), read = _train(x, y, [x[:10]], [y[:10]], x[:5], settings, 30, 8, 0, "mse")
     for number, setting in enumerate(settings):
         network = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, 2))
         generator = torch.Generator().manual_seed(0)
@@ -56,9 +56,9 @@ def test_its_networks_are_those_of_torch_adamw_one_by_one():
                 loss = float((network(x[:10]) - y[:10]).square().mean())
                 if loss < least:
                     least, at, kept = loss, epoch, (network(x[:10]), network(x[:5]))
-        assert found.loss[0][number] == pytest.approx(least, rel=1e-4) and found.epoch[0][number] == at
-        assert torch.allclose(found.validation[0][number], kept[0], atol=1e-4)
-        assert torch.allclose(found.read[number], kept[1], atol=1e-4)
+        assert tried.loss[number] == pytest.approx(least, rel=1e-4) and tried.epoch[number] == at
+        assert torch.allclose(tried.prediction[number], kept[0], atol=1e-4)
+        assert torch.allclose(read[number], kept[1], atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from pez.probes.recipes import as_published
 from pez.probes.results import movie_results, prediction_table, read_runs
 from pez.probes.runs import probe_curves
 from pez.probes.scores.circular import angular_error
-from pez.probes.scores.possibility import probability, score_movies_strictly
+from pez.probes.scores.possibility import probability, score_movies
 from pez.probes.scores.score import Scored, score
 from pez.probes.solvers.attentive import AttentiveFitted, AttentiveSolver, judged_by
 from pez.probes.solvers.attentive_training import Problem, Recipe, train_stack
@@ -333,17 +333,17 @@ def test_movies_choose_epoch_and_setting_on_the_reported_scenes(tmp_path, metric
 
 def test_tied_scenes_are_wrong_and_sums_are_of_probabilities():
     movies = movie_table(2)
-    tied = score_movies_strictly(movies.assign(score=probability(np.zeros(len(movies)))))
+    tied = score_movies(movies.assign(score=probability(np.zeros(len(movies)))), strictly=True)
     assert tied["relative_accuracy"] == tied["pairwise_accuracy"] == 0 and tied["n_ties"] == tied["n_scenes"] == 6
     assert tied["clip_accuracy"] == tied["auc"] == 0.5
     # far out a logit adds nothing to a probability: by logits possible movies win, by probabilities they lose
     logits = np.where(movies["possible"], -1.0, 1.0)
     first = movies[movies["possible"]].groupby(["block", "scene"]).head(1).index
     logits[first] = 100.0
-    assert score_movies_strictly(movies.assign(score=probability(logits)))["relative_accuracy"] == 0
-    assert score_movies_strictly(movies.assign(score=logits))["relative_accuracy"] == 1
+    assert score_movies(movies.assign(score=probability(logits)), strictly=True)["relative_accuracy"] == 0
+    assert score_movies(movies.assign(score=logits), strictly=True)["relative_accuracy"] == 1
     random = np.random.default_rng(0).normal(size=len(movies))
-    found = score_movies_strictly(movies.assign(score=probability(random)))
+    found = score_movies(movies.assign(score=probability(random)), strictly=True)
     expected = movies_scored(movies.assign(p=probability(random)))
     assert [found[name] for name in ("clip_accuracy", "auc", "relative_accuracy")] == pytest.approx(expected)
 

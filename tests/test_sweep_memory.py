@@ -10,7 +10,8 @@ import torch
 from benchmarks.measure import measure
 from pez.errors import UserError
 from pez.probes.solvers import sweep
-from pez.probes.solvers.sweep import row_problem, solve
+from pez.probes.solvers.problems import row_problem
+from pez.probes.solvers.sweep import solve
 
 TRAIN, VALIDATION, PREDICT = np.arange(300), np.arange(300, 350), np.arange(350, 400)
 WIDTH, N_PROBLEMS = 2000, 32  # rows alone are 2.4 MB a problem; training takes 15 MB each

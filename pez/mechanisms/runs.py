@@ -43,7 +43,7 @@ from pez.probes.data.probe_data import (
 from pez.probes.folds import Folds, make_folds, scene_folds
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.solvers.problems import NORM_MODES
-from pez.probes.solvers.sweep import one_blas_thread
+from pez.probes.solvers.sweep import blas_threads
 from pez.records import MechanismRecord, read_record
 from pez.runs import provenance
 from pez.store import CAPTURES, FeatureStore, open_stores
@@ -234,7 +234,7 @@ def threads_for(store: FeatureStore) -> Iterator[None]:
     if store.settings["width"] >= NARROW:
         yield
         return
-    with one_blas_thread(), threadpool_limits(limits=1):
+    with blas_threads(1), threadpool_limits(limits=1):
         yield
 
 

@@ -12,9 +12,8 @@ A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -44,14 +43,13 @@ from pez.probes.scores.possibility import (
     auc,
     probability,
     score_movies,
-    score_movies_strictly,
     score_rows,
 )
 from pez.probes.scores.r2 import r2, summed_r2
 
 FoldScores = Callable[[Predictions, int, int, np.ndarray], dict[str, dict[str, float]]]
+Value = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 Curve = Callable[[np.ndarray, np.ndarray, np.ndarray, Resamples], BootstrapCurve]
-_Score = TypeVar("_Score")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Pooled:
     """
 
     curve: Curve | None
-    value: Callable[[np.ndarray, np.ndarray, np.ndarray], float] | None = None
+    value: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -100,79 +98,74 @@ class Kind:
 # ---------------------------------------------------------------- quantities and directions
 
 
-def _fold_r2(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
-    targets = predictions.variable.targets
-    least = LEAST_VARIANCE * targets.var(0)
-    return {OVERALL: {"r2": r2(targets[rows], predictions.predicted[repeat, layer, rows], least)}}
+def _fold_values(**values: Value) -> FoldScores:
+    """`of_fold` of scores that a fold has as all held-out clips have them."""
+
+    def of_fold(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
+        target, prediction = predictions.variable.targets, predictions.predicted[repeat, layer, rows]
+        return {OVERALL: {name: value(target[rows], prediction, target) for name, value in values.items()}}
+
+    return of_fold
 
 
-def _pooled_r2(target: np.ndarray, prediction: np.ndarray, every: np.ndarray) -> float:
+def _r2(target: np.ndarray, prediction: np.ndarray, every: np.ndarray) -> float:
     return r2(target, prediction, LEAST_VARIANCE * every.var(0))
 
 
-def _mean_absolute_error(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
-    return float(np.abs(prediction - target).mean())
-
-
-_R2 = {"r2": Pooled(bootstrap_r2, _pooled_r2), "mae": Pooled(None, _mean_absolute_error)}
-
-
-def _fold_summed_r2(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
-    return {OVERALL: {"r2": summed_r2(predictions.variable.targets[rows], predictions.predicted[repeat, layer, rows])}}
-
-
-def _pooled_summed_r2(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
+def _summed_r2(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
     return summed_r2(target, prediction)
 
 
-def _value_of_summed(_metric: str, _clips: pd.DataFrame, target: np.ndarray, prediction: np.ndarray) -> float:
-    return summed_r2(target, prediction)
+_MEAN_ABSOLUTE_ERROR = Pooled(None, lambda target, prediction, _every: float(np.abs(prediction - target).mean()))
 
 
-_SUMMED_R2 = {"r2": Pooled(partial(bootstrap_r2, summed=True), _pooled_summed_r2), "mae": _R2["mae"]}
+def _number(**more: Pooled) -> Kind:
+    pooled = {"r2": Pooled(bootstrap_r2, _r2), "mae": _MEAN_ABSOLUTE_ERROR, **more}
+    return Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_values(r2=_r2), pooled)
 
 
-def _on_circle(
-    form: str, score: Callable[..., _Score], target: np.ndarray, prediction: np.ndarray, *rest: Any
-) -> _Score:
-    """`score` of the directions, in degrees, that targets and predictions in `form` mean."""
-    return score(predicted_angle(target, form), predicted_angle(prediction, form), *rest)
+def _summed(**more: Pooled) -> Kind:
+    """A number whose R^2 sums squares over outputs, and by which settings are chosen."""
+    pooled = {"r2": Pooled(partial(bootstrap_r2, summed=True), _summed_r2), "mae": _MEAN_ABSOLUTE_ERROR, **more}
+
+    def value(_metric: str, _clips: pd.DataFrame, target: np.ndarray, prediction: np.ndarray) -> float:
+        return summed_r2(target, prediction)
+
+    return Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_values(r2=_summed_r2), pooled, value=value)
 
 
-def _angular_error(target: np.ndarray, prediction: np.ndarray) -> float:
-    return float(angular_error(prediction, target).mean())
+def _on_circle(form: str) -> dict[str, Pooled]:
+    """Scores of the directions, in degrees, that targets and predictions in `form` mean."""
 
+    def angles(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return predicted_angle(target, form), predicted_angle(prediction, form)
 
-def _direction(form: str, summed: bool = False) -> Kind:
-    error = Pooled(
-        partial(_on_circle, form, bootstrap_angular_error),
-        lambda target, prediction, _every: _on_circle(form, _angular_error, target, prediction),
-    )
-    correlation = Pooled(
-        partial(_on_circle, form, bootstrap_circular_correlation),
-        lambda target, prediction, _every: _on_circle(form, circular_correlation, target, prediction),
-    )
-    more = {"mae_deg": error, "circular_corr": correlation}
-    return _summed(more) if summed else Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_r2, {**_R2, **more})
+    def error(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
+        target, prediction = angles(target, prediction)
+        return float(angular_error(prediction, target).mean())
 
-
-def _summed(more: Mapping[str, Pooled]) -> Kind:
-    """A kind of number whose R^2 sums squares over outputs, and by which settings are chosen."""
-    pooled = {**_SUMMED_R2, **more}
-    return Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_summed_r2, pooled, value=_value_of_summed)
+    return {
+        "mae_deg": Pooled(lambda t, p, group, drawn: bootstrap_angular_error(*angles(t, p), group, drawn), error),
+        "circular_corr": Pooled(
+            lambda t, p, group, drawn: bootstrap_circular_correlation(*angles(t, p), group, drawn),
+            lambda t, p, _every: circular_correlation(*angles(t, p)),
+        ),
+    }
 
 
 # ---------------------------------------------------------------- possible and impossible movies
 
 
-def _fold_possibility(
-    predictions: Predictions, repeat: int, layer: int, rows: np.ndarray
+def _fold_movies(
+    predictions: Predictions, repeat: int, layer: int, rows: np.ndarray, strictly: bool = False
 ) -> dict[str, dict[str, float]]:
-    table = predictions.clips.iloc[rows].assign(score=predictions.predicted[repeat, layer, rows, 0])
-    if predictions.rounding is not None and np.isfinite(predictions.rounding[repeat, layer, rows]).all():
-        table = table.assign(rounding=predictions.rounding[repeat, layer, rows])
+    scores = predictions.predicted[repeat, layer, rows, 0]
+    table = predictions.clips.iloc[rows].assign(score=probability(scores) if strictly else scores)
+    rounding = None if predictions.rounding is None or strictly else predictions.rounding[repeat, layer, rows]
+    if rounding is not None and np.isfinite(rounding).all():
+        table = table.assign(rounding=rounding)
     parts = {name: np.flatnonzero(np.isin(rows, own)) for name, own in predictions.parts.items()}
-    scored = score_rows(table, parts)
+    scored = score_rows(table, parts, strictly)
     return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
 
 
@@ -194,11 +187,9 @@ def _one_scale(predictions: Predictions) -> np.ndarray:
     return scaled
 
 
-def _of_scores(score: Callable[..., BootstrapCurve]) -> Pooled:
-    def curve(target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples) -> BootstrapCurve:
-        return score(target[:, 0] > 0.5, prediction[..., 0], group, resamples)
-
-    return Pooled(curve)
+def _of_scores(score: Callable[..., BootstrapCurve], **options: float) -> Pooled:
+    """A score of one number a clip, the higher the more of label 1."""
+    return Pooled(lambda t, p, group, drawn: score(t[:, 0] > 0.5, p[..., 0], group, drawn, **options))
 
 
 def _relative_accuracy_curve(
@@ -226,33 +217,18 @@ def _one_scale_with_pairs(predictions: Predictions) -> np.ndarray:
 # as the public reproduction scores them
 
 
-def _fold_strictly(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
-    scores = probability(predictions.predicted[repeat, layer, rows, 0])
-    parts = {name: np.flatnonzero(np.isin(rows, own)) for name, own in predictions.parts.items()}
-    scored = score_rows(predictions.clips.iloc[rows].assign(score=scores), parts, score_movies_strictly)
-    return {str(row.pop("subtask")): row for row in scored.to_dict("records")}
-
-
 def _strict_possibility(
     metric: str, movies: pd.DataFrame, _target: np.ndarray, prediction: np.ndarray
 ) -> tuple[float, float]:
     """Accuracy, of equals AUC; relative accuracy, of equals accuracy."""
-    scores = score_movies_strictly(movies.assign(score=probability(prediction[:, 0])))
+    scores = score_movies(movies.assign(score=probability(prediction[:, 0])), strictly=True)
     return scores[metric], scores["auc" if metric == "clip_accuracy" else "clip_accuracy"]
 
 
 def _strict_accuracy_curve(
     target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
 ) -> BootstrapCurve:
-    right = (prediction[..., 0] >= 0.5) == (target[:, 0] > 0.5)
-    return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
-
-
-def _strict_relative_curve(
-    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
-) -> BootstrapCurve:
-    possible, scores = target[:, 0] > 0.5, prediction[..., 0]
-    return bootstrap_relative_accuracy(possible, scores, group, resamples, tie_tolerance=0.0, tie=0.0)
+    return bootstrap_mean((prediction[..., 0] >= 0.5) == (target[:, 0] > 0.5), group, resamples, 0.0, 1.0)
 
 
 # ---------------------------------------------------------------- pairs of own labels
@@ -289,11 +265,6 @@ def _pairwise_curve(
 # ---------------------------------------------------------------- classes
 
 
-def _fold_classes(predictions: Predictions, repeat: int, layer: int, rows: np.ndarray) -> dict[str, dict[str, float]]:
-    target, prediction = predictions.variable.targets[rows], predictions.predicted[repeat, layer, rows]
-    return {OVERALL: {name: value(target, prediction, target) for name, value in _CLASS_VALUES.items()}}
-
-
 def _accuracy(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -> float:
     return float((prediction.argmax(1) == target.argmax(1)).mean())
 
@@ -311,22 +282,6 @@ def _class_auc(target: np.ndarray, prediction: np.ndarray, _every: np.ndarray) -
     return float(np.mean(scores)) if scores else float("nan")
 
 
-_CLASS_VALUES = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "auc": _class_auc}
-
-
-def _accuracy_curve(
-    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
-) -> BootstrapCurve:
-    right = prediction.argmax(2) == target.argmax(1)
-    return bootstrap_mean(right.astype(np.float64), group, resamples, 0.0, 1.0)
-
-
-def _balanced_curve(
-    target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
-) -> BootstrapCurve:
-    return bootstrap_balanced_accuracy(target.argmax(1), prediction.argmax(2), group, resamples)
-
-
 def _class_auc_curve(
     target: np.ndarray, prediction: np.ndarray, group: np.ndarray, resamples: Resamples
 ) -> BootstrapCurve:
@@ -334,84 +289,78 @@ def _class_auc_curve(
     return mean_curve([bootstrap_auc(target[:, k] > 0.5, prediction[..., k], group, resamples) for k in known])
 
 
+_CLASS_VALUES = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "auc": _class_auc}
 _CLASS_POOLED = {
-    "accuracy": Pooled(_accuracy_curve, _accuracy),
-    "balanced_accuracy": Pooled(_balanced_curve, _balanced_accuracy),
+    "accuracy": Pooled(
+        lambda t, p, group, drawn: bootstrap_mean(p.argmax(2) == t.argmax(1), group, drawn, 0.0, 1.0), _accuracy
+    ),
+    "balanced_accuracy": Pooled(
+        lambda t, p, group, drawn: bootstrap_balanced_accuracy(t.argmax(1), p.argmax(2), group, drawn),
+        _balanced_accuracy,
+    ),
     "auc": Pooled(_class_auc_curve, _class_auc),
 }
 
-_POSSIBLE_POOLED = {
-    "clip_accuracy": _of_scores(bootstrap_accuracy),
-    "auc": _of_scores(bootstrap_auc),
-    "relative_accuracy": Pooled(_relative_accuracy_curve),
-}
+_POSSIBLE = Kind(
+    loss="logistic",
+    chance=0.5,
+    threshold=0.75,
+    headline="relative_accuracy",
+    over_folds=METRICS,
+    of_fold=_fold_movies,
+    pooled={
+        "clip_accuracy": _of_scores(bootstrap_accuracy),
+        "auc": _of_scores(bootstrap_auc),
+        "relative_accuracy": Pooled(_relative_accuracy_curve),
+    },
+    counts=COUNTS,
+    joined=_one_scale,
+    value=_possibility,
+)
 
 KINDS: dict[str, Kind] = {
-    "quantity": Kind("mse", 0.0, 0.5, "r2", ("r2",), _fold_r2, _R2),
-    "angle": _direction("angle"),
-    "sincos": _direction("sincos"),
-    "vxy": _direction("vxy"),
-    "possible": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "relative_accuracy",
-        METRICS,
-        _fold_possibility,
-        _POSSIBLE_POOLED,
-        COUNTS,
-        _one_scale,
-        _possibility,
-    ),
-    "possible_pairs": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "pairwise_accuracy",
-        METRICS,
-        _fold_possibility,
-        {**_POSSIBLE_POOLED, "pairwise_accuracy": Pooled(_pairwise_of_movies)},
-        COUNTS,
-        _one_scale_with_pairs,
-        _possibility,
+    "quantity": _number(),
+    "angle": _number(**_on_circle("angle")),
+    "sincos": _number(**_on_circle("sincos")),
+    "vxy": _number(**_on_circle("vxy")),
+    "possible": _POSSIBLE,
+    "possible_pairs": replace(
+        _POSSIBLE,
+        headline="pairwise_accuracy",
+        pooled={**_POSSIBLE.pooled, "pairwise_accuracy": Pooled(_pairwise_of_movies)},
+        joined=_one_scale_with_pairs,
     ),
     "pair": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "pairwise_accuracy",
-        ("accuracy", "auc", "pairwise_accuracy"),
-        _fold_pairs,
-        {
+        loss="logistic",
+        chance=0.5,
+        threshold=0.75,
+        headline="pairwise_accuracy",
+        over_folds=("accuracy", "auc", "pairwise_accuracy"),
+        of_fold=_fold_pairs,
+        pooled={
             "accuracy": _of_scores(bootstrap_accuracy),
             "auc": _of_scores(bootstrap_auc),
             "pairwise_accuracy": Pooled(_pairwise_curve),
         },
-        (),
-        _one_scale,
+        joined=_one_scale,
     ),
     # one against the rest: an AUC of 0.5 is chance whatever the number of classes and their shares
-    "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_classes, _CLASS_POOLED),
+    "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_values(**_CLASS_VALUES), _CLASS_POOLED),
     # the published recipe's
-    "quantity_summed": _summed({}),
-    "sincos_summed": _direction("sincos", summed=True),
-    "vxy_summed": _direction("vxy", summed=True),
-    "image_angle": _direction("image_angle", summed=True),
-    "possible_strict": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "relative_accuracy",
-        METRICS,
-        _fold_strictly,
-        {
+    "quantity_summed": _summed(),
+    "sincos_summed": _summed(**_on_circle("sincos")),
+    "vxy_summed": _summed(**_on_circle("vxy")),
+    "image_angle": _summed(**_on_circle("image_angle")),
+    "possible_strict": replace(
+        _POSSIBLE,
+        of_fold=partial(_fold_movies, strictly=True),
+        pooled={
             "clip_accuracy": Pooled(_strict_accuracy_curve),
             "auc": _of_scores(bootstrap_auc),
-            "relative_accuracy": Pooled(_strict_relative_curve),
+            "relative_accuracy": _of_scores(bootstrap_relative_accuracy, tie_tolerance=0.0, tie=0.0),
         },
-        COUNTS,
-        lambda predictions: probability(predictions.predicted),
-        _strict_possibility,
+        joined=lambda predictions: probability(predictions.predicted),
+        value=_strict_possibility,
     ),
 }
 

@@ -23,11 +23,11 @@ its error goes with the root of the sum of squares of w x, whatever the score is
 pez/probes/solvers/linear.py). Sums within ROUNDINGS of that, over the movies of a scene together, tie. Where it is not
 known (attentive probes, tables of earlier versions), sums within TIE_TOLERANCE of the largest score do.
 
-By the published recipe (`score_movies_strictly`) scores are probabilities, summed as they are, and a tie is wrong; of a
+By the published recipe (`strictly`) scores are probabilities, summed as they are, and a tie is wrong; of a
 single movie a half counts as possible.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -55,34 +55,36 @@ def tolerances(table: pd.DataFrame) -> tuple[float, float]:
     return tolerance, max(tolerance, NEAR_TIE * float(scores.std()))
 
 
-def scene_tolerances(scene: np.ndarray, rounding: np.ndarray) -> np.ndarray:
-    """Of every scene [0 ... n - 1], the largest difference of sums that ties, from the rounding [movies] of scores."""
-    return ROUNDINGS * np.sqrt(np.bincount(scene, np.square(rounding)))
-
-
-def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None) -> dict[str, float]:
+def score_movies(
+    table: pd.DataFrame, limits: tuple[float, float] | None = None, strictly: bool = False
+) -> dict[str, float]:
     """Every metric and count of one set of whole scenes, as a dict with the keys METRICS and COUNTS.
 
     `limits` are `tolerances` of a larger set on the same scale that these movies are a part of; by default their own.
+    `strictly`: by the published recipe, whose `score` is a probability; counted ties are exact ones.
     """
     scores = table["score"].to_numpy(dtype=np.float64)
     possible = table["possible"].to_numpy(dtype=bool)
     scene, n_scenes = _scene_numbers(table)
     tolerance, near = tolerances(table) if limits is None else limits
+    tolerance, tie = (0.0, 0.0) if strictly else (tolerance, 0.5)
     margins = np.bincount(scene, np.where(possible, scores, -scores), n_scenes)
-    mates = _mates(table, scene, possible)
+    mates = scene[possible][:, None] == scene[~possible]  # [possible, impossible]
+    if PAIR in table:
+        pair = table[PAIR].to_numpy()
+        mates &= pair[possible][:, None] == pair[~possible]
     pairs = (scores[possible][:, None] - scores[~possible])[mates]
     tied_scene, tied_pair = np.full(n_scenes, tolerance), np.full(len(pairs), tolerance)
     if "rounding" in table:
-        rounding = table["rounding"].to_numpy(dtype=np.float64)
-        tied_scene = scene_tolerances(scene, rounding)
-        squares = np.square(rounding[possible])[:, None] + np.square(rounding[~possible])
-        tied_pair = ROUNDINGS * np.sqrt(squares[mates])
+        squares = np.square(table["rounding"].to_numpy(dtype=np.float64))
+        tied_scene = ROUNDINGS * np.sqrt(np.bincount(scene, squares))
+        tied_pair = ROUNDINGS * np.sqrt((squares[possible][:, None] + squares[~possible])[mates])
+    right = (scores >= 0.5) == possible if strictly else np.where(scores == 0, 0.5, (scores > 0) == possible)
     return {
-        "clip_accuracy": float(np.where(scores == 0, 0.5, (scores > 0) == possible).mean()),
+        "clip_accuracy": float(right.mean()),
         "auc": auc(scores, possible),
-        "relative_accuracy": _half_for_ties(margins, tied_scene),
-        "pairwise_accuracy": _half_for_ties(pairs, tied_pair),
+        "relative_accuracy": float(np.where(np.abs(margins) <= tied_scene, tie, margins > 0).mean()),
+        "pairwise_accuracy": float(np.where(np.abs(pairs) <= tied_pair, tie, pairs > 0).mean()),
         "n_scenes": n_scenes,
         "n_ties": int((np.abs(margins) <= tied_scene).sum()),
         "n_near_ties": int((np.abs(margins) <= np.maximum(near, tied_scene)).sum()),
@@ -90,52 +92,20 @@ def score_movies(table: pd.DataFrame, limits: tuple[float, float] | None = None)
     }
 
 
-def _mates(table: pd.DataFrame, scene: np.ndarray, possible: np.ndarray) -> np.ndarray:
-    """Which possible movies are matched with which impossible ones, [possible, impossible] bool."""
-    mates = cast(np.ndarray, scene[possible][:, None] == scene[~possible])
-    if PAIR in table:
-        pair = table[PAIR].to_numpy()
-        mates &= pair[possible][:, None] == pair[~possible]
-    return mates
-
-
 def probability(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, in single precision as the public reproduction has them, float64."""
     return cast(np.ndarray, expit(np.asarray(logits, dtype=np.float32)).astype(np.float64))
 
 
-def score_movies_strictly(table: pd.DataFrame, limits: tuple[float, float] | None = None) -> dict[str, float]:
-    """`score_movies` by the published recipe, whose `score` is a probability; counted ties are exact ones."""
-    scores, possible = table["score"].to_numpy(dtype=np.float64), table["possible"].to_numpy(dtype=bool)
-    scene, n_scenes = _scene_numbers(table)
-    near = NEAR_TIE * float(scores.std()) if limits is None else limits[1]
-    margins = np.bincount(scene, np.where(possible, scores, -scores), n_scenes)
-    pairs = (scores[possible][:, None] - scores[~possible])[_mates(table, scene, possible)]
-    return {
-        "clip_accuracy": float(((scores >= 0.5) == possible).mean()),
-        "auc": auc(scores, possible),
-        "relative_accuracy": float((margins > 0).mean()),
-        "pairwise_accuracy": float((pairs > 0).mean()),
-        "n_scenes": n_scenes,
-        "n_ties": int((margins == 0).sum()),
-        "n_near_ties": int((np.abs(margins) <= near).sum()),
-        "n_pair_ties": int((pairs == 0).sum()),
-    }
-
-
-def score_rows(
-    table: pd.DataFrame,
-    parts: Mapping[str, np.ndarray],
-    score: Callable[..., dict[str, float]] = score_movies,
-) -> pd.DataFrame:
-    """One row per sub-task, the first overall: `subtask`, then `score` of its movies.
+def score_rows(table: pd.DataFrame, parts: Mapping[str, np.ndarray], strictly: bool = False) -> pd.DataFrame:
+    """One row per sub-task, the first overall: `subtask`, then `score_movies` of its own.
 
     `parts`: which rows of `table` belong to each sub-task; one without rows is left out. What ties is settled once for
     all of them, so that the sub-tasks' ties add up to the overall ones.
     """
     limits = tolerances(table)
     tables = {OVERALL: table} | {name: table.iloc[rows] for name, rows in parts.items() if len(rows)}
-    return pd.DataFrame([{"subtask": name, **score(part, limits)} for name, part in tables.items()])
+    return pd.DataFrame([{"subtask": name, **score_movies(part, limits, strictly)} for name, part in tables.items()])
 
 
 def _scene_numbers(table: pd.DataFrame) -> tuple[np.ndarray, int]:
@@ -151,8 +121,3 @@ def auc(scores: np.ndarray, possible: np.ndarray) -> float:
     n_possible = int(possible.sum())
     won = rankdata(scores)[possible].sum() - n_possible * (n_possible + 1) / 2
     return float(won / (n_possible * (len(scores) - n_possible)))
-
-
-def _half_for_ties(differences: np.ndarray, tolerance: np.ndarray) -> float:
-    tied = np.abs(differences) <= tolerance
-    return float(np.where(tied, 0.5, differences > 0).mean())

@@ -39,7 +39,8 @@ def train_together(
     data, state = _Data(batch, device), _State(batch, keep_weights, device)
     data.select(state.output)
     look = 1 if state.device.type == "cpu" else _GPU_LOOK
-    for epoch in range(1, _last_epoch(batch, epochs) + 1):
+    stops = [int(stop.max()) for problem in batch if (stop := problem.stop_epochs) is not None]
+    for epoch in range(1, max(stops, default=epochs) + 1):
         state.step(data.gradient(state), epoch)
         predicted = data.predict(state)
         if data.stop_epochs is None:
@@ -53,12 +54,6 @@ def train_together(
             if state.drop_stopped():
                 data.select(state.output)
     return state.finish(data.n_validation)
-
-
-def _last_epoch(batch: list[Problem], epochs: int) -> int:
-    if batch[0].stop_epochs is None:
-        return epochs
-    return max(int(there(problem.stop_epochs).max()) for problem in batch)
 
 
 def _stack(parts: list[torch.Tensor], dim: int, device: str | torch.device) -> torch.Tensor:
@@ -75,47 +70,35 @@ class _Data:
     """Inputs and targets of a batch, and what is computed from them: gradient, predictions, losses."""
 
     def __init__(self, batch: list[Problem], device: str | torch.device) -> None:
-        first = batch[0]
-        self.loss, self.by_gram = first.loss, first.gram is not None
-        counts = [float(problem.count) for problem in batch]
-        self.count = torch.tensor(counts, dtype=first.evaluation.dtype, device=device)[:, None, None]
-        self.stop_epochs: torch.Tensor | None = None
-        if first.stop_epochs is not None:
-            self.stop_epochs = torch.stack([there(problem.stop_epochs).flatten() for problem in batch]).to(device)
-        self._set_evaluation(batch, device)
-        if self.by_gram:
-            self.inputs = _stack([there(problem.gram) for problem in batch], 0, device)
-            self.targets = _stack([there(problem.xy) for problem in batch], 0, device)
-        else:
-            self._set_rows(batch, device)
+        def stacked(name: str, dim: int = 0) -> torch.Tensor:
+            return _stack([there(getattr(problem, name)) for problem in batch], dim, device)
 
-    def _set_evaluation(self, batch: list[Problem], device: str | torch.device) -> None:
+        first, dtype = batch[0], batch[0].evaluation.dtype
+        self.loss, self.by_gram, self.stops_by = first.loss, first.gram is not None, first.training.stops_by
+        counts = [float(problem.count) for problem in batch]
+        self.count = torch.tensor(counts, dtype=dtype, device=device)[:, None, None]
+        self.stop_epochs = None if first.stop_epochs is None else stacked("stop_epochs").flatten(1)
         validation = _stack([problem.evaluation[: problem.n_validation] for problem in batch], 0, device)
         rest = _stack([problem.evaluation[problem.n_validation :] for problem in batch], 0, device)
         self.n_validation = validation.shape[1]
         self.evaluation = torch.cat([validation, rest], dim=1)
-        self.y_validation = _stack([problem.y_validation for problem in batch], 1, device)
-        self._set_judges([problem.judge_sizes for problem in batch], device)
-        self.stops_by = batch[0].training.stops_by
-        self.scatter: torch.Tensor | None = None
-        if batch[0].scatter is not None:
-            self.scatter = _stack([there(problem.scatter) for problem in batch], 0, device)
-
-    def _set_judges(self, judges: list[tuple[int, ...]], device: str | torch.device) -> None:
-        """Weight of a validation row for each judge, [B, J, m], and the judge of every column, [B, m + p]."""
-        sizes = torch.tensor(judges, device=device)
+        self.y_validation = stacked("y_validation", 1)
+        self.scatter = None if first.scatter is None else stacked("scatter")
+        # weight of a validation row for each judge, [B, J, m], and the judge of every column, [B, m + p]
+        sizes = torch.tensor([problem.judge_sizes for problem in batch], device=device)
         column = torch.arange(self.evaluation.shape[1], device=device).expand(len(sizes), -1).contiguous()
         judge = torch.searchsorted(sizes.cumsum(1), column, right=True)
         inside = judge[:, None, : self.n_validation] == torch.arange(sizes.shape[1], device=device)[:, None]
-        self.share = inside.to(self.evaluation.dtype) / sizes.clamp_min(1)[:, :, None]
-        self.sizes = sizes.clamp_min(1).to(self.evaluation.dtype)
+        self.share = inside.to(dtype) / sizes.clamp_min(1)[:, :, None]
+        self.sizes = sizes.clamp_min(1).to(dtype)
         self.judge = judge.clamp_max(sizes.shape[1] - 1)
-
-    def _set_rows(self, batch: list[Problem], device: str | torch.device) -> None:
-        rows = _stack([there(problem.rows) for problem in batch], 0, device)
+        if self.by_gram:
+            self.inputs, self.targets = stacked("gram"), stacked("xy")
+            return
+        rows = stacked("rows")
         self.n_train = rows.shape[1]
         self.inputs = torch.cat([rows, self.evaluation], dim=1)  # one product predicts all rows
-        self.targets = _stack([there(problem.y) for problem in batch], 1, device)
+        self.targets = stacked("y", 1)
         if self.loss == "logistic":  # a padded row predicts sigmoid(0)
             for target, problem in zip(self.targets, batch):
                 target[:, problem.count :] = 0.5
@@ -178,7 +161,18 @@ class _State:
             start = linear_start(shape[2] - 1, first.outputs, self.training.start_seed)
             self.weights.copy_(start.to(self.weights).repeat(settings, 1))
         self.kept = torch.zeros_like(self.weights) if keep_weights else None
-        self._set_rows(batch, settings, self.weights.dtype)
+        outputs, dtype = torch.tensor(first.outputs), self.weights.dtype
+        variable = torch.arange(len(outputs)).repeat_interleave(outputs)  # of each output
+        self.row = torch.arange(settings * self.k, device=self.device)
+        self.output = self.row % self.k
+        self.unit = (self.row // self.k) * len(outputs) + variable.to(self.device)[self.output]
+        self._set_places()
+        self.loss_scale = (1.0 / outputs[variable].to(dtype)).to(self.device)[self.output][None, :, None]
+        grids = [[(s.learning_rate, s.weight_decay) for s in problem.settings] for problem in batch]
+        rates = torch.tensor(grids, dtype=torch.float64).repeat_interleave(self.k, dim=1)[..., None]
+        self.rate = rates[:, :, 0].to(dtype).to(self.device)
+        self.decay = (1 - rates[:, :, 0] * rates[:, :, 1]).to(dtype).to(self.device)
+        self.penalty = rates[:, :, 1].to(dtype).to(self.device)
         units = (len(batch), settings * len(first.outputs), len(first.judge_sizes))
         self.best_loss = first.evaluation.new_full(units, float("inf"), device=device)
         self.best_epoch = torch.zeros(units, dtype=torch.int64, device=device)
@@ -187,22 +181,6 @@ class _State:
         self.saved = first.evaluation.new_zeros(*shape[:2], length, device=device)
         self.done_saved = torch.zeros_like(self.saved)
         self.done_kept = None if self.kept is None else torch.zeros_like(self.kept)
-
-    def _set_rows(self, batch: list[Problem], settings: int, dtype: torch.dtype) -> None:
-        outputs = torch.tensor(batch[0].outputs)
-        variable = torch.arange(len(outputs)).repeat_interleave(outputs)  # of each output
-        self.row = torch.arange(settings * self.k, device=self.device)
-        self.output = self.row % self.k
-        self.unit = (self.row // self.k) * len(outputs) + variable.to(self.device)[self.output]
-        self._set_places()
-        self.loss_scale = (1.0 / outputs[variable].to(dtype)).to(self.device)[self.output][None, :, None]
-        rates = torch.tensor(
-            [[(s.learning_rate, s.weight_decay) for s in p.settings] for p in batch], dtype=torch.float64
-        )
-        rates = rates.repeat_interleave(self.k, dim=1)[..., None]
-        self.rate = rates[:, :, 0].to(dtype).to(self.device)
-        self.decay = (1 - rates[:, :, 0] * rates[:, :, 1]).to(dtype).to(self.device)
-        self.penalty = rates[:, :, 1].to(dtype).to(self.device)
 
     def _set_places(self) -> None:
         """The rows that are first, second, ... of their unit; a unit's rows follow each other."""

@@ -69,15 +69,12 @@ class AttentiveSolver:
     def at_once(self, data: ProbeData, layer: int) -> tuple[int, int]:
         """How many probes to stack, and how many layers' features to hold (at least one)."""
         n_clips, n_tokens, width = self._features(data, [layer])[layer].shape
-        memory = self.memory_bytes
-        if memory is None:
-            on_gpu = torch.device(self.device).type == "cuda"
-            memory = CPU_MEMORY_BYTES
-            if on_gpu:
-                memory = int(0.6 * torch.cuda.get_device_properties(self.device).total_memory)
+        memory = CPU_MEMORY_BYTES if self.memory_bytes is None else self.memory_bytes
+        if self.memory_bytes is None and torch.device(self.device).type == "cuda":
+            memory = int(0.6 * torch.cuda.get_device_properties(self.device).total_memory)
         layer_bytes = 2 * n_clips * n_tokens * width
-        sizes, device = self.recipe.sizes(width), torch.device(self.device)
-        stacked = stack_size(sizes, self.recipe.batch_size, n_tokens, device, memory - 2 * layer_bytes)
+        sizes = self.recipe.sizes(width)
+        stacked = stack_size(sizes, self.recipe.batch_size, n_tokens, self.device, memory - 2 * layer_bytes)
         return stacked, max(1, memory // 3 // layer_bytes)
 
     def release(self) -> None:
@@ -151,7 +148,8 @@ class AttentiveFitted(PredictsOnly):
         rows = self.problems[0].predict_rows
         possible = self.labels[torch.as_tensor(rows)].bool().numpy()
         if self.judge is None:
-            losses = np.array([[_loss(possible, scores) for scores in own] for own in self.scores])  # [S, epochs]
+            likely = 1 / (1 + np.exp(-np.clip(self.scores, -500, 500)))  # [S, epochs, rows]
+            losses = np.array([[log_loss(possible, one, labels=[False, True]) for one in own] for own in likely])
             best = losses.argmin(1)
         else:
             losses = 1 - np.array([[self.judge(rows, scores) for scores in own] for own in self.scores])
@@ -193,8 +191,3 @@ def _patient_best(losses: np.ndarray) -> int:
         elif epoch - best >= PUBLISHED_PATIENCE:
             break
     return best
-
-
-def _loss(possible: np.ndarray, scores: np.ndarray) -> float:
-    probability = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
-    return float(log_loss(possible, probability, labels=[False, True]))

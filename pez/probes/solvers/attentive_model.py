@@ -26,48 +26,40 @@ class Linear(nn.Linear):
 
 
 class AttentiveClassifier(nn.Module):
-    """Tokens of a clip -> logits.
+    """Tokens of a clip -> a logit.
 
     Args:
         embed_dim: channels of a token; a multiple of `num_heads`, else UserError.
         num_heads: attention heads of every block.
         depth: blocks in all, the cross-attention block included.
-        num_classes: outputs; 1 is a logit for a two-way question.
-        mlp_ratio: hidden channels of an MLP as a multiple of `embed_dim`.
         generator: what the weights are drawn from; None: PyTorch's own.
     """
 
     def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int = 16,
-        depth: int = 4,
-        num_classes: int = 1,
-        mlp_ratio: float = 4.0,
-        generator: torch.Generator | None = None,
+        self, embed_dim: int, num_heads: int = 16, depth: int = 4, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
         check_sizes(embed_dim, num_heads, depth)
-        self.pooler = AttentivePooler(embed_dim, num_heads, depth, mlp_ratio)
-        self.linear = Linear(embed_dim, num_classes)
+        self.pooler = AttentivePooler(embed_dim, num_heads, depth)
+        self.linear = Linear(embed_dim, 1)
         self.pooler.initialise(generator)
         nn.init.kaiming_uniform_(self.linear.weight, a=math.sqrt(5), generator=generator)  # as PyTorch has it
         bound = 1 / math.sqrt(embed_dim)
         nn.init.uniform_(self.linear.bias, -bound, bound, generator=generator)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[clips, tokens, embed_dim] -> [clips, num_classes]."""
+        """[clips, tokens, embed_dim] -> [clips, 1]."""
         return cast(torch.Tensor, self.linear(self.pooler(tokens).squeeze(1)))
 
 
 class AttentivePooler(nn.Module):
     """Tokens of a clip -> one pooled token."""
 
-    def __init__(self, embed_dim: int, num_heads: int, depth: int, mlp_ratio: float):
+    def __init__(self, embed_dim: int, num_heads: int, depth: int):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.cross_attention_block = CrossAttentionBlock(embed_dim, num_heads, mlp_ratio)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth - 1))
+        self.cross_attention_block = CrossAttentionBlock(embed_dim, num_heads)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth - 1))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, embed_dim] -> [clips, 1, embed_dim]."""
@@ -96,12 +88,12 @@ class AttentivePooler(nn.Module):
 class Block(nn.Module):
     """Pre-norm self-attention and MLP."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+    def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = SelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.mlp = MLP(dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[clips, tokens, dim] -> the same shape."""
@@ -112,12 +104,12 @@ class Block(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """A query reads the tokens (only they are normalised before), then an MLP."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+    def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.xattn = CrossAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.mlp = MLP(dim)
 
     def forward(self, query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Query [clips, 1, dim] and tokens [clips, tokens, dim] -> [clips, 1, dim]."""
@@ -157,12 +149,12 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers, four times as wide between them, with an exact GELU."""
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int):
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, dim)
+        self.fc1 = Linear(dim, 4 * dim)
+        self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim] -> the same shape."""

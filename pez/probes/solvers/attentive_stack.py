@@ -25,19 +25,19 @@ def initial_parameters(
     `sizes` are the arguments of AttentiveClassifier; problem i starts as a module made after
     `torch.manual_seed(seeds[i])` whatever it is stacked with. The caller's random state is untouched.
     """
+
+    def seeded_state(seed: int) -> dict[str, torch.Tensor]:
+        return AttentiveClassifier(**sizes, generator=torch.Generator().manual_seed(seed)).state_dict()
+
     own = list(dict.fromkeys(seeds))  # settings of a fold share theirs
     with ThreadPoolExecutor(min(len(own), available_cores())) as pool:  # a Large's probe: 50 million draws
-        made = dict(zip(own, pool.map(lambda seed: _seeded_state(seed, sizes), own)))
+        made = dict(zip(own, pool.map(seeded_state, own)))
     states = [made[seed] for seed in seeds]
     return {name: torch.stack([state[name] for state in states]).to(device).requires_grad_() for name in states[0]}
 
 
-def _seeded_state(seed: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    return AttentiveClassifier(**sizes, generator=torch.Generator().manual_seed(seed)).state_dict()
-
-
 def stacked_forward(parameters: dict[str, torch.Tensor], tokens: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Logits [problems, clips, classes] of tokens [problems, clips, tokens, embed_dim], probe i on tokens[i]."""
+    """Logits [problems, clips, 1] of tokens [problems, clips, tokens, embed_dim], probe i on tokens[i]."""
     problems, clips, length, width = tokens.shape
     depth = 1 + sum(name.endswith("attn.proj.weight") for name in parameters)
     x = tokens.reshape(problems, clips * length, width)
@@ -47,21 +47,14 @@ def stacked_forward(parameters: dict[str, torch.Tensor], tokens: torch.Tensor, n
         query, key, value = (_split_heads(part, clips, num_heads) for part in qkv)
         x = x + block.linear("attn.proj", _join_heads(F.scaled_dot_product_attention(query, key, value), problems))
         x = x + block.mlp(block.norm("norm2", x))
-    pooled = _cross_attention(_Part(parameters, "pooler."), x, clips, num_heads)
-    return _Part(parameters, "").linear("linear", pooled)
-
-
-def _cross_attention(pooler: "_Part", x: torch.Tensor, clips: int, num_heads: int) -> torch.Tensor:
-    problems, _, width = x.shape
-    block = pooler.part("cross_attention_block.")
-    query = pooler["query_tokens"].reshape(problems, 1, width).expand(-1, clips, -1)
+    block = _Part(parameters, "pooler.cross_attention_block.")
+    pooled = parameters["pooler.query_tokens"].reshape(problems, 1, width).expand(-1, clips, -1)
+    query = _split_heads(block.linear("xattn.q", pooled), clips, num_heads)
     kv = block.linear("xattn.kv", block.norm("norm1", x)).chunk(2, dim=-1)
     key, value = (_split_heads(part, clips, num_heads) for part in kv)
-    attended = F.scaled_dot_product_attention(
-        _split_heads(block.linear("xattn.q", query), clips, num_heads), key, value
-    )
-    query = query + _join_heads(attended, problems)
-    return query + block.mlp(block.norm("norm2", query))
+    pooled = pooled + _join_heads(F.scaled_dot_product_attention(query, key, value), problems)
+    pooled = pooled + block.mlp(block.norm("norm2", pooled))
+    return _Part(parameters, "").linear("linear", pooled)
 
 
 class _Part:
@@ -73,9 +66,6 @@ class _Part:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.parameters[self.prefix + name]
-
-    def part(self, name: str) -> "_Part":
-        return _Part(self.parameters, self.prefix + name)
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(self[name + ".bias"].unsqueeze(1), x, self[name + ".weight"].transpose(1, 2))

@@ -24,10 +24,9 @@ from pez.encoder.devices import in_halves
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.attentive_stack import initial_parameters, stacked_forward
-from pez.probes.solvers.sweep import one_blas_thread
+from pez.probes.solvers.sweep import blas_threads
 
 Tokens = Callable[[int], torch.Tensor]  # layer -> features of all clips
-Scaling = tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of every channel
 TOKEN_NORMS = ("layer", "none", "zscore")
 SCHEDULES = ("cosine", "constant")
 _LEAST_SCALE = 1e-6  # a channel that varies less over the training clips is centred only
@@ -87,10 +86,6 @@ class Problem:
         """Start and batch order depend on run, repeat, layer and fold; settings of one fold share them."""
         return int(np.random.SeedSequence([seed + self.repeat, self.layer, self.fold]).generate_state(1)[0])
 
-    def scored(self, recipe: Recipe) -> tuple[int, ...]:
-        """The epochs after which it scores."""
-        return self.epochs or (recipe.num_epochs,)
-
 
 def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
     """Problems in groups of at most `size` that take the same steps: same setting, as many training clips."""
@@ -102,7 +97,7 @@ def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
 
 def train(
     problems: list[Problem],
-    tokens: Callable[[int], torch.Tensor],
+    tokens: Tokens,
     labels: torch.Tensor,
     recipe: Recipe,
     device: str | torch.device = "cpu",
@@ -125,7 +120,7 @@ def train(
         for group in groups:
             yield from zip(group, _train_halving(group, options))
         return
-    with one_blas_thread():
+    with blas_threads(1):
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
             for group, scores in zip(groups, pool.map(lambda group: train_stack(group, **options), groups)):
@@ -145,7 +140,7 @@ def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.
 
 def train_stack(
     problems: list[Problem],
-    tokens: Callable[[int], torch.Tensor],
+    tokens: Tokens,
     labels: torch.Tensor,
     recipe: Recipe,
     device: str | torch.device = "cpu",
@@ -159,55 +154,71 @@ def train_stack(
     Returns:
         For each problem the logits of its `predict_rows` after each epoch that it scores, float64 [epochs, rows].
     """
-    first = problems[0]
-    sizes = recipe.sizes(tokens(first.layer).shape[-1])
-    parameters = initial_parameters([problem.seed(recipe.seed) for problem in problems], sizes, device)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=first.lr, weight_decay=first.weight_decay, fused=True)
+    first, stack = problems[0], _Stack(problems, tokens, recipe, device)
+    parameters = stack.parameters.values()
+    optimizer = torch.optim.AdamW(parameters, lr=first.lr, weight_decay=first.weight_decay, fused=True)
     orders = [_batch_order(problem, recipe) for problem in problems]
-    scaling = _scaling(problems, tokens, device) if recipe.token_norm == "zscore" else None
-    n_steps, wanted = len(orders[0]), [problem.scored(recipe) for problem in problems]
+    n_steps, wanted = len(orders[0]), [problem.epochs or (recipe.num_epochs,) for problem in problems]
     found: list[list[np.ndarray]] = [[] for _ in problems]
     for step, batch in enumerate(zip(*orders)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, n_steps, first.lr, recipe)
-        _descend(parameters, problems, batch, tokens, labels, recipe, device, scaling)
+        truth = torch.stack([labels[rows] for rows in batch]).to(device)
+        losses = F.binary_cross_entropy_with_logits(stack.logits(batch), truth, reduction="none").mean(dim=1)
+        torch.autograd.backward(losses.sum())  # of a sum over problems each keeps its own gradient
         optimizer.step()
         optimizer.zero_grad()
         epoch, rest = divmod((step + 1) * recipe.num_epochs, n_steps)
         if rest == 0 and any(epoch in own for own in wanted):
-            scores = _predict(parameters, problems, tokens, recipe, device, scaling)
-            for kept, own, score in zip(found, wanted, scores):
+            for kept, own, score in zip(found, wanted, stack.scores()):
                 kept += [score] if epoch in own else []
             if epoch == max(map(max, wanted)):
                 break
     return [np.stack(kept) for kept in found]
 
 
-def _scaling(problems: Sequence[Problem], tokens: Tokens, device: str | torch.device) -> Scaling:
-    """Every channel's mean and standard deviation over tokens of a problem's training clips, [problems, 1, 1, d]."""
-    moments = []
-    for problem in problems:
-        own = _gather(tokens(problem.layer), torch.as_tensor(problem.train_rows), device).flatten(0, 1)
-        scale = own.std(0, correction=0)
-        moments.append((own.mean(0), torch.where(scale < _LEAST_SCALE, 1.0, scale)))
-    mean, scale = (torch.stack(each)[:, None, None] for each in zip(*moments))
-    return mean, scale
+class _Stack:
+    """The probes of one stack: their parameters, and what they say of clips."""
 
+    def __init__(self, problems: Sequence[Problem], tokens: Tokens, recipe: Recipe, device: str | torch.device):
+        self.problems, self.tokens, self.recipe, self.device = problems, tokens, recipe, device
+        sizes = recipe.sizes(tokens(problems[0].layer).shape[-1])
+        self.parameters = initial_parameters([problem.seed(recipe.seed) for problem in problems], sizes, device)
+        if recipe.token_norm == "zscore":  # every channel's over the tokens of a problem's training clips
+            moments = []
+            for problem in problems:
+                own = self._gathered(problem, torch.as_tensor(problem.train_rows)).flatten(0, 1)
+                scale = own.std(0, correction=0)
+                moments.append((own.mean(0), torch.where(scale < _LEAST_SCALE, 1.0, scale)))
+            self.mean, self.scale = (torch.stack(each)[:, None, None] for each in zip(*moments))
 
-def _descend(
-    parameters: dict[str, torch.Tensor],
-    problems: Sequence[Problem],
-    batch: Sequence[torch.Tensor],
-    tokens: Tokens,
-    labels: torch.Tensor,
-    recipe: Recipe,
-    device: str | torch.device,
-    scaling: Scaling | None,
-) -> None:
-    """Gradients of every problem's own mean loss: summed over problems, each keeps its own."""
-    logits = _logits(parameters, problems, batch, tokens, recipe, device, scaling)
-    wanted = torch.stack([labels[rows] for rows in batch]).to(device)
-    torch.autograd.backward(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum())
+    def logits(self, batch: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Logits [problems, clips] of each problem's own layer at its own rows."""
+        inputs = torch.stack([self._gathered(problem, rows) for problem, rows in zip(self.problems, batch)])
+        if self.recipe.token_norm == "layer":
+            inputs = F.layer_norm(inputs, inputs.shape[-1:])
+        if self.recipe.token_norm == "zscore":
+            inputs = (inputs - self.mean) / self.scale
+        low = self.recipe.dtype == "bfloat16"
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=low):
+            return stacked_forward(self.parameters, inputs, self.recipe.num_heads).squeeze(-1).float()
+
+    @torch.no_grad()
+    def scores(self) -> list[np.ndarray]:
+        """Logits of each problem's `predict_rows`, float64."""
+        # Folds may differ by a few clips: the short ones are filled up with their first row, and cut again.
+        sizes = [len(problem.predict_rows) for problem in self.problems]
+        filled = []
+        for problem, size in zip(self.problems, sizes):
+            rows = torch.as_tensor(problem.predict_rows)
+            filled.append(torch.cat([rows, rows[:1].expand(max(sizes) - size)]))
+        parts = [self.logits(part) for part in torch.split(torch.stack(filled), self.recipe.batch_size, dim=1)]
+        logits = torch.cat(parts, dim=1).double().cpu().numpy()
+        return [own[:size] for own, size in zip(logits, sizes)]
+
+    def _gathered(self, problem: Problem, rows: torch.Tensor) -> torch.Tensor:
+        features = self.tokens(problem.layer)
+        return features[rows.to(features.device)].to(self.device, torch.float32)
 
 
 def learning_rate(step: int, n_steps: int, peak: float, recipe: Recipe) -> float:
@@ -233,52 +244,3 @@ def _batch_order(problem: Problem, recipe: Recipe) -> list[torch.Tensor]:
     for _ in range(recipe.num_epochs):
         batches.extend(torch.split(rows[torch.randperm(len(rows), generator=generator)], recipe.batch_size))
     return batches
-
-
-def _logits(
-    parameters: dict[str, torch.Tensor],
-    problems: Sequence[Problem],
-    batch: Iterable[torch.Tensor],
-    tokens: Tokens,
-    recipe: Recipe,
-    device: str | torch.device,
-    scaling: Scaling | None,
-) -> torch.Tensor:
-    """Logits [problems, clips] of each problem's own layer at its own rows."""
-    inputs = torch.stack([_gather(tokens(problem.layer), rows, device) for problem, rows in zip(problems, batch)])
-    if recipe.token_norm == "layer":
-        inputs = F.layer_norm(inputs, inputs.shape[-1:])
-    if scaling is not None:
-        inputs = (inputs - scaling[0]) / scaling[1]
-    kind = torch.device(device).type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-        return stacked_forward(parameters, inputs, recipe.num_heads).squeeze(-1).float()
-
-
-def _gather(features: torch.Tensor, rows: torch.Tensor, device: str | torch.device) -> torch.Tensor:
-    return features[rows.to(features.device)].to(device, torch.float32)
-
-
-@torch.no_grad()
-def _predict(
-    parameters: dict[str, torch.Tensor],
-    problems: Sequence[Problem],
-    tokens: Tokens,
-    recipe: Recipe,
-    device: str | torch.device,
-    scaling: Scaling | None,
-) -> list[np.ndarray]:
-    # Folds may differ by a few clips: the short ones are filled up with their first row, and cut again.
-    longest = max(len(problem.predict_rows) for problem in problems)
-    rows = torch.stack([_filled(problem.predict_rows, longest) for problem in problems])
-    parts = [
-        _logits(parameters, problems, part, tokens, recipe, device, scaling)
-        for part in torch.split(rows, recipe.batch_size, dim=1)
-    ]
-    logits = torch.cat(parts, dim=1).double().cpu().numpy()
-    return [logits[index, : len(problem.predict_rows)] for index, problem in enumerate(problems)]
-
-
-def _filled(numbers: np.ndarray, length: int) -> torch.Tensor:
-    rows = torch.as_tensor(numbers)
-    return torch.cat([rows, rows[:1].expand(length - len(rows))])

@@ -12,7 +12,8 @@ strength means the same for any number of features. Z may itself be of several p
 kernels are averaged.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +22,8 @@ import torch
 from pez.errors import UserError
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
-from pez.probes.predictions import Choice
 from pez.probes.solvers.problems import Setting
-from pez.probes.solvers.solver import Fit, PredictsOnly, Step, TrainedTogether, Trials
+from pez.probes.solvers.solver import Fit, FittedTogether, Step, TrainedTogether, Trials
 
 SHARES = (0.0, *(1 / (1 + 10.0 ** (-power / 2)) for power in range(-5, 6)))  # of the layer; 0: the others alone
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 9))
@@ -56,22 +56,30 @@ class BandedSolver(TrainedTogether):
 
     def solve(
         self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
-    ) -> Iterator["BandedFitted"]:
-        """Solve `fits` in order, a layer's features at a time; UserError for features with tokens."""
-        held: tuple[int, torch.Tensor] | None = None
+    ) -> Iterator[FittedTogether]:
+        """Solve `fits` in order, a layer's features at a time; UserError for features with tokens.
+
+        Losses are squared errors in the targets' variance over all clips.
+        """
         targets = data.targets
-        for fit in fits:
-            if held is None or held[0] != fit.layer:
-                held = fit.layer, data.features(fit.layer).double()
-                if held[1].ndim != 2:
-                    raise UserError("--unique reads one vector a clip: choose a --pooling without patches")
-            train = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
-            rows = [folds.rows(fold) for fold in fit.validated_on]
-            rows += [] if fit.read is None else [folds.rows(fit.read)]
-            predicted = self._predicted(held[1], targets, train, np.concatenate(rows))
-            step()
-            parts = torch.split(predicted, [len(each) for each in rows], dim=1)
-            yield BandedFitted(fit, self.settings, parts, data, folds)
+        for layer, of_layer in itertools.groupby(fits, key=lambda fit: fit.layer):
+            features = data.features(layer).double()
+            if features.ndim != 2:
+                raise UserError("--unique reads one vector a clip: choose a --pooling without patches")
+            for fit in of_layer:
+                train = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
+                rows = [folds.rows(fold) for fold in fit.validated_on]
+                rows += [] if fit.read is None else [folds.rows(fit.read)]
+                predicted = self._predicted(features, targets, train, np.concatenate(rows))
+                step()
+                parts = torch.split(predicted, [len(each) for each in rows], dim=1)
+                tried = []
+                for own, part in zip(rows[: len(fit.validated_on)], parts):
+                    errors = (part - targets[own]).square().mean(1) / targets.var(0, correction=0)
+                    of_variables = torch.split(errors, list(data.outputs), dim=1)
+                    loss = torch.stack([each.mean(1) for each in of_variables], dim=1)
+                    tried.append(Trials(loss, torch.zeros(loss.shape, dtype=torch.int64), part))
+                yield FittedTogether(fit, tuple(tried), parts[-1], data.outputs)
 
     def _predicted(
         self, features: torch.Tensor, targets: torch.Tensor, train: np.ndarray, rows: np.ndarray
@@ -108,28 +116,3 @@ def _kernel(features: torch.Tensor, norm_mode: str, train: np.ndarray, rows: np.
     kernel = scaled[rows] @ scaled[train].T
     diagonal = scaled[train].square().sum(1).mean()
     return kernel / diagonal if float(diagonal) > 0 else torch.zeros_like(kernel)
-
-
-@dataclass(frozen=True)
-class BandedFitted(PredictsOnly):
-    """See pez.probes.solvers.solver.Fitted; `parts`: predictions [S, m, k] of each validation fold, then of the fold
-    that is read."""
-
-    fit: Fit
-    settings: tuple[Setting, ...]
-    parts: Sequence[torch.Tensor]
-    data: ProbeData
-    folds: Folds
-
-    def trials(self, fold: int) -> Trials:
-        """Of every setting, as validated on `fold`: squared errors in the targets' variance over all clips."""
-        predicted = self.parts[self.fit.validated_on.index(fold)]
-        targets = self.data.targets
-        errors = (predicted - targets[self.folds.rows(fold)]).square().mean(1) / targets.var(0, correction=0)
-        loss = torch.stack([part.mean(1) for part in torch.split(errors, list(self.data.outputs), dim=1)], dim=1)
-        return Trials(loss, torch.zeros(loss.shape, dtype=torch.int64), predicted)
-
-    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
-        """[m, k] of the fold that is read; a Fit that validates and reads none is read where it validates."""
-        parts = torch.split(self.parts[-1], list(self.data.outputs), dim=2)
-        return torch.cat([part[choice.setting] for choice, part in zip(choices, parts)], dim=1)

@@ -4,7 +4,6 @@ Vectors train on clips. Patches train on patches, each with its clip's target, a
 patches' predictions; least squares does that from sums over patches, taken once per fold.
 """
 
-import collections
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,9 +21,9 @@ from pez.probes.predictions import Choice
 from pez.probes.recipes import OURS
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Moments, Problem, Setting, Training, moment_problem, paper_settings, row_problem
-from pez.probes.solvers.ridge import ridge_settings, solve_ridge
+from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
 from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
-from pez.probes.solvers.sweep import SweepResult, solve
+from pez.probes.solvers.sweep import SweepResult, blas_threads, solve
 
 LINEAR = ("trainable", "adamw100", "ridge")  # what --solver calls them
 PUBLISHED_TRAINING = Training(l2=True, start_seed=42, bias=True, targets_as_features=True, least_gain=1e-8)
@@ -60,58 +59,42 @@ class LinearSolver(TrainedTogether):
         self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
     ) -> Iterator["LinearFitted"]:
         """Train `fits` in order, a layer's features at a time."""
-        layer: _Layer | None = None
-        given: list[Fit] = []
+        fits = list(fits)
 
         def problems() -> Iterator[Problem]:
-            nonlocal layer
-            for fit in fits:
-                if layer is None or layer.number != fit.layer:
-                    layer = _Layer(self, data, folds, fit.layer)
-                given.append(fit)
-                yield layer.problem(fit)
+            for number, of_layer in itertools.groupby(fits, key=lambda fit: fit.layer):
+                layer = _Layer(self, data, folds, number)
+                yield from map(layer.problem, of_layer)
 
-        for number, (result, again) in enumerate(self._twice(problems(), data, keep_weights)):
+        for (result, again), fit in zip(self._twice(problems(), data, keep_weights), fits):
             step()
-            yield LinearFitted(given[number], result, data, folds, again, exact=self.training == Training())
+            yield LinearFitted(fit, result, data, folds, again, exact=self.training == Training())
 
     def _twice(
-        self, problems: Iterable[Problem], data: ProbeData, told: bool
+        self, problems: Iterator[Problem], data: ProbeData, told: bool
     ) -> Iterator[tuple[SweepResult, SweepResult | None]]:
         """Every problem's result; where patches judge also that of what it chose, variable v at setting v."""
-        problems = iter(problems)
         first = next(problems, None)
         problems = problems if first is None else itertools.chain([first], problems)
         if first is None or first.scatter is None:
             yield from ((result, None) for result in self._solved(problems, data, told))
             return
-        waiting: collections.deque[Problem] = collections.deque()
-        found: collections.deque[SweepResult] = collections.deque()
-
-        def kept() -> Iterator[Problem]:
-            for problem in problems:
-                waiting.append(problem)
-                yield problem
+        problems, judged = itertools.tee(problems)
+        results, found = itertools.tee(self._solved(problems, data, told))
 
         def chosen() -> Iterator[Problem]:
-            for result in self._solved(kept(), data, told):
-                problem = waiting.popleft()
-                found.append(result)
+            for result, problem in zip(results, judged):
                 training = replace(problem.training, l2=False)
                 yield replace(problem, settings=tuple(result.best_setting()), training=training)
 
-        for again in self._solved(chosen(), data, told):
-            yield found.popleft(), again
+        for again, result in zip(self._solved(chosen(), data, told), found):
+            yield result, again
 
     def _solved(self, problems: Iterable[Problem], data: ProbeData, told: bool) -> Iterator[SweepResult]:
         if self.closed_form:
             # small problems on busy cores are fastest on one thread
-            before = torch.get_num_threads()
-            torch.set_num_threads(min(self.threads or before, available_cores()))
-            try:
+            with blas_threads(min(self.threads or torch.get_num_threads(), available_cores())):
                 yield from solve_ridge(problems)
-            finally:
-                torch.set_num_threads(before)
             return
         yield from solve(
             problems,
@@ -134,26 +117,16 @@ def linear_solver(
     adamw100 decouples its decay and the sweep does not; `stops_by` of the sweep, as of Training.
     """
     check_choice("--solver", name, LINEAR)
-    if recipe != OURS:
-        return _published_solver(name, max_epochs, stops_by, **options)
+    published = recipe != OURS
     if name == "ridge":
-        return LinearSolver(ridge_settings(), epochs=0, patience=0, closed_form=True, **options)
+        strengths = PROBE_WEIGHT_DECAYS if published else STRENGTHS
+        return LinearSolver(ridge_settings(strengths), epochs=0, patience=0, closed_form=True, **options)
+    training = PUBLISHED_TRAINING if published else Training()
     if name == "adamw100":
-        return LinearSolver((Setting(1e-3, 0.1),), epochs=max_epochs or 100, patience=10, **options)
-    return LinearSolver(paper_settings(), epochs=max_epochs or PROBE_EPOCHS, **options)
-
-
-def _published_solver(name: str, max_epochs: int | None, stops_by: str, **options: Any) -> LinearSolver:
-    if name == "ridge":
-        return LinearSolver(ridge_settings(PROBE_WEIGHT_DECAYS), epochs=0, patience=0, closed_form=True, **options)
-    if name == "adamw100":
-        training = replace(PUBLISHED_TRAINING, l2=False)
-        setting = Setting(1e-3, 0.1)
-        return LinearSolver((setting,), epochs=max_epochs or 100, patience=10, training=training, **options)
-    training = replace(PUBLISHED_TRAINING, stops_by=stops_by)
-    return LinearSolver(
-        paper_settings(), epochs=max_epochs or PROBE_EPOCHS, training=training, by_patches=True, **options
-    )
+        settings, training = (Setting(1e-3, 0.1),), replace(training, l2=False)
+        return LinearSolver(settings, epochs=max_epochs or 100, patience=10, training=training, **options)
+    training, epochs = replace(training, stops_by=stops_by), max_epochs or PROBE_EPOCHS
+    return LinearSolver(paper_settings(), epochs=epochs, training=training, by_patches=published, **options)
 
 
 @dataclass(frozen=True)
@@ -188,16 +161,15 @@ class LinearFitted:
         A score's rounding goes with the sum of |w x|, not with the score: it is the root of the sum of squares of w x,
         times the features' precision. None where weights were not kept.
         """
-        if not self.exact or self.result.weights is None or self.result.bias is None:
+        found = self._weights(choices) if self.exact else None
+        if found is None:
             return None
+        weights, bias = found
         fold = self.fit.read if self.fit.read is not None else self.fit.validated_on[0]
         source = self.data.features if self.data.read_features is None else self.data.read_features
         features = source(self.fit.layer)[torch.from_numpy(self.folds.rows(fold))].double()
-        places = self._places(choices)
-        weights = self.result.chosen(self.result.weights.mT, places)  # [d, k]
-        bias = self.result.chosen(self.result.bias[:, None], places)[0]
-        rounding = (features.square() @ weights.square()).sum(1).sqrt() * self.data.precision
-        return features @ weights + bias, rounding
+        rounding = (features.square() @ weights.T.square()).sum(1).sqrt() * self.data.precision
+        return features @ weights.T + bias, rounding
 
     def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         """With the training loss of every variable's refit, and the smallest of its norm."""
@@ -209,9 +181,12 @@ class LinearFitted:
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """[k, d] and [k]."""
+        return self._weights(self.fit.choices or ())
+
+    def _weights(self, choices: tuple[Choice, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
         if self.result.weights is None or self.result.bias is None:
             return None
-        places = self._places(self.fit.choices or ())
+        places = self._places(choices)
         weights = self.result.chosen(self.result.weights.mT, places).T
         return weights, self.result.chosen(self.result.bias[:, None], places)[0]
 
@@ -232,32 +207,23 @@ class _Layer:
         self.targets = data.targets.to(solver.device)
         features = data.features(number).to(solver.device)
         self.moments: dict[int, Moments] | None = None
-        self.scatters: dict[int, torch.Tensor] = {}
+        self.scatters: dict[int, torch.Tensor] = {}  # mean outer product of a fold's patches less their clip's mean
         if features.ndim == 3:
             if self.loss != "mse":
                 raise UserError("classes are read from one vector a clip: choose a --pooling without patches")
-            self.moments = self._moments_of_folds(features)
-            features = features.float().mean(1)
-            if solver.by_patches and not solver.closed_form:
-                self.scatters = {fold: self._scatter(fold, features) for fold in self.moments}
+            self.moments, means = {}, features.float().mean(1)
+            for fold in map(int, np.unique(folds.fold)):  # clips that are NEVER held out are one more
+                rows = torch.from_numpy(folds.rows(fold)).to(features.device)
+                moments = self.moments[fold] = Moments.of_patches(features[rows], self.targets[rows])
+                if solver.by_patches and not solver.closed_form:
+                    own = means[rows].double()
+                    self.scatters[fold] = moments.xx / moments.count - own.T @ own / len(own)
+            features = means
         self.features, self.shift = features, 0
         if data.read_features is not None:
             read = data.read_features(number).to(solver.device)
             read = read.float().mean(1) if read.ndim == 3 else read
             self.features, self.shift = torch.cat([features, read]), len(features)
-
-    def _moments_of_folds(self, features: torch.Tensor) -> dict[int, Moments]:
-        """Moments over the patches of each fold's clips, and of those that are never held out."""
-        rows = {int(number): torch.from_numpy(self.folds.rows(number)) for number in np.unique(self.folds.fold)}
-        rows = {number: held.to(features.device) for number, held in rows.items()}
-        return {number: Moments.of_patches(features[held], self.targets[held]) for number, held in rows.items()}
-
-    def _scatter(self, fold: int, means: torch.Tensor) -> torch.Tensor:
-        """Mean outer product [d, d] of a fold's patches, each less the mean of its clip's; `means` [n, d]."""
-        assert self.moments is not None
-        own = means[torch.from_numpy(self.folds.rows(fold)).to(means.device)].double()
-        moments = self.moments[fold]
-        return moments.xx / moments.count - own.T @ own / len(own)
 
     def problem(self, fit: Fit) -> Problem:
         """What the sweep or ridge solves for a Fit."""
@@ -275,7 +241,10 @@ class _Layer:
         if len(parts) > 1:
             options["judges"] = tuple(map(len, parts))
         if fit.choices is not None:
-            options |= _refit(self.solver.settings, fit.choices)
+            # variable v at setting v, for its own number of epochs; other pairs train one epoch and are not read
+            options["settings"] = tuple(self.solver.settings[choice.setting] for choice in fit.choices)
+            epochs = options["stop_epochs"] = torch.ones(len(fit.choices), len(fit.choices), dtype=torch.int64)
+            epochs.diagonal().copy_(torch.tensor([choice.epochs for choice in fit.choices]))
         if self.moments is None:
             train = np.flatnonzero(~np.isin(self.folds.fold, fit.left_out))
             return row_problem(self.features, self.targets, train, validation, read, loss=self.loss, **options)
@@ -286,11 +255,3 @@ class _Layer:
         return moment_problem(
             moments, self.features[validation], self.targets[validation], self.features[read], **options
         )
-
-
-def _refit(settings: tuple[Setting, ...], choices: tuple[Choice, ...]) -> dict[str, Any]:
-    """Variable v at setting v, for its own number of epochs; other pairs train one epoch and are not read."""
-    epochs = torch.ones(len(choices), len(choices), dtype=torch.int64)
-    for variable, choice in enumerate(choices):
-        epochs[variable, variable] = choice.epochs
-    return {"settings": tuple(settings[choice.setting] for choice in choices), "stop_epochs": epochs}

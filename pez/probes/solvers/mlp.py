@@ -7,6 +7,7 @@ every variable has a network of its own. All settings start from the same weight
 networks; each is judged at its own best epoch.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, gelu
 from pez.errors import UserError
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
-from pez.probes.predictions import Choice
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Setting
-from pez.probes.solvers.solver import Fit, PredictsOnly, Step, TrainedTogether, Trials
+from pez.probes.solvers.solver import Fit, FittedTogether, Step, TrainedTogether, Trials
+from pez.probes.solvers.sweep import blas_threads
 
 MLP = "mlp"  # what --solver calls it
 HIDDEN = 64
@@ -49,35 +50,30 @@ class MLPSolver(TrainedTogether):
 
     def solve(
         self, data: ProbeData, folds: Folds, fits: Iterable[Fit], step: Step, keep_weights: bool = False
-    ) -> Iterator["MLPFitted"]:
+    ) -> Iterator[FittedTogether]:
         """Train `fits` in order, a layer's features at a time; UserError for features with tokens."""
         if keep_weights:
             raise UserError("--save-probes keeps weights of linear probes: leave it out with --solver mlp")
-        held: tuple[int, torch.Tensor, torch.Tensor] | None = None
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
-        try:
-            for fit in fits:
-                if held is None or held[0] != fit.layer:
-                    features = data.features(fit.layer).float().to(self.device)
-                    read = features if data.read_features is None else data.read_features(fit.layer)
-                    held = fit.layer, features, read.float().to(self.device)
-                    if features.ndim != 2:
-                        raise UserError("--solver mlp reads one vector a clip: choose a --pooling without patches")
-                yield self._fitted(fit, data, folds, *held[1:])
-                step()
-        finally:
-            torch.set_num_threads(before)
+        with blas_threads(self.threads or torch.get_num_threads()):
+            for layer, of_layer in itertools.groupby(fits, key=lambda fit: fit.layer):
+                features = data.features(layer).float().to(self.device)
+                if features.ndim != 2:
+                    raise UserError("--solver mlp reads one vector a clip: choose a --pooling without patches")
+                read = features if data.read_features is None else data.read_features(layer).float().to(self.device)
+                for fit in of_layer:
+                    yield self._fitted(fit, data, folds, features, read)
+                    step()
 
     def _fitted(
         self, fit: Fit, data: ProbeData, folds: Folds, features: torch.Tensor, read: torch.Tensor
-    ) -> "MLPFitted":
+    ) -> FittedTogether:
         train = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
         judged = [folds.rows(fold) for fold in fit.validated_on]
         mean, scale = _scaling(features[train], data.norm_mode)
         inside = (features - mean) / scale
         outside = (read[folds.rows(fit.read)] - mean) / scale if fit.read is not None else inside[:0]
-        trials, predicted = [], []
+        of_variables: list[list[Trials]] = []
+        predicted = []
         for number, variable in enumerate(data.variables):
             chosen = self.settings if fit.choices is None else (self.settings[fit.choices[number].setting],)
             stop = self.epochs if fit.choices is None else fit.choices[number].epochs
@@ -86,22 +82,20 @@ class MLPSolver(TrainedTogether):
             shift, spread = _scaling(targets[train], "zscore") if loss == "mse" else (0.0, 1.0)
             targets = (targets - shift) / spread
             rows = [inside[own] for own in judged], [targets[own] for own in judged]
-            own = _train(inside[train], targets[train], *rows, outside, chosen, stop, self.hidden, self.seed, loss)
-            raw = [(part * spread + shift).double().cpu() for part in own.validation]
-            trials.append([(each.cpu(), at.cpu(), part) for each, at, part in zip(own.loss, own.epoch, raw)])
-            predicted.append((own.read * spread + shift).double().cpu())
-        return MLPFitted(fit, tuple(trials), tuple(predicted))
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """`loss` and `epoch` [S] of each judge at its best epoch, its `validation` predictions [S, m, k], and what is
-    `read`, [S, p, k]: at the first judge's best epoch, without a judge after the last."""
-
-    loss: list[torch.Tensor]
-    epoch: list[torch.Tensor]
-    validation: list[torch.Tensor]
-    read: torch.Tensor
+            own, last = _train(
+                inside[train], targets[train], *rows, outside, chosen, stop, self.hidden, self.seed, loss
+            )
+            raw = [(one.prediction * spread + shift).double().cpu() for one in own]
+            of_variables.append([Trials(one.loss.double().cpu(), one.epoch.cpu(), at) for one, at in zip(own, raw)])
+            predicted.append((last * spread + shift).double().cpu())
+        tried = []
+        for of_judge in zip(*of_variables):
+            losses, epochs, predictions = (torch.cat(parts, dim=-1) for parts in zip(*of_judge))
+            tried.append(Trials(losses, epochs, predictions))
+        outcome = torch.cat(predicted, dim=2) if fit.read is not None else tried[0].prediction
+        if fit.choices is not None:  # every variable was trained at its choice alone
+            outcome = outcome.expand(len(self.settings), -1, -1)
+        return FittedTogether(fit, tuple(tried), outcome, data.outputs)
 
 
 def _scaling(values: torch.Tensor, norm_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,8 +117,12 @@ def _train(
     hidden: int,
     seed: int,
     loss: str,
-) -> _Trained:
-    """Train a network per setting on x [n, d], y [n, k] for `epochs`, looking at every judge after each."""
+) -> tuple[list[Trials], torch.Tensor]:
+    """Train a network per setting on x [n, d], y [n, k] for `epochs`, looking at every judge after each.
+
+    How every judge found them at its own best epoch; and predictions [S, p, k] of the rows to `read`, at the first
+    judge's best epoch, without a judge after the last.
+    """
     width, k, generator = x.shape[1], y.shape[1], torch.Generator().manual_seed(seed)
     rate = torch.tensor([[[one.learning_rate]] for one in settings], device=x.device)
     decay = torch.tensor([[[one.weight_decay]] for one in settings], device=x.device)
@@ -164,8 +162,8 @@ def _train(
                 best[place] = torch.where(better, now, best[place])
                 epoch_of[place][better] = epoch
                 kept[place][better] = parts[place][better]
-            kept[-1][better] = last[better]  # at the first judge's best epoch; without a judge after the last
-    return _Trained(best, epoch_of, kept[:-1], kept[-1])
+            kept[-1][better] = last[better]  # the first judge's say
+    return [Trials(loss[:, None], at[:, None], part) for loss, at, part in zip(best, epoch_of, kept)], kept[-1]
 
 
 def _adamw_step(
@@ -183,26 +181,3 @@ def _adamw_step(
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
     parameter.mul_(1 - rate * decay)
     parameter.sub_(rate * (mean / (1 - first**step)) / ((square / (1 - second**step)).sqrt() + epsilon))
-
-
-@dataclass(frozen=True)
-class MLPFitted(PredictsOnly):
-    """See pez.probes.solvers.solver.Fitted. `judged`: of every variable (loss, epoch, prediction) per validation fold;
-    `read`: of every variable [S, m, k], of the fold that the Fit reads."""
-
-    fit: Fit
-    judged: tuple[list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], ...]
-    predicted: tuple[torch.Tensor, ...]
-
-    def trials(self, fold: int) -> Trials:
-        """Of every setting, as validated on `fold`."""
-        own = [variable[self.fit.validated_on.index(fold)] for variable in self.judged]
-        losses, epochs, predictions = zip(*own)
-        return Trials(torch.stack(losses, 1).double(), torch.stack(epochs, 1), torch.cat(predictions, dim=2))
-
-    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
-        """[m, k]: of a refit after its last epoch; of a Fit without choices at the best epoch of its settings."""
-        if self.fit.choices is not None:
-            return torch.cat([part[0] for part in self.predicted], dim=1)
-        parts = self.predicted if self.fit.read is not None else [variable[0][2] for variable in self.judged]
-        return torch.cat([part[choice.setting] for part, choice in zip(parts, choices)], dim=1)

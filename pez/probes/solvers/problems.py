@@ -9,7 +9,6 @@ zero in exact arithmetic and the bias stays where it starts, at zero. Left in, A
 blow its rounding errors up to some 1e-5 to 1e-3 of a target's standard deviation, differently on every machine.
 """
 
-import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +60,7 @@ def paper_settings() -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over rows that decide a least-squares problem; float64, so that they add and subtract exactly enough.
+    """Sums over rows that decide a least-squares problem; float64, so that they add exactly enough.
 
     `count`; `x` [d], `xx` [d, d], `xy` [d, k], `y` [k], `yy` [k]: sums of x, xx', xy', y, y*y.
     """
@@ -101,14 +100,7 @@ class Moments:
         return cls(count, total, xx, per_clip * means.T @ y, per_clip * y.sum(0), per_clip * y.square().sum(0))
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(*(a + b for a, b in zip(_fields(self), _fields(other))))
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(*(a - b for a, b in zip(_fields(self), _fields(other))))
-
-
-def _fields(moments: Moments) -> list[Any]:
-    return [getattr(moments, field.name) for field in dataclasses.fields(Moments)]
+        return Moments(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -174,39 +166,46 @@ def row_problem(
     validation: npt.ArrayLike | None,
     predict: npt.ArrayLike | None = None,
     *,
-    settings: tuple[Setting, ...] | None = None,
     loss: str = "mse",
     normalise: str = "zscore",
-    outputs: tuple[int, ...] | None = None,
     gram: bool | None = None,
-    stop_epochs: torch.Tensor | None = None,
-    judges: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float32,
     training: Training = Training(),
+    **options: Any,
 ) -> Problem:
     """A problem from `features` [n, d] and `targets` [n, k] and integer row indices (or None for no rows).
 
     Normalisation of features ("zscore" | "center" | "none") and, for "mse", standardisation of targets use
     training rows only; a constant column is centred and left at that. "logistic" takes targets of 0 and 1 and
-    leaves them; `training` may leave others as well. `outputs` are the sizes of the variables that share the features
-    (default: one of size k); each has its own loss, early stopping and best setting; so has each of the `judges`.
-    `gram` None chooses the cheaper form of an epoch.
+    leaves them; `training` may leave others as well. `gram` None chooses the cheaper form of an epoch.
     float32 follows torch.optim.AdamW in float32; where learning rates are high both wander from float64.
+
+    Of the `options`, `settings` are the paper's by default; `outputs` are the sizes of the variables that share the
+    features (default: one of size k); each has its own loss, early stopping and best setting; so has each of the
+    `judges`. `stop_epochs` as of `Problem`.
 
     Raises UserError for features or targets that are not finite.
     """
+    check_choice("loss", loss, LOSSES)
     features, targets = torch.as_tensor(features), torch.as_tensor(targets)
     targets = (targets[:, None] if targets.ndim == 1 else targets).to(features.device)
-    x, y = features[_index(train)], targets[_index(train)]
-    _check(x, y, loss)
+    rows, held, read = (_index(each) for each in (train, validation, predict))
+    x, y = features[rows], targets[rows]
+    if not len(x):
+        raise UserError("a probe has no clip to train on: use fewer --folds or another --grouping")
+    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise UserError("features or targets of a probe are not finite: rerun step2_extract.py with --overwrite")
+    options |= {"normalise": normalise, "dtype": dtype, "training": training}
     if loss == "mse" and (gram if gram is not None else 2 * len(x) > _GRAM_GAIN * x.shape[1]):
-        moments = Moments.of(x, y)
-        form = _gram_form(moments, normalise, dtype, training)
-    else:
-        form = _row_form(x, y, loss, normalise, dtype, training)
-    evaluation = features[torch.cat([_index(validation), _index(predict)])]
-    chosen: dict[str, Any] = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
-    return _finish(form, evaluation, targets[_index(validation)], loss, normalise, dtype, training, **chosen)
+        return moment_problem(Moments.of(x, y), features[held], targets[held], features[read], **options)
+    x, y = x.double(), y.double()
+    scaling = _scalings(x.mean(0), x.var(0, correction=0), y.mean(0), y.var(0, correction=0), loss, normalise, training)
+    form = {
+        "count": len(x),
+        "rows": _normalised(x, scaling, dtype, _needs_bias(loss, normalise, training)),
+        "y": ((y - scaling["target_mean"]) / scaling["target_scale"]).T.to(dtype).contiguous(),
+    }
+    return _finished(form | scaling, features[torch.cat([held, read])], targets[held], loss, **options)
 
 
 def moment_problem(
@@ -215,30 +214,38 @@ def moment_problem(
     validation_targets: torch.Tensor,
     predict_features: torch.Tensor | None = None,
     *,
-    settings: tuple[Setting, ...] | None = None,
     normalise: str = "zscore",
-    outputs: tuple[int, ...] | None = None,
-    stop_epochs: torch.Tensor | None = None,
-    judges: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float32,
     training: Training = Training(),
     scatter: torch.Tensor | None = None,
+    **options: Any,
 ) -> Problem:
-    """A least-squares problem from the training rows' `moments`.
+    """A least-squares problem from the training rows' `moments`; `options` as of `row_problem`.
 
     For patch features: train on patches, judge and predict clips by the mean over their patches. A linear
     probe's mean prediction is its prediction for the mean patch, so [m, d] and [p, d] are patch means here. With
     `scatter` [d, d] of the validation clips' patches about their means it is judged by patches too (Problem).
     """
-    parts = [validation_features] + ([] if predict_features is None else [predict_features])
-    form = _gram_form(moments, normalise, dtype, training)
-    if scatter is not None:
-        scale = form["feature_scale"]
-        form["scatter"] = (scatter / torch.outer(scale, scale)).to(dtype)
-        if _needs_bias("mse", normalise, training):
-            form["scatter"] = torch.nn.functional.pad(form["scatter"], (0, 1, 0, 1))
-    chosen: dict[str, Any] = {"settings": settings, "outputs": outputs, "stop_epochs": stop_epochs, "judges": judges}
-    return _finish(form, torch.cat(parts), validation_targets, "mse", normalise, dtype, training, **chosen)
+    n = moments.count
+    x_mean, y_mean = moments.x / n, moments.y / n
+    x_variance = moments.xx.diagonal() / n - x_mean.square()
+    y_variance = moments.yy / n - y_mean.square()
+    scaling = _scalings(x_mean, x_variance, y_mean, y_variance, "mse", normalise, training)
+    mean, scale, y_mean, y_scale = scaling.values()
+    shifted, y_shifted = moments.x - n * mean, moments.y - n * y_mean  # sums of what is left: zero if centred
+    gram = moments.xx - torch.outer(mean, moments.x) - torch.outer(shifted, mean)
+    xy = moments.xy - torch.outer(mean, moments.y) - torch.outer(shifted, y_mean)
+    gram, xy = gram / torch.outer(scale, scale), xy / torch.outer(scale, y_scale)
+    scatter = None if scatter is None else (scatter / torch.outer(scale, scale)).to(dtype)
+    if _needs_bias("mse", normalise, training):
+        ones = torch.cat([shifted / scale, shifted.new_tensor([n])])
+        gram = torch.cat([torch.cat([gram, ones[None, :-1]]), ones[:, None]], dim=1)
+        xy = torch.cat([xy, (y_shifted / y_scale)[None]])
+        scatter = None if scatter is None else torch.nn.functional.pad(scatter, (0, 1, 0, 1))
+    form = {"count": n, "gram": gram.to(dtype), "xy": xy.T.to(dtype).contiguous(), "scatter": scatter}
+    evaluation = torch.cat([validation_features] + ([] if predict_features is None else [predict_features]))
+    options |= {"normalise": normalise, "dtype": dtype, "training": training}
+    return _finished(form | scaling, evaluation, validation_targets, "mse", **options)
 
 
 def _index(rows: npt.ArrayLike | None) -> torch.Tensor:
@@ -246,105 +253,60 @@ def _index(rows: npt.ArrayLike | None) -> torch.Tensor:
     return torch.as_tensor(rows, dtype=torch.int64)
 
 
-def _check(x: torch.Tensor, y: torch.Tensor, loss: str) -> None:
-    check_choice("loss", loss, LOSSES)
-    if not len(x):
-        raise UserError("a probe has no clip to train on: use fewer --folds or another --grouping")
-    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise UserError("features or targets of a probe are not finite: rerun step2_extract.py with --overwrite")
-
-
-def _row_form(
-    x: torch.Tensor, y: torch.Tensor, loss: str, normalise: str, dtype: torch.dtype, training: Training
-) -> dict[str, Any]:
-    x, y = x.double(), y.double()
-    mean, scale = _feature_scaling(x.mean(0), x.var(0, correction=0), normalise)
-    y_mean, y_scale = _target_scaling(y.mean(0), y.var(0, correction=0), loss, normalise, training)
-    return {
-        "rows": _normalised(x, mean, scale, dtype, _needs_bias(loss, normalise, training)),
-        "y": ((y - y_mean) / y_scale).T.to(dtype).contiguous(),
-        "count": len(x),
-        **_scalings(mean, scale, y_mean, y_scale),
-    }
-
-
-def _gram_form(sums: Moments, normalise: str, dtype: torch.dtype, training: Training) -> dict[str, Any]:
-    n = sums.count
-    x_mean, y_mean = sums.x / n, sums.y / n
-    mean, scale = _feature_scaling(x_mean, sums.xx.diagonal() / n - x_mean.square(), normalise)
-    y_mean, y_scale = _target_scaling(y_mean, sums.yy / n - y_mean.square(), "mse", normalise, training)
-    shifted, y_shifted = sums.x - n * mean, sums.y - n * y_mean  # sums of what is left: zero if centred
-    gram = sums.xx - torch.outer(mean, sums.x) - torch.outer(shifted, mean)
-    xy = sums.xy - torch.outer(mean, sums.y) - torch.outer(shifted, y_mean)
-    gram, xy = gram / torch.outer(scale, scale), xy / torch.outer(scale, y_scale)
-    if _needs_bias("mse", normalise, training):
-        ones = torch.cat([shifted / scale, shifted.new_tensor([n])])
-        gram = torch.cat([torch.cat([gram, ones[None, :-1]]), ones[:, None]], dim=1)
-        xy = torch.cat([xy, (y_shifted / y_scale)[None]])
-    return {
-        "gram": gram.to(dtype),
-        "xy": xy.T.to(dtype).contiguous(),
-        "count": n,
-        **_scalings(mean, scale, y_mean, y_scale),
-    }
-
-
 def _needs_bias(loss: str, normalise: str, training: Training) -> bool:
     return training.bias or loss == "logistic" or normalise == "none"
 
 
 def _scalings(
-    mean: torch.Tensor, scale: torch.Tensor, y_mean: torch.Tensor, y_scale: torch.Tensor
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    y_mean: torch.Tensor,
+    y_variance: torch.Tensor,
+    loss: str,
+    normalise: str,
+    training: Training,
 ) -> dict[str, torch.Tensor]:
-    return {"feature_mean": mean, "feature_scale": scale, "target_mean": y_mean, "target_scale": y_scale}
-
-
-def _feature_scaling(mean: torch.Tensor, variance: torch.Tensor, normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is taken off features and targets, and what they are divided by then, as `Problem` names it."""
     check_choice("norm mode", normalise, NORM_MODES)
-    if normalise == "none":
-        return torch.zeros_like(mean), torch.ones_like(mean)
-    if normalise == "center":
-        return mean, torch.ones_like(mean)
-    return mean, _positive_scale(mean, variance)
+    of_targets = normalise if training.targets_as_features else "zscore"
+    feature_mean, feature_scale = _scaling(mean, variance, normalise)
+    target_mean, target_scale = _scaling(y_mean, y_variance, "none" if loss == "logistic" else of_targets)
+    return {
+        "feature_mean": feature_mean,
+        "feature_scale": feature_scale,
+        "target_mean": target_mean,
+        "target_scale": target_scale,
+    }
 
 
-def _target_scaling(
-    mean: torch.Tensor, variance: torch.Tensor, loss: str, normalise: str, training: Training
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if loss == "logistic":
-        return torch.zeros_like(mean), torch.ones_like(mean)
-    if training.targets_as_features:
-        return _feature_scaling(mean, variance, normalise)
-    return mean, _positive_scale(mean, variance)
+def _scaling(mean: torch.Tensor, variance: torch.Tensor, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one of NORM_MODES; columns that are constant up to rounding are divided by 1."""
+    if mode == "zscore":
+        constant = variance <= 1e-13 * mean.square().clamp_min(1e-30)
+        return mean, torch.where(constant, 1.0, variance.clamp_min(0)).sqrt()
+    shift = mean if mode == "center" else torch.zeros_like(mean)
+    return shift, torch.ones_like(mean)
 
 
-def _positive_scale(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """Standard deviations, with 1 for columns that are constant up to rounding."""
-    constant = variance <= 1e-13 * mean.square().clamp_min(1e-30)
-    return torch.where(constant, 1.0, variance.clamp_min(0)).sqrt()
-
-
-def _normalised(
-    x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, ones: bool
-) -> torch.Tensor:
+def _normalised(x: torch.Tensor, scaling: dict[str, torch.Tensor], dtype: torch.dtype, ones: bool) -> torch.Tensor:
     """Normalised rows, with a column of ones last if asked for."""
-    rows = ((x.double() - mean) / scale).to(dtype)
+    rows = ((x.double() - scaling["feature_mean"]) / scaling["feature_scale"]).to(dtype)
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if ones else rows
 
 
-def _finish(
+def _finished(
     form: dict[str, Any],
     evaluation: torch.Tensor,
     y_validation: torch.Tensor,
     loss: str,
+    *,
     normalise: str,
     dtype: torch.dtype,
     training: Training,
-    *,
-    settings: tuple[Setting, ...] | None,
-    outputs: tuple[int, ...] | None,
-    stop_epochs: torch.Tensor | None,
-    judges: tuple[int, ...],
+    settings: tuple[Setting, ...] | None = None,
+    outputs: tuple[int, ...] | None = None,
+    stop_epochs: torch.Tensor | None = None,
+    judges: tuple[int, ...] = (),
 ) -> Problem:
     y_mean, y_scale = form["target_mean"], form["target_scale"]
     y_validation = torch.as_tensor(y_validation, device=y_mean.device)
@@ -356,10 +318,9 @@ def _finish(
         raise ValueError(f"judges of {judges} rows do not make {len(y_validation)} validation rows")
     if not len(y_validation) and stop_epochs is None:
         raise UserError("a probe has no clip to validate on: use fewer --folds or another --grouping")
-    ones = _needs_bias(loss, normalise, training)
     return Problem(
         **form,
-        evaluation=_normalised(evaluation, form["feature_mean"], form["feature_scale"], dtype, ones),
+        evaluation=_normalised(evaluation, form, dtype, _needs_bias(loss, normalise, training)),
         y_validation=((y_validation - y_mean) / y_scale).T.to(dtype).contiguous(),
         outputs=outputs,
         settings=tuple(settings) if settings else paper_settings(),

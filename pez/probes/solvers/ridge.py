@@ -4,8 +4,8 @@ Minimises ||y - b - Xw||^2 + strength * ||w||^2 with the bias free, as scikit-le
 the problem's normalised features and standardised targets (Hoerl & Kennard 1970).
 """
 
+import math
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 import torch
 
@@ -17,14 +17,35 @@ STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 13))  # 0.01 ... 1e
 
 def ridge_settings(strengths: Iterable[float] = STRENGTHS) -> tuple[Setting, ...]:
     """Settings of a ridge problem: the strength stands where AdamW has its weight decay; there is no learning rate."""
-    return tuple(Setting(float("nan"), float(strength)) for strength in strengths)
+    return tuple(Setting(math.nan, float(strength)) for strength in strengths)  # one NaN: no grid of several rates
 
 
 def solve_ridge(problems: Iterable[Problem]) -> Iterator[SweepResult]:
     """Solve least-squares problems made with `settings=ridge_settings(...)` (and best with dtype=torch.float64)."""
     for problem in problems:
         weights, bias = ridge_weights(problem)
-        yield _result(problem, weights, bias)
+        rows = problem.evaluation[:, : weights.shape[2]].double() @ weights.mT + bias[:, None]  # [S, m + p, k]
+        m = problem.n_validation
+        squares = (rows[:, :m] - problem.y_validation.double().T).square()  # [S, m, k]
+        losses = []
+        for judged in torch.split(squares, list(problem.judge_sizes), dim=1):
+            of_variables = torch.split(judged.mean(1), list(problem.outputs), dim=1)
+            losses.append(torch.stack([each.mean(1) for each in of_variables], dim=1))
+        loss = torch.stack(losses, dim=2) if problem.judges else losses[0]  # [S, V, J] or [S, V]
+        rows = (rows * problem.target_scale + problem.target_mean).cpu()
+        raw = weights * problem.target_scale[:, None] / problem.feature_scale
+        raw_bias = bias * problem.target_scale + problem.target_mean - raw @ problem.feature_mean
+        yield SweepResult(
+            settings=problem.settings,
+            outputs=problem.outputs,
+            best_epoch=torch.zeros(loss.shape, dtype=torch.int64),
+            validation_loss=loss.cpu(),
+            validation_prediction=rows[:, :m],
+            prediction=rows[:, m:],
+            weights=raw.cpu(),
+            bias=raw_bias.cpu(),
+            judges=problem.judges,
+        )
 
 
 def ridge_weights(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,57 +54,25 @@ def ridge_weights(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     With fewer rows than features the small n x n matrix is decomposed, else the d x d one.
     """
     strengths = torch.tensor([s.weight_decay for s in problem.settings], dtype=torch.float64)[:, None, None]
+    strengths = strengths.to(problem.feature_mean.device)
     d, n = len(problem.feature_mean), problem.count
     if problem.gram is None:
         x, y = there(problem.rows)[:, :d].double(), there(problem.y).double()
         x_mean, y_mean = x.mean(0), y.mean(1)
-        weights = _from_rows(x - x_mean, y - y_mean[:, None], strengths.to(x.device))
+        x, y = x - x_mean, y - y_mean[:, None]
+        if n <= d:
+            values, vectors = torch.linalg.eigh(x @ x.T)
+            weights = ((y @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T @ x
+            return weights, y_mean - weights @ x_mean
+        gram, xy = x.T @ x, y @ x
     else:
         gram, xy = problem.gram.double(), there(problem.xy).double()
         x_mean, y_mean = gram[:d, d:].sum(1) / n, xy[:, d:].sum(1) / n  # without a column of ones both are zero
-        centred = gram[:d, :d] - n * torch.outer(x_mean, x_mean)
-        weights = _from_gram(centred, xy[:, :d] - n * torch.outer(y_mean, x_mean), strengths.to(gram.device))
-    return weights, y_mean - weights @ x_mean
-
-
-def _from_rows(x: torch.Tensor, y: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-    if len(x) > x.shape[1]:
-        return _from_gram(x.T @ x, y @ x, strengths)
-    values, vectors = torch.linalg.eigh(x @ x.T)
-    return cast(torch.Tensor, ((y @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T @ x)
-
-
-def _from_gram(gram: torch.Tensor, xy: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+        gram = gram[:d, :d] - n * torch.outer(x_mean, x_mean)
+        xy = xy[:, :d] - n * torch.outer(y_mean, x_mean)
     values, vectors = torch.linalg.eigh(gram)
-    return cast(torch.Tensor, ((xy @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T)
-
-
-def _result(problem: Problem, weights: torch.Tensor, bias: torch.Tensor) -> SweepResult:
-    rows = problem.evaluation[:, : weights.shape[2]].double() @ weights.mT + bias[:, None]  # [S, m + p, k]
-    m = problem.n_validation
-    squares = (rows[:, :m] - problem.y_validation.double().T).square()  # [S, m, k]
-    judged = torch.split(squares, list(problem.judge_sizes), dim=1)
-    loss = torch.stack([_loss(part, problem.outputs) for part in judged], dim=2)
-    loss = loss if problem.judges else loss[:, :, 0]
-    rows = (rows * problem.target_scale + problem.target_mean).cpu()
-    raw = weights * problem.target_scale[:, None] / problem.feature_scale
-    raw_bias = bias * problem.target_scale + problem.target_mean - raw @ problem.feature_mean
-    return SweepResult(
-        settings=problem.settings,
-        outputs=problem.outputs,
-        best_epoch=torch.zeros(loss.shape, dtype=torch.int64),
-        validation_loss=loss.cpu(),
-        validation_prediction=rows[:, :m],
-        prediction=rows[:, m:],
-        weights=raw.cpu(),
-        bias=raw_bias.cpu(),
-        judges=problem.judges,
-    )
-
-
-def _loss(squares: torch.Tensor, outputs: tuple[int, ...]) -> torch.Tensor:
-    """Mean of squared errors [S, m, k] over rows and each variable's outputs, [S, V]."""
-    return torch.stack([part.mean(1) for part in torch.split(squares.mean(1), list(outputs), dim=1)], dim=1)
+    weights = ((xy @ vectors) / (values.clamp_min(0) + strengths)) @ vectors.T
+    return weights, y_mean - weights @ x_mean
 
 
 def ridge_at(x: torch.Tensor, y: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:

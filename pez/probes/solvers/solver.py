@@ -8,7 +8,7 @@ attentive    pez/probes/solvers/attentive.py: V-JEPA 2's attentive classifier, s
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -36,8 +36,7 @@ class Fit:
     repeat: int = 0
 
 
-@dataclass(frozen=True)
-class Trials:
+class Trials(NamedTuple):
     """How every setting did on one validation fold, each at its own best epoch there. S settings, V variables.
 
     `loss` [S, V]; `epoch` [S, V], from 1; `prediction` [S, m, k] of the fold's rows.
@@ -81,6 +80,29 @@ class PredictsOnly:
         """Not kept."""
 
 
+@dataclass(frozen=True)
+class FittedTogether(PredictsOnly):
+    """What a solver found that trains every setting of a Fit at once.
+
+    `tried`: on each of the folds that the Fit is validated on; `read` [S, m, k]: predictions of the fold that it reads,
+    float64, or of the first that it is validated on; `outputs`: sizes of the variables.
+    """
+
+    fit: Fit
+    tried: tuple[Trials, ...]
+    read: torch.Tensor
+    outputs: tuple[int, ...]
+
+    def trials(self, fold: int) -> Trials:
+        """Of every setting, as validated on `fold`."""
+        return self.tried[self.fit.validated_on.index(fold)]
+
+    def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
+        """[m, k], each variable at its choice."""
+        parts = torch.split(self.read, list(self.outputs), dim=2)
+        return torch.cat([part[choice.setting] for choice, part in zip(choices, parts)], dim=1)
+
+
 class TrainedTogether:
     """What solvers share that train every setting of a Fit at once."""
 
@@ -94,12 +116,7 @@ class TrainedTogether:
 
 
 class Solver(Protocol):
-    """A way to train probes.
-
-    `settings` are those that a choice is made of, `last_epoch` how long each may train, `patience` for how many epochs
-    it goes on without a smaller validation loss (0: it never stops early). `reads_any_epoch`: `Fitted.prediction` can
-    be asked for any setting and epoch of a Fit without choices, so that nothing is trained again after choosing.
-    """
+    """A way to train probes."""
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -115,7 +132,8 @@ class Solver(Protocol):
 
     @property
     def reads_any_epoch(self) -> bool:
-        """Whether predictions can be asked for at any setting and epoch of a Fit without choices."""
+        """Whether `Fitted.prediction` can be asked for any setting and epoch of a Fit without choices, so that nothing
+        is trained again after choosing."""
 
     def validation_folds(self, fold: int, n_folds: int) -> tuple[int, ...]:
         """The folds that nested validation chooses on when `fold` is reported; each is validated without the others."""

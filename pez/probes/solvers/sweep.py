@@ -1,7 +1,7 @@
 """The linear sweep: many probes and AdamW settings trained together, each as `torch.optim.AdamW` would alone.
 
     problems = (row_problem(features, targets, train, validation) for train, validation in splits)
-    for result in solve(problems): result.best_prediction(); result.best_setting()
+    for result in solve(problems): result.chosen(result.prediction); result.best_setting()
 
 Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random (on the bias
 see pez/probes/solvers/problems.py, where `Training` is what a problem may have otherwise). AdamW has torch's defaults
@@ -30,19 +30,9 @@ from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.adamw import Trained, train_together
 from pez.probes.solvers.convergence import training_losses
-from pez.probes.solvers.problems import (  # noqa: F401  (the sweep's public face)
-    LOSSES,
-    NORM_MODES,
-    Moments,
-    Problem,
-    Setting,
-    Training,
-    moment_problem,
-    paper_settings,
-    row_problem,
-    there,
-)
+from pez.probes.solvers.problems import Problem, Setting, there
 
+_GPU_SHARE = 0.4  # of all of a GPU's memory, not of what is free: other batches would round otherwise
 _CACHE_BYTES = 8_000_000  # of a CPU batch (`_bytes`): stays near a core, and makes small problems share calls
 
 
@@ -130,7 +120,8 @@ def solve(
         limit = None if memory_gib is None else memory_gib * 2**30
         yield from _solve_on_cpu(problems, min(threads or available_cores(), available_cores()), limit, options)
         return
-    for batch in _batches(problems, _device_bytes(device, memory_gib), memory_gib, alike=False):
+    size = memory_gib * 2**30 if memory_gib else _GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+    for batch in _batches(problems, size, memory_gib, alike=False):
         yield from _solve_mixed(batch, options)
 
 
@@ -140,7 +131,7 @@ def _solve_on_cpu(
     ahead: collections.deque[tuple[Future[list[SweepResult]], int]] = collections.deque()  # to come, with their bytes
     busy = 0  # bytes of all of them
     size = _CACHE_BYTES if limit is None else min(_CACHE_BYTES, limit)
-    with one_blas_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with blas_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for batch in _batches(problems, size, None if limit is None else limit / 2**30):
                 needed = sum(map(_bytes, batch))
@@ -158,36 +149,30 @@ def _solve_on_cpu(
 
 
 @contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Inside this block, and in the threads it starts, an operator keeps to one thread."""
+def blas_threads(number: int) -> Iterator[None]:
+    """Inside this block, and in the threads it starts, an operator keeps to so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _device_bytes(device: torch.device, memory_gib: float | None) -> float:
-    # not of what is free: other batches would round otherwise
-    return memory_gib * 2**30 if memory_gib else 0.4 * torch.cuda.get_device_properties(device).total_memory
-
-
 def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
-    """Results in the problems' order, like ones solved together."""
+    """Results in the problems' order, like ones solved together, in halves where a GPU's memory runs out.
+
+    UserError if it does with one problem.
+    """
+    mend = f"{options['device']} has not enough memory for one probe of these features: free it, or use --device cpu"
     alike = collections.defaultdict(list)
     for place, problem in enumerate(problems):
         alike[_likeness(problem)].append(place)
     found: dict[int, SweepResult] = {}
     for places in alike.values():
-        found |= zip(places, _solve_halving([problems[place] for place in places], options))
+        batch = [problems[place] for place in places]
+        found |= zip(places, in_halves(lambda half: _solve_batch(half, **options), batch, mend))
     return [found[place] for place in range(len(problems))]
-
-
-def _solve_halving(batch: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
-    """`_solve_batch`, in halves where a GPU's memory runs out; UserError if it does with one problem."""
-    mend = f"{options['device']} has not enough memory for one probe of these features: free it, or use --device cpu"
-    return in_halves(lambda half: _solve_batch(half, **options), batch, mend)
 
 
 def _batches(
@@ -257,10 +242,18 @@ def _result(problem: Problem, found: Trained, index: int, tell_losses: bool) -> 
     rows = torch.unflatten(found.prediction[index].cpu().double(), 0, (settings, k)).mT * scale + mean
     m, last = problem.n_validation, len(problem.evaluation) - problem.n_validation
     units = (settings, variables, len(problem.judges)) if problem.judges else (settings, variables)
-    weights, bias = (None, None) if found.weights is None else _raw_weights(problem, found.weights[index].cpu())
-    losses: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
-    if tell_losses and found.weights is not None and problem.stop_epochs is not None:
-        losses = _losses_of_refit(problem, found.weights[index].cpu())
+    weights = bias = trained = smallest = None
+    if found.weights is not None:
+        kept = torch.unflatten(found.weights[index].cpu(), 0, (settings, k))  # [S, k, D]
+        raw, width = kept.double() * scale[:, None], len(problem.feature_mean)
+        weights = raw[..., :width] / problem.feature_scale.cpu()
+        bias = raw[..., width:].sum(-1) - weights @ problem.feature_mean.cpu() + mean
+        if tell_losses and problem.stop_epochs is not None:
+            by_setting = torch.split(kept, list(problem.outputs), dim=1)
+            losses = training_losses(problem, torch.cat([part[v] for v, part in enumerate(by_setting)]))
+            trained, smallest = (
+                torch.stack([part.mean() for part in torch.split(loss, list(problem.outputs))]) for loss in losses
+            )
     return SweepResult(
         settings=problem.settings,
         outputs=problem.outputs,
@@ -271,26 +264,6 @@ def _result(problem: Problem, found: Trained, index: int, tell_losses: bool) -> 
         weights=weights,
         bias=bias,
         judges=problem.judges,
-        training_loss=losses[0],
-        smallest_loss=losses[1],
+        training_loss=trained,
+        smallest_loss=smallest,
     )
-
-
-def _losses_of_refit(problem: Problem, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over a variable's outputs of the training losses, [V] each, of weights [S * k, D] with setting v for v."""
-    by_setting = torch.split(torch.unflatten(rows, 0, (len(problem.settings), -1)), list(problem.outputs), dim=1)
-    own = torch.cat([part[variable] for variable, part in enumerate(by_setting)])
-    trained, smallest = training_losses(problem, own)
-    trained, smallest = (
-        torch.stack([part.mean() for part in torch.split(each, list(problem.outputs))]) for each in (trained, smallest)
-    )
-    return trained, smallest
-
-
-def _raw_weights(problem: Problem, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and bias for raw features and targets, from rows [S * k, D] for normalised ones."""
-    mean, scale = problem.feature_mean.cpu(), problem.feature_scale.cpu()
-    y_mean, y_scale = problem.target_mean.cpu(), problem.target_scale.cpu()
-    rows = torch.unflatten(rows.double(), 0, (len(problem.settings), -1)) * y_scale[:, None]
-    weights = rows[..., : len(mean)] / scale
-    return weights, rows[..., len(mean) :].sum(-1) - weights @ mean + y_mean

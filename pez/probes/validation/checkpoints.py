@@ -11,7 +11,7 @@ and of the pieces' format. Pieces of anything else are refused, with the name of
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import DamagedPredictions, Predictions, from_table, kind_column
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.solver import Step
-from pez.probes.validation.cross_validate import Outcome, count_steps, outcomes
+from pez.probes.validation.cross_validate import count_steps, outcomes
 from pez.records import PieceRecord, first_difference, read_record
 from pez.runs import progress
 from pez.shards import WHOLE, Shard, describing, holding, own_share
@@ -75,15 +75,17 @@ class LongCurve:
         ]
 
 
-class PieceFolder:
-    """The pieces of one curve in `directory`, written by one `shard` of a run."""
+class Pieces:
+    """The pieces of one curve, in its folder below `directory`, written by one `shard` of a run."""
 
-    def __init__(self, directory: Path, shard: Shard = WHOLE):
-        self.directory, self.shard = directory, shard
+    def __init__(self, directory: Path, curve: LongCurve, shard: Shard = WHOLE):
+        self.directory = directory / "controls" / curve.name if curve.name else directory
+        self.curve, self.shard, self.all = curve, shard, curve.pieces()
 
-    def start(self, depends_on: dict[str, Any]) -> None:
+    def start(self) -> None:
         """Begin, or go on with pieces of these settings; UserError, naming the first that differs, for other ones."""
-        path, depends_on = self.directory / "settings.json", json.loads(json.dumps(depends_on, default=str))
+        path = self.directory / "settings.json"
+        depends_on = json.loads(json.dumps(self.curve.depends_on, default=str))
         remove_partial(self.directory, self.shard.owner)
         with describing(self.directory, self.shard):
             if not path.is_file():
@@ -106,33 +108,31 @@ class PieceFolder:
         repeat = f"_repeat_{piece.repeat}" if piece.repeat else ""
         return self.directory / f"layer_{piece.layer:02d}_fold_{piece.fold}{repeat}.parquet"
 
-    def missing(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """Those of `pieces` that are not there yet, in order."""
-        return [piece for piece in pieces if not self.path(piece).is_file()]
+    def missing(self) -> list[Piece]:
+        """Those that are not there yet, in order."""
+        return [piece for piece in self.all if not self.path(piece).is_file()]
 
-    def write(self, piece: Piece, table: pd.DataFrame) -> None:
-        """Keep the scores of a piece."""
-        write_parquet(self.path(piece), table, self.shard.owner)
-
-    def read(self, curve: LongCurve) -> pd.DataFrame:
-        """The scores of every piece of a curve, one after another; UserError for a damaged file, or one of another
-        piece or other movies."""
-        tables = []
-        for piece in curve.pieces():
+    def read(self) -> list[Predictions]:
+        """Predictions from every piece; UserError for a damaged file, or one of another piece or other movies."""
+        tables, data = [], self.curve.data
+        for piece in self.all:
             path = self.path(piece)
             table = read_parquet(path, PIECE)
             if table.empty or any(set(table[name]) != {number} for name, number in piece._asdict().items()):
                 raise UserError(f"{path} is not of the layer and fold of its name: {PIECE.mend}")
-            movies = curve.data.clips.iloc[curve.repeats[piece.repeat].rows(piece.fold)]
-            expected = pd.concat([movies] * len(curve.protocols), ignore_index=True)
+            movies = data.clips.iloc[self.curve.repeats[piece.repeat].rows(piece.fold)]
+            expected = pd.concat([movies] * len(self.curve.protocols), ignore_index=True)
             there = table.reindex(columns=expected.columns).astype(object)
-            same = len(there) == len(expected) and ((there == expected) | (there.isna() & expected.isna())).all(
+            if len(there) != len(expected) or not ((there == expected) | (there.isna() & expected.isna())).all(
                 axis=None
-            )
-            if not same:
+            ):
                 raise UserError(f"{path} is not of the movies of its fold: {PIECE.mend}")
             tables.append(table)
-        return pd.concat(tables, ignore_index=True)
+        table = pd.concat(tables, ignore_index=True).assign(control=data.control, control_seed=data.control_seed)
+        try:
+            return from_table(table, data.parts)
+        except DamagedPredictions as error:
+            raise UserError(f"{self.directory}: {error}: remove the folder and rerun the same command") from None
 
 
 def cross_validate_long(
@@ -148,55 +148,42 @@ def cross_validate_long(
     Raises:
         UserError: the folder holds other settings' results, another run writes to it, or a piece is damaged.
     """
-    folders = [PieceFolder(_folder(Path(directory), curve), shard) for curve in curves]
+    every = [Pieces(Path(directory), curve, shard) for curve in curves]
     for curve in curves:
         solver.check(curve.data)
     with holding(directory, shard):
-        for folder, curve in zip(folders, curves):
-            folder.start(curve.depends_on)
-        own = own_share([(n, piece) for n, curve in enumerate(curves) for piece in curve.pieces()], *shard)
-        _fill(curves, folders, [[p for n, p in own if n == number] for number in range(len(curves))], solver, metric)
-    if any(folder.missing(curve.pieces()) for folder, curve in zip(folders, curves)):
+        for pieces in every:
+            pieces.start()
+        own = own_share([(number, piece) for number, pieces in enumerate(every) for piece in pieces.all], *shard)
+        _make(every, set(own), solver, metric)
+    if any(pieces.missing() for pieces in every):
         return None
-    found: list[Predictions] = []
-    for folder, curve in zip(folders, curves):
-        data = curve.data
-        table = folder.read(curve).assign(control=data.control, control_seed=data.control_seed)
-        try:
-            found += from_table(table, data.parts)
-        except DamagedPredictions as error:
-            raise UserError(f"{folder.directory}: {error}: remove the folder and rerun the same command") from None
-    return found
+    return [found for pieces in every for found in pieces.read()]
 
 
 def count_pieces(curves: Sequence[LongCurve], directory: str | Path) -> tuple[int, int]:
     """How many pieces of all curves are there, and how many there will be."""
-    missing = sum(len(PieceFolder(_folder(Path(directory), curve)).missing(curve.pieces())) for curve in curves)
-    total = sum(len(curve.pieces()) for curve in curves)
-    return total - missing, total
+    every = [Pieces(Path(directory), curve) for curve in curves]
+    total = sum(len(pieces.all) for pieces in every)
+    return total - sum(len(pieces.missing()) for pieces in every), total
 
 
-def _folder(directory: Path, curve: LongCurve) -> Path:
-    return directory / "controls" / curve.name if curve.name else directory
-
-
-def _fill(
-    curves: Sequence[LongCurve],
-    folders: Sequence[PieceFolder],
-    own: Sequence[Sequence[Piece]],
-    solver: AttentiveSolver,
-    metric: str,
-) -> None:
-    """Make those of the `own` pieces of every curve that are missing, one bar over all."""
-    missing = [folder.missing(pieces) for folder, pieces in zip(folders, own)]
-    each = [count_steps(solver, c.protocols, 1, c.repeats[:1]) // c.repeats[0].n_folds for c in curves]  # of a piece
-    total, left = (sum(n * len(pieces) for n, pieces in zip(each, lists)) for lists in (own, missing))
+def _make(every: Sequence[Pieces], own: set[tuple[int, Piece]], solver: AttentiveSolver, metric: str) -> None:
+    """Make those of the `own` pieces (number of the curve, piece) that are missing, one bar over all."""
+    missing: list[list[Piece]] = []
+    total = left = 0
+    for number, pieces in enumerate(every):
+        missing.append([piece for piece in pieces.missing() if (number, piece) in own])
+        repeats = pieces.curve.repeats[:1]
+        of_piece = count_steps(solver, pieces.curve.protocols, 1, repeats) // repeats[0].n_folds
+        total += of_piece * sum(n == number for n, _ in own)
+        left += of_piece * len(missing[-1])
     with progress(total=total, initial=total - left, description="attentive probes", unit="probe") as bar:
-        for curve, folder, pieces in zip(curves, folders, missing):
-            bar.set_postfix_str(curve.name)
-            for chunk in _chunks(pieces, solver, curve.data):
-                for piece, table in _probed(curve, chunk, solver, metric, bar.update):
-                    folder.write(piece, table)
+        for pieces, todo in zip(every, missing):
+            bar.set_postfix_str(pieces.curve.name)
+            for chunk in _chunks(todo, solver, pieces.curve.data):
+                for piece, table in _probed(pieces.curve, chunk, solver, metric, bar.update):
+                    write_parquet(pieces.path(piece), table, pieces.shard.owner)
             solver.release()
 
 
@@ -217,24 +204,27 @@ def _chunks(pieces: Sequence[Piece], solver: AttentiveSolver, data: ProbeData) -
 def _probed(
     curve: LongCurve, chunk: Sequence[Piece], solver: AttentiveSolver, metric: str, step: Step
 ) -> Iterator[tuple[Piece, pd.DataFrame]]:
-    """Every piece of a chunk with its table, as it is done."""
+    """Every piece of a chunk with its table, as it is done; rows as of pez.probes.predictions."""
+    data, protocols = curve.data, curve.protocols
     for repeat, folds in enumerate(curve.repeats):
         reports = [(piece.layer, piece.fold) for piece in chunk if piece.repeat == repeat]
+        if not reports:
+            continue
         found: dict[Piece, dict[str, pd.DataFrame]] = {}
-        asked: dict[str, Any] = {"repeat": repeat, "metric": metric, "step": step}
-        for outcome in outcomes(curve.data, folds, solver, curve.protocols, reports, **asked) if reports else ():
-            piece = Piece(outcome.layer, repeat, outcome.fold)
+        for each in outcomes(data, folds, solver, protocols, reports, repeat=repeat, metric=metric, step=step):
+            (choice,) = each.choices
+            piece = Piece(each.layer, repeat, each.fold)
             own = found.setdefault(piece, {})
-            own[outcome.protocol] = _rows(curve.data, folds, repeat, outcome)
-            if len(own) == len(curve.protocols):
-                yield piece, pd.concat([own[protocol] for protocol in curve.protocols], ignore_index=True)
-
-
-def _rows(data: ProbeData, folds: Folds, repeat: int, outcome: Outcome) -> pd.DataFrame:
-    """Rows of one outcome, as pez.probes.predictions describes those of movies."""
-    (choice,) = outcome.choices
-    columns = {"layer": outcome.layer, "fold": outcome.fold, "score": outcome.prediction[:, 0].numpy()}
-    chosen = {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epoch": choice.epochs}
-    movies = data.clips.iloc[folds.rows(outcome.fold)]
-    kind = kind_column(data.variables[0])
-    return movies.assign(**columns, **chosen, protocol=outcome.protocol, repeat=repeat, **kind)
+            own[each.protocol] = data.clips.iloc[folds.rows(each.fold)].assign(
+                layer=each.layer,
+                fold=each.fold,
+                score=each.prediction[:, 0].numpy(),
+                lr=choice.learning_rate,
+                weight_decay=choice.weight_decay,
+                epoch=choice.epochs,
+                protocol=each.protocol,
+                repeat=repeat,
+                **kind_column(data.variables[0]),
+            )
+            if len(own) == len(protocols):
+                yield piece, pd.concat([own[protocol] for protocol in protocols], ignore_index=True)

@@ -15,8 +15,9 @@ b and is validated on a: where both are wanted it is trained once, and each fold
 share the passes over the features.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,18 +67,43 @@ def cross_validate(
         step: called as often as `count_steps` says.
         probes: where given, weights and biases of the nested refits are put into it, by `probe_name`.
     """
-    collected = Collected(data, repeats, protocols)
+    shape = (len(repeats), len(data.layers), *data.targets.shape)
+    predicted = {protocol: np.full(shape, np.nan) for protocol in protocols}
+    rounding = {protocol: np.full(shape[:3], np.nan) for protocol in protocols}
+    choices: dict[str, dict[tuple[int, int, int], tuple[Choice, ...]]] = {protocol: {} for protocol in protocols}
     for repeat, folds in enumerate(repeats):
         reports = [(layer, fold) for layer in data.layers for fold in range(folds.n_folds)]
-        found = outcomes(
-            data, folds, solver, protocols, reports, repeat=repeat, metric=metric, step=step, keep=probes is not None
-        )
-        for outcome in found:
-            collected.add(repeat, outcome)
+        options: dict[str, Any] = {"metric": metric, "step": step, "keep": probes is not None}
+        for outcome in outcomes(data, folds, solver, protocols, reports, repeat=repeat, **options):
+            place = repeat, data.layers.index(outcome.layer), folds.rows(outcome.fold)
+            predicted[outcome.protocol][place] = outcome.prediction.numpy()
+            if outcome.rounding is not None:
+                rounding[outcome.protocol][place] = outcome.rounding.numpy()
+            choices[outcome.protocol][repeat, outcome.layer, outcome.fold] = outcome.choices
             if probes is not None and outcome.weights is not None:
                 for what, value in zip(("weight", "bias"), outcome.weights):
                     probes[probe_name(data, outcome.layer, repeat, outcome.fold, what)] = value
-    return collected.predictions()
+    found, end = [], 0
+    for number, variable in enumerate(data.scored):
+        start, end = end, end + len(variable.components)
+        for protocol in protocols:
+            found.append(
+                Predictions(
+                    variable=variable,
+                    protocol=protocol,
+                    layers=np.array(data.layers),
+                    clips=data.clips,
+                    group=data.group,
+                    fold=np.stack([folds.fold for folds in repeats]),
+                    predicted=predicted[protocol][..., start:end],
+                    control=data.control,
+                    control_seed=data.control_seed,
+                    choices={key: own[number] for key, own in choices[protocol].items()},
+                    parts=data.parts(data.clips),
+                    rounding=rounding[protocol],
+                )
+            )
+    return found
 
 
 def probe_name(data: ProbeData, layer: int, repeat: int, fold: int, what: str) -> str:
@@ -194,16 +220,12 @@ def _first_fits(
             elif protocol == "paper":
                 fits += [Fit(layer, (f,), (f,), f if reads_other else None, None, repeat) for f in own]
             else:
-                fits += _inner_fits(solver, layer, own, n_folds, repeat)
+                judges: dict[tuple[int, ...], list[int]] = {}
+                for fold in own:
+                    for judge in solver.validation_folds(fold, n_folds):
+                        judges.setdefault(tuple(sorted((fold, judge))), []).append(judge)
+                fits += [Fit(layer, pair, tuple(sorted(judges[pair])), None, None, repeat) for pair in sorted(judges)]
     return fits
-
-
-def _inner_fits(solver: Solver, layer: int, reported: Sequence[int], n_folds: int, repeat: int) -> list[Fit]:
-    judges: dict[tuple[int, ...], list[int]] = {}
-    for fold in reported:
-        for judge in solver.validation_folds(fold, n_folds):
-            judges.setdefault(tuple(sorted((fold, judge))), []).append(judge)
-    return [Fit(layer, pair, tuple(sorted(judges[pair])), None, None, repeat) for pair in sorted(judges)]
 
 
 def choose(
@@ -257,46 +279,3 @@ def _best_by(
         scores = [value(metric, clips, variable.targets[rows], own[:, start:end]) for own in predictions]
         best.append(max(range(len(scores)), key=lambda s: (scores[s], -float(loss[s, number]))))  # noqa: B023
     return best
-
-
-class Collected:
-    """Outcomes of a curve, put together to Predictions."""
-
-    def __init__(self, data: ProbeData, repeats: Sequence[Folds], protocols: Iterable[str]):
-        self.data, self.repeats, self.protocols = data, repeats, tuple(protocols)
-        shape = (len(repeats), len(data.layers), *data.targets.shape)
-        self.predicted = {protocol: np.full(shape, np.nan) for protocol in self.protocols}
-        self.choices: dict[str, dict[tuple[int, int, int], tuple[Choice, ...]]] = {p: {} for p in self.protocols}
-        self.rounding = {protocol: np.full(shape[:3], np.nan) for protocol in self.protocols}
-
-    def add(self, repeat: int, outcome: Outcome) -> None:
-        """Put one outcome in its place."""
-        layer, rows = self.data.layers.index(outcome.layer), self.repeats[repeat].rows(outcome.fold)
-        self.predicted[outcome.protocol][repeat, layer, rows] = outcome.prediction.numpy()
-        if outcome.rounding is not None:
-            self.rounding[outcome.protocol][repeat, layer, rows] = outcome.rounding.numpy()
-        self.choices[outcome.protocol][repeat, outcome.layer, outcome.fold] = outcome.choices
-
-    def predictions(self) -> list[Predictions]:
-        """One Predictions per variable and protocol, protocols fastest."""
-        data, fold, found, end = self.data, np.stack([folds.fold for folds in self.repeats]), [], 0
-        for number, variable in enumerate(data.scored):
-            start, end = end, end + len(variable.components)
-            for protocol in self.protocols:
-                found.append(
-                    Predictions(
-                        variable=variable,
-                        protocol=protocol,
-                        layers=np.array(data.layers),
-                        clips=data.clips,
-                        group=data.group,
-                        fold=fold,
-                        predicted=self.predicted[protocol][..., start:end],
-                        control=data.control,
-                        control_seed=data.control_seed,
-                        choices={key: own[number] for key, own in self.choices[protocol].items()},
-                        parts=data.parts(data.clips),
-                        rounding=self.rounding[protocol],
-                    )
-                )
-        return found
