@@ -236,7 +236,8 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0, least: in
     one, and equally many in all. With fewer scenes than `n_folds` there are as many folds as scenes. Raises UserError
     for fewer than `least` scenes (the nested protocol needs 3) or 2 folds.
     """
-    check_n_folds(n_folds)
+    if n_folds < 2:
+        raise UserError(f"--folds must be at least 2, for separate training and test scenes; got {n_folds}: give more")
     scenes = movies[["block", "scene"]].drop_duplicates().sort_values(["block", "scene"])
     if len(scenes) < least:
         raise UserError(
@@ -261,11 +262,3 @@ def published_scene_folds(movies: pd.DataFrame, n_folds: int) -> tuple[Folds, ..
     """Folds of movies by the published recipe: whole scenes, in their order, unshuffled."""
     names = scene_names(movies)
     return (Folds(names, unshuffled_folds(names, n_folds, "the set of movies")),)
-
-
-def check_n_folds(n_folds: int, chooses: bool = False) -> None:
-    """UserError for fewer than 2 folds, or fewer than 3 if a setting `chooses` its validation scenes among them."""
-    least = 3 if chooses else 2
-    if n_folds < least:
-        why = "training, validation and test scenes" if chooses else "training and test scenes"
-        raise UserError(f"--folds must be at least {least}, for separate {why}; got {n_folds}: give more")

@@ -82,32 +82,23 @@ def control_data(main: ProbeData, names: Sequence[str], source: ControlSource) -
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Beyond:
-    """What `--unique` probes: PARTS `together`, in one layer, and every layer with them (`joined`), the layer's columns
-    first; `widths` and `norm_modes` of the PARTS' columns, in order."""
+def beyond_data(main: ProbeData, source: ControlSource) -> tuple[ProbeData, ProbeData, list[tuple[int, str]]]:
+    """What `--unique` probes: PARTS together, in one layer; every layer with them, its own columns first; and how many
+    columns each of the PARTS has, with their norm mode.
 
-    together: ProbeData
-    joined: ProbeData
-    widths: tuple[int, ...]
-    norm_modes: tuple[str, ...]
-
-
-def beyond_data(main: ProbeData, source: ControlSource) -> Beyond:
-    """What a layer is compared with, and with it; UserError for a missing store or a pooling that keeps patches."""
+    UserError for a missing store or a pooling that keeps patches.
+    """
     if is_per_patch(source.pooling):
         raise UserError(f"--unique reads one vector a clip, not --pooling {source.pooling}: choose one without patches")
     parts = control_data(main, PARTS, source)
     columns = [part.features(part.layers[0]).double() for part in parts]
     others = torch.cat(columns, dim=1)
-    return Beyond(
-        dataclasses.replace(main, control=TOGETHER, features=lambda layer: others, layers=(0,), described={}),
-        dataclasses.replace(
-            main, control=UNIQUE, features=lambda layer: torch.cat([main.features(layer).double(), others], dim=1)
-        ),
-        tuple(each.shape[1] for each in columns),
-        tuple("center" if part.norm_mode == "center" and part.control != "position" else "zscore" for part in parts),
+    together = dataclasses.replace(main, control=TOGETHER, features=lambda layer: others, layers=(0,), described={})
+    joined = dataclasses.replace(
+        main, control=UNIQUE, features=lambda layer: torch.cat([main.features(layer).double(), others], dim=1)
     )
+    norm_modes = ["center" if p.norm_mode == "center" and p.control != "position" else "zscore" for p in parts]
+    return together, joined, [(each.shape[1], norm_mode) for each, norm_mode in zip(columns, norm_modes)]
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
