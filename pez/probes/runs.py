@@ -103,13 +103,13 @@ def validated(
     probes: Probes = {}
     with progress(total=total, description=options.run_name, unit="probe") as bar:
         for curve, data, own, by in work:
-            checked = not data.control and isinstance(by, LinearSolver)
-            kept = probes if checked else None
-            new = cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update, probes=kept)
-            if checked and isinstance(by, LinearSolver):
-                new = beside_ridge(data, curve.repeats, by, new)
-                if options.until_converged:
-                    new = _until_converged(curve, by, metric, probes, new)
+            if data.control or not isinstance(by, LinearSolver):
+                found += cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update)
+                continue
+            new = cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update, probes=probes)
+            new = beside_ridge(data, curve.repeats, by, new)
+            if options.until_converged:
+                new = _until_converged(curve, by, metric, probes, new)
             found += new
     return found, probes
 
