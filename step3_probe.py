@@ -30,7 +30,6 @@ from pez.figures.plots.transfer import transfer_figure
 from pez.files import remove_dead_partial, write_csv
 from pez.probes.audit import (
     Audit,
-    AuditOptions,
     audit,
     audit_labels,
     clip_sets,
@@ -118,15 +117,15 @@ def _audits(args) -> Iterator[tuple[Audit, str]]:
     """Every audit, with the fingerprint of the ground truth that it is of."""
     if args.targets is None:
         for clips in clip_sets(args.feature_root, args.data_root):
-            options = AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed)
-            yield audit(clips, options), truth_fingerprint(clips)
+            grouping = args.grouping or default_grouping(clips.clips)
+            yield audit(clips, grouping, args.folds, args.seed), truth_fingerprint(clips)
         return
     clips = labelled_clips(args.targets, args.feature_root, args.data_root)
     given = (args.targets, args.variables, clips.clips, clips.name, args.group, args.skip_unlabelled)
     labels = read_labels(*given)
     for line in labels.notes:
         print(line)
-    yield audit_labels(clips, labels, AuditOptions(folds=args.folds, seed=args.seed), args.group), ""
+    yield audit_labels(clips, labels, args.group, args.folds, args.seed), ""
 
 
 def transfer(args) -> list[Path]:

@@ -23,13 +23,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 
 from pez.errors import UserError, check_choice
-from pez.probes.data.probe_data import Variable
+from pez.probes.data.probe_data import Clips, Variable
 from pez.tables import UNREADABLE, first_words, read_sheet
 
 LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
@@ -37,15 +37,7 @@ MOST_CLASSES = 200
 LARGEST = 1e100  # of a number: sums of squares of more run over
 
 
-class HasClips(Protocol):
-    """A feature store, or a clip set: something with a table of clips."""
-
-    @property
-    def clips(self) -> pd.DataFrame:
-        """A row per clip, with `clip_id`."""
-
-
-ClipsT = TypeVar("ClipsT", bound=HasClips)
+ClipsT = TypeVar("ClipsT", bound=Clips)
 _TRUE, _FALSE = {"true", "t", "1", "1.0", "yes", "y"}, {"false", "f", "0", "0.0", "no", "n"}
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "<na>"}  # cells of a CSV, in any case; "none" too where numbers are
 
@@ -157,18 +149,13 @@ def called(clips: pd.DataFrame, known: Iterable[str]) -> pd.Series:
     return ids.where(~by_folder, folder)
 
 
-def label_ids(path: Path) -> list[str]:
-    """Clip ids of a file of labels."""
-    table = _read(Path(path))
-    return table["clip_id"].astype(str).tolist() if "clip_id" in table.columns else []
-
-
 def labelled_set(path: Path, sets: Mapping[str, ClipsT], where: object) -> ClipsT:
     """Of several clip sets under `where`, by name, the one that the labels are of: the only one, or the only one with a
     labelled clip. UserError where that is not one."""
     if len(sets) == 1:
         return next(iter(sets.values()))
-    known = set(label_ids(path))
+    table = _read(Path(path))
+    known = set(table["clip_id"].astype(str)) if "clip_id" in table.columns else set()
     fitting = [each for each in sets.values() if known & set(called(each.clips, known))]
     if len(fitting) != 1:
         raise UserError(
