@@ -153,12 +153,6 @@ def is_floor(control: str, pooling: str) -> bool:
     return known is None or known.floor(pooling)
 
 
-def can_be_read(control: str) -> bool:
-    """Whether the main curve's probe can read it: it is the main encoder's features of the frames in another order."""
-    known = CONTROLS[control]
-    return known.frames is not None and known.encoder == "main"
-
-
 def meaning(control: str) -> str:
     """What a control's curve is, in one line for people; of one that is read, that too."""
     known = CONTROLS[control.removesuffix(READ)].meaning

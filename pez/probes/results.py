@@ -375,13 +375,6 @@ def result_paths(results_dir: str | Path) -> list[Path]:
     return sorted(Path(results_dir).glob("results_*.csv"))
 
 
-def run_kind(table: pd.DataFrame) -> str | None:
-    """BALL or MOVIES by the columns of a results table; None for another table."""
-    if not set(RUN_COLUMNS) <= set(table.columns) or table.empty:
-        return None
-    return MOVIES if "subtask" in table else BALL
-
-
 @dataclass(frozen=True)
 class Run:
     """A run in a results folder: its results table and when it was written (seconds); the rest is read when asked.
@@ -500,19 +493,16 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
         if names and name not in names:
             continue
         table = read_table(path)
-        kind = run_kind(table)
-        records = [Path(results_dir) / f"{record}_{name}.json" for record in RECORDS.values()]
-        if kind is None and any(record.is_file() for record in records):
-            raise UserError(f"{path} is not a whole table of results: rerun the command that made run {name}")
-        if kind is not None:
-            run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime)
-            yield dataclasses.replace(run.check(), written=_written(run))
-
-
-def _written(run: Run) -> float:
-    """When the run was written, in seconds: by its record, for a copied file has another date; else by its table."""
-    told = run.record.get("provenance", {}).get("written")
-    return run.written if told is None else datetime.strptime(str(told), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        if not set(RUN_COLUMNS) <= set(table.columns) or table.empty:
+            if any((Path(results_dir) / f"{record}_{name}.json").is_file() for record in RECORDS.values()):
+                raise UserError(f"{path} is not a whole table of results: rerun the command that made run {name}")
+            continue
+        kind = MOVIES if "subtask" in table else BALL
+        run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime).check()
+        told = run.record.get("provenance", {}).get("written")
+        if told is not None:  # a copied file has another date
+            run = dataclasses.replace(run, written=datetime.strptime(str(told), "%Y-%m-%dT%H:%M:%S%z").timestamp())
+        yield run
 
 
 def movie_settings(described: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import run_lock, write_csv
 from pez.probes.options import BallOptions, from_arguments, option
-from pez.probes.predictions import Predictions
 from pez.probes.runs import Curve, notes, plan
 from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.score import score
@@ -78,12 +77,13 @@ def transfer(options: TransferOptions, curve: Curve) -> pd.DataFrame:
     with progress(total=total, description=f"{options.run_name}, {data.name}", unit="probe") as bar:
         trained = cross_validate(data, curve.repeats, solver, ("nested",), step=bar.update, probes=probes)
     features = {layer: data.features(layer).double() for layer in data.layers}
+    ends_of_variables = np.cumsum([len(each.variable.components) for each in trained])[:-1]
     rows = []
     for layer in data.layers:
         read = read_from_every_layer(curve, probes, features, layer, options.align == "spread")
         own = [
             dataclasses.replace(each, layers=np.array(data.layers), predicted=part, choices={}, rounding=None)
-            for each, part in zip(trained, _by_variable(trained, read))
+            for each, part in zip(trained, np.split(read, ends_of_variables, axis=3))
         ]
         scores = score(own, options.bootstrap)
         for variable in scores.variables():
@@ -125,8 +125,3 @@ def read_from_every_layer(
                     seen = (seen - other[train].mean(0)) * scale + mean
                 found[repeat, place, held] = (seen @ weight.T + bias).numpy()
     return found
-
-
-def _by_variable(trained: list[Predictions], read: np.ndarray) -> list[np.ndarray]:
-    ends = np.cumsum([len(each.variable.components) for each in trained])
-    return np.split(read, ends[:-1], axis=3)

@@ -35,7 +35,7 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import PolynomialFeatures
 
-from pez.controls import CONTROLS, MOVIES, PARTS, READ, TOGETHER, UNIQUE, can_be_read, controls_for
+from pez.controls import CONTROLS, MOVIES, PARTS, READ, TOGETHER, UNIQUE, controls_for
 from pez.encoder.pooling import is_per_patch, seen_tubelets
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import n_objects
@@ -102,19 +102,14 @@ def beyond_data(main: ProbeData, source: ControlSource) -> tuple[ProbeData, Prob
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    paired = [source.kind == MOVIES or one.kind == "pair" for one in base.variables]
-    others = [one for one, within in zip(base.variables, paired) if not within]
+    across = [one for one in base.variables if source.kind != MOVIES and one.kind != "pair"]  # others within a group
     for draw in range(source.n_seeds):
         seed = source.first_seed + draw
-        swapped = shuffled_variables(others, base.group, seed) if others else []
-        note = shuffle_note(others, swapped, base.group) if others else ""
-        rest = iter(swapped)
-        shuffled = [
-            shuffled_within(one, base.group, seed) if within else next(rest)
-            for one, within in zip(base.variables, paired)
-        ]
-        changed = with_variables(base, shuffled)
-        yield dataclasses.replace(changed, control_seed=draw, note=note)
+        swapped = shuffled_variables(across, base.group, seed) if across else []
+        note = shuffle_note(across, swapped, base.group) if across else ""
+        of_name = {one.name: one for one in swapped}
+        shuffled = [of_name.get(one.name) or shuffled_within(one, base.group, seed) for one in base.variables]
+        yield dataclasses.replace(with_variables(base, shuffled), control_seed=draw, note=note)
 
 
 def with_variables(data: ProbeData, variables: Sequence[Variable]) -> ProbeData:
@@ -134,21 +129,19 @@ def _position(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
 
 def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
     control = CONTROLS[base.control]
+    in_other_order = control.frames is not None and control.encoder == "main"
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
-        norm_mode = control.norm_mode or base.norm_mode
-        made: dict[str, Any] = {"control_seed": seed, "described": store.settings, "norm_mode": norm_mode}
+        made: dict[str, Any] = {"control_seed": seed, "described": store.settings}
+        made["norm_mode"] = control.norm_mode or base.norm_mode
         made["precision"] = feature_precision(store.settings, source.pooling)
+        read: dict[str, Any] = {"read_features": features, "stores": (*base.stores, store), **made}
         if control.reads_back:
-            turned = played_backwards(base.variables)
-            both = (*base.stores, store)
-            yield dataclasses.replace(base, read_features=features, read_variables=turned, stores=both, **made)
+            yield dataclasses.replace(base, read_variables=played_backwards(base.variables), **read)
             continue
-        if can_be_read(base.control) and READ_BY_MAIN in source.modes:
-            both = (*base.stores, store)
-            read = f"{base.control}{READ}"
-            yield dataclasses.replace(base, control=read, read_features=features, stores=both, **made)
-        if not can_be_read(base.control) or REFIT in source.modes:
+        if in_other_order and READ_BY_MAIN in source.modes:
+            yield dataclasses.replace(base, control=f"{base.control}{READ}", **read)
+        if not in_other_order or REFIT in source.modes:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
             yield dataclasses.replace(base, features=features, layers=layers, stores=(store,), **made)
 

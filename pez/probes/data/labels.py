@@ -122,7 +122,7 @@ def read_labels(
     whole = np.full(len(rows), True)
     for variable in made:
         if variable.kind == "pair":
-            both = _has_both(variable, groups)
+            both = pd.Series(variable.targets[:, 0]).groupby(groups).transform("nunique").to_numpy() == 2
             if not both.all() and (not skip_unlabelled or not both.any()):
                 raise UserError(
                     f"{path}: group {groups[~both][0]} has no true and false {variable.name} to set against each "
@@ -172,7 +172,7 @@ def _read(path: Path) -> pd.DataFrame:
         raise UserError(f"--targets {path} is no file: give a CSV, parquet or JSON lines file")
     try:
         if suffix in (".csv", ".tsv", ".txt"):
-            table = _with_missing(read_sheet(path))
+            table = read_sheet(path).map(_cell)
         elif suffix in (".parquet", ".pq"):
             table = pd.read_parquet(path)
             table = table.reset_index() if "clip_id" in table.index.names else table
@@ -194,15 +194,11 @@ def _read(path: Path) -> pd.DataFrame:
     return table.dropna(how="all").reset_index(drop=True)
 
 
-def _with_missing(table: pd.DataFrame) -> pd.DataFrame:
-    """A sheet with None where _MISSING; a comma in a number, where semicolons part cells, as its decimal point."""
-    return table.map(
-        lambda cell: None if cell.lower() in _MISSING else cell.replace(",", ".") if _is_decimal(cell) else cell
-    )
-
-
-def _is_decimal(cell: str) -> bool:
-    return re.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?", cell) is not None
+def _cell(cell: str) -> str | None:
+    """A cell of a sheet: None if _MISSING; a comma in a number, where semicolons part cells, as its decimal point."""
+    if cell.lower() in _MISSING:
+        return None
+    return cell.replace(",", ".") if re.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?", cell) else cell
 
 
 def _read_lines(path: Path) -> pd.DataFrame:
@@ -386,12 +382,6 @@ def _variable(name: str, kind: str, columns: pd.DataFrame, clip_set: str, path: 
         raise UserError(f"{path}: {name} has {len(classes)} classes: give 2 to {MOST_CLASSES}, or name:scalar")
     targets = (named.to_numpy()[:, None] == np.array(classes)).astype(np.float64)
     return Variable(name, clip_set, targets, "", tuple(classes), "class")
-
-
-def _has_both(variable: Variable, groups: np.ndarray) -> np.ndarray:
-    """Which clips are of a group that has true and false ones."""
-    several = pd.Series(variable.targets[:, 0]).groupby(groups).transform("nunique")
-    return cast(np.ndarray, several.to_numpy() == 2)
 
 
 def _class_notes(variable: Variable, groups: np.ndarray, path: Path) -> list[str]:
