@@ -263,7 +263,10 @@ def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     single |= {f"frame {frame}": places[:, frame] for frame in range(n_frames)}
     found |= {name: place_features(place) for name, place in single.items()}
     found |= {f"{name}, kernel": _bumps(place, places) for name, place in single.items()}
-    steps = _steps(clips, places)
+    steps, period = np.diff(places, axis=1), step1_settings(clips).get("period_m")
+    if period:  # on an endless floor modulo its period
+        metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
+        steps = np.mod(metres + period / 2, period) - period / 2
     found["two frames, linear"] = steps[:, -1]
     found["two frames"] = _with_unit(steps[:, -1])
     if clips.name == "turns":  # a turn comes between two tubelets
@@ -277,15 +280,6 @@ def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
         found["mean speed, path"] = place_features(np.column_stack([length.mean(1), np.hypot(*way[:, -1].T)]))
         found["first velocity"], found["last velocity"] = (place_features(steps[:, at]) for at in (0, -1))
     return found
-
-
-def _steps(clips: Clips, places: np.ndarray) -> np.ndarray:
-    """From each frame to the next, [clips, frames - 1, 2]; on an endless floor modulo its period."""
-    period = step1_settings(clips).get("period_m")
-    if not period:
-        return np.diff(places, axis=1)
-    metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
-    return cast(np.ndarray, np.mod(metres + period / 2, period) - period / 2)
 
 
 def _with_unit(vectors: np.ndarray) -> np.ndarray:

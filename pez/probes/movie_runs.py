@@ -169,40 +169,33 @@ def chosen_over_folds(predictions: Sequence[Predictions], solver: Solver) -> tup
     return layer, Choice(number, epochs, chosen.learning_rate, chosen.weight_decay)
 
 
-def held_out_answers(
-    predictions: Sequence[Predictions], curve: Curve, solver: Solver, held_out: FeatureStore
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """`clip_id score` of movies without labels, by a probe trained on all movies of the main curve; how it was chosen.
-
-    Layer and setting by `chosen_over_folds`, so on the labelled movies alone.
-    """
-    layer, choice = chosen_over_folds(predictions, solver)
-    if isinstance(solver, LinearSolver):  # --until-converged may have chosen more epochs than it was given
-        solver = dataclasses.replace(solver, epochs=max(solver.epochs, choice.epochs))
-    others = store_features(held_out, curve.capture, curve.pooling)
-    score = read_others(curve.data, others, solver, layer, (choice,))[:, 0].numpy()
-    chosen = {"layer": layer, "lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epochs": choice.epochs}
-    return pd.DataFrame({"clip_id": held_out.clips["clip_id"], "score": score}), chosen
-
-
 def _answered(
     path: Path, predictions: Sequence[Predictions], curve: Curve, solver: Solver, held_out: FeatureStore | None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Answers for a leaderboard's file, `clip_id score`, and what the record says of them."""
+    """Answers for a leaderboard's file, `clip_id score`, and what the record says of them.
+
+    Out of fold; or of `held_out` movies, by a probe trained on all movies of the main curve.
+    """
     if held_out is None:
         found = answers(predictions)
         possible = curve.data.clips.set_index("clip_id")["possible"][found["clip_id"]]
         right = video_accuracy(possible, found["score"] > 0)
         print(f"{path}: out-of-fold answers of {MAIN_SPLIT}, {right:.3f} of the videos right")
         return found, {"task": MAIN_SPLIT, "video_accuracy": right}
-    found, chosen = held_out_answers(predictions, curve, solver, held_out)
+    layer, choice = chosen_over_folds(predictions, solver)
+    if isinstance(solver, LinearSolver):  # --until-converged may have chosen more epochs than it was given
+        solver = dataclasses.replace(solver, epochs=max(solver.epochs, choice.epochs))
+    others = store_features(held_out, curve.capture, curve.pooling)
+    scores = read_others(curve.data, others, solver, layer, (choice,))[:, 0].numpy()
     protocol, n_movies = _quoted_main(predictions).protocol, len(curve.data.clips)
     print(
-        f"{path}: answers of {HELD_OUT_SPLIT} by the probe of layer {chosen['layer']} (learning rate "
-        f"{chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {chosen['epochs']} epochs; {protocol} choice "
-        f"on {MAIN_SPLIT}'s folds), trained on all {n_movies} movies of {MAIN_SPLIT}"
+        f"{path}: answers of {HELD_OUT_SPLIT} by the probe of layer {layer} (learning rate {choice.learning_rate:g}, "
+        f"weight decay {choice.weight_decay:g}, {choice.epochs} epochs; {protocol} choice on {MAIN_SPLIT}'s folds), "
+        f"trained on all {n_movies} movies of {MAIN_SPLIT}"
     )
-    return found, {"task": HELD_OUT_SPLIT, "protocol": protocol, "trained_on": n_movies, **chosen}
+    told = {"task": HELD_OUT_SPLIT, "protocol": protocol, "trained_on": n_movies, "layer": layer}
+    told |= {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epochs": choice.epochs}
+    return pd.DataFrame({"clip_id": held_out.clips["clip_id"], "score": scores}), told
 
 
 def run_movies(args: argparse.Namespace) -> Tables:

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,11 +182,6 @@ class BallOptions(RunOptions):
     save_probes: bool = option(False, "write the weights of the nested refits as probes_RUN.safetensors")
 
 
-def movie_control(name: str) -> str:
-    """A control of movies; UserError, with the reason where there is one, for any other."""
-    return known_control(name, MOVIES)
-
-
 @dataclass(frozen=True, kw_only=True)
 class MovieOptions(RunOptions):
     """`step_intphys_probe.py`, beside the options of movies, features and encoder (pez/probes/data/movies.py)."""
@@ -196,7 +192,7 @@ class MovieOptions(RunOptions):
         (),
         "probe these too, into controls_RUN.csv; all but shuffled_labels take an encoder pass and as much disk as the "
         "main features (pez/controls.py)",
-        type=movie_control,
+        type=partial(known_control, kind=MOVIES),
         several=True,
         metavar="NAME",
     )

@@ -153,13 +153,13 @@ def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFr
 
 
 def ball_columns(scored: Scored, infix: str = "") -> pd.DataFrame:
-    """Scores of one variable under one protocol, a row per layer; `infix` ("nested_") marks the protocol."""
+    """Scores of one variable under one protocol, a row per layer; `infix` ("nested") marks the protocol."""
     table = scored.table[scored.table["part"] == OVERALL]
     columns: dict[str, np.ndarray] = {}
     for metric in dict.fromkeys([*scored.kind.over_folds, *scored.kind.pooled]):
         over_folds = metric in scored.kind.over_folds
         head, _, tail = (metric, "", "") if over_folds else metric.partition("_")
-        stem = "_".join(part for part in (head, infix.rstrip("_"), tail) if part)
+        stem = "_".join(part for part in (head, infix, tail) if part)
         names = {f"{metric}_{kind}": f"{stem}_{kind}" for kind in ("mean", "std")} if over_folds else {}
         pooled = f"{stem}_pooled" if over_folds else stem
         names |= {f"{metric}_pooled": pooled, f"{metric}_low": f"{pooled}_low", f"{metric}_high": f"{pooled}_high"}
@@ -186,7 +186,7 @@ def ball_results(
         first = next(iter(by_protocol.values()))
         parts = [ball_columns(first)]
         if "nested" in by_protocol:
-            parts.append(ball_columns(by_protocol["nested"], "nested_"))
+            parts.append(ball_columns(by_protocol["nested"], "nested"))
             known = 1.0 if "paper" in by_protocol else np.nan
             metric = first.kind.over_folds[0]
             for kind, column in (("mean", "optimism"), ("pooled", "optimism_pooled")):
@@ -198,7 +198,7 @@ def ball_results(
         table = pd.concat([head, *parts, chosen], axis=1).assign(**described[name])
         table = pd.concat([table, convergence_columns(by_protocol.get("nested", first))], axis=1)
         if "ridge" in by_protocol:  # beside layers whose sweep had not converged
-            ridge = ball_columns(by_protocol["ridge"], "ridge_").set_index(by_protocol["ridge"].layers)
+            ridge = ball_columns(by_protocol["ridge"], "ridge").set_index(by_protocol["ridge"].layers)
             wanted = [column for column in ridge if column.startswith(f"{first.kind.over_folds[0]}_ridge_pooled")]
             table = table.join(ridge[wanted], on="layer")
         tables.append(table)

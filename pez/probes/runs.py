@@ -166,12 +166,12 @@ def plan(options: BallOptions) -> list[Curve]:
             f"{options.feature_root} has no features of the {missing[0]} set, which --probe-set {options.probe_set} "
             f"needs (it has {', '.join(stores)}): extract them with step2_extract.py"
         )
-    return [_ball_curve(options, stores[name], target) for name in needed]
+    return [
+        _ball_curve(options, stores[name], tuple(variables(options.probe_set, stores[name], target))) for name in needed
+    ]
 
 
-def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
-    assert options.probe_set is not None
-    probed = tuple(variables(options.probe_set, store, direction_target))
+def _ball_curve(options: BallOptions, store: FeatureStore, probed: tuple[Variable, ...]) -> Curve:
     grouping = options.grouping or default_grouping(store.clips)
     if options.recipe == PUBLISHED:
         if options.swap:

@@ -15,7 +15,6 @@ bootstrap over groups) and transfer_R.png.
 import argparse
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +24,11 @@ from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import run_lock, write_csv
-from pez.probes.options import BallOptions, from_arguments, option
+from pez.probes.options import SOLVERS, BallOptions, from_arguments, option
 from pez.probes.runs import Curve, notes, plan
 from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.score import score
-from pez.probes.solvers.linear import LINEAR, linear_solver
+from pez.probes.solvers.linear import LINEAR
 from pez.probes.validation.cross_validate import count_steps, cross_validate, probe_name
 from pez.runs import progress
 
@@ -70,8 +69,7 @@ def transfer(options: TransferOptions, curve: Curve) -> pd.DataFrame:
     data = curve.data
     if is_per_patch(curve.pooling) or KINDS[data.variables[0].kind].loss != "mse":
         raise UserError("transfer reads numbers from one vector a clip: choose a --pooling without patches, no classes")
-    asked: dict[str, Any] = {"device": options.device, "threads": options.threads, "memory_gib": options.memory_gib}
-    solver = linear_solver(options.solver, options.max_epochs, **asked)
+    solver = SOLVERS[options.solver](options)
     probes: dict[str, torch.Tensor] = {}
     total = count_steps(solver, ("nested",), len(data.layers), curve.repeats)
     with progress(total=total, description=f"{options.run_name}, {data.name}", unit="probe") as bar:
