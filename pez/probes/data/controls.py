@@ -190,13 +190,6 @@ def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
     The mean over the frames of the first or last tubelet; both, one after the other, for `temporal_diff`; the mean
     over all frames for `mean` and `all`. UserError without ground truth, or if the clips were not played as they are.
     """
-    tubelets = _tubelet_positions(store)
-    seen = tubelets[:, seen_tubelets(pooling, tubelets.shape[1])]
-    return seen.reshape(len(seen), -1) if pooling.startswith("temporal_diff") else seen.mean(1)
-
-
-def _tubelet_positions(store: FeatureStore) -> np.ndarray:
-    """Mean position over the frames of every tubelet, [clips, tubelets, 2 a ball] in px."""
     order = store.settings.get("frame_order", "original")
     if order != "original":
         raise UserError(
@@ -215,4 +208,6 @@ def _tubelet_positions(store: FeatureStore) -> np.ndarray:
         raise UserError(
             f"{store.directory}: a clip has no position in some frame, which --control position needs: leave it out"
         )
-    return cast(np.ndarray, places.mean(3).swapaxes(1, 2))
+    tubelets = places.mean(3).swapaxes(1, 2)  # [clips, tubelets, 2 a ball]
+    seen = tubelets[:, seen_tubelets(pooling, tubelets.shape[1])]
+    return cast(np.ndarray, seen.reshape(len(seen), -1) if pooling.startswith("temporal_diff") else seen.mean(1))
