@@ -82,8 +82,8 @@ def write_movie_run(
     held_out: FeatureStore | None,
     settings: dict[str, Any],
 ) -> Tables:
-    """Tables of a run of movies, written, and answers for --leaderboard; `settings` are the probe's, the same in every
-    row."""
+    """Tables of a run of movies, written, and answers for --leaderboard; `settings` are what only its probe has, the
+    same in every row."""
     if options.protocol == "both" and curve.protocols == ("paper",):
         print("note: 2 folds are too few for the nested protocol: only the published one was run")
     if len(curve.repeats) < options.repeats:
@@ -91,6 +91,13 @@ def write_movie_run(
         print(f"note: {options.repeats} seeds deal these scenes into {n} different sets of folds")
     with_epoch = isinstance(options, AttentiveOptions)
     probe_set = "intphys_attentive" if with_epoch else "intphys_linear"
+    settings = {
+        "capture": curve.capture,
+        "pooling": curve.pooling,
+        "selection_metric": options.selection_metric,
+        "protocol": spoken_protocol(curve.protocols),
+        **settings,
+    }
     scores, depth, described = score(predictions, options.bootstrap), curve.store.depth, curve.store.settings
     rows = movie_results(scores, depth, with_epoch)
     named = {"run_name": options.run_name, "probe_set": probe_set, "variable": scores.variables()[0]}
@@ -209,14 +216,8 @@ def run_movies(args: argparse.Namespace) -> Tables:
         stops_by = "accuracy" if options.recipe == PUBLISHED else "loss"
         solver = linear_solver("trainable", options.max_epochs, options.recipe, stops_by, **asked)
         predictions, _ = validated(options, [curve], solver, METRIC_OF[options.selection_metric])
-        settings = {
-            "capture": curve.capture,
-            "pooling": curve.pooling,
-            "selection_metric": options.selection_metric,
-            "protocol": spoken_protocol(curve.protocols),
-            "seed": options.seed,
-            "chosen": choice_words(curve.protocols, stops_by, options.selection_metric, "scenes"),
-        }
+        chosen = choice_words(curve.protocols, stops_by, options.selection_metric, "scenes")
+        settings = {"seed": options.seed, "chosen": chosen}
         return write_movie_run(args, options, curve, solver, predictions, features.held_out, settings)
 
 
@@ -281,10 +282,9 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
             there, total = count_pieces(curves, directory)
             print(f"{directory}: {there} of {total} layers x folds; the shard that completes them writes the results")
             return None
-        choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
-        settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
         several = options.selection_metric if len(solver.settings) > 1 else ""
-        settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
+        chosen = choice_words(curve.protocols, solver.stops_by, several, "scenes")
+        settings = {**solver.recipe.told(), "chosen": chosen}
         with describing(locks, shard):
             tables = write_movie_run(args, options, curve, solver, predictions, features.held_out, settings)
             solver.release()
