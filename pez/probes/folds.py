@@ -118,7 +118,7 @@ def published_folds(store: Clips, grouping: str, n_folds: int, tear_orbits: bool
     return (Folds(group, unshuffled_folds(number, n_folds, f"--grouping {grouping} of the {store.name} set")),)
 
 
-def unshuffled_folds(group: np.ndarray, n_folds: int, what: str = "the grouping") -> np.ndarray:
+def unshuffled_folds(group: np.ndarray, n_folds: int, what: str) -> np.ndarray:
     """Fold of every clip, [n]: groups, the largest first, each to the fold that is smallest so far (GroupKFold)."""
     n_groups = len(np.unique(group))
     if n_groups < 2:

@@ -55,7 +55,7 @@ def run_transfer(args: argparse.Namespace) -> pd.DataFrame:
     find_device(options.device)
     curves = plan(options)
     for curve in curves:
-        if "nested" not in curve.protocols and options.protocol != "nested":
+        if "nested" not in curve.protocols:
             raise UserError("transfer reads the refits of the nested protocol: give --folds of at least 3")
         print("\n".join(notes(options, curve)))
     with run_lock(options.results_dir, f"transfer_{options.run_name}"):
