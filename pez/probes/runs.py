@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 
 from pez.controls import BALLS, TOGETHER, UNIQUE
-from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import atomic_path, run_lock
@@ -359,7 +358,6 @@ def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: Solver) 
 def run_balls(args: argparse.Namespace) -> Tables:
     """Probe as the command line says and write the run's files; UserError before any work for bad options."""
     options = from_arguments(BallOptions, args)
-    find_device(options.device)
     curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store is said before any work
     for curve in curves:
         said = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]

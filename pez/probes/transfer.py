@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import run_lock, write_csv
@@ -52,7 +51,6 @@ def run_transfer(args: argparse.Namespace) -> pd.DataFrame:
             "transfer reads linear probes of the main curve: leave out --control, --unique, --solver mlp or any other "
             "that is not linear"
         )
-    find_device(options.device)
     curves = plan(options)
     for curve in curves:
         if "nested" not in curve.protocols:
