@@ -122,8 +122,8 @@ def with_variables(data: ProbeData, variables: Sequence[Variable]) -> ProbeData:
 
 def _position(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
     places = seen_positions(source.store, source.pooling)
-    rows = pd.Series(range(len(places)), index=source.store.clips["clip_id"])[base.clips["clip_id"]].to_numpy()
-    given = torch.from_numpy(place_features(places[rows]))
+    places = pd.DataFrame(places, index=source.store.clips["clip_id"]).loc[base.clips["clip_id"]].to_numpy()
+    given = torch.from_numpy(place_features(places))
     yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={}, stores=(source.store,))
 
 
