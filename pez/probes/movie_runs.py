@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pez.controls import MOVIES as OF_MOVIES
+from pez.controls import controls_for
 from pez.errors import UserError
 from pez.files import remove_dead_partial, run_lock
 from pez.movies.intphys2 import HELD_OUT as HELD_OUT_SPLIT
 from pez.movies.intphys2 import MAIN as MAIN_SPLIT
 from pez.movies.intphys2 import video_accuracy, write_leaderboard
-from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
+from pez.probes.data.controls import ControlSource, control_data
+from pez.probes.data.movies import MovieFeatures, movie_data, movie_features
 from pez.probes.data.probe_data import ProbeData, store_features
 from pez.probes.folds import published_scene_folds, repeated_scene_folds
 from pez.probes.options import AttentiveOptions, MovieOptions, from_arguments, recorded
@@ -69,8 +72,10 @@ def movie_curve(options: MovieOptions, features: MovieFeatures, args: argparse.N
         protocols = with_fixed(options.protocol, n_folds, len(attentive_settings(options)))
     else:
         protocols = chosen_protocols(options.protocol, n_folds)
-    controls = movie_control_data(main, features, options.control, args, pooling)
-    return Curve(features.store, args.capture, pooling, main, repeats, protocols, controls=tuple(controls))
+    where = (features.store, args.capture, pooling)
+    source = ControlSource(*where, features.controls.__getitem__, OF_MOVIES, args.control_seeds, args.seed)
+    asked = [name for name in controls_for(OF_MOVIES) if name in options.control]
+    return Curve(*where, main, repeats, protocols, controls=tuple(control_data(main, asked, source)))
 
 
 def write_movie_run(

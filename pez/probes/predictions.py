@@ -29,6 +29,8 @@ from pez.tables import BALL_PREDICTIONS, MOVIE_PREDICTIONS, checked, unchecked_p
 
 MAIN = ""  # `control` of the main curve
 _OLDER = {"control": MAIN, "control_seed": 0, "repeat": 0, "fold": 0, "protocol": "paper"}  # columns of later versions
+# columns of rows of movies that say nothing of a movie
+_OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch", "kind", "recipe")
 
 
 class Choice(NamedTuple):
@@ -274,9 +276,6 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
         parts=parts(movies),
         rounding=rows["rounding"].to_numpy(dtype=np.float64).reshape(shape) if "rounding" in rows else None,
     )
-
-
-_OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch", "kind", "recipe")
 
 
 def curves_of(predictions: Sequence[Predictions], control: str) -> list[Predictions]:

@@ -135,6 +135,7 @@ def _until_converged(
 
 def plan(options: BallOptions) -> list[Curve]:
     """Check the options against the features and lay out data and folds of each clip set, without controls."""
+    check_ranges(options)
     if (options.probe_set is None) == (options.targets is None):
         raise UserError("say what to read: --probe-set of the ball sets, or --targets FILE with --variables NAME:kind")
     stores = open_stores(options.feature_root)
@@ -259,7 +260,6 @@ def with_controls(options: BallOptions, curve: Curve) -> Curve:
 
 def probe_curves(options: BallOptions) -> Tables:
     """Probe every layer, and the controls asked for. UserError for options that do not fit the features."""
-    check_ranges(options)
     options = by_recipe(options)
     return probe_balls(options, [with_controls(options, curve) for curve in plan(options)])
 

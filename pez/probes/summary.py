@@ -26,15 +26,11 @@ _ONSET_SHARE = 0.5
 CHANCE = 0.5  # of accuracies
 
 
-class NoRunsError(UserError):
-    """A results folder has no table of the kind that was asked for."""
-
-
 def ball_tables(results_dir: str | Path) -> pd.DataFrame:
-    """All ball-probe results of a folder, run after run. NoRunsError if there are none, UserError if one is damaged."""
+    """All ball-probe results of a folder, run after run. UserError if there are none, or one is damaged."""
     tables = [run.table for run in read_runs(results_dir) if run.kind == BALL]
     if not tables:
-        raise NoRunsError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
+        raise UserError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
     return pd.concat(tables, ignore_index=True)
 
 

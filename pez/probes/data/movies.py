@@ -31,7 +31,6 @@ from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import MovieDataset
 from pez.movies.intphys2 import HELD_OUT, INTPHYS2, check_leaderboard
 from pez.movies.licence import check_licence
-from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
     POSSIBLE,
     ProbeData,
@@ -275,19 +274,3 @@ def movie_data(
         parts=dataset.rows_of_parts,
         stores=(store,),
     )
-
-
-def movie_control_data(
-    main: ProbeData, features: MovieFeatures, names: Sequence[str], args: argparse.Namespace, pooling: str
-) -> list[ProbeData]:
-    """The data of the controls `names` of a main curve, in the order of pez.controls.CONTROLS."""
-    source = ControlSource(
-        store=features.store,
-        capture=args.capture,
-        pooling=pooling,
-        stores=lambda name: features.controls[name],
-        kind=MOVIES,
-        n_seeds=args.control_seeds,
-        first_seed=args.seed,
-    )
-    return control_data(main, [name for name in controls_for(MOVIES) if name in names], source)
