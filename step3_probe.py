@@ -30,7 +30,6 @@ from pez.figures.plots.transfer import transfer_figure
 from pez.files import remove_dead_partial, write_csv
 from pez.probes.audit import (
     Audit,
-    AuditOptions,
     audit,
     audit_labels,
     clip_sets,
@@ -89,16 +88,14 @@ def run(args) -> None:
     print(as_text(summarize_runs(tables.results)))
 
 
-def summarize(results_dir: Path) -> Path:
+def summarize(args) -> None:
     """Print one table over all runs in a folder and write it as summary_runs.csv."""
-    table = summarize_runs(ball_tables(results_dir))
+    table = summarize_runs(ball_tables(args.results_dir))
     print(as_text(table))
-    path = write_csv(Path(results_dir) / "summary_runs.csv", table)
-    print(path)
-    return path
+    print(write_csv(args.results_dir / "summary_runs.csv", table))
 
 
-def run_audit(args) -> list[Path]:
+def run_audit(args) -> None:
     """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
     remove_dead_partial(args.results_dir)
     written = []
@@ -111,43 +108,35 @@ def run_audit(args) -> list[Path]:
         table = found.long().assign(clips_fingerprint=fingerprint)
         written += [write_csv(stem.with_suffix(".csv"), table), *save_figure(audit_figure(found), stem)]
     print("\n".join(map(str, written)))
-    return written
 
 
 def _audits(args) -> Iterator[tuple[Audit, str]]:
     """Every audit, with the fingerprint of the ground truth that it is of."""
     if args.targets is None:
         for clips in clip_sets(args.feature_root, args.data_root):
-            options = AuditOptions(args.grouping or default_grouping(clips.clips), args.folds, args.seed)
-            yield audit(clips, options), truth_fingerprint(clips)
+            grouping = args.grouping or default_grouping(clips.clips)
+            yield audit(clips, grouping, args.folds, args.seed), truth_fingerprint(clips)
         return
     clips = labelled_clips(args.targets, args.feature_root, args.data_root)
     given = (args.targets, args.variables, clips.clips, clips.name, args.group, args.skip_unlabelled)
     labels = read_labels(*given)
     for line in labels.notes:
         print(line)
-    yield audit_labels(clips, labels, AuditOptions(folds=args.folds, seed=args.seed), args.group), ""
+    yield audit_labels(clips, labels, args.group, args.folds, args.seed), ""
 
 
-def transfer(args) -> list[Path]:
+def transfer(args) -> None:
     """Read every layer with the probes of every other; write the table and its picture."""
     table = run_transfer(args)
     scale = "Layers as they are." if args.align == "none" else "Layers on the scale of the probe's."
     figure = transfer_figure(table, f"Transfer, {args.run_name}: probes of one layer on another", scale)
-    paths = save_figure(figure, args.results_dir / f"transfer_{args.run_name}")
-    print("\n".join(map(str, paths)))
-    return paths
+    for path in save_figure(figure, args.results_dir / f"transfer_{args.run_name}"):
+        print(path)
 
 
 def main(args) -> None:
-    if args.command == "transfer":
-        transfer(args)
-    elif args.command == "audit":
-        run_audit(args)
-    elif args.command == "summarize":
-        summarize(args.results_dir)
-    else:
-        run(args)
+    commands = {"run": run, "summarize": summarize, "audit": run_audit, "transfer": transfer}
+    commands[args.command](args)
 
 
 if __name__ == "__main__":

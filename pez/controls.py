@@ -131,11 +131,6 @@ def controls_for(data: str) -> list[str]:
     return [name for name, control in CONTROLS.items() if data not in control.not_for and not control.option]
 
 
-def passes() -> list[str]:
-    """Names of the controls that step 2 makes a store for."""
-    return [name for name, control in CONTROLS.items() if control.needs_pass]
-
-
 def frame_orders() -> dict[str, Frames]:
     """Orders of a clip's frames by name, "original" first."""
     orders: dict[str, Frames] = {"original": lambda frames, clip: frames}
@@ -153,18 +148,7 @@ def is_floor(control: str, pooling: str) -> bool:
     return known is None or known.floor(pooling)
 
 
-def can_be_read(control: str) -> bool:
-    """Whether the main curve's probe can read it: it is the main encoder's features of the frames in another order."""
-    known = CONTROLS[control]
-    return known.frames is not None and known.encoder == "main"
-
-
 def meaning(control: str) -> str:
     """What a control's curve is, in one line for people; of one that is read, that too."""
     known = CONTROLS[control.removesuffix(READ)].meaning
     return f"{known}; read by the probe of the clips as they are" if control.endswith(READ) else known
-
-
-def spoken(name: str) -> str:
-    """A control's name for people."""
-    return name.replace("_", " ")

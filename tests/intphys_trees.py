@@ -14,7 +14,7 @@ from pez.movies.intphys import INTPHYS, SUBTASKS
 from pez.probes.data.movies import movie_data
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import repeated_scene_folds
-from pez.probes.results import prediction_table
+from pez.probes.results import movie_predictions
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
 from pez.probes.solvers.problems import Setting
@@ -159,4 +159,4 @@ def probe_attentive(
     curves += [attentive_curve(data, protocols=protocols[-1:], **asked) for data in controls(main)]
     solver = AttentiveSolver(tuple(Setting(*own) for own in settings), recipe, memory_bytes=memory_bytes)
     found = cross_validate_long(curves, directory, solver, metric, shard)
-    return None if found is None else prediction_table("run", "movies", found, with_epoch=True)
+    return None if found is None else movie_predictions(found, with_epoch=True)

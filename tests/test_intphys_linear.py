@@ -15,7 +15,7 @@ from pez.probes.data.permutations import shuffled_within
 from pez.probes.folds import repeated_scene_folds
 from pez.probes.predictions import from_table
 from pez.probes.protocols import chosen_protocols
-from pez.probes.results import movie_columns, movie_results, prediction_table
+from pez.probes.results import movie_columns, movie_predictions, movie_results
 from pez.probes.scores.possibility import METRICS
 from pez.probes.scores.score import Scored, score
 from pez.probes.solvers.linear import LinearSolver
@@ -38,7 +38,7 @@ def probe(
     folds = repeated_scene_folds(data.clips, 5, seed, repeats)
     solver = LinearSolver(tuple(settings))
     found = cross_validate(data, folds, solver, chosen_protocols(protocol, folds[0].n_folds), metric=metric)
-    return prediction_table("run", "movies", found, with_epoch=False)
+    return movie_predictions(found, with_epoch=False)
 
 
 def layer_rows(table, depth):

@@ -9,7 +9,7 @@ from intphys_trees import movie_table
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pez.errors import UserError
-from pez.probes.folds import Folds, check_n_folds, scene_folds
+from pez.probes.folds import Folds, scene_folds
 from pez.probes.predictions import from_table, subtask_parts
 from pez.probes.results import movie_columns
 from pez.probes.scores.kinds import KINDS
@@ -154,11 +154,9 @@ def test_few_scenes_make_few_folds_and_too_few_an_error():
 
 
 @pytest.mark.parametrize("n_folds", [0, 1])
-def test_fewer_than_two_folds_are_one_line_and_three_are_needed_to_choose(n_folds):
+def test_fewer_than_two_folds_are_one_line(n_folds):
     with pytest.raises(UserError, match=f"--folds must be at least 2.*got {n_folds}"):
         scene_folds(movie_table(4), n_folds)
-    with pytest.raises(UserError, match="--folds must be at least 3.*got 2"):
-        check_n_folds(2, chooses=True)
     assert set(scene_folds(movie_table(4), 2)) == {0, 1}
 
 

@@ -17,7 +17,7 @@ import step3_probe
 from pez.cli import run_script
 from pez.errors import UserError
 from pez.figures.verdicts.statements import CHECKS, STATEMENTS, Statement, read_statements
-from pez.probes.audit import AuditOptions, audit_labels
+from pez.probes.audit import audit_labels
 from pez.probes.data.labels import read_labels
 from pez.probes.options import BallOptions
 from pez.probes.runs import plan
@@ -161,7 +161,7 @@ def test_labels_of_clips_with_ground_truth_are_decoded_from_place_and_motion(tmp
     labels.sample(frac=1, random_state=0).to_csv(tmp_path / "l.csv", index=False)
     wanted = [f"{name}:scalar" for name in ("where", "pace", "noise", "clock")]
     read = read_labels(tmp_path / "l.csv", wanted, clips, "mine")
-    found = audit_labels(ClipSet(tmp_path, {}, clips, frames), read, AuditOptions())
+    found = audit_labels(ClipSet(tmp_path, {}, clips, frames), read)
     assert found.correlation.loc["where", "start_x"] == pytest.approx(1)
     assert found.correlation.loc["pace", "displacement_x"] == pytest.approx(1)
     assert found.correlation.loc["pace", "noise"] == pytest.approx(np.corrcoef(way[:, 0], labels["noise"])[0, 1])

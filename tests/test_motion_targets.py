@@ -19,7 +19,7 @@ from pez.errors import UserError
 from pez.figures.plots.turns import kept
 from pez.figures.verdicts.statements import TURNS, Evidence, Statement, check
 from pez.figures.words import spoken
-from pez.probes.audit import AuditOptions, audit
+from pez.probes.audit import audit
 from pez.probes.data.ball import check_direction_target, n_objects, variables
 from pez.probes.data.controls import played_backwards, seen_positions
 from pez.probes.options import BallOptions
@@ -161,7 +161,7 @@ def test_played_backwards_the_first_tubelet_is_the_last_turned_round(turns):
 
 
 def test_the_audit_finds_each_velocity_in_its_own_two_frames_and_nowhere_else(turns):
-    found = audit(plan(options(turns))[0].store, AuditOptions("position"))
+    found = audit(plan(options(turns))[0].store, "position")
     for target in ("cos", "sin", "speed"):
         rows = found.r2.loc[[f"{target}_t{t}" for t in range(N_TUBELETS)]]
         pairs = rows[[f"frames {2 * t}, {2 * t + 1}" for t in range(N_TUBELETS)]].to_numpy()
@@ -170,7 +170,7 @@ def test_the_audit_finds_each_velocity_in_its_own_two_frames_and_nowhere_else(tu
     assert not found.found
     store = plan(options(turns))[0].store
     store.clips.loc[0, "direction_deg_t3"] += 90
-    assert any("tubelet 3 do not sum to 0" in line for line in audit(store, AuditOptions("position")).found)
+    assert any("tubelet 3 do not sum to 0" in line for line in audit(store, "position").found)
 
 
 def test_turns_have_one_form_of_direction():

@@ -10,7 +10,7 @@ from pez.cli import run_script
 from pez.errors import UserError
 from pez.figures.plots.audit import audit_figure
 from pez.figures.plots.style import save_figure
-from pez.probes.audit import WORST, AuditOptions, audit, clip_sets, confounds, grouping_notes
+from pez.probes.audit import WORST, audit, clip_sets, confounds, grouping_notes
 from pez.probes.folds import repeated_folds
 
 
@@ -23,7 +23,7 @@ def make(root, change=lambda clips, frames: (clips, frames), kind="velocity"):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     store = make(tmp_path_factory.mktemp("plain"))
-    return store, audit(store, AuditOptions())
+    return store, audit(store)
 
 
 def test_numbers_and_correlations_are_what_they_say(plain):
@@ -62,14 +62,14 @@ def test_planted_confounds_are_found(tmp_path):
         frames = frames.assign(x_px=frames["x_px"] + frames["clip_id"].map(shift))
         return clips.assign(visible_fraction=1 - clips["magnitude"] / 10), frames
 
-    found = audit(make(tmp_path, plant), AuditOptions())
+    found = audit(make(tmp_path, plant))
     assert found.r2.loc["cos", "start"] > 0.4 and found.r2.loc["sin", "start"] < 0.05
     assert found.r2.loc["speed", "visible"] > 0.99
     assert found.correlation.loc["speed", "visible_fraction"] == pytest.approx(-1)
 
 
 def test_a_number_that_does_not_vary_has_no_score(tmp_path):
-    found = audit(make(tmp_path, lambda c, f: (c.assign(visible_fraction=1.0), f)), AuditOptions())
+    found = audit(make(tmp_path, lambda c, f: (c.assign(visible_fraction=1.0), f)))
     assert found.correlation["visible_fraction"].isna().all() and found.r2["visible"].isna().all()
     assert found.r2["start"].notna().all()
     path = save_figure(audit_figure(found), tmp_path / "audit")[0]
@@ -101,7 +101,7 @@ def test_roots_without_sets_are_said(tmp_path, capsys):
 
 def test_a_set_with_too_few_groups_is_named(plain):
     with pytest.raises(UserError, match=r"velocity: an audit needs at least 3 folds; its \d+ groups .* make 2: choose"):
-        audit(plain[0], AuditOptions(folds=2))
+        audit(plain[0], n_folds=2)
 
 
 def by_start_place(clips, frames):
@@ -122,8 +122,8 @@ def test_a_grouping_that_hides_what_place_tells_is_told_of(tmp_path):
     said = grouping_notes(store, "temporal_last", folds, "direction", 0)
     assert any("reads cos" in line and "hides what place tells" in line for line in said)
     assert all(line.startswith("note: the place that is seen reads ") and "by start draw" in line for line in said)
-    found = audit(store, AuditOptions("direction"))
-    assert found.by_start.options.grouping == "position"
+    found = audit(store, "direction")
+    assert found.by_start.grouping == "position"
     assert found.by_start.r2.loc["cos", "start"] > 0.7 and found.r2.loc["cos", "start"] < 0.1
     assert any(
         line.startswith("last tubelet reads cos") and line.endswith("hides what place tells") for line in found.found
@@ -169,7 +169,7 @@ def test_frames_ahead_hold_motion_as_the_readers_say(plain):
 
 
 def test_acceleration_is_in_three_places_and_in_no_single_velocity(tmp_path):
-    found = audit(make(tmp_path, kind="acceleration"), AuditOptions())
+    found = audit(make(tmp_path, kind="acceleration"))
     assert found.r2.loc[["ax", "ay"], "three places"].min() > 0.99
     assert found.r2.loc[["ax", "ay"], "last velocity"].min() > 0.95  # from rest the last velocity is acceleration
     assert found.r2.loc[["ax", "ay"], "first velocity"].min() > 0.9
@@ -183,8 +183,8 @@ def test_an_unbalanced_set_of_orbits_is_named(tmp_path):
         clips = clips.iloc[1:] if spoil else clips
         return clips, frames[frames["clip_id"].isin(clips["clip_id"])]
 
-    whole = audit(make(tmp_path / "whole", orbits), AuditOptions("position"))
+    whole = audit(make(tmp_path / "whole", orbits), "position")
     assert not [line for line in whole.found if "do not sum to 0" in line] and whole.by_start is None
-    spoilt = audit(make(tmp_path / "spoilt", lambda c, f: orbits(c, f, True)), AuditOptions("position"))
+    spoilt = audit(make(tmp_path / "spoilt", lambda c, f: orbits(c, f, True)), "position")
     (unit, motion) = [line for line in spoilt.found if "do not sum to 0 at point 0" in line]
     assert unit.startswith("unit vectors") and motion.startswith("motions")

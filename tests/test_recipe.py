@@ -31,7 +31,7 @@ from pez.probes.folds import published_folds, published_scene_folds
 from pez.probes.options import BallOptions
 from pez.probes.predictions import from_table
 from pez.probes.recipes import as_published
-from pez.probes.results import movie_results, prediction_table, read_runs
+from pez.probes.results import movie_predictions, movie_results, read_runs
 from pez.probes.runs import probe_curves
 from pez.probes.scores.circular import angular_error
 from pez.probes.scores.possibility import probability, score_movies
@@ -326,7 +326,7 @@ def test_movies_choose_epoch_and_setting_on_the_reported_scenes(tmp_path, metric
             scores.append(max(settings, key=lambda own: tuple(own[place] for place in first)))
         for place, name in enumerate(("clip_accuracy", "auc", "relative_accuracy")):
             assert rows.loc[layer, f"{name}_mean"] == pytest.approx(np.mean(scores, 0)[place], abs=CLOSE), (layer, name)
-    again = from_table(prediction_table("r", "movies", found, with_epoch=False))
+    again = from_table(movie_predictions(found, with_epoch=False))
     table = Scored(again[0], 50).table.query("part == 'overall'")
     np.testing.assert_allclose(table["relative_accuracy_mean"], rows["relative_accuracy_mean"])
 

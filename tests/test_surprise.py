@@ -35,7 +35,7 @@ from pez.figures.plots.style import save_figure
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
 from pez.movies.intphys2 import INTPHYS2, pair_accuracy, possible_threshold
 from pez.probes.predictions import from_table
-from pez.probes.results import movie_results, write_tables
+from pez.probes.results import Tables, movie_results, write_tables
 from pez.probes.scores.bootstrap import group_resamples
 from pez.probes.scores.score import score
 from pez.surprise import run as surprise_run
@@ -508,7 +508,8 @@ def planted_runs(folder, scenes=range(1, 13), name="surprise"):
     described = {"run_name": "probe", "probe_set": "intphys_linear", "variable": "possible", "model": "large"}
     described |= {"weights": "vitl.pt", "data": INTPHYS_MINI.title}
     rows = movie_results(scores, 2, with_epoch=True).assign(**described)
-    write_tables(folder, "probe", "movies", rows, pd.DataFrame(), pd.DataFrame(), made, described)
+    tables = Tables(rows, pd.DataFrame(), pd.DataFrame(), made, described)
+    write_tables(folder, "probe", "movies", tables)
     # surprises: lower of possible movies, with noise; the copier's are noise
     own = movies[movies["scene"].astype(int).isin(scenes)]
     windows = []

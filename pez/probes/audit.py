@@ -28,7 +28,7 @@ sets drawn in orbits (matched, endless, turns) the balance that they promise is 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -37,26 +37,17 @@ import torch
 from constants import N_FOLDS
 from pez.errors import UserError
 from pez.files import fingerprint_of_bytes
-from pez.probes.data.ball import PROBE_SETS, direction_partner
+from pez.probes.data.ball import PROBE_SETS, direction_partner, unit_vectors
 from pez.probes.data.controls import place_features, seen_positions
 from pez.probes.data.groupings import torn_orbit
 from pez.probes.data.labels import Labels, labelled_set
-from pez.probes.data.probe_data import Clips, ProbeData, Variable
+from pez.probes.data.probe_data import Clips, ProbeData, Variable, step1_settings
 from pez.probes.folds import Folds, label_folds, repeated_folds
-from pez.probes.protocols import chosen_protocols
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate
-from pez.stimuli.clipset import ClipSet, read_clip_set
+from pez.stimuli.clipset import read_clip_set
 from pez.store import FeatureStore, open_stores
-
-
-class LabelledClips(NamedTuple):
-    """Those clips of a set that have labels: its name, and their rows of the clip table."""
-
-    name: str
-    clips: pd.DataFrame
-
 
 SOURCES = {
     "start": ("start_x", "start_y"),
@@ -76,24 +67,15 @@ _TWIN_M = 0.01  # metres within which twins cross the same places
 
 
 @dataclass(frozen=True)
-class AuditOptions:
-    """How targets are decoded; see pez.probes.options.BallOptions."""
-
-    grouping: str = "direction_spatial_sector"
-    folds: int = N_FOLDS
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Audit:
     """One clip set's tables, a row per target: `correlation` (a column per number) and `r2`, `low`, `high` (a column
-    per reader, under the options' grouping); NaN where a number does not vary over the clips. `by_start` is `r2` under
+    per reader, under `grouping`); NaN where a number does not vary over the clips. `by_start` is `r2` under
     the grouping by start draw; `found` says in words what a reader must know."""
 
     name: str
     n_clips: int
     n_groups: int
-    options: AuditOptions
+    grouping: str
     correlation: pd.DataFrame
     r2: pd.DataFrame
     low: pd.DataFrame
@@ -110,7 +92,7 @@ class Audit:
         table = pd.concat([*parts, decoded], ignore_index=True)
         table = table[["measure", "target", "of", "value", "low", "high"]]
         table.insert(0, "set", self.name)
-        table = table.assign(n_clips=self.n_clips, n_groups=self.n_groups, grouping=self.options.grouping)
+        table = table.assign(n_clips=self.n_clips, n_groups=self.n_groups, grouping=self.grouping)
         return table if self.by_start is None else pd.concat([table, self.by_start.long()], ignore_index=True)
 
 
@@ -149,83 +131,65 @@ def labelled_clips(targets: Path, feature_root: Path | None, data_root: Path | N
     return labelled_set(targets, found, feature_root or data_root)
 
 
-def audit(clips: Clips, options: AuditOptions) -> Audit:
+def audit(clips: Clips, grouping: str = "direction_spatial_sector", n_folds: int = N_FOLDS, seed: int = 0) -> Audit:
     """Audit one clip set. UserError if it has no ground truth or its grouping leaves fewer than 3 folds."""
     targets, numbers = audit_targets(clips), confounds(clips)
-    correlation = pd.DataFrame(
-        {name: [_correlation(t.targets[:, 0], values) for t in targets] for name, values in numbers.items()},
-        index=[target.name for target in targets],
-    )
+    correlation = _correlations(targets, numbers)
     read = readers(clips, numbers)
-    folds = repeated_folds(clips, options.grouping, options.folds, options.seed, 1)
-    r2, low, high = decoded(clips, targets, read, folds)
+    folds = repeated_folds(clips, grouping, n_folds, seed, 1)
+    r2, low, high = decoded(clips.name, clips.clips, targets, read, folds)
     by_start = None
-    if "start_index" in clips.clips and clips.clips["start_index"].nunique() >= 3 and options.grouping != BY_START:
-        again = repeated_folds(clips, BY_START, options.folds, options.seed, 1)
-        tables = decoded(clips, targets, read, again)
-        options_there = AuditOptions(BY_START, options.folds, options.seed)
-        n_groups = again[0].n_groups
-        by_start = Audit(clips.name, len(clips.clips), n_groups, options_there, correlation.iloc[:0], *tables)
-    made = Audit(clips.name, len(clips.clips), folds[0].n_groups, options, correlation, r2, low, high, by_start)
-    made.found.extend([*_what_place_tells(made, clips), *_balance(clips), *_torn(clips, folds[0])])
+    if "start_index" in clips.clips and clips.clips["start_index"].nunique() >= 3 and grouping != BY_START:
+        again = repeated_folds(clips, BY_START, n_folds, seed, 1)
+        there = decoded(clips.name, clips.clips, targets, read, again)
+        by_start = Audit(clips.name, len(clips.clips), again[0].n_groups, BY_START, correlation.iloc[:0], *there)
+    made = Audit(clips.name, len(clips.clips), folds[0].n_groups, grouping, correlation, r2, low, high, by_start)
+    made.found.extend([*_what_place_tells(made, clips), *_unbalanced(clips)])
+    if torn := torn_orbit(clips.clips, folds[0].group):
+        made.found.append(
+            f"{torn[0]} and {torn[1]} are of one orbit and in two groups: regroup with --grouping position"
+        )
     return made
 
 
-def audit_labels(clips: Clips, labels: Labels, options: AuditOptions, group: str | None = None) -> Audit:
+def audit_labels(
+    clips: Clips, labels: Labels, group: str | None = None, n_folds: int = N_FOLDS, seed: int = 0
+) -> Audit:
     """Audit labels of clips: correlations with, and R^2 decoded from, what is known beside them.
 
     `group`: the column of the labels that groups clips. Classes and pairs are numbers of 0 and 1 here. UserError if
     the groups make fewer than 3 folds.
     """
     table = clips.clips.iloc[labels.rows].reset_index(drop=True)
-    parts = [
-        Variable(component, clips.name, variable.targets[:, [place]], "", (component,), kind="quantity")
-        for variable in labels.variables
-        for place, component in enumerate(_component_names(variable))
-    ]
-    of_part = [variable.name for variable in labels.variables for _ in variable.components]
+    parts = {}  # a label's columns: of a direction cos and sin, of a class its classes
+    for variable in labels.variables:
+        before = f"{variable.name} " if variable.kind in ("sincos", "class") else ""
+        parts[variable.name] = variable.columns(f"{before}{component}" for component in variable.components)
+    every = [part for own in parts.values() for part in own]
+    numbers, known = _clip_facts(table), {}
+    if numbers.shape[1]:
+        known["the clip table"] = numbers.to_numpy()
     has_frames = (clips.directory / "frames.parquet").is_file()
-    positions = has_frames and {"frame", "x_px", "y_px"} <= set(clips.frames.columns)
-    facts = _clip_facts(table)
-    numbers = (
-        pd.concat([confounds(clips).iloc[labels.rows].reset_index(drop=True), facts], axis=1) if positions else facts
-    )
-    numbers = numbers.assign(**{part.name: part.targets[:, 0] for part in parts})
-    correlation = pd.DataFrame(
-        {
-            name: [_correlation(part.targets[:, 0], values.to_numpy()) for part in parts]
-            for name, values in numbers.items()
-        },
-        index=[part.name for part in parts],
-    )
-    folds = label_folds(labels, group, options.folds, options.seed, 1)
-    known = (
-        {name: values[labels.rows] for name, values in readers(clips, confounds(clips)).items()} if positions else {}
-    )
-    if facts.shape[1]:
-        known["the clip table"] = facts.to_numpy()
-    tables: list[tuple[pd.DataFrame, ...]] = []
-    for name in dict.fromkeys(of_part):
-        own = [part for part, of in zip(parts, of_part) if of == name]
-        others = [part.targets for part, of in zip(parts, of_part) if of != name]
+    if has_frames and {"frame", "x_px", "y_px"} <= set(clips.frames.columns):
+        places = confounds(clips)
+        numbers = pd.concat([places.iloc[labels.rows].reset_index(drop=True), numbers], axis=1)
+        known = {name: values[labels.rows] for name, values in readers(clips, places).items()} | known
+    numbers = numbers.assign(**{part.name: part.targets[:, 0] for part in every})
+    folds = label_folds(labels, group, n_folds, seed, 1)
+    tables: list[list[pd.DataFrame]] = []
+    for name, own in parts.items():
+        others = [part.targets for label in parts if label != name for part in parts[label]]
         read = {**known, **({"the other labels": np.concatenate(others, axis=1)} if others else {})}
         if not read:
             raise UserError(
                 f"nothing is known of these clips beside {name}: give --variables several labels, or features of clips "
                 "with ground truth"
             )
-        tables.append(decoded(LabelledClips(clips.name, table), own, read, folds))
+        tables.append(decoded(clips.name, table, own, read, folds))
     r2, low, high = (pd.concat(each) for each in zip(*tables))
     grouping = f"--group {group}" if group else "equal labels"
-    options = AuditOptions(grouping, options.folds, options.seed)
-    return Audit(f"{clips.name}_labels", len(table), folds[0].n_groups, options, correlation, r2, low, high)
-
-
-def _component_names(variable: Variable) -> list[str]:
-    """Names of a label's columns: of a direction cos and sin, of a class its classes."""
-    if variable.kind in ("sincos", "class"):
-        return [f"{variable.name} {component}" for component in variable.components]
-    return list(variable.components)
+    correlation = _correlations(every, numbers)
+    return Audit(f"{clips.name}_labels", len(table), folds[0].n_groups, grouping, correlation, r2, low, high)
 
 
 def _clip_facts(table: pd.DataFrame) -> pd.DataFrame:
@@ -242,16 +206,15 @@ def audit_targets(clips: Clips) -> list[Variable]:
     """
     if clips.name == "turns":
         return [
-            Variable(name, clips.name, each.targets[:, [axis]], "", (name,))
+            column
             for each in PROBE_SETS["turns"].variables(clips, "sincos")
-            for axis, name in enumerate(each.name.replace("direction", part) for part in each.components)
+            for column in each.columns(each.name.replace("direction", part) for part in each.components)
         ]
     kind = "acceleration" if clips.name == "acceleration" else "velocity"
     size = PROBE_SETS["fig2c"].variables(clips, "angle")[0]
     axes = PROBE_SETS[f"fig2b_{kind}_axes"].variables(clips, "vxy")
     turn = direction_partner(clips, "angle")
-    parts = [Variable(n, clips.name, turn.targets[:, [i]], "", (n,)) for i, n in enumerate(turn.components)]
-    return [size, *axes, *parts]
+    return [size, *axes, *turn.columns(turn.components)]
 
 
 def confounds(clips: Clips) -> pd.DataFrame:
@@ -286,11 +249,6 @@ def truth_fingerprint(clips: Clips) -> str:
     return fingerprint_of_bytes(pd.util.hash_pandas_object(frames, index=False).to_numpy().tobytes())
 
 
-def _settings(clips: Clips) -> dict[str, Any]:
-    """What step 1 was asked for."""
-    return clips.settings if isinstance(clips, ClipSet) else clips.settings.get("clip_set", {}).get("settings", {})
-
-
 def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     """What each reader knows of every clip, by name: [clips, any]."""
     places = places_of(clips, ("x_px", "y_px"))
@@ -305,7 +263,10 @@ def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     single |= {f"frame {frame}": places[:, frame] for frame in range(n_frames)}
     found |= {name: place_features(place) for name, place in single.items()}
     found |= {f"{name}, kernel": _bumps(place, places) for name, place in single.items()}
-    steps = _steps(clips, places)
+    steps, period = np.diff(places, axis=1), step1_settings(clips).get("period_m")
+    if period:  # on an endless floor modulo its period
+        metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
+        steps = np.mod(metres + period / 2, period) - period / 2
     found["two frames, linear"] = steps[:, -1]
     found["two frames"] = _with_unit(steps[:, -1])
     if clips.name == "turns":  # a turn comes between two tubelets
@@ -319,15 +280,6 @@ def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
         found["mean speed, path"] = place_features(np.column_stack([length.mean(1), np.hypot(*way[:, -1].T)]))
         found["first velocity"], found["last velocity"] = (place_features(steps[:, at]) for at in (0, -1))
     return found
-
-
-def _steps(clips: Clips, places: np.ndarray) -> np.ndarray:
-    """From each frame to the next, [clips, frames - 1, 2]; on an endless floor modulo its period."""
-    period = _settings(clips).get("period_m")
-    if not period:
-        return np.diff(places, axis=1)
-    metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
-    return cast(np.ndarray, np.mod(metres + period / 2, period) - period / 2)
 
 
 def _with_unit(vectors: np.ndarray) -> np.ndarray:
@@ -345,49 +297,46 @@ def _bumps(place: np.ndarray, every: np.ndarray) -> np.ndarray:
     return cast(np.ndarray, np.exp(-0.5 * np.square((place[:, None] - centres) / width).sum(2)))
 
 
-def _correlation(target: np.ndarray, values: np.ndarray) -> float:
-    if np.ptp(values) < 1e-9 * (1 + np.abs(values).max()):
-        return float("nan")
-    return float(np.corrcoef(target, values)[0, 1])
+def _correlations(targets: list[Variable], numbers: pd.DataFrame) -> pd.DataFrame:
+    """Of every target (a row) with every number (a column) that varies; NaN with others."""
+    table = pd.DataFrame(index=[target.name for target in targets], columns=numbers.columns, dtype=np.float64)
+    for name, column in numbers.items():
+        values = column.to_numpy()
+        if np.ptp(values) >= 1e-9 * (1 + np.abs(values).max()):
+            table[name] = [np.corrcoef(target.targets[:, 0], values)[0, 1] for target in targets]
+    return table
 
 
 def decoded(
-    clips: "Clips | LabelledClips", targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """R^2 of every target (the index) by every reader (a column), and the ends of its interval."""
+    name: str, clips: pd.DataFrame, targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
+) -> list[pd.DataFrame]:
+    """R^2 of every target (the index) of a set's clips by every reader (a column), and both ends of its interval; with
+    single frames among the readers also by the frame and reader that tells most (WORST)."""
     if folds[0].n_folds < 3:
         raise UserError(
-            f"{clips.name}: an audit needs at least 3 folds; its {folds[0].n_groups} groups of clips make "
+            f"{name}: an audit needs at least 3 folds; its {folds[0].n_groups} groups of clips make "
             f"{folds[0].n_folds}: choose another --grouping, --group or --folds, or make more clips"
         )
-    protocols = chosen_protocols("nested", folds[0].n_folds)
     features = [torch.from_numpy(np.array(values)) for values in read.values()]
     varies = np.array([bool((values.std(0) > 1e-12).any()) for values in read.values()])
     layers = tuple(range(len(features)))  # a reader stands where an encoder has a layer
-    data = ProbeData(clips.name, clips.clips, folds[0].group, tuple(targets), layers, len(layers), features.__getitem__)
-    scores = score(cross_validate(data, folds, linear_solver("ridge", threads=1), protocols))
-    values, ends = {}, {}
+    data = ProbeData(name, clips, folds[0].group, tuple(targets), layers, len(layers), features.__getitem__)
+    scores = score(cross_validate(data, folds, linear_solver("ridge", threads=1), ("nested",)))
+    found = {}
     for target in targets:
-        found = scores.main(target.name)
-        values[target.name] = np.where(varies, found.pooled("r2"), np.nan)
-        ends[target.name] = np.where(varies[:, None], found.interval("r2"), np.nan)
-    r2 = pd.DataFrame.from_dict(values, orient="index", columns=list(read))
-    low, high = (
-        pd.DataFrame.from_dict({n: e[:, at] for n, e in ends.items()}, orient="index", columns=list(read))
-        for at in (0, 1)
-    )
-    return _with_worst(r2, low, high) if any(name.startswith("frame ") for name in read) else (r2, low, high)
-
-
-def _with_worst(
-    r2: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The tables with WORST: of every target the single frame and reader that tells most of it."""
-    frames = [name for name in r2.columns if name.startswith("frame ")]
-    worst = r2[frames].fillna(-np.inf).idxmax(axis=1)
-    for table in (r2, low, high):
-        table[WORST] = [table.loc[target, name] for target, name in worst.items()]
-    return r2, low, high
+        own = scores.main(target.name)
+        value_and_ends = np.column_stack([own.pooled("r2"), own.interval("r2")])
+        found[target.name] = np.where(varies[:, None], value_and_ends, np.nan)
+    tables = [
+        pd.DataFrame.from_dict({name: own[:, at] for name, own in found.items()}, orient="index", columns=list(read))
+        for at in range(3)
+    ]
+    frames = [name for name in read if name.startswith("frame ")]
+    if frames:
+        worst = tables[0][frames].fillna(-np.inf).idxmax(axis=1)
+        for table in tables:
+            table[WORST] = [table.loc[target, name] for target, name in worst.items()]
+    return tables
 
 
 # ---------------------------------------------------------------- what a reader must know
@@ -398,10 +347,10 @@ def _what_place_tells(made: Audit, clips: Clips) -> list[str]:
     lines = []
     if made.by_start is not None:
         for reader in ("last tubelet", "mean place"):
-            lines += _disagreements(reader, made.options.grouping, made.r2[reader], made.by_start.r2[reader])
-    most = MOST_OF_PLACE.get(str(_settings(clips).get("start_positions")))
+            lines += _disagreements(reader, made.grouping, made.r2[reader], made.by_start.r2[reader])
+    most = MOST_OF_PLACE.get(str(step1_settings(clips).get("start_positions")))
     if most is not None:
-        kept = made if made.options.grouping == BY_START or made.by_start is None else made.by_start
+        kept = made if made.grouping == BY_START or made.by_start is None else made.by_start
         for target in [name for name in kept.r2.index if name.split("_")[0] in _VECTORS]:
             if kept.r2.loc[target, WORST] > most:
                 lines.append(f"one place reads {target} at {kept.r2.loc[target, WORST]:.2f}, above {most:.2f}")
@@ -429,25 +378,29 @@ def grouping_notes(clips: FeatureStore, pooling: str, folds: tuple[Folds, ...], 
     read = {"the place that is seen": place_features(seen_positions(clips, pooling))}
     targets = audit_targets(clips)
     again = repeated_folds(clips, BY_START, folds[0].n_folds, seed, 1)
-    own, by_start = (decoded(clips, targets, read, each[:1])[0].iloc[:, 0] for each in (folds, again))
+    own, by_start = (decoded(clips.name, clips.clips, targets, read, each[:1])[0].iloc[:, 0] for each in (folds, again))
     return [f"note: {line}" for line in _disagreements(next(iter(read)), grouping, own, by_start)]
 
 
-def _balance(clips: Clips) -> list[str]:
-    """Whether orbits are balanced: unit vectors and motions sum to 0, opposite clips cross the same places."""
+def _unbalanced(clips: Clips) -> list[str]:
+    """Where orbits are not balanced: unit vectors and motions sum to 0, opposite clips cross the same places."""
     if "point" not in clips.clips:
         return []
     table, lines = clips.clips, []
-    angle = np.deg2rad(table["direction_deg"].to_numpy(dtype=np.float64))
-    unit = np.column_stack([np.cos(angle), np.sin(angle)])
-    for name, vectors in (("unit vectors", unit), ("motions", unit * table["magnitude"].to_numpy()[:, None])):
+    unit = unit_vectors(clips, "direction_deg")
+    to_sum = {"unit vectors": unit, "motions": unit * table["magnitude"].to_numpy()[:, None]}
+    if clips.name == "turns":
+        for column in [name for name in table.columns if name.startswith("direction_deg_t")]:
+            number = column.removeprefix("direction_deg_t")
+            speed = table[f"speed_t{number}"].to_numpy()[:, None]
+            to_sum[f"motions of tubelet {number}"] = unit_vectors(clips, column) * speed
+    for name, vectors in to_sum.items():
         sums = pd.DataFrame(vectors).groupby(table["point"].to_numpy()).sum().abs().max(axis=1)
         if (sums > 1e-6).any():
-            lines.append(f"{name} do not sum to 0 at point {sums.idxmax()}: the set is not balanced")
-    if clips.name == "turns":
-        lines += _balance_of_tubelets(table)
+            means = "" if "tubelet" in name else ": the set is not balanced"
+            lines.append(f"{name} do not sum to 0 at point {sums.idxmax()}{means}")
     if clips.name == "velocity" and "x_m" in clips.frames:
-        places, period = places_of(clips, ("x_m", "y_m")), _settings(clips).get("period_m")
+        places, period = places_of(clips, ("x_m", "y_m")), step1_settings(clips).get("period_m")
         rows = {(p, round(d % 360)): n for n, (p, d) in enumerate(zip(table["point"], table["direction_deg"]))}
         for (point, direction), row in rows.items():
             twin = rows.get((point, round((direction + 180) % 360)))
@@ -458,25 +411,3 @@ def _balance(clips: Clips) -> list[str]:
                     ids = table["clip_id"]
                     lines.append(f"{ids[row]} and {ids[twin]} do not cross the same places: {np.abs(off).max():.3f} m")
     return lines
-
-
-def _balance_of_tubelets(table: pd.DataFrame) -> list[str]:
-    """Tubelets whose velocities do not sum to 0 over the clips of some point."""
-    lines = []
-    for column in [name for name in table.columns if name.startswith("direction_deg_t")]:
-        number = column.removeprefix("direction_deg_t")
-        angle = np.deg2rad(table[column].to_numpy(dtype=np.float64))
-        motion = np.column_stack([np.cos(angle), np.sin(angle)]) * table[f"speed_t{number}"].to_numpy()[:, None]
-        sums = pd.DataFrame(motion).groupby(table["point"].to_numpy()).sum().abs().max(axis=1)
-        if (sums > 1e-6).any():
-            lines.append(f"motions of tubelet {number} do not sum to 0 at point {sums.idxmax()}")
-    return lines
-
-
-def _torn(clips: Clips, folds: Folds) -> list[str]:
-    pair = torn_orbit(clips.clips, folds.group)
-    return (
-        [f"{pair[0]} and {pair[1]} are of one orbit and in two groups: regroup with --grouping position"]
-        if pair
-        else []
-    )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from pez.errors import UserError
+from pez.errors import UserError, check_number
 from pez.probes.data.groupings import HELD_OUT, groups, published_groups, torn_orbit
 from pez.probes.data.labels import Labels
 from pez.probes.data.probe_data import NEVER, Clips, scene_names
@@ -73,7 +73,7 @@ def repeated_folds(
     Fewer where seeds give the same folds again: of few groups of unlike sizes one division is the most even. One
     where the grouping leaves no choice (HELD_OUT).
     """
-    check_seed(seed)
+    check_number("--seed", seed, least=0, most=2**32 - 1)
     group = groups(store, grouping, seed)
     if not tear_orbits and grouping != "axis":
         _check_orbits(store.clips, group, grouping)
@@ -118,7 +118,7 @@ def published_folds(store: Clips, grouping: str, n_folds: int, tear_orbits: bool
     return (Folds(group, unshuffled_folds(number, n_folds, f"--grouping {grouping} of the {store.name} set")),)
 
 
-def unshuffled_folds(group: np.ndarray, n_folds: int, what: str = "the grouping") -> np.ndarray:
+def unshuffled_folds(group: np.ndarray, n_folds: int, what: str) -> np.ndarray:
     """Fold of every clip, [n]: groups, the largest first, each to the fold that is smallest so far (GroupKFold)."""
     n_groups = len(np.unique(group))
     if n_groups < 2:
@@ -162,8 +162,7 @@ def different_folds(group: np.ndarray, deal: Callable[[int], np.ndarray], seed: 
 
     Fewer where seeds give the same folds again: few groups can be dealt in few ways. UserError for `repeats` below 1.
     """
-    if repeats < 1:
-        raise UserError(f"--repeats must be at least 1; got {repeats}: give a number in that range")
+    check_number("--repeats", repeats, least=1)
     different: dict[tuple[int, ...], np.ndarray] = {}
     for repeat in range(repeats):
         fold = deal(seed + repeat)
@@ -187,11 +186,10 @@ def grouped_folds(
     With fewer groups than `n_folds` there are as many folds as groups. Where every stratum has fewer clips than there
     are folds, none can be spread and `strata` has no say. UserError for a single group.
     """
-    check_seed(seed)
+    check_number("--seed", seed, least=0, most=2**32 - 1)
     group = np.asarray(group)
     names = np.unique(group)
-    if n_folds < 2:
-        raise UserError(f"--folds must be at least 2; got {n_folds}: give a number in that range")
+    check_number("--folds", n_folds, least=2)
     if len(names) < 2:
         raise UserError(f"{what} has one group ({names[0]}), which cannot be split: choose another")
     strata = np.zeros(len(group), dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
@@ -200,18 +198,16 @@ def grouped_folds(
         strata = np.zeros_like(strata)
     n_drawn = 1 if targets is None else max(1, min(_DIVISIONS, _GROUPS_DEALT // len(names)))
     draws = [seed, *np.random.default_rng(seed).integers(2**32, size=n_drawn - 1).tolist()]
-    divisions = [_divided(group, n_splits, draw, strata) for draw in draws]
+    divisions = []
+    for draw in draws:
+        fold = np.zeros(len(group), dtype=np.int64)
+        splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=draw)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The least populated class")  # then it is spread thinly
+            for index, (_, held_out) in enumerate(splitter.split(group, strata, group)):
+                fold[held_out] = index
+        divisions.append(np.unique(fold, return_inverse=True)[1])  # a fold that got no group is not a fold
     return divisions[0] if targets is None else min(divisions, key=lambda fold: unevenness(fold, targets))
-
-
-def _divided(group: np.ndarray, n_splits: int, seed: int, strata: np.ndarray) -> np.ndarray:
-    fold = np.zeros(len(group), dtype=np.int64)
-    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # then it is spread thinly
-        for index, (_, held_out) in enumerate(splitter.split(group, strata, group)):
-            fold[held_out] = index
-    return np.unique(fold, return_inverse=True)[1]  # a fold that got no group is not a fold
 
 
 def unevenness(fold: np.ndarray, targets: np.ndarray) -> float:
@@ -223,12 +219,6 @@ def unevenness(fold: np.ndarray, targets: np.ndarray) -> float:
     return float(max(means))
 
 
-def check_seed(seed: int) -> None:
-    """UserError for a seed that the random generators cannot take."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed must be 0 ... {2**32 - 1}; got {seed}: give a number in that range")
-
-
 def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0, least: int = 3) -> np.ndarray:
     """Fold of every movie, [n]: a scene's movies share their frames, so they share their fold.
 
@@ -236,7 +226,8 @@ def scene_folds(movies: pd.DataFrame, n_folds: int = 5, seed: int = 0, least: in
     one, and equally many in all. With fewer scenes than `n_folds` there are as many folds as scenes. Raises UserError
     for fewer than `least` scenes (the nested protocol needs 3) or 2 folds.
     """
-    check_n_folds(n_folds)
+    if n_folds < 2:
+        raise UserError(f"--folds must be at least 2, for separate training and test scenes; got {n_folds}: give more")
     scenes = movies[["block", "scene"]].drop_duplicates().sort_values(["block", "scene"])
     if len(scenes) < least:
         raise UserError(
@@ -261,11 +252,3 @@ def published_scene_folds(movies: pd.DataFrame, n_folds: int) -> tuple[Folds, ..
     """Folds of movies by the published recipe: whole scenes, in their order, unshuffled."""
     names = scene_names(movies)
     return (Folds(names, unshuffled_folds(names, n_folds, "the set of movies")),)
-
-
-def check_n_folds(n_folds: int, chooses: bool = False) -> None:
-    """UserError for fewer than 2 folds, or fewer than 3 if a setting `chooses` its validation scenes among them."""
-    least = 3 if chooses else 2
-    if n_folds < least:
-        why = "training, validation and test scenes" if chooses else "training and test scenes"
-        raise UserError(f"--folds must be at least {least}, for separate {why}; got {n_folds}: give more")

@@ -12,28 +12,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pez.controls import MOVIES as OF_MOVIES
+from pez.controls import controls_for
 from pez.errors import UserError
 from pez.files import remove_dead_partial, run_lock
 from pez.movies.intphys2 import HELD_OUT as HELD_OUT_SPLIT
 from pez.movies.intphys2 import MAIN as MAIN_SPLIT
 from pez.movies.intphys2 import video_accuracy, write_leaderboard
-from pez.probes.data.movies import MovieFeatures, movie_control_data, movie_data, movie_features
+from pez.probes.data.controls import ControlSource, control_data
+from pez.probes.data.movies import MovieFeatures, movie_data, movie_features
 from pez.probes.data.probe_data import ProbeData, store_features
-from pez.probes.folds import check_n_folds, published_scene_folds, repeated_scene_folds
+from pez.probes.folds import published_scene_folds, repeated_scene_folds
 from pez.probes.options import AttentiveOptions, MovieOptions, from_arguments, recorded
 from pez.probes.predictions import MAIN, Choice, Predictions
 from pez.probes.protocols import choice_words, chosen_protocols, quoted_protocol, spoken_protocol, with_fixed
 from pez.probes.recipes import OURS, PUBLISHED, as_published
 from pez.probes.results import (
     MOVIES,
+    Tables,
     movie_controls,
+    movie_predictions,
     movie_results,
     movie_settings,
-    prediction_table,
     run_convergence,
     write_tables,
 )
-from pez.probes.runs import Curve, Tables, validated
+from pez.probes.runs import Curve, validated
 from pez.probes.scores.possibility import METRIC_OF, score_movies
 from pez.probes.scores.score import score
 from pez.probes.solvers.attentive import AttentiveSolver
@@ -44,15 +48,13 @@ from pez.probes.solvers.solver import Solver
 from pez.probes.summary import movie_facts
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
 from pez.probes.validation.cross_validate import read_others
-from pez.shards import Shard, check_shard, describing, holding
+from pez.shards import check_shard, describing, holding
 from pez.store import FeatureStore
 
 POOLING_OF_LINEAR = "mean"
 
 
-def movie_curve(
-    options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str, fixed: bool = False
-) -> Curve:
+def movie_curve(options: MovieOptions, features: MovieFeatures, args: argparse.Namespace, pooling: str) -> Curve:
     """The main curve of movies and its controls."""
     main = movie_data(features.store, features.dataset, args.capture, pooling, options.layers)
     if options.recipe == PUBLISHED:
@@ -66,26 +68,45 @@ def movie_curve(
     else:
         repeats = repeated_scene_folds(main.clips, options.folds, options.seed, options.repeats)
     n_folds = repeats[0].n_folds
-    if fixed:
-        assert isinstance(options, AttentiveOptions)
+    if isinstance(options, AttentiveOptions):
         protocols = with_fixed(options.protocol, n_folds, len(attentive_settings(options)))
     else:
         protocols = chosen_protocols(options.protocol, n_folds)
-    controls = movie_control_data(main, features, options.control, args, pooling)
-    return Curve(features.store, args.capture, pooling, main, repeats, protocols, controls=tuple(controls))
+    where = (features.store, args.capture, pooling)
+    source = ControlSource(*where, features.controls.__getitem__, OF_MOVIES, args.control_seeds, args.seed)
+    asked = [name for name in controls_for(OF_MOVIES) if name in options.control]
+    return Curve(*where, main, repeats, protocols, controls=tuple(control_data(main, asked, source)))
 
 
-def score_movie_run(
-    options: MovieOptions, probe_set: str, predictions: Sequence[Predictions], curve: Curve, settings: dict[str, Any]
+def write_movie_run(
+    args: argparse.Namespace,
+    options: MovieOptions,
+    curve: Curve,
+    solver: Solver,
+    predictions: Sequence[Predictions],
+    held_out: FeatureStore | None,
+    settings: dict[str, Any],
 ) -> Tables:
-    """Tables of a run of movies; `settings` are the probe's, the same in every row."""
+    """Tables of a run of movies, written, and answers for --leaderboard; `settings` are what only its probe has, the
+    same in every row."""
+    if options.protocol == "both" and curve.protocols == ("paper",):
+        print("note: 2 folds are too few for the nested protocol: only the published one was run")
+    if len(curve.repeats) < options.repeats:
+        n = len(curve.repeats)
+        print(f"note: {options.repeats} seeds deal these scenes into {n} different sets of folds")
     with_epoch = isinstance(options, AttentiveOptions)
+    probe_set = "intphys_attentive" if with_epoch else "intphys_linear"
+    settings = {
+        "capture": curve.capture,
+        "pooling": curve.pooling,
+        "selection_metric": options.selection_metric,
+        "protocol": spoken_protocol(curve.protocols),
+        **settings,
+    }
     scores, depth, described = score(predictions, options.bootstrap), curve.store.depth, curve.store.settings
     rows = movie_results(scores, depth, with_epoch)
-    for place, (column, value) in enumerate(
-        {"run_name": options.run_name, "probe_set": probe_set, "variable": scores.variables()[0]}.items()
-    ):
-        rows.insert(place, column, value)
+    named = {"run_name": options.run_name, "probe_set": probe_set, "variable": scores.variables()[0]}
+    rows = pd.DataFrame(named, index=rows.index).join(rows)
     rows = rows.assign(**movie_settings(described), **settings, features_fingerprint=curve.store.content)
     record = {
         "run_name": options.run_name,
@@ -96,25 +117,22 @@ def score_movie_run(
         "features": described,
         "curves": movie_facts(rows),
     }
-    table = prediction_table(options.run_name, MOVIES, predictions, with_epoch)
-    convergence = pd.DataFrame() if with_epoch else run_convergence(scores)
-    controls = movie_controls(options.run_name, scores, depth, with_epoch)
-    return Tables(rows, controls, convergence, table, record, {}).told(options.recipe)
-
-
-def write_movies(options: MovieOptions, tables: Tables) -> list[Path]:
-    """Write the tables of a run of movies, each whole; returns their paths, the results table first."""
-    paths = write_tables(
-        options.results_dir,
-        options.run_name,
-        MOVIES,
-        tables.results,
-        tables.controls,
-        tables.convergence,
-        tables.predictions,
-        tables.record,
+    tables = (
+        rows,
+        movie_controls(options.run_name, scores, depth, with_epoch),
+        pd.DataFrame() if with_epoch else run_convergence(scores),
+        movie_predictions(predictions, with_epoch),
     )
-    return paths[::-1]
+    answered = []
+    if args.leaderboard is not None:
+        found, told = _answered(args.leaderboard, predictions, curve, solver, held_out)
+        record["leaderboard"] = {"file": args.leaderboard.name, **told}
+        answered = [write_leaderboard(args.leaderboard, found, told["task"])]
+    results, controls, convergence, predicted = (table.assign(recipe=options.recipe) for table in tables)
+    made = Tables(results, controls, convergence, predicted, record)
+    for path in [*write_tables(options.results_dir, options.run_name, MOVIES, made)[::-1], *answered]:
+        print(f"wrote {path}")
+    return made
 
 
 def answers(predictions: Sequence[Predictions]) -> pd.DataFrame:
@@ -163,68 +181,38 @@ def chosen_over_folds(predictions: Sequence[Predictions], solver: Solver) -> tup
     return layer, Choice(number, epochs, chosen.learning_rate, chosen.weight_decay)
 
 
-def held_out_answers(
-    predictions: Sequence[Predictions], curve: Curve, solver: Solver, held_out: FeatureStore
+def _answered(
+    path: Path, predictions: Sequence[Predictions], curve: Curve, solver: Solver, held_out: FeatureStore | None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """`clip_id score` of movies without labels, by a probe trained on all movies of the main curve; how it was chosen.
+    """Answers for a leaderboard's file, `clip_id score`, and what the record says of them.
 
-    Layer and setting by `chosen_over_folds`, so on the labelled movies alone.
+    Out of fold; or of `held_out` movies, by a probe trained on all movies of the main curve.
     """
+    if held_out is None:
+        found = answers(predictions)
+        possible = curve.data.clips.set_index("clip_id")["possible"][found["clip_id"]]
+        right = video_accuracy(possible, found["score"] > 0)
+        print(f"{path}: out-of-fold answers of {MAIN_SPLIT}, {right:.3f} of the videos right")
+        return found, {"task": MAIN_SPLIT, "video_accuracy": right}
     layer, choice = chosen_over_folds(predictions, solver)
     if isinstance(solver, LinearSolver):  # --until-converged may have chosen more epochs than it was given
         solver = dataclasses.replace(solver, epochs=max(solver.epochs, choice.epochs))
     others = store_features(held_out, curve.capture, curve.pooling)
-    score = read_others(curve.data, others, solver, layer, (choice,))[:, 0].numpy()
-    chosen = {"layer": layer, "lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epochs": choice.epochs}
-    return pd.DataFrame({"clip_id": held_out.clips["clip_id"], "score": score}), chosen
-
-
-def _with_answers(
-    args: argparse.Namespace,
-    tables: Tables,
-    predictions: Sequence[Predictions],
-    curve: Curve,
-    solver: Solver,
-    held_out: FeatureStore | None,
-) -> tuple[Tables, list[Path]]:
-    """`tables` whose record says how --leaderboard was answered, and its file; without that option as they are."""
-    if args.leaderboard is None:
-        return tables, []
-    if held_out is None:
-        found, task = answers(predictions), MAIN_SPLIT
-        possible = curve.data.clips.set_index("clip_id")["possible"][found["clip_id"]]
-        right = video_accuracy(possible, found["score"] > 0)
-        told: dict[str, Any] = {"task": task, "video_accuracy": right}
-        print(f"{args.leaderboard}: out-of-fold answers of {task}, {right:.3f} of the videos right")
-    else:
-        found, chosen = held_out_answers(predictions, curve, solver, held_out)
-        protocol = _quoted_main(predictions).protocol
-        told = {"task": HELD_OUT_SPLIT, "protocol": protocol, "trained_on": len(curve.data.clips), **chosen}
-        print(
-            f"{args.leaderboard}: answers of {HELD_OUT_SPLIT} by the probe of layer {chosen['layer']} (learning rate "
-            f"{chosen['lr']:g}, weight decay {chosen['weight_decay']:g}, {chosen['epochs']} epochs; {protocol} choice "
-            f"on {MAIN_SPLIT}'s folds), trained on all {len(curve.data.clips)} movies of {MAIN_SPLIT}"
-        )
-    record = {**tables.record, "leaderboard": {"file": args.leaderboard.name, **told}}
-    path = write_leaderboard(args.leaderboard, found, told["task"])
-    return dataclasses.replace(tables, record=record), [path]
-
-
-def movie_notes(options: MovieOptions, curve: Curve) -> list[str]:
-    """What a user should know of a run that could not be all that --protocol and --repeats asked for."""
-    lines = []
-    if options.protocol == "both" and curve.protocols == ("paper",):
-        lines.append("note: 2 folds are too few for the nested protocol: only the published one was run")
-    if len(curve.repeats) < options.repeats:
-        n = len(curve.repeats)
-        lines.append(f"note: {options.repeats} seeds deal these scenes into {n} different sets of folds")
-    return lines
+    scores = read_others(curve.data, others, solver, layer, (choice,))[:, 0].numpy()
+    protocol, n_movies = _quoted_main(predictions).protocol, len(curve.data.clips)
+    print(
+        f"{path}: answers of {HELD_OUT_SPLIT} by the probe of layer {layer} (learning rate {choice.learning_rate:g}, "
+        f"weight decay {choice.weight_decay:g}, {choice.epochs} epochs; {protocol} choice on {MAIN_SPLIT}'s folds), "
+        f"trained on all {n_movies} movies of {MAIN_SPLIT}"
+    )
+    told = {"task": HELD_OUT_SPLIT, "protocol": protocol, "trained_on": n_movies, "layer": layer}
+    told |= {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epochs": choice.epochs}
+    return pd.DataFrame({"clip_id": held_out.clips["clip_id"], "score": scores}), told
 
 
 def run_movies(args: argparse.Namespace) -> Tables:
     """The linear probe of movies, as the command line says."""
     options = from_arguments(MovieOptions, args)
-    check_n_folds(options.folds)
     chosen_protocols(options.protocol, options.folds)  # bad options are told before any work
     with run_lock(options.results_dir, options.run_name):
         features = movie_features(args, POOLING_OF_LINEAR, options.control)
@@ -232,22 +220,10 @@ def run_movies(args: argparse.Namespace) -> Tables:
         asked = {"device": options.device, "memory_gib": options.memory_gib}
         stops_by = "accuracy" if options.recipe == PUBLISHED else "loss"
         solver = linear_solver("trainable", options.max_epochs, options.recipe, stops_by, **asked)
-        predictions = validated(options, [curve], solver, METRIC_OF[options.selection_metric], {})
-        settings = {
-            "capture": curve.capture,
-            "pooling": curve.pooling,
-            "selection_metric": options.selection_metric,
-            "protocol": spoken_protocol(curve.protocols),
-            "seed": options.seed,
-            "chosen": choice_words(curve.protocols, stops_by, options.selection_metric, "scenes"),
-        }
-        tables = score_movie_run(options, "intphys_linear", predictions, curve, settings)
-        for line in movie_notes(options, curve):
-            print(line)
-        tables, answered = _with_answers(args, tables, predictions, curve, solver, features.held_out)
-        for path in [*write_movies(options, tables), *answered]:
-            print(f"wrote {path}")
-    return tables
+        predictions, _ = validated(options, [curve], solver, METRIC_OF[options.selection_metric])
+        chosen = choice_words(curve.protocols, stops_by, options.selection_metric, "scenes")
+        settings = {"seed": options.seed, "chosen": chosen}
+        return write_movie_run(args, options, curve, solver, predictions, features.held_out, settings)
 
 
 def attentive_settings(options: AttentiveOptions) -> tuple[Setting, ...]:
@@ -297,7 +273,6 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
 def run_attentive(args: argparse.Namespace) -> Tables | None:
     """The attentive probe of movies, as the command line says; None if pieces are left to other shards."""
     options = from_arguments(AttentiveOptions, args)
-    check_n_folds(options.folds)
     solver = attentive_solver(options)  # bad options are told before any work
     with_fixed(options.protocol, options.folds, len(solver.settings))
     shard = check_shard(args.num_shards, args.shard_index)
@@ -305,35 +280,17 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
     with holding(locks, shard):
         remove_dead_partial(options.results_dir)
         features = movie_features(args, options.patch_pool, options.control, shard)
-        curve = movie_curve(options, features, args, options.patch_pool, fixed=True)
-        return _attentive(args, options, solver, curve, locks, features.held_out, shard)
-
-
-def _attentive(
-    args: argparse.Namespace,
-    options: AttentiveOptions,
-    solver: AttentiveSolver,
-    curve: Curve,
-    locks: Path,
-    held_out: FeatureStore | None,
-    shard: Shard,
-) -> Tables | None:
-    curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
-    predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
-    if predictions is None:
-        there, total = count_pieces(curves, directory)
-        print(f"{directory}: {there} of {total} layers x folds; the shard that completes them writes the results")
-        return None
-    for line in movie_notes(options, curve):
-        print(line)
-    choice = {"capture": curve.capture, "pooling": curve.pooling, "selection_metric": options.selection_metric}
-    settings = {**choice, "protocol": spoken_protocol(curve.protocols), **solver.recipe.told()}
-    several = options.selection_metric if len(solver.settings) > 1 else ""
-    settings["chosen"] = choice_words(curve.protocols, solver.stops_by, several, "scenes")
-    with describing(locks, shard):
-        tables = score_movie_run(options, "intphys_attentive", predictions, curve, settings)
-        tables, answered = _with_answers(args, tables, predictions, curve, solver, held_out)
-        solver.release()
-        for path in [*write_movies(options, tables), *answered]:
-            print(f"wrote {path}")
+        curve = movie_curve(options, features, args, options.patch_pool)
+        curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
+        predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
+        if predictions is None:
+            there, total = count_pieces(curves, directory)
+            print(f"{directory}: {there} of {total} layers x folds; the shard that completes them writes the results")
+            return None
+        several = options.selection_metric if len(solver.settings) > 1 else ""
+        chosen = choice_words(curve.protocols, solver.stops_by, several, "scenes")
+        settings = {**solver.recipe.told(), "chosen": chosen}
+        with describing(locks, shard):
+            tables = write_movie_run(args, options, curve, solver, predictions, features.held_out, settings)
+            solver.release()
     return tables

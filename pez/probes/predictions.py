@@ -28,9 +28,9 @@ from pez.probes.data.probe_data import NEVER, POSSIBLE, Parts, Variable, possibl
 from pez.tables import BALL_PREDICTIONS, MOVIE_PREDICTIONS, checked, unchecked_parquet
 
 MAIN = ""  # `control` of the main curve
-_BALL_COLUMNS = ("protocol", "variable", "layer", "clip_id", "group", "component", "target", "prediction")
-_MOVIE_COLUMNS = ("clip_id", "block", "scene", "possible", "layer", "fold", "score")
 _OLDER = {"control": MAIN, "control_seed": 0, "repeat": 0, "fold": 0, "protocol": "paper"}  # columns of later versions
+# columns of rows of movies that say nothing of a movie
+_OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch", "kind", "recipe")
 
 
 class Choice(NamedTuple):
@@ -141,8 +141,9 @@ def ball_rows(run_name: str, predictions: Predictions) -> pd.DataFrame:
 def movie_rows(predictions: Predictions, with_epoch: bool) -> pd.DataFrame:
     """Rows of the second layout: movies fastest, then folds, layers, repeats; `with_epoch`: the epoch that was read."""
     tables = []
-    known = predictions.rounding is not None and bool(np.isfinite(predictions.rounding).all())
-    rounding = predictions.rounding if known else None
+    rounding = predictions.rounding
+    if rounding is not None and not np.isfinite(rounding).all():
+        rounding = None
     for repeat, fold in enumerate(predictions.fold):
         for index, layer in enumerate(predictions.layers):
             for number in range(int(fold.max()) + 1):
@@ -199,7 +200,8 @@ def from_table(table: pd.DataFrame, parts: Parts | None = None) -> list[Predicti
     `parts` says what parts movies have, from their table; by default their sub-tasks, by the column of that name.
     """
     is_movies = "score" in table.columns
-    missing = [column for column in (_MOVIE_COLUMNS if is_movies else _BALL_COLUMNS) if column not in table.columns]
+    needed = MOVIE_PREDICTIONS.required if is_movies else (*BALL_PREDICTIONS.required, "group")
+    missing = [column for column in needed if column not in table.columns]
     if missing:
         raise DamagedPredictions(f"the predictions have no column {missing[0]}")
     table = table.assign(**{name: value for name, value in _OLDER.items() if name not in table.columns})
@@ -274,9 +276,6 @@ def _movie_curve(rows: pd.DataFrame, parts: Parts) -> Predictions:
         parts=parts(movies),
         rounding=rows["rounding"].to_numpy(dtype=np.float64).reshape(shape) if "rounding" in rows else None,
     )
-
-
-_OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch", "kind", "recipe")
 
 
 def curves_of(predictions: Sequence[Predictions], control: str) -> list[Predictions]:

@@ -11,8 +11,8 @@ quote. Its choices are values of options where there are such (`PUBLISHED_OPTION
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -46,48 +46,6 @@ PUBLISHED_KINDS = {
     "vxy": "vxy_summed",
     "possible": "possible_strict",
 }
-
-
-class IsDataclass(Protocol):
-    """Any dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-
-
-class HasRecipe(IsDataclass, Protocol):
-    """Options of a run: a dataclass with a recipe."""
-
-    @property
-    def recipe(self) -> str:
-        """Whose choices are made: one of RECIPES."""
-
-
-Options = TypeVar("Options", bound=HasRecipe)
-
-
-def with_recipe(options: Options, given: Collection[str] | None, names: Mapping[str, str]) -> Options:
-    """`options` with the values that its recipe has; UserError for an option that was given another.
-
-    `given`: fields that the user named; None: those that differ from their default. `names` are the options' names on
-    the command line, by field.
-    """
-    if options.recipe == OURS:
-        return options
-    fields = {field.name: field for field in dataclasses.fields(options)}
-    if given is None:
-        given = [name for name, field in fields.items() if getattr(options, name) != field.default]
-    values = {name: value for name, value in PUBLISHED_OPTIONS.items() if name in fields}
-    if getattr(options, "solver", "") == "ridge":
-        values["norm_mode"] = "none"
-    for name, value in values.items():
-        own = getattr(options, name)
-        if name in given and own != value:
-            said = "" if isinstance(own, bool) else f" {own}"
-            means = "" if isinstance(value, bool) else f", which means {value}"
-            raise UserError(f"{names[name]}{said} does not go with --recipe published{means}: leave one of them out")
-    if "lr" in fields:
-        values |= {name: value for name, value in PUBLISHED_DEFAULTS.items() if name not in given}
-    return dataclasses.replace(options, **values)
 
 
 def as_published(variable: Variable) -> Variable:

@@ -22,8 +22,8 @@ clips, and intervals (balls: METRIC_pooled_low, METRIC_pooled_high; movies: METR
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +31,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from pez.controls import UNIQUE
+from pez.controls import BESIDE, UNIQUE, is_floor
 from pez.errors import UserError
 from pez.files import fingerprint_of_bytes, fingerprint_of_files, write_json, write_parquet, write_text
 from pez.movies import dataset_titled
-from pez.probes.data.probe_data import Variable
-from pez.probes.predictions import MAIN, Predictions, ball_rows, movie_rows, read_predictions
+from pez.probes.predictions import MAIN, Predictions, movie_rows, read_predictions
 from pez.probes.protocols import FIXED
 from pez.probes.recipes import OURS
 from pez.probes.scores.bootstrap import N_RESAMPLES
@@ -153,13 +153,13 @@ def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFr
 
 
 def ball_columns(scored: Scored, infix: str = "") -> pd.DataFrame:
-    """Scores of one variable under one protocol, a row per layer; `infix` ("nested_") marks the protocol."""
+    """Scores of one variable under one protocol, a row per layer; `infix` ("nested") marks the protocol."""
     table = scored.table[scored.table["part"] == OVERALL]
     columns: dict[str, np.ndarray] = {}
     for metric in dict.fromkeys([*scored.kind.over_folds, *scored.kind.pooled]):
         over_folds = metric in scored.kind.over_folds
         head, _, tail = (metric, "", "") if over_folds else metric.partition("_")
-        stem = "_".join(part for part in (head, infix.rstrip("_"), tail) if part)
+        stem = "_".join(part for part in (head, infix, tail) if part)
         names = {f"{metric}_{kind}": f"{stem}_{kind}" for kind in ("mean", "std")} if over_folds else {}
         pooled = f"{stem}_pooled" if over_folds else stem
         names |= {f"{metric}_pooled": pooled, f"{metric}_low": f"{pooled}_low", f"{metric}_high": f"{pooled}_high"}
@@ -186,7 +186,7 @@ def ball_results(
         first = next(iter(by_protocol.values()))
         parts = [ball_columns(first)]
         if "nested" in by_protocol:
-            parts.append(ball_columns(by_protocol["nested"], "nested_"))
+            parts.append(ball_columns(by_protocol["nested"], "nested"))
             known = 1.0 if "paper" in by_protocol else np.nan
             metric = first.kind.over_folds[0]
             for kind, column in (("mean", "optimism"), ("pooled", "optimism_pooled")):
@@ -198,47 +198,43 @@ def ball_results(
         table = pd.concat([head, *parts, chosen], axis=1).assign(**described[name])
         table = pd.concat([table, convergence_columns(by_protocol.get("nested", first))], axis=1)
         if "ridge" in by_protocol:  # beside layers whose sweep had not converged
-            ridge = ball_columns(by_protocol["ridge"], "ridge_").set_index(by_protocol["ridge"].layers)
+            ridge = ball_columns(by_protocol["ridge"], "ridge").set_index(by_protocol["ridge"].layers)
             wanted = [column for column in ridge if column.startswith(f"{first.kind.over_folds[0]}_ridge_pooled")]
             table = table.join(ridge[wanted], on="layer")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def _variables(scores: Scores) -> list[Variable]:
-    return [scores.main(name).predictions.variable for name in scores.variables()]
-
-
 def ball_controls(
     run_name: str,
     scores: Scores,
     depths: Mapping[str, int],
-    floor: Callable[[str, str], bool],
-    made: Callable[[Scored], Mapping[str, Any]],
+    described: Mapping[str, Mapping[str, Any]],
+    made: Mapping[tuple[str, str, int], Mapping[str, Any]],
 ) -> pd.DataFrame:
     """Rows of controls_RUN.csv: a row per control, seed, variable and layer; empty without controls.
 
-    `floor` (variable, control) -> whether the main curve is to be compared with it; `made` (Scored) -> `model weights`.
+    `depths` and `described` as of `ball_results`; `made` is what a control's features are (`model weights`), by
+    variable, control and seed.
     """
     tables = []
-    controls = [scored for scored in scores.scored if scored.predictions.control != MAIN]
-    order = {name: place for place, name in enumerate(dict.fromkeys(each.predictions.control for each in controls))}
-    sets = {variable.clip_set: place for place, variable in enumerate(_variables(scores))}
-    names = scores.variables()
+    variables = [scores.main(name).predictions.variable for name in scores.variables()]
+    names, sets = [each.name for each in variables], [each.clip_set for each in variables]
+    controls = [each for each in scores.scored if each.predictions.control != MAIN]
+    order = [each.predictions.control for each in controls]
     for scored in sorted(
         controls,
         key=lambda each: (
-            sets[each.predictions.variable.clip_set],
-            order[each.predictions.control],
+            sets.index(each.predictions.variable.clip_set),
+            order.index(each.predictions.control),
             names.index(each.predictions.variable.name),
         ),
     ):
         predictions = scored.predictions
-        name, control = predictions.variable.name, predictions.control
+        name, control, seed = predictions.variable.name, predictions.control, predictions.control_seed
         main = scores.main(name)
-        rows = pd.DataFrame({"run_name": run_name, "control": control, "control_seed": predictions.control_seed}, [0])
-        rows = rows.loc[rows.index.repeat(len(scored.layers))].reset_index(drop=True)
-        rows = rows.assign(variable=name, layer=scored.layers)
+        named = {"run_name": run_name, "control": control, "control_seed": seed, "variable": name}
+        rows = pd.DataFrame({**named, "layer": scored.layers})
         rows["layer_fraction"] = layer_fraction(rows["layer"], depths[name])
         columns = ball_columns(scored)
         if control == UNIQUE:  # of the layer and the others together: what is told is what it adds
@@ -246,8 +242,9 @@ def ball_controls(
             stem, ends = f"{main.kind.headline}_pooled", ends_of(curve, len(gained))
             columns = pd.DataFrame({stem: gained, f"{stem}_low": ends[:, 0], f"{stem}_high": ends[:, 1]})
         rows = pd.concat([rows.assign(protocol=predictions.protocol), columns], axis=1)
-        rows = over_layers(rows.assign(**made(scored)), main.layers, depths[name])
-        if floor(name, control) and len(rows) == len(main.layers):
+        rows = over_layers(rows.assign(**made[name, control, seed]), main.layers, depths[name])
+        compared = control in BESIDE or is_floor(control, described[name]["pooling"])
+        if compared and len(rows) == len(main.layers):
             gained, ends = scores.selectivity(name, control)
             rows = rows.assign(selectivity=gained, selectivity_low=ends[:, 0], selectivity_high=ends[:, 1])
         tables.append(rows)
@@ -315,9 +312,9 @@ def movie_controls(run_name: str, scores: Scores, depth: int, with_epoch: bool) 
             gained.append(pd.DataFrame(columns))
         for seed in scores.of(variable, None, control):
             rows = over_layers(movie_protocols([seed], depth, with_epoch), main.layers, depth)
-            named = {"run_name": run_name, "control": control, "control_seed": seed.predictions.control_seed}
-            for place, (column, value) in enumerate({**named, "variable": variable}.items()):
-                rows.insert(place, column, value)
+            drawn = seed.predictions.control_seed
+            named = {"run_name": run_name, "control": control, "control_seed": drawn, "variable": variable}
+            rows = pd.DataFrame(named, index=rows.index).join(rows)
             tables.append(rows.merge(pd.concat(gained), on=["subtask", "layer"], how="left"))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -325,39 +322,41 @@ def movie_controls(run_name: str, scores: Scores, depth: int, with_epoch: bool) 
 # ---------------------------------------------------------------- files
 
 
-def write_tables(
-    directory: Path,
-    run_name: str,
-    kind: str,
-    results: pd.DataFrame,
-    controls: pd.DataFrame,
-    convergence: pd.DataFrame,
-    predictions: pd.DataFrame,
-    record: dict[str, Any],
-) -> list[Path]:
+@dataclass(frozen=True)
+class Tables:
+    """What a run writes: `results`, `controls` and `convergence` (empty without), `predictions`, `record` for the JSON
+    file, and `probes`, the weights of the nested refits (empty unless asked for)."""
+
+    results: pd.DataFrame
+    controls: pd.DataFrame
+    convergence: pd.DataFrame
+    predictions: pd.DataFrame
+    record: dict[str, Any]
+    probes: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def write_tables(directory: Path, run_name: str, kind: str, tables: Tables) -> list[Path]:
     """Write a run's tables and its record, each whole; returns their paths, the results table last."""
     record_path = directory / f"{RECORDS[kind]}_{run_name}.json"
-    made = write_parquet(directory / f"predictions_{run_name}.parquet", predictions)
+    made = write_parquet(directory / f"predictions_{run_name}.parquet", tables.predictions)
     made_print = fingerprint_of_files([made])
-    results = results.assign(predictions_fingerprint=made_print)
-    written, texts = [], {}
-    for stem, rows in (("controls", controls), ("convergence", convergence), ("results", results)):
+    results = tables.results.assign(predictions_fingerprint=made_print)
+    texts = {}
+    for stem, rows in (("controls", tables.controls), ("convergence", tables.convergence), ("results", results)):
         path = directory / f"{stem}_{run_name}.csv"
         if rows.empty:
             path.unlink(missing_ok=True)  # an earlier run of this name may have had some
         else:
             texts[path] = rows.to_csv(index=False)
     files = {path.name: fingerprint_of_bytes(text.encode()) for path, text in texts.items()}
-    record = {**record, "provenance": provenance(), "files": {**files, made.name: made_print}}
+    record = {**tables.record, "provenance": provenance(), "files": {**files, made.name: made_print}}
     *others, last = texts  # the results come last: what they are made from is there
-    written += [write_text(path, texts[path]) for path in others]
+    written = [write_text(path, texts[path]) for path in others]
     return [*written, made, write_json(record_path, record), write_text(last, texts[last])]
 
 
-def prediction_table(run_name: str, kind: str, predictions: Sequence[Predictions], with_epoch: bool) -> pd.DataFrame:
-    """Rows of predictions_RUN.parquet, curve after curve; within one, of movies, by repeat, or with epochs by layer."""
-    if kind == BALL:
-        return pd.concat([ball_rows(run_name, each) for each in predictions], ignore_index=True)
+def movie_predictions(predictions: Sequence[Predictions], with_epoch: bool) -> pd.DataFrame:
+    """Rows of predictions_RUN.parquet, curve after curve; within one by repeat, or with epochs by layer."""
     tables = []
     for curve in dict.fromkeys((each.control, each.control_seed) for each in predictions):
         own = [movie_rows(each, with_epoch) for each in predictions if (each.control, each.control_seed) == curve]
@@ -374,13 +373,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def result_paths(results_dir: str | Path) -> list[Path]:
     """Every results_RUN.csv of a folder, by name."""
     return sorted(Path(results_dir).glob("results_*.csv"))
-
-
-def run_kind(table: pd.DataFrame) -> str | None:
-    """BALL or MOVIES by the columns of a results table; None for another table."""
-    if not set(RUN_COLUMNS) <= set(table.columns) or table.empty:
-        return None
-    return MOVIES if "subtask" in table else BALL
 
 
 @dataclass(frozen=True)
@@ -501,19 +493,16 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
         if names and name not in names:
             continue
         table = read_table(path)
-        kind = run_kind(table)
-        records = [Path(results_dir) / f"{record}_{name}.json" for record in RECORDS.values()]
-        if kind is None and any(record.is_file() for record in records):
-            raise UserError(f"{path} is not a whole table of results: rerun the command that made run {name}")
-        if kind is not None:
-            run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime)
-            yield dataclasses.replace(run.check(), written=_written(run))
-
-
-def _written(run: Run) -> float:
-    """When the run was written, in seconds: by its record, for a copied file has another date; else by its table."""
-    told = run.record.get("provenance", {}).get("written")
-    return run.written if told is None else datetime.strptime(str(told), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        if not set(RUN_COLUMNS) <= set(table.columns) or table.empty:
+            if any((Path(results_dir) / f"{record}_{name}.json").is_file() for record in RECORDS.values()):
+                raise UserError(f"{path} is not a whole table of results: rerun the command that made run {name}")
+            continue
+        kind = MOVIES if "subtask" in table else BALL
+        run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime).check()
+        told = run.record.get("provenance", {}).get("written")
+        if told is not None:  # a copied file has another date
+            run = dataclasses.replace(run, written=datetime.strptime(str(told), "%Y-%m-%dT%H:%M:%S%z").timestamp())
+        yield run
 
 
 def movie_settings(described: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,8 @@ writes tables and a figure. One layer of one clip set is in memory at a time.
 
 import argparse
 import dataclasses
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from pez.controls import BALLS, BESIDE, is_floor
-from pez.encoder.devices import find_device
+from pez.controls import BALLS, TOGETHER, UNIQUE
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import atomic_path, run_lock
@@ -38,13 +36,13 @@ from pez.probes.data.probe_data import (
 )
 from pez.probes.folds import Folds, label_folds, published_folds, repeated_folds, swapped_folds
 from pez.probes.options import SOLVERS, BallOptions, RunOptions, by_recipe, check_ranges, from_arguments, recorded
-from pez.probes.predictions import Predictions
+from pez.probes.predictions import Predictions, ball_rows
 from pez.probes.protocols import chosen_protocols, spoken_protocol
 from pez.probes.recipes import PUBLISHED, as_published
-from pez.probes.results import BALL, ball_controls, ball_results, prediction_table, run_convergence, write_tables
+from pez.probes.results import BALL, Tables, ball_controls, ball_results, run_convergence, write_tables
 from pez.probes.scores.bootstrap import FEW_GROUPS
 from pez.probes.scores.kinds import KINDS
-from pez.probes.scores.score import LEAST_GROUPS, Scored, score
+from pez.probes.scores.score import LEAST_GROUPS, score
 from pez.probes.solvers.banded import BandedSolver, Part
 from pez.probes.solvers.linear import LINEAR, LinearSolver
 from pez.probes.solvers.mlp import MLP
@@ -75,12 +73,7 @@ class Curve:
     protocols: tuple[str, ...]
     grouping: str = "scene"
     controls: tuple[ProbeData, ...] = ()
-    solved_apart: tuple[tuple[ProbeData, Solver], ...] = ()  # controls that have solvers of their own
-
-    @property
-    def all_controls(self) -> tuple[ProbeData, ...]:
-        """Controls by whatever solver."""
-        return (*self.controls, *(data for data, _ in self.solved_apart))
+    solvers: Mapping[str, Solver] = field(default_factory=dict)  # of controls that have one of their own, by name
 
     @property
     def folds(self) -> Folds:
@@ -88,56 +81,40 @@ class Curve:
         return self.repeats[0]
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What a run writes: `results`, `controls` and `convergence` (empty without), `predictions`, `record` for the JSON
-    file, and `probes`, the weights of the nested refits (empty unless asked for)."""
-
-    results: pd.DataFrame
-    controls: pd.DataFrame
-    convergence: pd.DataFrame
-    predictions: pd.DataFrame
-    record: dict[str, Any]
-    probes: dict[str, torch.Tensor]
-
-    def told(self, recipe: str) -> "Tables":
-        """Itself with the recipe in a last column of every table."""
-        names = ("results", "controls", "convergence", "predictions")
-        tables = {name: getattr(self, name) for name in names}
-        return dataclasses.replace(
-            self, **{name: table if table.empty else table.assign(recipe=recipe) for name, table in tables.items()}
-        )
-
-
 def validated(
-    options: RunOptions, curves: Sequence[Curve], solver: Solver, metric: str | None, probes: Probes | None
-) -> list[Predictions]:
-    """Predictions of main curves, then of their controls, under one progress bar.
+    options: RunOptions, curves: Sequence[Curve], solver: Solver, metric: str | None
+) -> tuple[list[Predictions], Probes]:
+    """Predictions of main curves, then of their controls, under one progress bar; and, by name, the weights of the main
+    curves' nested refits, if the probes are linear.
 
-    `probes`, unless None, is filled with the main curves' nested refits. Linear main curves are checked for
-    convergence; with --until-converged layers that had not are probed again, for more epochs.
+    Linear main curves are checked for convergence; with --until-converged layers that had not are probed again, for
+    more epochs.
     """
-    work: list[tuple[Curve, ProbeData, tuple[str, ...], Solver]] = []
-    work += [(curve, curve.data, curve.protocols, solver) for curve in curves]
-    work += [(curve, data, curve.protocols[-1:], solver) for curve in curves for data in curve.controls]
-    work += [(curve, data, curve.protocols[-1:], own) for curve in curves for data, own in curve.solved_apart]
+    work = [(curve, curve.data, curve.protocols, solver) for curve in curves]
+    controls = [
+        (curve, data, curve.protocols[-1:], curve.solvers.get(data.control, solver))
+        for curve in curves
+        for data in curve.controls
+    ]
+    work += sorted(controls, key=lambda each: each[3] is not solver)  # those with a solver of their own come last
     total = sum(count_steps(by, own, len(data.layers), curve.repeats) for curve, data, own, by in work)
     found: list[Predictions] = []
+    probes: Probes = {}
     with progress(total=total, description=options.run_name, unit="probe") as bar:
         for curve, data, own, by in work:
-            kept = None if data.control else probes
-            asked: dict[str, Any] = {"metric": metric, "step": bar.update, "probes": kept}
-            own_predictions = cross_validate(data, curve.repeats, by, own, **asked)
-            if not data.control and isinstance(solver, LinearSolver):
-                own_predictions = beside_ridge(data, curve.repeats, solver, own_predictions)
-                if options.until_converged:
-                    own_predictions = _until_converged(curve, solver, metric, probes, own_predictions)
-            found += own_predictions
-    return found
+            if data.control or not isinstance(by, LinearSolver):
+                found += cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update)
+                continue
+            new = cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update, probes=probes)
+            new = beside_ridge(data, curve.repeats, by, new)
+            if options.until_converged:
+                new = _until_converged(curve, by, metric, probes, new)
+            found += new
+    return found, probes
 
 
 def _until_converged(
-    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes | None, found: list[Predictions]
+    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, found: list[Predictions]
 ) -> list[Predictions]:
     """`found`, with the layers that had not converged probed again, each time for MORE_EPOCHS times as many epochs."""
     while (layers := unconverged_layers([each for each in found if each.protocol == "nested"])) and (
@@ -159,7 +136,6 @@ def _until_converged(
 def plan(options: BallOptions) -> list[Curve]:
     """Check the options against the features and lay out data and folds of each clip set, without controls."""
     check_ranges(options)
-    options = by_recipe(options)
     if (options.probe_set is None) == (options.targets is None):
         raise UserError("say what to read: --probe-set of the ball sets, or --targets FILE with --variables NAME:kind")
     stores = open_stores(options.feature_root)
@@ -168,7 +144,14 @@ def plan(options: BallOptions) -> list[Curve]:
             raise UserError("--targets does not go with --recipe published, which is of the ball sets: leave one out")
         if options.swap:
             raise UserError("--swap is of the ball sets; name the factor with --group, beside --targets")
-        return [_labelled_curve(options, labelled_set(options.targets, stores, options.feature_root))]
+        store = labelled_set(options.targets, stores, options.feature_root)
+        named = (options.targets, options.variables, store.clips, store.name)
+        labels = read_labels(*named, options.group, options.skip_unlabelled)
+        for line in labels.notes:
+            print(line)
+        clips = store.clips.iloc[labels.rows].reset_index(drop=True)
+        repeats = label_folds(labels, options.group, options.folds, options.seed, options.repeats)
+        return [_curve(options, store, clips, labels.variables, repeats, options.group or "equal labels")]
     assert options.probe_set is not None  # one of the two, as checked above
     target = check_direction_target(options.probe_set, options.direction_target)
     needed = PROBE_SETS[options.probe_set].clip_sets
@@ -183,12 +166,12 @@ def plan(options: BallOptions) -> list[Curve]:
             f"{options.feature_root} has no features of the {missing[0]} set, which --probe-set {options.probe_set} "
             f"needs (it has {', '.join(stores)}): extract them with step2_extract.py"
         )
-    return [_ball_curve(options, stores[name], target) for name in needed]
+    return [
+        _ball_curve(options, stores[name], tuple(variables(options.probe_set, stores[name], target))) for name in needed
+    ]
 
 
-def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str) -> Curve:
-    assert options.probe_set is not None
-    probed = tuple(variables(options.probe_set, store, direction_target))
+def _ball_curve(options: BallOptions, store: FeatureStore, probed: tuple[Variable, ...]) -> Curve:
     grouping = options.grouping or default_grouping(store.clips)
     if options.recipe == PUBLISHED:
         if options.swap:
@@ -203,18 +186,6 @@ def _ball_curve(options: BallOptions, store: FeatureStore, direction_target: str
         repeats = (swapped_folds(store.clips, repeats[0].group, options.swap),)
         grouping = f"{grouping}, {options.swap} swapped"
     return _curve(options, store, store.clips, probed, repeats, grouping)
-
-
-def _labelled_curve(options: BallOptions, store: FeatureStore) -> Curve:
-    assert options.targets is not None
-    labels = read_labels(
-        options.targets, options.variables, store.clips, store.name, options.group, options.skip_unlabelled
-    )
-    for line in labels.notes:
-        print(line)
-    clips = store.clips.iloc[labels.rows].reset_index(drop=True)
-    repeats = label_folds(labels, options.group, options.folds, options.seed, options.repeats)
-    return _curve(options, store, clips, labels.variables, repeats, options.group or "equal labels")
 
 
 def _curve(
@@ -274,65 +245,51 @@ def with_controls(options: BallOptions, curve: Curve) -> Curve:
     stores = Companions(Path(options.feature_root), curve.store, curve.capture, curve.pooling, options.control_seeds)
     where = (curve.store, curve.capture, curve.pooling, stores)
     source = ControlSource(*where, BALLS, options.control_seeds, modes=options.control_mode)
-    apart: tuple[tuple[ProbeData, Solver], ...] = ()
+    beyond: list[ProbeData] = []
+    solvers: dict[str, Solver] = {}
     if options.unique:
         if KINDS[curve.data.variables[0].kind].loss != "mse":
             raise UserError("--unique is a share of a variance: leave it out for classes and pairs")
-        beyond = beyond_data(curve.data, source)
-        parts = tuple(itertools.starmap(Part, zip(beyond.widths, beyond.norm_modes)))
+        *beyond, columns = beyond_data(curve.data, source)
+        parts = tuple(Part(width, norm_mode) for width, norm_mode in columns)
         layer_norm = "zscore" if options.norm_mode == "zscore" else "center"
-        apart = (
-            (beyond.together, BandedSolver(parts, shares=(0.0,))),
-            (beyond.joined, BandedSolver(parts, layer_norm)),
-        )
-    controls = tuple(control_data(curve.data, options.control, source))
-    return dataclasses.replace(curve, controls=controls, solved_apart=apart)
+        solvers = {TOGETHER: BandedSolver(parts, shares=(0.0,)), UNIQUE: BandedSolver(parts, layer_norm)}
+    controls = (*control_data(curve.data, options.control, source), *beyond)
+    return dataclasses.replace(curve, controls=controls, solvers=solvers)
 
 
 def probe_curves(options: BallOptions) -> Tables:
     """Probe every layer, and the controls asked for. UserError for options that do not fit the features."""
+    options = by_recipe(options)
     return probe_balls(options, [with_controls(options, curve) for curve in plan(options)])
 
 
 def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
-    """Probe curves that were laid out before."""
-    options = by_recipe(options)
+    """Probe curves that were laid out before, by options that `by_recipe` has seen."""
     solver = SOLVERS[options.solver](options)
-    probes: Probes | None = {} if options.solver in LINEAR else None
     # by the published recipe clips choose by R², patches by their own loss
     metric = "r2" if options.recipe == PUBLISHED and not is_per_patch(curves[0].pooling) else None
-    predictions = validated(options, curves, solver, metric, probes)
+    predictions, probes = validated(options, curves, solver, metric)
     scores = score(predictions, options.bootstrap)
-    of_variable = {variable.name: curve for curve in curves for variable in curve.data.variables}
-    depths = {name: curve.store.depth for name, curve in of_variable.items()}
-    described = {
-        variable.name: _described(options, curve, variable) for curve in curves for variable in curve.data.variables
-    }
-    made = {
-        (variable.name, data.control, data.control_seed): {
-            "model": data.described.get("model", ""),
-            "weights": data.described.get("weights_label", ""),
-        }
-        for curve in curves
-        for data in curve.all_controls
-        for variable in data.variables
-    }
-
-    def made_of(scored: Scored) -> dict[str, Any]:
-        key = scored.predictions
-        return made[key.variable.name, key.control, key.control_seed]
-
-    def floor(variable: str, control: str) -> bool:
-        return control in BESIDE or is_floor(control, of_variable[variable].pooling)
-
-    return Tables(
-        results=ball_results(options.run_name, scores, depths, described),
-        controls=ball_controls(options.run_name, scores, depths, floor, made_of),
-        convergence=run_convergence(scores),
-        predictions=prediction_table(options.run_name, BALL, predictions, with_epoch=False),
-        record=_ball_record(options, curves, solver),
-        probes=probes if options.save_probes and probes else {},
-    ).told(options.recipe)
+    depths: dict[str, int] = {}
+    described: dict[str, dict[str, Any]] = {}
+    made: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for curve in curves:
+        for variable in curve.data.variables:
+            depths[variable.name] = curve.store.depth
+            described[variable.name] = _described(options, curve, variable)
+            for data in curve.controls:
+                told = {"model": data.described.get("model", ""), "weights": data.described.get("weights_label", "")}
+                made[variable.name, data.control, data.control_seed] = told
+    tables = (
+        ball_results(options.run_name, scores, depths, described),
+        ball_controls(options.run_name, scores, depths, described, made),
+        run_convergence(scores),
+        pd.concat([ball_rows(options.run_name, each) for each in predictions], ignore_index=True),
+    )
+    results, controls, convergence, predicted = (table.assign(recipe=options.recipe) for table in tables)
+    record = _ball_record(options, curves, solver)
+    return Tables(results, controls, convergence, predicted, record, probes if options.save_probes else {})
 
 
 def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[str, Any]:
@@ -393,7 +350,7 @@ def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: Solver) 
                 "note": data.note,
             }
             for curve in curves
-            for data in curve.all_controls
+            for data in curve.controls
         ],
     }
 
@@ -401,7 +358,6 @@ def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: Solver) 
 def run_balls(args: argparse.Namespace) -> Tables:
     """Probe as the command line says and write the run's files; UserError before any work for bad options."""
     options = from_arguments(BallOptions, args)
-    find_device(options.device)
     curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store is said before any work
     for curve in curves:
         said = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]
@@ -411,7 +367,17 @@ def run_balls(args: argparse.Namespace) -> Tables:
             print(line)
     with run_lock(options.results_dir, options.run_name):
         tables = probe_balls(options, curves)
-        for path in write_balls(tables, options.run_name, options.results_dir):
+        mean = [column for column in tables.results if column.endswith("_mean") and "nested" not in column]
+        unscored = tables.results.loc[tables.results[mean].isna().all(axis=1), "variable"].unique()
+        for name in unscored:
+            print(f"note: every fold holds {name} constant, so a fold has no R²: read r2_pooled, or regroup")
+        probes = options.results_dir / f"probes_{options.run_name}.safetensors"
+        probes.unlink(missing_ok=True)  # an earlier run of this name may have kept its probes
+        if tables.probes:
+            with atomic_path(probes) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in tables.probes.items()}, temporary)
+            print(probes)
+        for path in write_tables(options.results_dir, options.run_name, BALL, tables):
             print(path)
     return tables
 
@@ -449,28 +415,3 @@ def notes(options: BallOptions, curve: Curve) -> list[str]:
     elif options.bootstrap and n_tested < FEW_GROUPS:
         lines.append(f"note: intervals rest on {n_tested} groups and come out too short under {FEW_GROUPS}")
     return lines
-
-
-def write_balls(tables: Tables, run_name: str, results_dir: Path) -> list[Path]:
-    """Write a run's tables, probes and record, each whole; returns their paths."""
-    mean = [column for column in tables.results if column.endswith("_mean") and "nested" not in column]
-    unscored = tables.results.loc[tables.results[mean].isna().all(axis=1), "variable"].unique()
-    for name in unscored:
-        print(f"note: every fold holds {name} constant, so a fold has no R²: read r2_pooled, or regroup")
-    path = results_dir / f"probes_{run_name}.safetensors"
-    path.unlink(missing_ok=True)  # an earlier run of this name may have kept its probes
-    written = []
-    if tables.probes:
-        with atomic_path(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tables.probes.items()}, temporary)
-        written = [path]
-    return written + write_tables(
-        results_dir,
-        run_name,
-        BALL,
-        tables.results,
-        tables.controls,
-        tables.convergence,
-        tables.predictions,
-        tables.record,
-    )

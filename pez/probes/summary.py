@@ -26,15 +26,11 @@ _ONSET_SHARE = 0.5
 CHANCE = 0.5  # of accuracies
 
 
-class NoRunsError(UserError):
-    """A results folder has no table of the kind that was asked for."""
-
-
 def ball_tables(results_dir: str | Path) -> pd.DataFrame:
-    """All ball-probe results of a folder, run after run. NoRunsError if there are none, UserError if one is damaged."""
+    """All ball-probe results of a folder, run after run. UserError if there are none, or one is damaged."""
     tables = [run.table for run in read_runs(results_dir) if run.kind == BALL]
     if not tables:
-        raise NoRunsError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
+        raise UserError(f"no probe results in {results_dir}: make some with `python step3_probe.py run ...`")
     return pd.concat(tables, ignore_index=True)
 
 
@@ -127,21 +123,17 @@ def curve_facts(layers: npt.ArrayLike, values: npt.ArrayLike) -> dict[str, Any]:
 
     The onset here is the first layer at or above the middle between chance (0.5) and the peak, of the values alone.
     """
-    layers, values = np.asarray(layers), np.asarray(values, dtype=float)
-    order = np.argsort(layers)
-    layers, values = layers[order], values[order]
-    peak = int(np.nanargmax(values))
-    risen = np.flatnonzero(values >= (CHANCE + values[peak]) / 2) if values[peak] > CHANCE else np.zeros(0)
-    onset = int(risen[0]) if len(risen) else None
+    curve = pd.Series(np.asarray(values, dtype=float), np.asarray(layers)).sort_index(kind="stable")
+    peak = curve.max()
     return {
-        "first_layer": int(layers[0]),
-        "first": float(values[0]),
-        "onset_layer": None if onset is None else int(layers[onset]),
-        "peak_layer": int(layers[peak]),
-        "peak": float(values[peak]),
-        "last_layer": int(layers[-1]),
-        "last": float(values[-1]),
-        "late_decline": float(values[peak] - values[-1]),
+        "first_layer": int(curve.index[0]),
+        "first": float(curve.iloc[0]),
+        "onset_layer": onset_layer(curve, CHANCE),
+        "peak_layer": int(curve.idxmax()),
+        "peak": float(peak),
+        "last_layer": int(curve.index[-1]),
+        "last": float(curve.iloc[-1]),
+        "late_decline": float(peak - curve.iloc[-1]),
     }
 
 

@@ -15,22 +15,19 @@ bootstrap over groups) and transfer_R.png.
 import argparse
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from pez.encoder.devices import find_device
 from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import run_lock, write_csv
-from pez.probes.options import BallOptions, from_arguments, option
-from pez.probes.predictions import Predictions
+from pez.probes.options import SOLVERS, BallOptions, from_arguments, option
 from pez.probes.runs import Curve, notes, plan
 from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.score import score
-from pez.probes.solvers.linear import LINEAR, linear_solver
+from pez.probes.solvers.linear import LINEAR
 from pez.probes.validation.cross_validate import count_steps, cross_validate, probe_name
 from pez.runs import progress
 
@@ -54,10 +51,9 @@ def run_transfer(args: argparse.Namespace) -> pd.DataFrame:
             "transfer reads linear probes of the main curve: leave out --control, --unique, --solver mlp or any other "
             "that is not linear"
         )
-    find_device(options.device)
     curves = plan(options)
     for curve in curves:
-        if "nested" not in curve.protocols and options.protocol != "nested":
+        if "nested" not in curve.protocols:
             raise UserError("transfer reads the refits of the nested protocol: give --folds of at least 3")
         print("\n".join(notes(options, curve)))
     with run_lock(options.results_dir, f"transfer_{options.run_name}"):
@@ -71,19 +67,19 @@ def transfer(options: TransferOptions, curve: Curve) -> pd.DataFrame:
     data = curve.data
     if is_per_patch(curve.pooling) or KINDS[data.variables[0].kind].loss != "mse":
         raise UserError("transfer reads numbers from one vector a clip: choose a --pooling without patches, no classes")
-    asked: dict[str, Any] = {"device": options.device, "threads": options.threads, "memory_gib": options.memory_gib}
-    solver = linear_solver(options.solver, options.max_epochs, **asked)
+    solver = SOLVERS[options.solver](options)
     probes: dict[str, torch.Tensor] = {}
     total = count_steps(solver, ("nested",), len(data.layers), curve.repeats)
     with progress(total=total, description=f"{options.run_name}, {data.name}", unit="probe") as bar:
         trained = cross_validate(data, curve.repeats, solver, ("nested",), step=bar.update, probes=probes)
     features = {layer: data.features(layer).double() for layer in data.layers}
+    ends_of_variables = np.cumsum([len(each.variable.components) for each in trained])[:-1]
     rows = []
     for layer in data.layers:
         read = read_from_every_layer(curve, probes, features, layer, options.align == "spread")
         own = [
             dataclasses.replace(each, layers=np.array(data.layers), predicted=part, choices={}, rounding=None)
-            for each, part in zip(trained, _by_variable(trained, read))
+            for each, part in zip(trained, np.split(read, ends_of_variables, axis=3))
         ]
         scores = score(own, options.bootstrap)
         for variable in scores.variables():
@@ -125,8 +121,3 @@ def read_from_every_layer(
                     seen = (seen - other[train].mean(0)) * scale + mean
                 found[repeat, place, held] = (seen @ weight.T + bias).numpy()
     return found
-
-
-def _by_variable(trained: list[Predictions], read: np.ndarray) -> list[np.ndarray]:
-    ends = np.cumsum([len(each.variable.components) for each in trained])
-    return np.split(read, ends[:-1], axis=3)

@@ -39,7 +39,7 @@ from pez.probes.data.probe_data import POSSIBLE
 from pez.probes.predictions import from_table
 from pez.probes.protocols import FIXED
 from pez.probes.recipes import OURS
-from pez.probes.results import MOVIES, SURPRISE, movie_controls, movie_results, write_tables
+from pez.probes.results import MOVIES, SURPRISE, Tables, movie_controls, movie_results, write_tables
 from pez.probes.scores.bootstrap import bootstrap_mean
 from pez.probes.scores.score import Scored, Scores, ends_of, score
 from pez.records import MovieRunRecord, read_record
@@ -358,8 +358,8 @@ def write_results(
     ]
     if probe is not None:
         written.append(write_csv(directory / f"beside_{run_name}.csv", beside(probe, scores, dataset)))
-    parts = (results, controls, pd.DataFrame(), predictions.assign(recipe=OURS), record)
-    return [*written, *write_tables(directory, run_name, MOVIES, *parts)[::-1]]
+    tables = Tables(results, controls, pd.DataFrame(), predictions.assign(recipe=OURS), record)
+    return [*written, *write_tables(directory, run_name, MOVIES, tables)[::-1]]
 
 
 def leaderboard(path: Path, windows: pd.DataFrame, movies: pd.DataFrame, clips: Sequence[str], task: str) -> Path:

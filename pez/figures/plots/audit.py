@@ -37,7 +37,7 @@ def audit_figure(audit: Audit) -> Figure:
     what = "labels with what is known beside" if of_labels else "targets with place"
     maps = [(audit.correlation, "RdBu_r", -1, f"{audit.name}: correlation of {what}")]
     for each in filter(None, (audit, audit.by_start)):
-        grouping = f"{each.options.grouping}, {each.n_groups} groups"
+        grouping = f"{each.grouping}, {each.n_groups} groups"
         maps.append((each.r2[shown_readers(each.r2.columns)], "Blues", 0, f"R² decoded from it alone ({grouping})"))
     widest = max(_NARROWEST, *(table.shape[1] for table, *_ in maps))
     tall = max(len(table) for table, *_ in maps) > 12

@@ -10,14 +10,14 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from pez.errors import UserError, check_choice
-from pez.probes.data.probe_data import ClipTables, Variable
+from pez.probes.data.probe_data import Clips, Variable
+from pez.stimuli.clipset import ClipSet
 
 DIRECTION_TARGETS = ("angle", "sincos", "vxy")
 
@@ -30,11 +30,11 @@ class ProbeSet:
     """
 
     clip_sets: tuple[str, ...]
-    variables: Callable[[ClipTables, str], list[Variable]]
+    variables: Callable[[Clips, str], list[Variable]]
     direction_target: str = "vxy"
 
 
-def _scalar(store: ClipTables, direction_target: str) -> list[Variable]:
+def _scalar(store: Clips, direction_target: str) -> list[Variable]:
     if store.name == "acceleration":
         size = np.hypot(*_mean_motion(store, "a").T)[:, None]
         return [Variable("acceleration", store.name, size, "px/frame²", ("acceleration",))]
@@ -43,30 +43,27 @@ def _scalar(store: ClipTables, direction_target: str) -> list[Variable]:
     return [speed, _direction(store, motion, direction_target), direction_partner(store, direction_target)]
 
 
-def _cartesian(store: ClipTables, _direction_target: str) -> list[Variable]:
+def _cartesian(store: Clips, _direction_target: str) -> list[Variable]:
     letter, unit = ("v", "px/frame") if store.name == "velocity" else ("a", "px/frame²")
     motion = _mean_motion(store, letter)
     return [Variable(f"{store.name}_xy", store.name, motion, unit, (f"{letter}x", f"{letter}y"))]
 
 
-def _axes(store: ClipTables, direction_target: str) -> list[Variable]:
+def _axes(store: Clips, direction_target: str) -> list[Variable]:
     (both,) = _cartesian(store, direction_target)
-    return [
-        Variable(name, both.clip_set, both.targets[:, [axis]], both.unit, (name,))
-        for axis, name in enumerate(both.components)
-    ]
+    return both.columns(both.components)
 
 
-def _motion(store: ClipTables, direction_target: str) -> list[Variable]:
+def _motion(store: Clips, direction_target: str) -> list[Variable]:
     return [*_cartesian(store, direction_target), direction_partner(store, "angle")]
 
 
-def _turns(store: ClipTables, _direction_target: str) -> list[Variable]:
+def _turns(store: Clips, _direction_target: str) -> list[Variable]:
     """Direction (cos, sin) and speed of every tubelet: `direction_t0` ..., `speed_t0` ..."""
     numbers = range(sum(column.startswith("direction_deg_t") for column in store.clips.columns))
     names = [f"direction_deg_t{number}" for number in numbers] or ["direction_deg_t0"]
     turned = [
-        Variable(f"direction_t{number}", store.name, _unit_vectors(store, name), "", ("cos", "sin"))
+        Variable(f"direction_t{number}", store.name, unit_vectors(store, name), "", ("cos", "sin"))
         for number, name in enumerate(names)
     ]
     velocity = tubelet_means(store, ["vx_px", "vy_px"], len(names))
@@ -98,7 +95,7 @@ def check_direction_target(probe_set: str, direction_target: str | None) -> str:
     return meant
 
 
-def variables(probe_set: str, store: ClipTables, direction_target: str) -> list[Variable]:
+def variables(probe_set: str, store: Clips, direction_target: str) -> list[Variable]:
     """Variables of `probe_set` that `store`'s clip set carries, with one row a clip in the order of `store.clips`.
 
     Beside a direction stands its partner, the same in another form; after those of object 1, those of the other balls
@@ -108,45 +105,36 @@ def variables(probe_set: str, store: ClipTables, direction_target: str) -> list[
     others = [
         dataclasses.replace(variable, name=f"object_{number}_{variable.name}")
         for number in range(2, n_objects(store) + 1)
-        for variable in of_one(_OneBall.of(store, number), direction_target)
+        for variable in of_one(_of_ball(store, number), direction_target)
     ]
     return of_one(store, direction_target) + others
 
 
-def n_objects(clips: ClipTables) -> int:
+def _of_ball(store: Clips, number: int) -> ClipSet:
+    """The tables as if one of several balls were the only one: its columns under their plain names."""
+    prefix = f"object_{number}_"
+
+    def own(table: pd.DataFrame) -> pd.DataFrame:
+        columns = {name: name.removeprefix(prefix) for name in table.columns if name.startswith(prefix)}
+        return table.drop(columns=[plain for plain in columns.values() if plain in table]).rename(columns=columns)
+
+    return ClipSet(store.directory, {}, own(store.clips), own(store.frames))
+
+
+def n_objects(clips: Clips) -> int:
     """Balls in every clip of a store or clip set."""
     named = [re.fullmatch(r"object_(\d+)_direction_deg", str(column)) for column in clips.clips.columns]
     return max((int(match[1]) for match in named if match), default=1)
 
 
-@dataclass(frozen=True)
-class _OneBall:
-    """A store's tables as if one of its balls were the only one: its columns under their plain names."""
-
-    name: str
-    directory: Path
-    clips: pd.DataFrame
-    frames: pd.DataFrame
-
-    @classmethod
-    def of(cls, store: ClipTables, number: int) -> "_OneBall":
-        prefix = f"object_{number}_"
-
-        def own(table: pd.DataFrame) -> pd.DataFrame:
-            columns = {name: name.removeprefix(prefix) for name in table.columns if name.startswith(prefix)}
-            return table.drop(columns=[plain for plain in columns.values() if plain in table]).rename(columns=columns)
-
-        return cls(store.name, store.directory, own(store.clips), own(store.frames))
-
-
-def direction_partner(store: ClipTables, direction_target: str) -> Variable:
+def direction_partner(store: Clips, direction_target: str) -> Variable:
     """The direction target to read beside the one asked for: `direction_sincos`, or `direction_angle` beside sincos."""
     partner = "angle" if direction_target == "sincos" else "sincos"
     found = _direction(store, np.zeros((len(store.clips), 2)), partner)
     return dataclasses.replace(found, name=f"direction_{partner}")
 
 
-def _direction(store: ClipTables, velocity: np.ndarray, target: str) -> Variable:
+def _direction(store: Clips, velocity: np.ndarray, target: str) -> Variable:
     """Direction of motion as one of DIRECTION_TARGETS.
 
     `angle`: degrees in (-180, 180], world axes: 180 and -179 are neighbours a scalar target tears apart, so a
@@ -156,25 +144,24 @@ def _direction(store: ClipTables, velocity: np.ndarray, target: str) -> Variable
     if target == "vxy":
         return Variable("direction", "velocity", velocity, "px/frame", ("vx", "vy"))
     if target == "sincos":
-        return Variable("direction", "velocity", _unit_vectors(store, "direction_deg"), "", ("cos", "sin"))
+        return Variable("direction", "velocity", unit_vectors(store, "direction_deg"), "", ("cos", "sin"))
     degrees = _column(store, store.clips, "direction_deg").to_numpy(dtype=np.float64)
     wrapped = 180.0 - np.mod(180.0 - degrees, 360.0)
     return Variable("direction", "velocity", wrapped[:, None], "degrees", ("angle",))
 
 
-def _unit_vectors(store: ClipTables, column: str) -> np.ndarray:
+def unit_vectors(store: Clips, column: str) -> np.ndarray:
     """(cos, sin) of a column of directions in degrees, [clips, 2]."""
     radians = np.deg2rad(_column(store, store.clips, column).to_numpy(dtype=np.float64))
     return np.stack([np.cos(radians), np.sin(radians)], 1)
 
 
-def _mean_motion(store: ClipTables, letter: str) -> np.ndarray:
+def _mean_motion(store: Clips, letter: str) -> np.ndarray:
     """Mean over a clip's frames of velocity ("v") or acceleration ("a") in pixels, [clips, 2]."""
-    columns = [f"{letter}x_px", f"{letter}y_px"]
-    return clip_means(store, columns)
+    return clip_means(store, [f"{letter}x_px", f"{letter}y_px"])
 
 
-def clip_means(store: ClipTables, columns: list[str]) -> np.ndarray:
+def clip_means(store: Clips, columns: list[str]) -> np.ndarray:
     """Means over each clip's frames of columns of the frame table, [clips, columns], joined by clip id.
 
     Raises UserError if a column is missing or a clip has no frames or no finite value in it.
@@ -182,7 +169,7 @@ def clip_means(store: ClipTables, columns: list[str]) -> np.ndarray:
     return tubelet_means(store, columns, 1)[:, 0]
 
 
-def tubelet_means(store: ClipTables, columns: list[str], n_tubelets: int) -> np.ndarray:
+def tubelet_means(store: Clips, columns: list[str], n_tubelets: int) -> np.ndarray:
     """Means over the frames of each of a clip's tubelets, [clips, n_tubelets, columns]; raises as `clip_means`."""
     frames = store.frames
     for column in columns:
@@ -202,7 +189,7 @@ def tubelet_means(store: ClipTables, columns: list[str], n_tubelets: int) -> np.
     return cast(np.ndarray, values)
 
 
-def _column(store: ClipTables, table: pd.DataFrame, name: str) -> pd.Series:
+def _column(store: Clips, table: pd.DataFrame, name: str) -> pd.Series:
     if name not in table.columns:
         raise UserError(
             f"{store.directory}: its clips carry no {name}, which this probe needs: "

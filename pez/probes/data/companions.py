@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,23 +53,19 @@ class Companions:
             if len(other):
                 what = f"was made of other frames of {len(other)} clips (first {other.iloc[0]}) than the main features"
                 raise self._other(control, store, what)
-        for name, there, wanted in self._compared(control, store):
-            if there != wanted:
-                raise self._other(control, store, f"has {name} {there}, the main features {wanted}")
-        return store
-
-    def _compared(self, control: str, store: FeatureStore) -> Iterator[tuple[str, object, object]]:
-        """What must be alike in a control's store and the main one: name, value there, value wanted."""
-        there, wanted = store.settings, self.store.settings
-        clips = [settings.get("clip_set", {}).get("fingerprint") for settings in (there, wanted)]
-        yield "clip set fingerprint", *clips
-        keys = ["transform", "n_tubelets"]
+        keys = ["clip set fingerprint", "transform", "n_tubelets"]
         if CONTROLS[control].encoder != "none":
             keys += ["n_patches", "model"]
         if CONTROLS[control].encoder == "main":
             keys.append("weights_sha256")
         for key in keys:
-            yield key, there.get(key), wanted.get(key)
+            there, wanted = (
+                each.get("clip_set", {}).get("fingerprint") if key == "clip set fingerprint" else each.get(key)
+                for each in (store.settings, self.store.settings)
+            )
+            if there != wanted:
+                raise self._other(control, store, f"has {key} {there}, the main features {wanted}")
+        return store
 
     def _other(self, control: str, store: FeatureStore, what: str) -> UserError:
         return UserError(f"{store.directory} {what}: make it anew with `{self.command(control)} --overwrite`")

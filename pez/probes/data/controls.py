@@ -35,7 +35,7 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import PolynomialFeatures
 
-from pez.controls import CONTROLS, MOVIES, PARTS, READ, TOGETHER, UNIQUE, can_be_read, controls_for
+from pez.controls import CONTROLS, MOVIES, PARTS, READ, TOGETHER, UNIQUE, controls_for
 from pez.encoder.pooling import is_per_patch, seen_tubelets
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import n_objects
@@ -82,48 +82,34 @@ def control_data(main: ProbeData, names: Sequence[str], source: ControlSource) -
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Beyond:
-    """What `--unique` probes: PARTS `together`, in one layer, and every layer with them (`joined`), the layer's columns
-    first; `widths` and `norm_modes` of the PARTS' columns, in order."""
+def beyond_data(main: ProbeData, source: ControlSource) -> tuple[ProbeData, ProbeData, list[tuple[int, str]]]:
+    """What `--unique` probes: PARTS together, in one layer; every layer with them, its own columns first; and how many
+    columns each of the PARTS has, with their norm mode.
 
-    together: ProbeData
-    joined: ProbeData
-    widths: tuple[int, ...]
-    norm_modes: tuple[str, ...]
-
-
-def beyond_data(main: ProbeData, source: ControlSource) -> Beyond:
-    """What a layer is compared with, and with it; UserError for a missing store or a pooling that keeps patches."""
+    UserError for a missing store or a pooling that keeps patches.
+    """
     if is_per_patch(source.pooling):
         raise UserError(f"--unique reads one vector a clip, not --pooling {source.pooling}: choose one without patches")
     parts = control_data(main, PARTS, source)
     columns = [part.features(part.layers[0]).double() for part in parts]
     others = torch.cat(columns, dim=1)
-    return Beyond(
-        dataclasses.replace(main, control=TOGETHER, features=lambda layer: others, layers=(0,), described={}),
-        dataclasses.replace(
-            main, control=UNIQUE, features=lambda layer: torch.cat([main.features(layer).double(), others], dim=1)
-        ),
-        tuple(each.shape[1] for each in columns),
-        tuple("center" if part.norm_mode == "center" and part.control != "position" else "zscore" for part in parts),
+    together = dataclasses.replace(main, control=TOGETHER, features=lambda layer: others, layers=(0,), described={})
+    joined = dataclasses.replace(
+        main, control=UNIQUE, features=lambda layer: torch.cat([main.features(layer).double(), others], dim=1)
     )
+    norm_modes = ["center" if p.norm_mode == "center" and p.control != "position" else "zscore" for p in parts]
+    return together, joined, [(each.shape[1], norm_mode) for each, norm_mode in zip(columns, norm_modes)]
 
 
 def _shuffled_labels(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
-    paired = [source.kind == MOVIES or one.kind == "pair" for one in base.variables]
-    others = [one for one, within in zip(base.variables, paired) if not within]
+    across = [one for one in base.variables if source.kind != MOVIES and one.kind != "pair"]  # others within a group
     for draw in range(source.n_seeds):
         seed = source.first_seed + draw
-        swapped = shuffled_variables(others, base.group, seed) if others else []
-        note = shuffle_note(others, swapped, base.group) if others else ""
-        rest = iter(swapped)
-        shuffled = [
-            shuffled_within(one, base.group, seed) if within else next(rest)
-            for one, within in zip(base.variables, paired)
-        ]
-        changed = with_variables(base, shuffled)
-        yield dataclasses.replace(changed, control_seed=draw, note=note)
+        swapped = shuffled_variables(across, base.group, seed) if across else []
+        note = shuffle_note(across, swapped, base.group) if across else ""
+        of_name = {one.name: one for one in swapped}
+        shuffled = [of_name.get(one.name) or shuffled_within(one, base.group, seed) for one in base.variables]
+        yield dataclasses.replace(with_variables(base, shuffled), control_seed=draw, note=note)
 
 
 def with_variables(data: ProbeData, variables: Sequence[Variable]) -> ProbeData:
@@ -136,28 +122,26 @@ def with_variables(data: ProbeData, variables: Sequence[Variable]) -> ProbeData:
 
 def _position(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
     places = seen_positions(source.store, source.pooling)
-    rows = pd.Series(range(len(places)), index=source.store.clips["clip_id"])[base.clips["clip_id"]].to_numpy()
-    given = torch.from_numpy(place_features(places[rows]))
+    places = pd.DataFrame(places, index=source.store.clips["clip_id"]).loc[base.clips["clip_id"]].to_numpy()
+    given = torch.from_numpy(place_features(places))
     yield dataclasses.replace(base, features=lambda layer: given, layers=(0,), described={}, stores=(source.store,))
 
 
 def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeData]:
     control = CONTROLS[base.control]
+    in_other_order = control.frames is not None and control.encoder == "main"
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
-        norm_mode = control.norm_mode or base.norm_mode
-        made: dict[str, Any] = {"control_seed": seed, "described": store.settings, "norm_mode": norm_mode}
+        made: dict[str, Any] = {"control_seed": seed, "described": store.settings}
+        made["norm_mode"] = control.norm_mode or base.norm_mode
         made["precision"] = feature_precision(store.settings, source.pooling)
+        read: dict[str, Any] = {"read_features": features, "stores": (*base.stores, store), **made}
         if control.reads_back:
-            turned = played_backwards(base.variables)
-            both = (*base.stores, store)
-            yield dataclasses.replace(base, read_features=features, read_variables=turned, stores=both, **made)
+            yield dataclasses.replace(base, read_variables=played_backwards(base.variables), **read)
             continue
-        if can_be_read(base.control) and READ_BY_MAIN in source.modes:
-            both = (*base.stores, store)
-            read = f"{base.control}{READ}"
-            yield dataclasses.replace(base, control=read, read_features=features, stores=both, **made)
-        if not can_be_read(base.control) or REFIT in source.modes:
+        if in_other_order and READ_BY_MAIN in source.modes:
+            yield dataclasses.replace(base, control=f"{base.control}{READ}", **read)
+        if not in_other_order or REFIT in source.modes:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
             yield dataclasses.replace(base, features=features, layers=layers, stores=(store,), **made)
 
@@ -206,13 +190,6 @@ def seen_positions(store: FeatureStore, pooling: str) -> np.ndarray:
     The mean over the frames of the first or last tubelet; both, one after the other, for `temporal_diff`; the mean
     over all frames for `mean` and `all`. UserError without ground truth, or if the clips were not played as they are.
     """
-    tubelets = _tubelet_positions(store)
-    seen = tubelets[:, seen_tubelets(pooling, tubelets.shape[1])]
-    return seen.reshape(len(seen), -1) if pooling.startswith("temporal_diff") else seen.mean(1)
-
-
-def _tubelet_positions(store: FeatureStore) -> np.ndarray:
-    """Mean position over the frames of every tubelet, [clips, tubelets, 2 a ball] in px."""
     order = store.settings.get("frame_order", "original")
     if order != "original":
         raise UserError(
@@ -231,4 +208,6 @@ def _tubelet_positions(store: FeatureStore) -> np.ndarray:
         raise UserError(
             f"{store.directory}: a clip has no position in some frame, which --control position needs: leave it out"
         )
-    return cast(np.ndarray, places.mean(3).swapaxes(1, 2))
+    tubelets = places.mean(3).swapaxes(1, 2)  # [clips, tubelets, 2 a ball]
+    seen = tubelets[:, seen_tubelets(pooling, tubelets.shape[1])]
+    return cast(np.ndarray, seen.reshape(len(seen), -1) if pooling.startswith("temporal_diff") else seen.mean(1))

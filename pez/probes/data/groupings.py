@@ -31,24 +31,25 @@ from sklearn.cluster import KMeans
 from constants import RESOLUTION
 from pez.errors import UserError, check_choice
 from pez.probes.data.ball import clip_means
-from pez.probes.data.probe_data import Clips
-from pez.stimuli.clipset import ClipSet
+from pez.probes.data.probe_data import Clips, step1_settings
 
-GROUPINGS = (
-    "position",
-    "condition",
-    "video",
-    "direction",
-    "magnitude",
-    "pixel_region",
-    "spatial_sector",
-    "spatial_cluster",
-    "axis",
-    "direction_spatial_sector",
-    "magnitude_spatial_sector",
-    "held_out_speed",
-    "held_out_direction",
-)
+# to what the clips of a group share: columns of the clip table, or what `_shared` makes of them
+_SHARED = {
+    "position": ("start_index",),
+    "condition": ("direction_deg", "magnitude"),
+    "video": ("clip_id",),
+    "direction": ("direction_deg",),
+    "magnitude": ("magnitude",),
+    "pixel_region": ("pixel_region",),
+    "spatial_sector": ("sector",),
+    "spatial_cluster": ("cluster",),
+    "axis": ("axis",),
+    "direction_spatial_sector": ("direction_deg", "sector"),
+    "magnitude_spatial_sector": ("magnitude", "sector"),
+    "held_out_speed": ("magnitude",),
+    "held_out_direction": ("direction_deg",),
+}
+GROUPINGS = tuple(_SHARED)
 HELD_OUT = GROUPINGS[-2:]
 PUBLISHED_GROUPINGS = {  # to what a group shares
     "position": ("start_index",),
@@ -62,30 +63,38 @@ PUBLISHED_GROUPINGS = {  # to what a group shares
 }
 _GRID, _SECTORS, _CLUSTERS = 4, 8, 10
 _IMAGE_SECTORS = 5
+_WORDS = {"direction_deg": "direction", "start_index": "start"}
 
 
 def groups(store: Clips, grouping: str, seed: int = 0) -> np.ndarray:
     """Group name of every clip of a store, [n] of str; UserError if the clips lack what the grouping needs."""
     check_choice("--grouping", grouping, GROUPINGS)
-    if grouping == "pixel_region":
-        return _pixel_region(store)
-    if grouping == "spatial_cluster":
-        return _spatial_cluster(store.clips, seed)
-    factors = {
-        "position": [_index],
-        "condition": [_direction, _magnitude],
-        "video": [_clip],
-        "axis": [_axis],
-        "direction": [_direction],
-        "magnitude": [_magnitude],
-        "spatial_sector": [_sector],
-        "direction_spatial_sector": [_direction, _sector],
-        "magnitude_spatial_sector": [_magnitude, _sector],
-        "held_out_speed": [_magnitude],
-        "held_out_direction": [_direction],
-    }[grouping]
-    parts = [factor(store.clips) for factor in factors]
-    return np.array([" ".join(names) for names in zip(*parts)])
+    names = [_shared(store, factor, seed) for factor in _SHARED[grouping]]
+    return np.array([" ".join(each) for each in zip(*names)])
+
+
+def _shared(store: Clips, factor: str, seed: int) -> list[str]:
+    """What every clip has of a factor, in words."""
+    clips = store.clips
+    if factor == "clip_id":
+        return cast(list[str], clips["clip_id"].tolist())
+    if factor == "pixel_region":
+        places = clip_means(store, ["x_px", "y_px"])
+        cells = np.floor(places / _resolution(store) * _GRID).clip(0, _GRID - 1).astype(int)
+        return [f"row {row} column {column}" for column, row in cells]
+    if factor in ("sector", "cluster"):
+        starts = _need(clips, "start_x_m", "start_y_m").to_numpy(dtype=np.float64)
+        if factor == "sector":  # counter-clockwise from +x; the camera looks at the world's origin
+            turns = np.mod(np.arctan2(starts[:, 1], starts[:, 0]) / (2 * np.pi), 1.0)
+            values = np.minimum((turns * _SECTORS).astype(int), _SECTORS - 1)
+        else:
+            n_clusters = min(_CLUSTERS, len(np.unique(starts, axis=0)))
+            values = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(starts)
+    elif factor == "axis":
+        values = _need(clips, "direction_deg")["direction_deg"] % 180
+    else:
+        values = _need(clips, factor)[factor]
+    return [f"{_WORDS.get(factor, factor)} {value:g}" for value in values]
 
 
 def published_groups(store: Clips, grouping: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +119,7 @@ def published_groups(store: Clips, grouping: str) -> tuple[np.ndarray, np.ndarra
         turns = (np.arctan2(away[:, 1], away[:, 0]) + np.pi) / (2 * np.pi)
         shared["sector"] = np.floor(turns * _IMAGE_SECTORS).astype(int).clip(0, _IMAGE_SECTORS - 1)
     number = shared.groupby(list(columns), sort=True).ngroup().to_numpy()
-    words = {"direction_deg": "direction", "start_index": "start", "sector": "image sector"}
+    words = {**_WORDS, "sector": "image sector"}
     names = [" ".join(f"{words.get(name, name)} {row[name]:g}" for name in columns) for _, row in shared.iterrows()]
     return np.array(names), number
 
@@ -146,47 +155,6 @@ def _need(clips: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return clips[list(columns)]
 
 
-def _clip(clips: pd.DataFrame) -> list[str]:
-    return cast(list[str], clips["clip_id"].tolist())
-
-
-def _index(clips: pd.DataFrame) -> list[str]:
-    return [f"start {index}" for index in _need(clips, "start_index")["start_index"]]
-
-
-def _direction(clips: pd.DataFrame) -> list[str]:
-    return [f"direction {value:g}" for value in _need(clips, "direction_deg")["direction_deg"]]
-
-
-def _axis(clips: pd.DataFrame) -> list[str]:
-    return [f"axis {value % 180:g}" for value in _need(clips, "direction_deg")["direction_deg"]]
-
-
-def _magnitude(clips: pd.DataFrame) -> list[str]:
-    return [f"magnitude {value:g}" for value in _need(clips, "magnitude")["magnitude"]]
-
-
-def _sector(clips: pd.DataFrame) -> list[str]:
-    """Sector 0 is 0 to 45 degrees, counter-clockwise from +x; the camera looks at the world's origin."""
-    starts = _need(clips, "start_x_m", "start_y_m").to_numpy(dtype=np.float64)
-    turns = np.mod(np.arctan2(starts[:, 1], starts[:, 0]) / (2 * np.pi), 1.0)
-    return [f"sector {sector}" for sector in np.minimum((turns * _SECTORS).astype(int), _SECTORS - 1)]
-
-
-def _spatial_cluster(clips: pd.DataFrame, seed: int) -> np.ndarray:
-    starts = _need(clips, "start_x_m", "start_y_m").to_numpy(dtype=np.float64)
-    clusters = min(_CLUSTERS, len(np.unique(starts, axis=0)))
-    found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(starts)
-    return np.array([f"cluster {cluster}" for cluster in found])
-
-
-def _pixel_region(store: Clips) -> np.ndarray:
-    places = clip_means(store, ["x_px", "y_px"])
-    cell = np.floor(places / _resolution(store) * _GRID).clip(0, _GRID - 1).astype(int)
-    return np.array([f"row {row} column {column}" for column, row in cell])
-
-
 def _resolution(store: Clips) -> int:
     """Pixels a side of the clips."""
-    made = store.settings if isinstance(store, ClipSet) else store.settings.get("clip_set", {}).get("settings", {})
-    return int(made.get("resolution", RESOLUTION))
+    return int(step1_settings(store).get("resolution", RESOLUTION))

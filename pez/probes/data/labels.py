@@ -23,13 +23,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 
 from pez.errors import UserError, check_choice
-from pez.probes.data.probe_data import Variable
+from pez.probes.data.probe_data import Clips, Variable
 from pez.tables import UNREADABLE, first_words, read_sheet
 
 LABEL_KINDS = ("scalar", "angle_deg", "angle_rad", "vector", "class", "pair")
@@ -37,15 +37,7 @@ MOST_CLASSES = 200
 LARGEST = 1e100  # of a number: sums of squares of more run over
 
 
-class HasClips(Protocol):
-    """A feature store, or a clip set: something with a table of clips."""
-
-    @property
-    def clips(self) -> pd.DataFrame:
-        """A row per clip, with `clip_id`."""
-
-
-ClipsT = TypeVar("ClipsT", bound=HasClips)
+ClipsT = TypeVar("ClipsT", bound=Clips)
 _TRUE, _FALSE = {"true", "t", "1", "1.0", "yes", "y"}, {"false", "f", "0", "0.0", "no", "n"}
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "<na>"}  # cells of a CSV, in any case; "none" too where numbers are
 
@@ -130,7 +122,7 @@ def read_labels(
     whole = np.full(len(rows), True)
     for variable in made:
         if variable.kind == "pair":
-            both = _has_both(variable, groups)
+            both = pd.Series(variable.targets[:, 0]).groupby(groups).transform("nunique").to_numpy() == 2
             if not both.all() and (not skip_unlabelled or not both.any()):
                 raise UserError(
                     f"{path}: group {groups[~both][0]} has no true and false {variable.name} to set against each "
@@ -157,18 +149,13 @@ def called(clips: pd.DataFrame, known: Iterable[str]) -> pd.Series:
     return ids.where(~by_folder, folder)
 
 
-def label_ids(path: Path) -> list[str]:
-    """Clip ids of a file of labels."""
-    table = _read(Path(path))
-    return table["clip_id"].astype(str).tolist() if "clip_id" in table.columns else []
-
-
 def labelled_set(path: Path, sets: Mapping[str, ClipsT], where: object) -> ClipsT:
     """Of several clip sets under `where`, by name, the one that the labels are of: the only one, or the only one with a
     labelled clip. UserError where that is not one."""
     if len(sets) == 1:
         return next(iter(sets.values()))
-    known = set(label_ids(path))
+    table = _read(Path(path))
+    known = set(table["clip_id"].astype(str)) if "clip_id" in table.columns else set()
     fitting = [each for each in sets.values() if known & set(called(each.clips, known))]
     if len(fitting) != 1:
         raise UserError(
@@ -185,7 +172,7 @@ def _read(path: Path) -> pd.DataFrame:
         raise UserError(f"--targets {path} is no file: give a CSV, parquet or JSON lines file")
     try:
         if suffix in (".csv", ".tsv", ".txt"):
-            table = _with_missing(read_sheet(path))
+            table = read_sheet(path).map(_cell)
         elif suffix in (".parquet", ".pq"):
             table = pd.read_parquet(path)
             table = table.reset_index() if "clip_id" in table.index.names else table
@@ -207,15 +194,11 @@ def _read(path: Path) -> pd.DataFrame:
     return table.dropna(how="all").reset_index(drop=True)
 
 
-def _with_missing(table: pd.DataFrame) -> pd.DataFrame:
-    """A sheet with None where _MISSING; a comma in a number, where semicolons part cells, as its decimal point."""
-    return table.map(
-        lambda cell: None if cell.lower() in _MISSING else cell.replace(",", ".") if _is_decimal(cell) else cell
-    )
-
-
-def _is_decimal(cell: str) -> bool:
-    return re.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?", cell) is not None
+def _cell(cell: str) -> str | None:
+    """A cell of a sheet: None if _MISSING; a comma in a number, where semicolons part cells, as its decimal point."""
+    if cell.lower() in _MISSING:
+        return None
+    return cell.replace(",", ".") if re.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?", cell) else cell
 
 
 def _read_lines(path: Path) -> pd.DataFrame:
@@ -399,12 +382,6 @@ def _variable(name: str, kind: str, columns: pd.DataFrame, clip_set: str, path: 
         raise UserError(f"{path}: {name} has {len(classes)} classes: give 2 to {MOST_CLASSES}, or name:scalar")
     targets = (named.to_numpy()[:, None] == np.array(classes)).astype(np.float64)
     return Variable(name, clip_set, targets, "", tuple(classes), "class")
-
-
-def _has_both(variable: Variable, groups: np.ndarray) -> np.ndarray:
-    """Which clips are of a group that has true and false ones."""
-    several = pd.Series(variable.targets[:, 0]).groupby(groups).transform("nunique")
-    return cast(np.ndarray, several.to_numpy() == 2)
 
 
 def _class_notes(variable: Variable, groups: np.ndarray, path: Path) -> list[str]:

@@ -8,6 +8,7 @@ always used again.
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import MovieDataset
 from pez.movies.intphys2 import HELD_OUT, INTPHYS2, check_leaderboard
 from pez.movies.licence import check_licence
-from pez.probes.data.controls import ControlSource, control_data
 from pez.probes.data.probe_data import (
     POSSIBLE,
     ProbeData,
@@ -100,13 +100,6 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
     )
     features.add_argument("--overwrite", action="store_true", help="replace features made with other settings")
     add_encoder_arguments(parser, heads_option)
-
-
-def chosen_dataset(args: argparse.Namespace) -> tuple[MovieDataset, Path]:
-    """The benchmark and folder that the options name."""
-    named = MOVIE_DATASETS[args.benchmark or "intphys"]
-    root = args.intphys_root or named.root
-    return (named if args.benchmark else dataset_at(root)), root
 
 
 def movie_source(
@@ -193,7 +186,9 @@ def movie_features(
         raise UserError("--window-stride is for --window: give it too, or leave both out")
     if args.window is not None and not shard.is_whole:
         raise UserError("--window makes one store of another, which shards cannot share: leave out --num-shards")
-    dataset, folder = chosen_dataset(args)
+    named = MOVIE_DATASETS[args.benchmark or "intphys"]
+    folder = args.intphys_root or named.root
+    dataset = named if args.benchmark else dataset_at(folder)
     check_leaderboard(dataset, args.leaderboard, args.held_out)
     check_licence(dataset, args.accept_licence, ARTIFACTS_DIR)
     movies = dataset.movies(folder, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
@@ -204,62 +199,52 @@ def movie_features(
     encoder = encoder_from_arguments(args)
     print(f"{encoder.model} ({encoder.weights_label}): {encoder.spec.depth} layers, width {encoder.spec.width}")
     print(f"{dataset.title}: {len(movies)} movies, {args.n_frames_sample} of {movies['n_frames'].max()} frames each")
-    root = args.feature_root or _default_root(args, encoder, pooling)
-
-    def made(clips: ClipSource, where: Path) -> FeatureStore:
-        make_again = shard.is_whole and not args.reuse_features
-        again = make_again and _is_complete(_directory(args, where, clips), args, encoder, clips, pooling)
-        return _store(args, encoder, clips, where, pooling, {"overwrite": args.overwrite or again, "shard": shard})
-
-    main = made(source, root)
+    root = args.feature_root
+    if root is None:
+        model = re.sub(r"[^\w.-]+", "--", encoder.model)  # an id of the hub has a slash
+        weights = encoder.weights_sha256[:8]
+        root = FEATURES_DIR / f"intphys_{model}_{weights}_{args.capture}_{args.transform}_{pooling}"
+    main = _store(args, encoder, source, root, pooling, shard, remake=not args.reuse_features)
     held_out = None
     if unlabelled is not None:
         print(f"{HELD_OUT}: {len(others)} movies without labels")
-        held_out = made(unlabelled, root / "held_out")
+        held_out = _store(args, encoder, unlabelled, root / "held_out", pooling, shard, remake=not args.reuse_features)
     found: dict[str, list[tuple[FeatureStore, int]]] = {}
     passes = [name for name in controls_for(MOVIES) if name in asked and CONTROLS[name].needs_pass]
     for control in controls(encoder, passes, args.frame_order, args.control_seeds):
         print(f"control {control.name}")
-        chosen = {"overwrite": args.overwrite, "shard": shard, "frame_order": control.frame_order}
-        store = _store(args, control.encoder, source, control_directory(root, control.name), pooling, chosen)
+        directory = control_directory(root, control.name)
+        store = _store(args, control.encoder, source, directory, pooling, shard, control.frame_order)
         found.setdefault(control.kind, []).append((store, control.seed))  # not the control: it holds an encoder
     return MovieFeatures(dataset, main, found, held_out)
 
 
 def _store(
-    args: argparse.Namespace, encoder: Encoder, source: ClipSource, root: Path, pooling: str, chosen: dict[str, Any]
+    args: argparse.Namespace,
+    encoder: Encoder,
+    source: ClipSource,
+    root: Path,
+    pooling: str,
+    shard: Shard,
+    frame_order: str | None = None,
+    remake: bool = False,
 ) -> FeatureStore:
-    """A complete store as the options and, over them, `chosen` say."""
-    options = {**pass_options(args), "reuse_existing": args.reuse_features, **chosen}
-    directory = _directory(args, root, source)
-    options |= {"captures": [args.capture], "poolings": [pooling, *args.store_pooling]}
+    """A complete store under `root` as the options say; `remake` it where it is complete, unless shards share it."""
+    directory = root / source.name if args.window is None else root / "windows" / source.name  # of windows, beside it
+    options = {**pass_options(args), "captures": [args.capture], "poolings": [pooling, *args.store_pooling]}
+    if frame_order is not None:
+        options["frame_order"] = frame_order
+    overwrite = args.overwrite
+    if remake and shard.is_whole:
+        described = ("captures", "poolings", "transform", "frame_order", "dtype", "store_dtype")
+        settings = store_settings(encoder, source, **{name: options[name] for name in described})
+        with suppress(UserError):  # missing, incomplete or damaged: extract_features makes of it what can be made
+            overwrite |= FeatureStore.open(directory).settings == settings
+    options |= {"reuse_existing": args.reuse_features, "overwrite": overwrite, "shard": shard}
     store = extract_features(encoder, source, directory, finish=True, **options)
     if args.window is None:
         return store
-    return pool_windows(store, root / source.name, args.window_pooling, chosen["overwrite"])
-
-
-def _directory(args: argparse.Namespace, root: Path, source: ClipSource) -> Path:
-    """Where what is encoded is kept: clips, or windows beside them."""
-    return root / source.name if args.window is None else root / "windows" / source.name
-
-
-def _default_root(args: argparse.Namespace, encoder: Encoder, pooling: str) -> Path:
-    """A feature root of its own for every model, capture, transform, pooling and set of weights."""
-    weights = encoder.weights_sha256[:8]
-    model = re.sub(r"[^\w.-]+", "--", encoder.model)  # an id of the hub has a slash
-    return FEATURES_DIR / f"intphys_{model}_{weights}_{args.capture}_{args.transform}_{pooling}"
-
-
-def _is_complete(directory: Path, args: argparse.Namespace, encoder: Encoder, source: ClipSource, pooling: str) -> bool:
-    """Whether the folder already holds all of exactly these features."""
-    options = pass_options(args)
-    options = {name: options[name] for name in ("transform", "frame_order", "dtype", "store_dtype")}
-    settings = store_settings(encoder, source, [args.capture], [pooling, *args.store_pooling], **options)
-    try:
-        return FeatureStore.open(directory).settings == settings
-    except UserError:  # missing, incomplete or damaged: extract_features makes of it what can be made
-        return False
+    return pool_windows(store, root / source.name, args.window_pooling, overwrite)
 
 
 # ---------------------------------------------------------------- data to probe
@@ -289,19 +274,3 @@ def movie_data(
         parts=dataset.rows_of_parts,
         stores=(store,),
     )
-
-
-def movie_control_data(
-    main: ProbeData, features: MovieFeatures, names: Sequence[str], args: argparse.Namespace, pooling: str
-) -> list[ProbeData]:
-    """The data of the controls `names` of a main curve, in the order of pez.controls.CONTROLS."""
-    source = ControlSource(
-        store=features.store,
-        capture=args.capture,
-        pooling=pooling,
-        stores=lambda name: features.controls[name],
-        kind=MOVIES,
-        n_seeds=args.control_seeds,
-        first_seed=args.seed,
-    )
-    return control_data(main, [name for name in controls_for(MOVIES) if name in names], source)

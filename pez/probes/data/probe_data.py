@@ -7,8 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,24 +29,9 @@ _PRECISIONS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 DIRECTION_FORMS = {("angle",): "angle", ("cos", "sin"): "sincos", ("vx", "vy"): "vxy"}
 
 
-class ClipTables(Protocol):
-    """What targets are read from: a feature store, a clip set, or the columns of one of several balls."""
-
-    @property
-    def name(self) -> str:
-        """Name of the clip set."""
-
-    @property
-    def directory(self) -> Path:
-        """Where the tables lie."""
-
-    @property
-    def clips(self) -> pd.DataFrame:
-        """One row a clip."""
-
-    @property
-    def frames(self) -> pd.DataFrame:
-        """One row a frame."""
+def step1_settings(clips: Clips) -> dict[str, Any]:
+    """What step 1 was asked for."""
+    return clips.settings if isinstance(clips, ClipSet) else clips.settings.get("clip_set", {}).get("settings", {})
 
 
 @dataclass(frozen=True)
@@ -69,6 +53,13 @@ class Variable:
         if not self.kind:
             form = DIRECTION_FORMS.get(self.components) if self.name.startswith("direction") else None
             object.__setattr__(self, "kind", form or "quantity")
+
+    def columns(self, names: Iterable[str]) -> list["Variable"]:
+        """Its columns as quantities of their own, called `names`."""
+        return [
+            Variable(name, self.clip_set, self.targets[:, [place]], self.unit, (name,), kind="quantity")
+            for place, name in enumerate(names)
+        ]
 
 
 @dataclass(frozen=True)
