@@ -10,7 +10,7 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,23 @@ def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     return name[1:]
 
 
+def converted(
+    tensors: Mapping[str, torch.Tensor], names: Iterable[tuple[str, str]], fused: Mapping[str, Sequence[str]]
+) -> dict[str, torch.Tensor]:
+    """Tensors under other names (`names` as of `renamed`); one whose new name has a part that is in `fused` is cut into
+    equal tensors, under the names there in place of that part."""
+    found = {}
+    for name, tensor in tensors.items():
+        name = renamed(name, names)
+        whole = next((part for part in fused if part in name), None)
+        if whole is None:
+            found[name] = tensor
+        else:
+            for part, chunk in zip(fused[whole], tensor.chunk(len(fused[whole])), strict=True):
+                found[name.replace(whole, part)] = chunk
+    return found
+
+
 def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: str | Path, mend: str) -> None:
     """Raise UserError naming the file and the first tensor that is missing, unknown, of another shape or not finite.
 
@@ -255,10 +272,8 @@ def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 # ---------------------------------------------------------------- sizes
 
 
-def vit_spec(
-    kind: Any, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path, **more: Any
-) -> ModelSpec:
-    """Sizes of a ViT under its original names: width, depth, MLP width, patch and tubelet size; `more` are others.
+def vit_spec(kind: Any, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path) -> ModelSpec:
+    """Sizes of a ViT under its original names: width, depth, MLP width, patch and tubelet size.
 
     Heads leave no trace in the tensors: they come from `heads`, or from `kind.known_heads`. Nor does the resolution.
     Raises UserError if it holds no such encoder or heads are not known.
@@ -287,6 +302,5 @@ def vit_spec(
         )
     if width % heads:
         raise UserError(f"--num-heads {heads} does not divide the width {width} of {path}: give a divisor")
-    sizes = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width, "file": Path(path).name}
-    sizes |= {"patch_size": patch, "tubelet_size": tubelet[0] if tubelet else 1}
-    return ModelSpec(**{**sizes, **more})
+    frames = tubelet[0] if tubelet else 1
+    return ModelSpec(width, depth, heads, mlp_width, Path(path).name, patch_size=patch, tubelet_size=frames)

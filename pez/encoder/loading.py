@@ -169,7 +169,7 @@ def _chosen(content: Any, said: str | None, registered: str | None, key: str | N
     """
     there = entries(content) if key is None else [entry_called(content, key, path)]
     default = said or registered or DEFAULT_FAMILY
-    missing = no_entry(content, next(iter(FAMILIES[default].default_keys), "state_dict"), path)
+    missing = no_entry(content, FAMILIES[default].default_key, path)
     if not there:
         raise missing
     beside = content if isinstance(content, dict) else {}

@@ -205,7 +205,7 @@ class Encoder(ABC):
     # ---------------------------------------------------------------- weights of the family
 
     title: ClassVar[str] = ""  # how a message calls the family
-    default_keys: ClassVar[tuple[str, ...]] = ()  # entries of an original file that are taken, the first before others
+    default_key: ClassVar[str] = "state_dict"  # the entry of an original file that a message asks for
     other_keys: ClassVar[tuple[str, ...]] = ()  # those that hold another network, read only if they are named
     known_heads: ClassVar[dict[tuple[int, int], int]] = {}  # heads of released encoders by (width, depth)
     model_types: ClassVar[tuple[str, ...]] = ()  # `model_type` in Hugging Face's config.json
