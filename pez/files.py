@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # not loaded for a caller who writes no table
     import pandas as pd
 
 PARTIAL = ".partial-"
+HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 MAX_NAME = 200  # bytes of a run's name: file systems allow 255, and files add to it before and after
 
 
@@ -178,6 +180,12 @@ def fingerprint_of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
         except OSError:  # whoever decodes the file says what is wrong with it, and names it
             digest.update(hashlib.sha256(b"").digest())
     return digest.hexdigest()[:16]
+
+
+def fingerprints_of_files(each: Iterable[Iterable[str | os.PathLike[str]]]) -> list[str]:
+    """`fingerprint_of_files` of each of several lists of files, a few at a time."""
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(fingerprint_of_files, each))
 
 
 @contextlib.contextmanager
