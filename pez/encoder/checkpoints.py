@@ -34,10 +34,11 @@ SAFE_TYPES: list[Any] = [  # beside tensors, numbers, text and containers; by ev
     argparse.Namespace,
     pathlib.PurePosixPath,
     pathlib.PureWindowsPath,
-    *((pathlib.PurePosixPath, f"{where}.{name}") for where in ("pathlib", "pathlib._local") for name in ("PosixPath",)),
-    *((pathlib.PureWindowsPath, f"{where}.WindowsPath") for where in ("pathlib", "pathlib._local")),
-    (pathlib.PurePosixPath, "pathlib._local.PurePosixPath"),
-    (pathlib.PureWindowsPath, "pathlib._local.PureWindowsPath"),
+    *((pathlib.PurePosixPath, f"pathlib.{name}") for name in ("PosixPath", "_local.PosixPath", "_local.PurePosixPath")),
+    *(
+        (pathlib.PureWindowsPath, f"pathlib.{name}")
+        for name in ("WindowsPath", "_local.WindowsPath", "_local.PureWindowsPath")
+    ),
     np.dtype,
     *_NUMPY_TYPES,
     *((_scalar, f"{where}.multiarray.scalar") for where in ("numpy.core", "numpy._core")),
@@ -139,18 +140,18 @@ class Entry:
 
 def entries(content: Any) -> list[Entry]:
     """Every network of a file, in its order."""
-    return list(_entries(content, (), 0))
+    return list(_entries(content, ()))
 
 
-def _entries(content: Any, keys: tuple[str, ...], depth: int) -> Iterator[Entry]:
+def _entries(content: Any, keys: tuple[str, ...]) -> Iterator[Entry]:
     if not isinstance(content, dict):
         return
     if any(isinstance(value, torch.Tensor) for value in content.values()):
         yield from _networks(content, keys)
-    elif depth < _DEEPEST:
+    elif len(keys) < _DEEPEST:
         for key, value in content.items():
             if isinstance(key, str):
-                yield from _entries(value, (*keys, key), depth + 1)
+                yield from _entries(value, (*keys, key))
 
 
 def _networks(state: dict[str, Any], keys: tuple[str, ...]) -> Iterator[Entry]:
@@ -213,17 +214,14 @@ def checked(entry: Entry, path: str | Path) -> dict[str, torch.Tensor]:
             continue
         mend = "weights of an encoder are float16, bfloat16 or float32 tensors: save them so"
         if not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: {name} is {_kind(value)}, not a tensor; {mend}")
+            kind = "nothing (None)" if value is None else f"of type {type(value).__name__}"
+            raise UserError(f"{path}: {name} is {kind}, not a tensor; {mend}")
         if value.layout != torch.strided or value.is_quantized:
             kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
             raise UserError(f"{path}: {name} is a {kind} tensor; {mend}")
         if value.dtype not in _FLOATS:
             raise UserError(f"{path}: {name} is of {str(value.dtype).removeprefix('torch.')}; {mend}")
     return {name: value for name, value in entry.tensors.items() if not name.endswith("_extra_state")}
-
-
-def _kind(value: Any) -> str:
-    return "nothing (None)" if value is None else f"of type {type(value).__name__}"
 
 
 def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
