@@ -72,7 +72,7 @@ class _Stream(nn.Module):
 
     def __init__(self, model: "VideoPrismVisionModel"):
         super().__init__()
-        self.config = config = model.config
+        self.config = model.config
         patches = model.spatial_embeddings.patch_embeddings.num_patches
         self.embeddings = _Patches(model.spatial_embeddings)
         blocks: list[nn.Module] = [_Frames(block, patches) for block in model.spatial_layers]
@@ -80,7 +80,6 @@ class _Stream(nn.Module):
             before = [] if number else [model.layernorm1, _TimePositions(model.temporal_embeddings)]
             blocks.append(_Courses(block, patches, before))
         self.blocks = nn.ModuleList(blocks)
-        self.n_spatial = config.num_spatial_layers
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         state: torch.Tensor = self.embeddings(pixel_values_videos)
