@@ -188,21 +188,17 @@ def fingerprints_of_files(each: Iterable[Iterable[str | os.PathLike[str]]]) -> l
         return list(pool.map(fingerprint_of_files, each))
 
 
-@contextlib.contextmanager
-def exclusive(directory: str | os.PathLike[str]) -> Iterator[None]:
+def exclusive(directory: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
     """Hold `directory` for this process; a second run that wants it gets a UserError.
 
     The lock is the operating system's (`flock` on `.lock`), so it dies with its process.
     """
-    with _held(Path(directory), fcntl.LOCK_EX):
-        yield
+    return _held(Path(directory), fcntl.LOCK_EX)
 
 
-@contextlib.contextmanager
-def shared(directory: str | os.PathLike[str]) -> Iterator[None]:
+def shared(directory: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
     """Hold `directory` beside others that hold it shared; UserError while a process holds it exclusively."""
-    with _held(Path(directory), fcntl.LOCK_SH):
-        yield
+    return _held(Path(directory), fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager

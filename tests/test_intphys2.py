@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DATA
+from intphys_trees import pair_accuracy
 
 from pez.errors import UserError
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.intphys import INTPHYS
-from pez.movies.intphys2 import INTPHYS2, pair_accuracy, possible_threshold, video_accuracy, write_leaderboard
+from pez.movies.intphys2 import INTPHYS2, possible_threshold, video_accuracy, write_leaderboard
 from pez.movies.licence import check_licence
 
 MINI = DATA / "intphys2_mini"

@@ -123,17 +123,17 @@ class Writer:
         if self._device.type == "cuda":
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
             event.record(torch.cuda.current_stream(self._device))
-        self._pending.append(self._threads.submit(_after, event, work, arguments))
+
+        def after() -> None:
+            if event is not None:
+                event.synchronize()
+            work(*arguments)
+
+        self._pending.append(self._threads.submit(after))
 
     def _wait_for(self, left: int) -> None:
         while len(self._pending) > left:
             self._pending.popleft().result()
-
-
-def _after(event: torch.cuda.Event | None, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    if event is not None:
-        event.synchronize()
-    work(*arguments)
 
 
 class Speed:

@@ -20,7 +20,7 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 
 from constants import ModelSpec
 from pez.encoder.checkpoints import converted, vit_spec
-from pez.encoder.hugging_face import Architecture, family_of
+from pez.encoder.hugging_face import Architecture, HuggingFace
 from pez.errors import UserError
 
 OFFSET = 0.1  # patches added to the size that a table without registers is scaled to, in the authors' code
@@ -44,13 +44,10 @@ _NAMES = (  # the authors', transformers'
 )
 
 
-class DINOv2(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture("dinov2", "DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", class_token=True)
-    )
-):
+class DINOv2(HuggingFace):
     """`module` is transformers' Dinov2Model or Dinov2WithRegistersModel: [F, 3, H, W] -> [F, tokens, width]."""
 
+    architecture = Architecture("dinov2", "DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", class_token=True)
     default_key = "teacher"
     other_keys = ("student",)
     known_heads = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}
@@ -77,7 +74,7 @@ class DINOv2(
     @classmethod
     def spec_of(cls, config: Any, weights: str, resolution: int | None) -> ModelSpec:
         """With the width of a gated MLP, of which transformers keeps two thirds."""
-        spec: ModelSpec = super().spec_of(config, weights, resolution)
+        spec = super().spec_of(config, weights, resolution)
         if not config.use_swiglu_ffn:
             return spec
         return replace(spec, gated_mlp=True, mlp_width=(int(spec.mlp_width * 2 / 3) + 7) // 8 * 8)
@@ -113,19 +110,17 @@ class DINOv2(
         return {"embeddings.mask_token": torch.zeros(1, spec.width)} | found  # which no pass here reads
 
 
-class DINOv2WithRegisters(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture(
-            "dinov2_with_registers",
-            "DINOv2 with registers",
-            "Dinov2WithRegistersModel",
-            ("dinov2_with_registers",),
-            "encoder.layer",
-            class_token=True,
-        )
-    )
-):
+class DINOv2WithRegisters(HuggingFace):
     """transformers' format alone: the authors' files with registers are of family dinov2."""
+
+    architecture = Architecture(
+        "dinov2_with_registers",
+        "DINOv2 with registers",
+        "Dinov2WithRegistersModel",
+        ("dinov2_with_registers",),
+        "encoder.layer",
+        class_token=True,
+    )
 
 
 def resampled(table: torch.Tensor, grid: int, has_registers: bool) -> torch.Tensor:

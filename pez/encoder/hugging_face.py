@@ -89,6 +89,12 @@ class HuggingFace(Encoder):
 
     architecture: ClassVar[Architecture]
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "architecture" in vars(cls):
+            kind = cls.architecture
+            cls.title, cls.model_types, cls.mean, cls.std = kind.title, kind.model_types, kind.mean, kind.std
+
     @property
     def embeddings(self) -> nn.Module:
         """Where the architecture says."""
@@ -229,18 +235,8 @@ class HuggingFace(Encoder):
 
 def family_of(architecture: Architecture, base: type[HuggingFace] = HuggingFace) -> type[HuggingFace]:
     """The family that a row of the table is."""
-    return type(
-        architecture.model_class,
-        (base,),
-        {
-            "__doc__": f"`module` is transformers' {architecture.model_class}.",
-            "architecture": architecture,
-            "title": architecture.title,
-            "model_types": architecture.model_types,
-            "mean": architecture.mean,
-            "std": architecture.std,
-        },
-    )
+    about = f"`module` is transformers' {architecture.model_class}."
+    return type(architecture.model_class, (base,), {"__doc__": about, "architecture": architecture})
 
 
 class Siglip2(HuggingFace):

@@ -31,7 +31,7 @@ from pez.encoder.devices import find_device, out_of_memory
 from pez.encoder.families import FAMILIES
 from pez.encoder.hub import HIERARCHICAL, is_id, model_folder, read_config
 from pez.encoder.hugging_face import HuggingFace
-from pez.encoder.protocol import Encoder, sized
+from pez.encoder.protocol import Encoder, seeded, sized
 from pez.encoder.vjepa1 import POSITIONS
 from pez.errors import UserError, check_choice
 from pez.records import EncoderConfig
@@ -377,4 +377,6 @@ def encoder_from_state(
 
 def random_encoder(model: str, spec: ModelSpec, seed: int, device: torch.device) -> Encoder:
     """An encoder of these sizes with random weights, initialised as the original is."""
-    return FAMILIES[spec.family].random(spec, model, seed, device)
+    family = FAMILIES[spec.family]
+    module = seeded(lambda: family.build(spec), seed)
+    return family.of(module, spec, model, f"random weights (seed {seed})", None, device)

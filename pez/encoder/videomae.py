@@ -15,7 +15,7 @@ from transformers import VideoMAEConfig, VideoMAEModel
 
 from constants import ModelSpec
 from pez.encoder.checkpoints import converted, vit_spec
-from pez.encoder.hugging_face import Architecture, family_of
+from pez.encoder.hugging_face import Architecture, HuggingFace
 from pez.encoder.positions import WithTable
 
 _FUSED = {".attn.qkv.weight": [f".attention.attention.{part}.weight" for part in ("query", "key", "value")]}
@@ -33,13 +33,12 @@ _NAMES = (  # the authors', transformers'
 _NOT_STATES = ("norm.", "fc_norm.", "head.", "pos_embed")  # after the last one; a fixed table, where it is in the file
 
 
-class VideoMAE(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture("videomae", "VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False)
-    )
-):
+class VideoMAE(HuggingFace):
     """`module` is transformers' VideoMAEModel, without its final norm: [B, T, 3, H, W] -> [B, tokens, width]."""
 
+    architecture = Architecture(
+        "videomae", "VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False
+    )
     default_key = "model"
     known_heads = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 16}
 
@@ -71,7 +70,7 @@ class VideoMAE(
             layer_norm_eps=1e-6,
             use_mean_pooling=True,
         )
-        return cast(nn.Module, cls.initialised(config))
+        return cls.initialised(config)
 
     @classmethod
     def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:

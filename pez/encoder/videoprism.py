@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from pez.encoder.hugging_face import Architecture, family_of
+from pez.encoder.hugging_face import Architecture, HuggingFace
 
 if TYPE_CHECKING:
     from transformers.models.videoprism.modeling_videoprism import VideoPrismTemporalEmbeddings, VideoPrismVisionModel
@@ -88,23 +88,21 @@ class _Stream(nn.Module):
         return state
 
 
-class VideoPrism(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture(
-            "videoprism",
-            "VideoPrism",
-            "VideoPrismVisionModel",
-            ("videoprism_vision_model", "videoprism"),
-            "blocks",
-            per_frame=False,
-            any_size=False,
-            input_name="pixel_values_videos",
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-        )
-    )
-):
+class VideoPrism(HuggingFace):
     """`module` is VideoPrismVisionModel as one stream of tokens."""
+
+    architecture = Architecture(
+        "videoprism",
+        "VideoPrism",
+        "VideoPrismVisionModel",
+        ("videoprism_vision_model", "videoprism"),
+        "blocks",
+        per_frame=False,
+        any_size=False,
+        input_name="pixel_values_videos",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
 
     @classmethod
     def finished(cls, module: nn.Module) -> nn.Module:

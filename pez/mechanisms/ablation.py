@@ -404,7 +404,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     named = [condition(name) for name in args.conditions] if args.conditions else paper_conditions()
     if args.semantics == "intersection":
         named = [dataclasses.replace(each, kind="intersection") if each.kind == "union" else each for each in named]
-    encoder = encoder_from_arguments(args).inspectable()
+    encoder = encoder_from_arguments(args)
     attention_modules(encoder)
     check_encoder(args, encoder.description())
     grid = token_grid(encoder, source.n_frames)
@@ -417,7 +417,7 @@ def main(args: argparse.Namespace) -> list[Path]:
         films = movie_source(dataset, movies, source.n_frames)
         sources.append((films, sorted(films.clips["clip_id"])))
     encoders = [("", 0, encoder)]
-    encoders += [(each.kind, each.seed, each.encoder.inspectable())
+    encoders += [(each.kind, each.seed, each.encoder)
                  for each in controls(encoder, args.control, args.frame_order, args.control_seeds)]  # fmt: skip
     rows, complete, folder = [], True, folder_of(args, "ablate")
     with holding(folder, shard):

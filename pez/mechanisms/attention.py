@@ -153,7 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> list[Path]:
     """Measure attention over the clips, and of the controls; the paths of the tables, none while parts are missing."""
     shard, source = check_shard(args.num_shards, args.shard_index), clip_source(args)
-    encoder = encoder_from_arguments(args).inspectable()
+    encoder = encoder_from_arguments(args)
     clip_ids, tables = chosen_clips(source, args.max_clips), []
     check_encoder(args, encoder.description())
     attention_modules(encoder)
@@ -162,7 +162,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     measured = check_layers(args.layers, encoder.depth)
     passes = [("", 0, encoder, args.frame_order)]
     for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
-        passes.append((control.kind, control.seed, control.encoder.inspectable(), control.frame_order))
+        passes.append((control.kind, control.seed, control.encoder, control.frame_order))
     for name, seed, own, order in passes:
         clip_pass = ClipPass.of(args, source, order)
         clip_pass.check_frames(own)

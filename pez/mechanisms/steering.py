@@ -407,7 +407,7 @@ def main(args: argparse.Namespace) -> list[Path]:
         raise UserError(f"--folds {balls.folds.n_folds}: basis, judge and edited clips need three at least: give more")
     encoder, source = None, None
     if args.downstream:
-        encoder, source = encoder_from_arguments(args).inspectable(), clip_source(args)
+        encoder, source = encoder_from_arguments(args), clip_source(args)
         check_same(encoder.description(), balls.store.settings)
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         rows, nulls, splits = [], [], []

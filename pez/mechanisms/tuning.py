@@ -256,7 +256,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     shard, source = check_shard(args.num_shards, args.shard_index), clip_source(args)
     if source.frames is None or not {"direction_deg", "magnitude"} <= set(source.clips):
         raise UserError(f"{source.name} has no directions and speeds to be tuned to: use --clips velocity")
-    encoder = encoder_from_arguments(args).inspectable()
+    encoder = encoder_from_arguments(args)
     check_encoder(args, encoder.description())
     grid = token_grid(encoder, source.n_frames)
     zone = zone_layers(args.zone_layers, encoder.depth)
@@ -273,7 +273,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     floor.add(design, bumps, fold)
     place_only = float(floor.delta_r2("direction").max())
     encoders = [("", 0, encoder)]
-    encoders += [(each.kind, each.seed, each.encoder.inspectable())
+    encoders += [(each.kind, each.seed, each.encoder)
                  for each in controls(encoder, args.control, args.frame_order, args.control_seeds)]  # fmt: skip
     tables, heats, means, statistics = [], [], [], []
     for control, seed, own in encoders:

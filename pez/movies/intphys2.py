@@ -138,17 +138,6 @@ INTPHYS2 = IntPhys2(
 # ---------------------------------------------------------------- scores as the authors' code has them, their file
 
 
-def pair_accuracy(movies: pd.DataFrame, pair_column: str = "pair") -> float:
-    """Share of pairs whose possible video has strictly the higher `score`: a tie is wrong.
-
-    With `pair_column` "" every possible movie of a scene is paired with every impossible one. The score is higher the
-    more possible; of surprises, minus the mean or the largest over windows (their relative accuracy).
-    """
-    possible, impossible = matched(movies, pair_column)
-    score = movies["score"].to_numpy()
-    return float((score[possible] > score[impossible]).mean())
-
-
 def matched(movies: pd.DataFrame, pair_column: str = "pair") -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of the possible and of the impossible movie of every pair, [pairs] each."""
     keys = ["block", "scene", *([pair_column] if pair_column else [])]
