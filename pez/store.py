@@ -126,9 +126,8 @@ class FeatureStore:
         remove_partial(directory / "shards", writer.owner)
         there = [shard for shard in range(store.n_shards) if store.shard_path(shard).is_file()]
         store._stale = {shard for shard in there if not store._is_of_these_clips(shard)}
-        if any(not _holds_table(directory / name, table) for name, table in tables.items()) or not _as_recorded(
-            directory, described
-        ):
+        same = all(_holds_table(directory / name, table) for name, table in tables.items())
+        if not same or not _tables_as_recorded(directory, described):
             if store._stale:
                 store._due = tables
             else:
@@ -162,7 +161,7 @@ class FeatureStore:
         described = read_record(directory / "features.json", FeatureRecord)
         there = described["settings"]
         settings = as_recorded(there, settings)
-        if there != settings or not _as_recorded(directory, described):
+        if there != settings or not _tables_as_recorded(directory, described):
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
@@ -455,7 +454,7 @@ def _table_checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: fingerprint_of_files([directory / name]) for name in names}
 
 
-def _as_recorded(directory: Path, described: dict[str, Any]) -> bool:
+def _tables_as_recorded(directory: Path, described: dict[str, Any]) -> bool:
     """Whether the tables are those of features.json, which an earlier version's does not know."""
     recorded: dict[str, str] = described.get("tables", {})
     return _table_checksums(directory, recorded) == recorded

@@ -178,7 +178,12 @@ def scan(
     problems += _unbalanced(movies, scenes)
     problems += _missing_scenes(root, blocks, set(scenes), n_scenes)
     problems += _wrong_counts(counted, n_frames)
-    notes = [f"passed over {_examples(root, passed)}: neither scenes, movies nor frames"] if passed else []
+    notes = []
+    if passed:
+        names = ", ".join(str(path.relative_to(root)) for path in passed[:3])
+        many = f"{len(passed)} entries" if len(passed) > 1 else "1 entry"
+        more = ", ..." if len(passed) > 3 else ""
+        notes.append(f"passed over {many} ({names}{more}): neither scenes, movies nor frames")
     if jpegs:
         notes.append(f"{jpegs} frames are JPEG, which IntPhys' own are not: lossy pictures may move the scores")
     order: dict[tuple[str, str | None], int] = {key: place for place, key in enumerate(scenes)}
@@ -475,10 +480,3 @@ def _without_labels(root: Path, movies: list[Movie]) -> str:
         f"{root} has {counts} but not one status.json, so no labels, as IntPhys' test split (its labels are not "
         "public): nothing can be probed; pass the dev split as --intphys-root"
     )
-
-
-def _examples(root: Path, paths: list[Path]) -> str:
-    """How many entries, and the first three."""
-    names = ", ".join(str(path.relative_to(root)) for path in paths[:3])
-    many = f"{len(paths)} entries" if len(paths) > 1 else "1 entry"
-    return f"{many} ({names}{', ...' * (len(paths) > 3)})"
