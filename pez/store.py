@@ -23,6 +23,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -47,7 +48,7 @@ from pez.files import (
 )
 from pez.records import FeatureRecord, first_difference, read_record
 from pez.runs import provenance
-from pez.shards import WHOLE, Shard, own_share, whose
+from pez.shards import FOLDER, WHOLE, Shard, own_share, whose
 from pez.tables import STORE_CLIPS, STORE_FRAMES, Schema, first_words, read_parquet, unchecked_parquet
 
 CAPTURES = ("resid_pre", "resid_post")
@@ -410,6 +411,14 @@ def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
 def _places(n_clips: int, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Shard and row of every clip, [clips] each."""
     return np.divmod(np.arange(n_clips), settings["shard_clips"])
+
+
+def clear(directory: Path) -> None:
+    """Remove a store's files, and what its shards left beside them."""
+    for name in ("features.json", "clips.parquet", "frames.parquet"):
+        (directory / name).unlink(missing_ok=True)
+    for name in ("shards", FOLDER):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def open_stores(feature_root: str | os.PathLike[str]) -> dict[str, FeatureStore]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from pez.files import fingerprints_of_files, remove_dead_partial
 from pez.machine import available_cores
 from pez.records import FeatureRecord, read_record
 from pez.runs import progress
-from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
-from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_name
+from pez.shards import WHOLE, Shard, describing, holding, refuse_with_shards
+from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, clear, states_of, tensor_name
 from pez.tables import STORE_CLIPS, read_parquet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,10 +109,7 @@ def extract_features(
         writer = Shard(shard.count, (shard.index + step) % shard.count)
         with holding(directory, writer):
             if overwrite:
-                for name in ("features.json", "clips.parquet", "frames.parquet"):
-                    (directory / name).unlink(missing_ok=True)
-                for name in ("shards", FOLDER):
-                    shutil.rmtree(directory / name, ignore_errors=True)
+                clear(directory)
             with describing(directory, writer):
                 if reuse_existing and not overwrite and _holds(directory, settings, clips):
                     return FeatureStore.open(directory)

@@ -1,6 +1,5 @@
 """Features of a video's windows made one: a store of windows to a store of videos, shard by shard."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from pez.files import fingerprint
 from pez.shards import WHOLE, holding
-from pez.store import FeatureStore
+from pez.store import FeatureStore, clear
 
 _OF_WINDOWS = ("window", "window_start_frame", "window_end_frame", "window_start_s", "window_end_s")
 _OF_FRAMES = ("frame_indices", "frame_times_s", "shard", "row")
@@ -40,8 +39,7 @@ def pool_windows(windows: FeatureStore, directory: Path, pooling: str, overwrite
     settings = {**windows.settings, "window_pooling": pooling}
     with holding(directory, WHOLE):
         if overwrite:
-            shutil.rmtree(directory / "shards", ignore_errors=True)
-            (directory / "features.json").unlink(missing_ok=True)
+            clear(directory)
         store = FeatureStore.plan(directory, settings, pd.DataFrame(rows), None)
         of_video = dict(list(table.groupby("video")))
         for shard in store.missing_shards():

@@ -242,13 +242,12 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
         if Path(row.file_name).is_absolute() or ".." in Path(row.file_name).parts:
             what = f"file_name {row.file_name!r} leads out of the split"
             problems.append(Problem(key, path, "videos outside the split", what))
-    for column, name, count in [
-        (each, *found) for each in ("name", "file_name") for found in Counter(table[each]).items()
-    ]:
-        if count > 1 and name:
-            rows = table[table[column] == name]
-            for key in dict.fromkeys(zip(rows["condition"], rows["SceneIndex"])):
-                problems.append(Problem(key, path, "videos listed twice", f"{name} is listed {count} times"))
+    for column in ("name", "file_name"):
+        for name, count in Counter(table[column]).items():
+            if count > 1 and name:
+                rows = table[table[column] == name]
+                for key in dict.fromkeys(zip(rows["condition"], rows["SceneIndex"])):
+                    problems.append(Problem(key, path, "videos listed twice", f"{name} is listed {count} times"))
     for scene, rows in table.groupby("SceneIndex", sort=False):
         differing = [column for column in _OF_SCENE if len(set(rows[column])) > 1]
         if differing:
