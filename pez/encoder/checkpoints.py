@@ -138,20 +138,18 @@ class Entry:
         return key == self.name or ".".join(parts) == key
 
 
-def entries(content: Any) -> list[Entry]:
-    """Every network of a file, in its order."""
-    return list(_entries(content, ()))
-
-
-def _entries(content: Any, keys: tuple[str, ...]) -> Iterator[Entry]:
+def entries(content: Any, keys: tuple[str, ...] = ()) -> list[Entry]:
+    """Every network of a file, or of the part of it that `keys` lead to, in its order."""
     if not isinstance(content, dict):
-        return
+        return []
     if any(isinstance(value, torch.Tensor) for value in content.values()):
-        yield from _networks(content, keys)
-    elif len(keys) < _DEEPEST:
+        return list(_networks(content, keys))
+    found = []
+    if len(keys) < _DEEPEST:
         for key, value in content.items():
             if isinstance(key, str):
-                yield from _entries(value, (*keys, key))
+                found += entries(value, (*keys, key))
+    return found
 
 
 def _networks(state: dict[str, Any], keys: tuple[str, ...]) -> Iterator[Entry]:

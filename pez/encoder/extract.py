@@ -19,7 +19,7 @@ from pez.encoder.devices import out_of_memory
 from pez.encoder.pooling import POOLINGS, PREFIX, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
-from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
+from pez.encoder.sources import ClipDataset, ClipOrError, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
 from pez.files import fingerprints_of_files, remove_dead_partial
 from pez.machine import available_cores
@@ -85,15 +85,7 @@ def extract_features(
     settings = store_settings(encoder, source, captures, poolings, transform, frame_order, dtype, store_dtype)
     batch_size = batch_size or default_batch_size(encoder.device)
     if compile_blocks:
-        size = (batch_size, source.n_frames, 3, *[encoder.resolution] * 2)
-        frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        encoder, why_not = compiled(
-            encoder, lambda each: encode_pooled(each, frames, settings), DTYPES[settings["dtype"]]
-        )
-        if why_not:
-            print(f"--compile is not used: {why_not}")
-        else:
-            settings = {**settings, "compiled": True}
+        encoder, settings = _compiled(encoder, batch_size, source.n_frames, settings)
     clips = with_content(source)
     if not overwrite:  # looked at without a lock: it may lie where nothing can be written
         done = FeatureStore.finished(directory, settings, clips, source.frames)
@@ -129,6 +121,18 @@ def extract_features(
         if not store.missing_shards():
             return FeatureStore.open(directory)
     return store
+
+
+def _compiled(
+    encoder: Encoder, n_clips: int, n_frames: int, settings: dict[str, Any]
+) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder to run batches of so many clips with, and the settings of what it makes."""
+    size = (n_clips, n_frames, 3, *[encoder.resolution] * 2)
+    frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    fast, why_not = compiled(encoder, lambda each: encode_pooled(each, frames, settings), DTYPES[settings["dtype"]])
+    if why_not:
+        print(f"--compile is not used: {why_not}")
+    return fast, settings if why_not else {**settings, "compiled": True}
 
 
 def _without_workers(error: Exception, store: FeatureStore) -> str:
@@ -258,6 +262,7 @@ def _fill(
                     tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=tensor.is_cuda)
                 row += len(frames)
                 bar.update(len(frames))
+                del frames, pooled, tensor  # else a GPU would hold them beside the next batch's
             writer.submit(store.write_shard, shard, tensors)
     speed.finish()
 
@@ -299,7 +304,7 @@ def _batches(
         source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.resolution
     )
 
-    def started(workers: int) -> Iterator[torch.Tensor | np.ndarray | UserError | PermissionError]:
+    def started(workers: int) -> Iterator[ClipOrError | np.ndarray]:
         loader = DataLoader(
             dataset, batch_sampler=batches, collate_fn=stack_clips, num_workers=workers, pin_memory=on_gpu
         )

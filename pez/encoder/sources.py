@@ -23,6 +23,7 @@ from pez.sampling import even_indices
 from pez.stimuli.clipset import read_clip_set
 
 _Row = tuple[dict[str, Any], list[Path], list[int]]  # of the clip table, frame files, frames taken
+ClipOrError = torch.Tensor | UserError | PermissionError
 SKIP = "repair or replace it, or leave out what cannot be read with --skip-unreadable"
 
 
@@ -286,7 +287,7 @@ def _some(names: list[str], unit: str) -> str:
     return f"{len(names)} {units} ({', '.join(names[:3])}{more})"
 
 
-class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
+class ClipDataset(Dataset[ClipOrError]):
     """Decoded, ordered and resized clips: item i is uint8 [T, 3, R, R] of `clip_ids[i]`, or its error.
 
     An error (UserError or PermissionError) travels as a value: raised inside a worker process it would lose its one
@@ -303,7 +304,7 @@ class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
     def __len__(self) -> int:
         return len(self.clip_ids)
 
-    def __getitem__(self, index: int) -> torch.Tensor | UserError | PermissionError:
+    def __getitem__(self, index: int) -> ClipOrError:
         clip_id = self.clip_ids[index]
         try:
             indices = self.source.indices.get(clip_id)
@@ -313,9 +314,7 @@ class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
         return cast(torch.Tensor, self.order(self.transform(frames, self.resolution), clip_id))
 
 
-def stack_clips(
-    items: list[torch.Tensor | UserError | PermissionError],
-) -> torch.Tensor | np.ndarray | UserError | PermissionError:
+def stack_clips(items: list[ClipOrError]) -> ClipOrError | np.ndarray:
     """Collate clips into uint8 [B, T, 3, R, R]; the first error among them wins.
 
     In a worker process the batch lies in shared memory, or is an array where that is full: PyTorch would notice only
