@@ -61,7 +61,7 @@ class StandInRecord(Record):
 
 
 class AgreedRecord(Record):
-    """What a user agreed to: pez/movies/licence.py."""
+    """What a user agreed to: pez/movies/dataset.py."""
 
     mend: ClassVar[str] = "remove it; the question is asked again"
 

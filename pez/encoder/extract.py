@@ -167,10 +167,10 @@ def store_settings(
     source: ClipSource,
     captures: Sequence[str],
     poolings: Sequence[str],
-    transform: str = "resize",
-    frame_order: str = "original",
-    dtype: str = "auto",
-    store_dtype: str = "auto",
+    transform: str,
+    frame_order: str,
+    dtype: str,
+    store_dtype: str,
 ) -> dict[str, Any]:
     """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
     for name in poolings:

@@ -22,12 +22,12 @@ _POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 WINDOW_POOLINGS = ["none", *_POOLS]
 
 
-def pool_windows(windows: FeatureStore, directory: Path, pooling: str, overwrite: bool = False) -> FeatureStore:
+def pool_windows(windows: FeatureStore, directory: Path, pooling: str, overwrite: bool) -> FeatureStore:
     """A complete store of windows as one of videos under `directory`: a row a video, `pooling` over its windows.
 
     Columns of its clips: what the windows of a video share, `n_windows`, `video_start_s` and `video_end_s`, the times
     of the first and last frame taken. Goes on where a killed run stopped. Raises UserError if the folder holds other
-    features and `overwrite` is not given.
+    features, unless `overwrite` replaces them.
     """
     table = windows.clips.sort_values(["video", "window"])
     rows = []

@@ -138,8 +138,9 @@ INTPHYS2 = IntPhys2(
 # ---------------------------------------------------------------- scores as the authors' code has them, their file
 
 
-def matched(movies: pd.DataFrame, pair_column: str = "pair") -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the possible and of the impossible movie of every pair, [pairs] each."""
+def matched(movies: pd.DataFrame, pair_column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the possible and of the impossible movie of every pair, [pairs] each; with `pair_column` "" every
+    possible movie of a scene is paired with every impossible one."""
     keys = ["block", "scene", *([pair_column] if pair_column else [])]
     rows = movies[keys].assign(row=np.arange(len(movies)))
     possible = movies["possible"].to_numpy(dtype=bool)
