@@ -47,7 +47,7 @@ _NAMES = (  # the authors', transformers'
 class DINOv2(HuggingFace):
     """`module` is transformers' Dinov2Model or Dinov2WithRegistersModel: [F, 3, H, W] -> [F, tokens, width]."""
 
-    architecture = Architecture("dinov2", "DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", class_token=True)
+    architecture = Architecture("DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", class_token=True)
     default_key = "teacher"
     other_keys = ("student",)
     known_heads = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}
@@ -114,7 +114,6 @@ class DINOv2WithRegisters(HuggingFace):
     """transformers' format alone: the authors' files with registers are of family dinov2."""
 
     architecture = Architecture(
-        "dinov2_with_registers",
         "DINOv2 with registers",
         "Dinov2WithRegistersModel",
         ("dinov2_with_registers",),

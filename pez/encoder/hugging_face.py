@@ -28,7 +28,6 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 class Architecture:
     """How one class of transformers is read. Paths name modules inside it, with dots."""
 
-    name: str  # of the family
     title: str
     model_class: str
     model_types: tuple[str, ...]  # in config.json: its own, then of models that it is the vision tower of
@@ -52,36 +51,35 @@ _INTERPOLATE = {"interpolate_pos_encoding": True}
 _NO_POOLER = {"add_pooling_layer": False}
 _NO_HEAD = {"vision_use_head": False}
 
-
-ARCHITECTURES = [
-    Architecture(
-        "vivit", "ViViT", "VivitModel", ("vivit",), "layers", per_frame=False, build=_NO_POOLER, class_token=True,
+ARCHITECTURES = {
+    "vivit": Architecture(
+        "ViViT", "VivitModel", ("vivit",), "layers", per_frame=False, build=_NO_POOLER, class_token=True,
         any_length=False, any_size=False, mean=_HALF, std=_HALF,
     ),
-    Architecture(
-        "timesformer", "TimeSformer", "TimesformerModel", ("timesformer",), "encoder.layer", per_frame=False,
+    "timesformer": Architecture(
+        "TimeSformer", "TimesformerModel", ("timesformer",), "encoder.layer", per_frame=False,
         class_token=True, space_first=True, any_length=False, any_size=False, mean=(0.45,) * 3,
         std=(0.225,) * 3,
     ),
-    Architecture("dinov3", "DINOv3", "DINOv3ViTModel", ("dinov3_vit",), "model.layer", class_token=True),
-    Architecture(
-        "siglip", "SigLIP", "SiglipVisionModel", ("siglip_vision_model", "siglip"), "encoder.layers",
+    "dinov3": Architecture("DINOv3", "DINOv3ViTModel", ("dinov3_vit",), "model.layer", class_token=True),
+    "siglip": Architecture(
+        "SigLIP", "SiglipVisionModel", ("siglip_vision_model", "siglip"), "encoder.layers",
         forward=_INTERPOLATE, configure=_NO_HEAD, mean=_HALF, std=_HALF,
     ),
-    Architecture(
-        "siglip2", "SigLIP 2", "Siglip2VisionModel", ("siglip2_vision_model", "siglip2"), "encoder.layers",
+    "siglip2": Architecture(
+        "SigLIP 2", "Siglip2VisionModel", ("siglip2_vision_model", "siglip2"), "encoder.layers",
         configure=_NO_HEAD, mean=_HALF, std=_HALF,
     ),
-    Architecture(
-        "clip", "CLIP", "CLIPVisionModel", ("clip_vision_model", "clip"), "encoder.layers", "pre_layrnorm",
+    "clip": Architecture(
+        "CLIP", "CLIPVisionModel", ("clip_vision_model", "clip"), "encoder.layers", "pre_layrnorm",
         forward=_INTERPOLATE, class_token=True, mean=_CLIP_MEAN, std=_CLIP_STD,
     ),
-    Architecture("ijepa", "I-JEPA", "IJepaModel", ("ijepa",), "layers", forward=_INTERPOLATE),
-    Architecture(
-        "vit", "ViT", "ViTModel", ("vit",), "layers", forward=_INTERPOLATE, build=_NO_POOLER, class_token=True,
+    "ijepa": Architecture("I-JEPA", "IJepaModel", ("ijepa",), "layers", forward=_INTERPOLATE),
+    "vit": Architecture(
+        "ViT", "ViTModel", ("vit",), "layers", forward=_INTERPOLATE, build=_NO_POOLER, class_token=True,
         mean=_HALF, std=_HALF,
     ),
-]  # fmt: skip
+}  # fmt: skip
 
 
 class HuggingFace(Encoder):
@@ -233,7 +231,7 @@ class HuggingFace(Encoder):
         return _one(config.image_size, "image_size")
 
 
-def family_of(architecture: Architecture, base: type[HuggingFace] = HuggingFace) -> type[HuggingFace]:
+def family_of(architecture: Architecture, base: type[HuggingFace]) -> type[HuggingFace]:
     """The family that a row of the table is."""
     about = f"`module` is transformers' {architecture.model_class}."
     return type(architecture.model_class, (base,), {"__doc__": about, "architecture": architecture})

@@ -36,9 +36,7 @@ _NOT_STATES = ("norm.", "fc_norm.", "head.", "pos_embed")  # after the last one;
 class VideoMAE(HuggingFace):
     """`module` is transformers' VideoMAEModel, without its final norm: [B, T, 3, H, W] -> [B, tokens, width]."""
 
-    architecture = Architecture(
-        "videomae", "VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False
-    )
+    architecture = Architecture("VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False)
     default_key = "model"
     known_heads = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 16}
 

@@ -92,7 +92,6 @@ class VideoPrism(HuggingFace):
     """`module` is VideoPrismVisionModel as one stream of tokens."""
 
     architecture = Architecture(
-        "videoprism",
         "VideoPrism",
         "VideoPrismVisionModel",
         ("videoprism_vision_model", "videoprism"),
