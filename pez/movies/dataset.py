@@ -56,7 +56,6 @@ class MovieDataset(ABC):
         set_name: name of the feature set, the folder of a feature store. A benchmark and its stand-in share it.
         root: folder that is read if no other is named.
         subtasks: rows of tables in their order, `ALL_MOVIES` first.
-        root_option: the option of the scripts that names the folder; errors mention it.
         caveat: "" for the benchmark itself; of a stand-in the sentence that must stand by its results.
         extra_columns: columns of `movies` beyond MOVIE_COLUMNS that sub-tasks or pairs need.
         pair_column: "pair", the column that numbers the matched pairs of a scene; "" where every possible movie of a
@@ -78,7 +77,6 @@ class MovieDataset(ABC):
     set_name: str
     root: Path
     subtasks: tuple[Subtask, ...]
-    root_option: str = "--intphys-root"
     caveat: str = ""
     extra_columns: tuple[str, ...] = ()
     pair_column: str = ""

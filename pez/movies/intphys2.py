@@ -122,7 +122,6 @@ INTPHYS2 = IntPhys2(
         Subtask("fixed_camera", "fixed camera", "camera", "Fixed"),
         Subtask("moving_camera", "moving camera", "camera", "Moving"),
     ),
-    root_option="--benchmark-root",
     extra_columns=("condition", "difficulty", "camera", "pair"),
     pair_column="pair",
     films=True,
