@@ -143,7 +143,8 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
     """One pass of one encoder over one clip set, as the options say but for `changes`."""
     pooled = root / source.name
     directory = root / "windows" / source.name if args.window_pooling != "none" else pooled
-    speed = Speed(encoder.device, DTYPES[pass_dtype(args.dtype, encoder.device)])
+    dtype = DTYPES[pass_dtype(args.dtype, encoder.device)]
+    speed = Speed(encoder.device, dtype)
     store = extract_features(
         encoder,
         source,
@@ -158,8 +159,7 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
     )
     print(f"{len(store.clips)} clips, {store.n_shards} shards: {store.directory}")
     if speed.clips:
-        dtype = DTYPES[store.settings["dtype"]]
-        print(f"  {speed.text(flops_per_clip(encoder, source.n_frames, dtype), dtype)}")
+        print(f"  {speed.text(flops_per_clip(encoder, source.n_frames, dtype))}")
     if missing := store.missing_shards():
         print(f"  {len(missing)} of the shards are still to come{whose(store.directory, missing)}")
     elif args.window_pooling != "none":

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # not loaded for a caller who writes no table
     import pandas as pd
 
 PARTIAL = ".partial-"
+HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 MAX_NAME = 200  # bytes of a run's name: file systems allow 255, and files add to it before and after
 
 
@@ -180,21 +182,23 @@ def fingerprint_of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def exclusive(directory: str | os.PathLike[str]) -> Iterator[None]:
+def fingerprints_of_files(each: Iterable[Iterable[str | os.PathLike[str]]]) -> list[str]:
+    """`fingerprint_of_files` of each of several lists of files, a few at a time."""
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(fingerprint_of_files, each))
+
+
+def exclusive(directory: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
     """Hold `directory` for this process; a second run that wants it gets a UserError.
 
     The lock is the operating system's (`flock` on `.lock`), so it dies with its process.
     """
-    with _held(Path(directory), fcntl.LOCK_EX):
-        yield
+    return _held(Path(directory), fcntl.LOCK_EX)
 
 
-@contextlib.contextmanager
-def shared(directory: str | os.PathLike[str]) -> Iterator[None]:
+def shared(directory: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
     """Hold `directory` beside others that hold it shared; UserError while a process holds it exclusively."""
-    with _held(Path(directory), fcntl.LOCK_SH):
-        yield
+    return _held(Path(directory), fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager

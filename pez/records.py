@@ -19,17 +19,16 @@ Natural = Annotated[int, Field(ge=1)]
 LONGEST = 60  # characters of a value in an error
 
 
-class Record(BaseModel):
-    """One kind of JSON file; `mend` is what to do about a damaged one."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    mend: ClassVar[str]
-
-
 class Part(BaseModel):
     """An object inside a file."""
 
     model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Record(Part):
+    """One kind of JSON file; `mend` is what to do about a damaged one."""
+
+    mend: ClassVar[str]
 
 
 class AnyRecord(Record):
@@ -62,7 +61,7 @@ class StandInRecord(Record):
 
 
 class AgreedRecord(Record):
-    """What a user agreed to: pez/movies/licence.py."""
+    """What a user agreed to: pez/movies/dataset.py."""
 
     mend: ClassVar[str] = "remove it; the question is asked again"
 
@@ -130,10 +129,9 @@ Size = Annotated[int, Field(ge=1, le=100_000)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
 
 
-class _ModelSizes(BaseModel):
+class _ModelSizes(Part):
     """Sizes that configurations share, those that they name."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
     num_hidden_layers: Depth = 1
     num_spatial_layers: Depth = 1
     num_temporal_layers: Depth = 1
@@ -165,10 +163,9 @@ Colours = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(mi
 Spread = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
 
 
-class _Processor(BaseModel):
+class _Processor(Part):
     """What is done to the pixels of a frame before the encoder."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
     image_mean: Colours | None = None
     image_std: Spread | None = None
     do_normalize: bool | None = None

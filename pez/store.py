@@ -23,6 +23,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -47,7 +48,7 @@ from pez.files import (
 )
 from pez.records import FeatureRecord, first_difference, read_record
 from pez.runs import provenance
-from pez.shards import WHOLE, Shard, own_share, whose
+from pez.shards import FOLDER, WHOLE, Shard, own_share, whose
 from pez.tables import STORE_CLIPS, STORE_FRAMES, Schema, first_words, read_parquet, unchecked_parquet
 
 CAPTURES = ("resid_pre", "resid_post")
@@ -55,7 +56,6 @@ TRANSFORM_NAMES = (
     "resize",  # the whole frame, squeezed to a square
     "eval_preproc",  # official evaluation: short side to 256/224 of the crop, centre crop
 )  # here, not with the functions (pez/encoder/preprocessing.py): step 3 checks names without importing torchvision
-TABLES = ("clips.parquet", "frames.parquet")
 SHARD_CLIPS = 16  # 16 clips x 24 states x 256 patches x 1024 channels in half precision is 200 MB
 
 
@@ -117,14 +117,18 @@ class FeatureStore:
         described = read_record(directory / "features.json", FeatureRecord)
         _tell_of_earlier_version(directory, described["settings"])
         settings = as_recorded(described["settings"], settings)
-        _refuse_difference(directory, described["settings"], settings)
+        if different := first_difference(described["settings"], dict(sorted(settings.items()))):
+            name, held, asked = different
+            raise UserError(
+                f"{directory} holds features made with {name} = {held!r}, now asked for {asked!r}: "
+                "choose another folder for the features, or replace these with --overwrite"
+            )
         store = cls(directory, settings, clips, writer)
         remove_partial(directory / "shards", writer.owner)
         there = [shard for shard in range(store.n_shards) if store.shard_path(shard).is_file()]
         store._stale = {shard for shard in there if not store._is_of_these_clips(shard)}
-        if any(not _holds_table(directory / name, table) for name, table in tables.items()) or not _as_recorded(
-            directory, described
-        ):
+        same = all(_holds_table(directory / name, table) for name, table in tables.items())
+        if not same or not _tables_as_recorded(directory, described):
             if store._stale:
                 store._due = tables
             else:
@@ -158,7 +162,7 @@ class FeatureStore:
         described = read_record(directory / "features.json", FeatureRecord)
         there = described["settings"]
         settings = as_recorded(there, settings)
-        if there != settings or not _as_recorded(directory, described):
+        if there != settings or not _tables_as_recorded(directory, described):
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
@@ -177,9 +181,16 @@ class FeatureStore:
         if not (directory / "features.json").is_file():
             raise UserError(f"no features at {directory}: make them with step2_extract.py")
         described = read_record(directory / "features.json", FeatureRecord)
-        clips = _read_table(directory, "clips.parquet", described, STORE_CLIPS)
-        store = cls(directory, described["settings"], clips)
-        _check_rows(directory / "clips.parquet", clips, described["settings"]["shard_clips"])
+        settings, path = described["settings"], directory / "clips.parquet"
+        clips = _read_table(directory, path.name, described, STORE_CLIPS)
+        if not len(clips):
+            raise UserError(f"{path} has no clips: {STORE_CLIPS.mend}")
+        shard, row = _places(len(clips), settings)
+        wrong = (clips["shard"] != shard) | (clips["row"] != row)
+        if wrong.any():
+            clip = clips["clip_id"][wrong].iloc[0]
+            raise UserError(f"{path}: clip {clip} is not at its place in the shards: {STORE_CLIPS.mend}")
+        store = cls(directory, settings, clips)
         missing = store.missing_shards()
         if missing:
             raise UserError(
@@ -221,8 +232,12 @@ class FeatureStore:
     def content(self) -> str:
         """Fingerprint of all that can be read from a complete store: settings, both tables, every tensor of every
         shard. UserError if a shard is damaged or of other clips."""
-        shards = [self._header(shard).get("checksums") or self._checksums_now(shard) for shard in range(self.n_shards)]
-        tables = [self.directory / name for name in TABLES]
+        shards = []
+        for shard in range(self.n_shards):
+            with _opened(self.shard_path(shard)) as (_, header):
+                recorded = header.get("checksums")
+            shards.append(recorded or _checksums(self.read_shard(shard)))
+        tables = [self.directory / "clips.parquet", self.directory / "frames.parquet"]
         return fingerprint({"settings": self.settings, "tables": fingerprint_of_files(tables), "shards": shards})
 
     def shard_path(self, shard: int) -> Path:
@@ -249,17 +264,11 @@ class FeatureStore:
     def _is_of_these_clips(self, shard: int) -> bool:
         """Whether a shard's header can be read and says that it is of the store's settings and clips."""
         try:
-            return self._header(shard).get("fingerprint") == self._fingerprint(shard)
+            with _opened(self.shard_path(shard)) as (_, header):
+                found = header.get("fingerprint")
         except UserError:
             return False
-
-    def _header(self, shard: int) -> dict[str, Any]:
-        """A shard's `fingerprint` and, unless an earlier version wrote it, `checksums` by tensor name."""
-        with _opened(self.shard_path(shard)) as reader:
-            return _header(reader)
-
-    def _checksums_now(self, shard: int) -> dict[str, str]:
-        return {name: checksum(tensor) for name, tensor in sorted(self.read_shard(shard).items())}
+        return bool(found == self._fingerprint(shard))
 
     def write_shard(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write one shard's tensors (see `tensor_name`), atomically.
@@ -277,8 +286,7 @@ class FeatureStore:
                     "use --store-dtype float32, and --dtype float32 if that does not help"
                 )
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        sums = {name: checksum(tensor) for name, tensor in sorted(contiguous.items())}
-        header = {"fingerprint": self._fingerprint(shard), "checksums": sums}
+        header = {"fingerprint": self._fingerprint(shard), "checksums": _checksums(contiguous)}
         metadata = {"shard": json.dumps(header)}  # one entry: several have no fixed order on disk
         if self._due:  # what is there was whole until now
             self._write_tables(self._due)
@@ -342,8 +350,7 @@ class FeatureStore:
     def read_shard(self, shard: int, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Tensors of one shard (all, or `names`); UserError if the file is damaged or of other settings."""
         path = self.shard_path(shard)
-        with _opened(path) as reader:
-            header = _header(reader)
+        with _opened(path) as (reader, header):
             if header.get("fingerprint") != self._fingerprint(shard):
                 raise UserError(f"{path} is of other settings or clips than its store: {_AGAIN}")
             tensors = {name: reader.get_tensor(name) for name in (names or reader.keys())}
@@ -363,40 +370,30 @@ def checksum(tensor: torch.Tensor) -> str:
     return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, start):08x}"
 
 
+def _checksums(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    return {name: checksum(tensor) for name, tensor in sorted(tensors.items())}
+
+
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A shard to read; UserError for a damaged one."""
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A shard to read, and its header: `fingerprint` and, unless an earlier version wrote it, `checksums` by tensor
+    name; empty if it is not to be understood. UserError for a damaged one."""
     if not path.is_file():  # a pipe would never answer
         raise UserError(f"{path} cannot be read (it is no file): {_AGAIN}")
     try:
         with safe_open(path, framework="pt") as reader:
-            yield reader
+            found = reader.metadata() or {}
+            header = {"fingerprint": found.get("fingerprint")}  # of an earlier version
+            if "shard" in found:
+                try:
+                    header = json.loads(found["shard"])
+                except ValueError:
+                    header = {}
+                if not (isinstance(header, dict) and isinstance(header.get("checksums"), dict)):
+                    header = {}
+            yield reader, header
     except (SafetensorError, struct.error, KeyError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_words(error)}): {_AGAIN}") from None
-
-
-def _header(reader: Any) -> dict[str, Any]:
-    """What a shard's metadata says of it; empty if that is not to be understood."""
-    found = reader.metadata() or {}
-    if "shard" not in found:
-        return {"fingerprint": found.get("fingerprint")}  # of an earlier version
-    try:
-        header = json.loads(found["shard"])
-    except ValueError:
-        return {}
-    whole = isinstance(header, dict) and isinstance(header.get("checksums"), dict)
-    return header if whole else {}
-
-
-def _check_rows(path: Path, clips: pd.DataFrame, shard_clips: int) -> None:
-    """UserError unless `shard` and `row` number the clips of a table as `_planned` does."""
-    number = np.arange(len(clips))
-    if not len(clips):
-        raise UserError(f"{path} has no clips: {STORE_CLIPS.mend}")
-    wrong = (clips["shard"] != number // shard_clips) | (clips["row"] != number % shard_clips)
-    if wrong.any():
-        clip = clips["clip_id"][wrong].iloc[0]
-        raise UserError(f"{path}: clip {clip} is not at its place in the shards: {STORE_CLIPS.mend}")
 
 
 def _finite(tensor: torch.Tensor) -> torch.Tensor:
@@ -407,7 +404,21 @@ def _finite(tensor: torch.Tensor) -> torch.Tensor:
 def _planned(clips: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     """A clip table in the order of its ids, with `shard` and `row`."""
     clips = clips.sort_values("clip_id").reset_index(drop=True)
-    return clips.assign(shard=clips.index // settings["shard_clips"], row=clips.index % settings["shard_clips"])
+    shard, row = _places(len(clips), settings)
+    return clips.assign(shard=shard, row=row)
+
+
+def _places(n_clips: int, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Shard and row of every clip, [clips] each."""
+    return np.divmod(np.arange(n_clips), settings["shard_clips"])
+
+
+def clear(directory: Path) -> None:
+    """Remove a store's files, and what its shards left beside them."""
+    for name in ("features.json", "clips.parquet", "frames.parquet"):
+        (directory / name).unlink(missing_ok=True)
+    for name in ("shards", FOLDER):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def open_stores(feature_root: str | os.PathLike[str]) -> dict[str, FeatureStore]:
@@ -440,16 +451,6 @@ def _tell_of_earlier_version(directory: Path, there: dict[str, Any]) -> None:
         )
 
 
-def _refuse_difference(directory: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = first_difference(there, dict(sorted(wanted.items())))
-    if different:
-        name, held, asked = different
-        raise UserError(
-            f"{directory} holds features made with {name} = {held!r}, now asked for {asked!r}: "
-            "choose another folder for the features, or replace these with --overwrite"
-        )
-
-
 def _holds_table(path: Path, table: pd.DataFrame) -> bool:
     try:
         there: bool = unchecked_parquet(path, "").equals(table)
@@ -462,7 +463,7 @@ def _table_checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: fingerprint_of_files([directory / name]) for name in names}
 
 
-def _as_recorded(directory: Path, described: dict[str, Any]) -> bool:
+def _tables_as_recorded(directory: Path, described: dict[str, Any]) -> bool:
     """Whether the tables are those of features.json, which an earlier version's does not know."""
     recorded: dict[str, str] = described.get("tables", {})
     return _table_checksums(directory, recorded) == recorded

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pez.movies.intphys import INTPHYS, SUBTASKS
+from pez.movies.intphys2 import matched
 from pez.probes.data.movies import movie_data
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import repeated_scene_folds
@@ -45,6 +46,17 @@ def write_tree(
     return root
 
 
+def pair_accuracy(movies: pd.DataFrame, pair_column: str = "pair") -> float:
+    """Share of pairs whose possible video has strictly the higher `score`: a tie is wrong.
+
+    With `pair_column` "" every possible movie of a scene is paired with every impossible one. The score is higher the
+    more possible; of surprises, minus the mean or the largest over windows (their relative accuracy).
+    """
+    possible, impossible = matched(movies, pair_column)
+    score = movies["score"].to_numpy()
+    return float((score[possible] > score[impossible]).mean())
+
+
 def png(size: int, level: int) -> bytes:
     """A grey PNG."""
     buffer = io.BytesIO()
@@ -53,7 +65,7 @@ def png(size: int, level: int) -> bytes:
 
 
 def movie_table(n_scenes: int, seed: int = 0) -> pd.DataFrame:
-    """Movies as read_intphys gives them, without a tree."""
+    """Movies as `MovieDataset.movies` gives them, without a tree."""
     rng = np.random.default_rng(seed)
     rows = []
     for block, subtask in SUBTASKS.items():

@@ -215,14 +215,14 @@ def test_speed_by_a_clock(monkeypatch):
     ticks = iter([10.0, 12.0, 13.0, 14.0, 20.0])
     monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(compute, "matmul_rate", lambda device, dtype: 4e12)
-    speed = Speed(CPU)
+    speed = Speed(CPU, torch.bfloat16)
     for n_clips in (4, 2):
         speed.start()  # at 10, at 13
         speed.stop(n_clips)  # at 12, at 14
     speed.finish()  # at 20
     speed.finish()
     assert (speed.clips, speed.seconds, speed.pass_seconds) == (6, 10.0, 3.0)
-    text = speed.text(10**12, torch.bfloat16)  # 6e12 operations in 3 s
+    text = speed.text(10**12)  # 6e12 operations in 3 s
     assert text.startswith("0.6 clips/s; the encoder 2 TFLOP/s, 50% of the 4 that large bfloat16 matrix products")
     assert text.endswith("with decoding and writing 0.6 TFLOP/s, 15%")
 
@@ -239,7 +239,7 @@ def test_a_share_is_left_out_where_it_would_mean_nothing(monkeypatch, rates):
     speed.stop(6)
     speed._spans[0] = [0.0, 3.0]
     speed.seconds = 10.0
-    text = speed.text(10**12, torch.float32)
+    text = speed.text(10**12)
     assert text.startswith("0.6 clips/s; the encoder 2 TFLOP/s; with decoding and writing 0.6 TFLOP/s")
     assert "%" not in text and "changed meanwhile" in text
 

@@ -65,7 +65,7 @@ class Toy(Encoder):
     """The whole of what a family needs."""
 
     title, mean, std = "toy", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    default_keys = ("net",)
+    default_key = "net"
 
     @property
     def embeddings(self):

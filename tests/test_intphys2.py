@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DATA
+from intphys_trees import pair_accuracy
 
 from pez.errors import UserError
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.intphys import INTPHYS
-from pez.movies.intphys2 import INTPHYS2, pair_accuracy, possible_threshold, video_accuracy, write_leaderboard
-from pez.movies.licence import check_licence
+from pez.movies.intphys2 import INTPHYS2, possible_threshold, video_accuracy, write_leaderboard
 
 MINI = DATA / "intphys2_mini"
 FIRST = "724ff824f7edd99a056a398e96b3948d7f89ccb44d3101938be1fa25221514a7"
@@ -256,16 +256,16 @@ def test_leaderboard_has_a_line_for_every_video(tmp_path):
 
 
 def test_a_licence_is_asked_for_once(tmp_path, capsys):
-    check_licence(INTPHYS, False, tmp_path)  # which has none to ask for
+    INTPHYS.check_licence(False, tmp_path)  # which has none to ask for
     with pytest.raises(UserError, match="IntPhys 2: its licence .*evaluation.* trained .*--accept-licence"):
-        check_licence(INTPHYS2, False, tmp_path)
+        INTPHYS2.check_licence(False, tmp_path)
     assert not list(tmp_path.iterdir())
-    check_licence(INTPHYS2, True, tmp_path)
+    INTPHYS2.check_licence(True, tmp_path)
     assert "accepted" in capsys.readouterr().out
-    check_licence(INTPHYS2, False, tmp_path)
-    check_licence(INTPHYS2, True, tmp_path)
+    INTPHYS2.check_licence(False, tmp_path)
+    INTPHYS2.check_licence(True, tmp_path)
     assert capsys.readouterr().out == ""  # said once
     known = json.loads((tmp_path / "licences.json").read_text())
     (tmp_path / "licences.json").write_text(json.dumps({**known, "intphys2": "another wording"}))
     with pytest.raises(UserError, match="--accept-licence"):
-        check_licence(INTPHYS2, False, tmp_path)
+        INTPHYS2.check_licence(False, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import DATA
 from inputs import write_film
-from intphys_trees import movie_table, write_tree
+from intphys_trees import movie_table, pair_accuracy, write_tree
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -19,7 +19,7 @@ import step_intphys_probe
 from pez.cli import run_script
 from pez.figures.verdicts.evidence import judge
 from pez.figures.verdicts.statements import MOVIES
-from pez.movies.intphys2 import INTPHYS2, pair_accuracy, video_accuracy
+from pez.movies.intphys2 import INTPHYS2, video_accuracy
 from pez.probes.data.probe_data import ProbeData, possible_variable, scene_names
 from pez.probes.folds import scene_folds
 from pez.probes.movie_runs import answers, chosen_over_folds

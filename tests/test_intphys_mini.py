@@ -15,7 +15,8 @@ from PIL import Image
 import step1_generate
 from pez.cli import run_script
 from pez.errors import UserError
-from pez.stimuli.intphys import MOVIES, read_intphys
+from pez.movies import dataset_at
+from pez.movies.intphys import MOVIES
 from pez.stimuli.intphys_mini import mini_settings, write_mini_set
 from pez.stimuli.intphys_mini_render import (
     SCENE_FACTS,
@@ -74,7 +75,7 @@ def root(tmp_path_factory):
 def quadruplets(root):
     """Of every scene: its facts, the frames of its movies by number, and which are possible."""
     found = []
-    for (_, _), rows in read_intphys(root).groupby(["block", "scene"]):
+    for (_, _), rows in dataset_at(root).movies(root).groupby(["block", "scene"]):
         folder = Path(rows["directory"].iloc[0]).parent.parent
         facts = json.loads((folder / SCENE_FACTS).read_text())
         movies = {movie: movie_frames(folder / movie) for movie in MOVIES}
@@ -83,7 +84,7 @@ def quadruplets(root):
 
 
 def test_the_reader_of_the_real_split_takes_it(root):
-    movies = read_intphys(root)
+    movies = dataset_at(root).movies(root)
     assert len(movies) == 3 * SCENES * 4
     assert set(movies["n_frames"]) == {FRAMES}
     assert Image.open(Path(movies["directory"].iloc[0]) / "scene_001.png").size == (PIXELS, PIXELS)
@@ -92,7 +93,7 @@ def test_the_reader_of_the_real_split_takes_it(root):
 
 
 def test_labels_are_balanced_over_movie_numbers(root):
-    movies = read_intphys(root)
+    movies = dataset_at(root).movies(root)
     for _, block in movies.groupby("block"):
         patterns = [tuple(rows.sort_values("movie")["possible"]) for _, rows in block.groupby("scene")]
         assert len(set(patterns)) == len(LABEL_PATTERNS)  # two of four: each of the six ways once
@@ -264,7 +265,7 @@ def test_same_bytes_for_any_workers_and_any_interruptions(root, tmp_path):
     expected = contents(root)
     assert contents(tmp_path) == {path: expected[path] for path in expected if path.split("/")[1] in ("01", "02")}
     assert write_mini_set(tmp_path, settings(), 1).rendered == 0  # a smaller number takes nothing away
-    assert len(read_intphys(tmp_path)) == 24
+    assert len(dataset_at(tmp_path).movies(tmp_path)) == 24
 
 
 def test_another_seed_is_another_set(root, tmp_path):

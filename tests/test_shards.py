@@ -27,10 +27,10 @@ from pez.encoder.sources import ball_source
 from pez.errors import UserError
 from pez.files import atomic_path, exclusive, locked
 from pez.machine import available_cores
+from pez.movies import dataset_at
 from pez.shards import WHOLE, Shard, check_shard, holding, own_share, whose
 from pez.stimuli.clipset import read_clip_set
 from pez.stimuli.generate import set_settings, write_clip_set
-from pez.stimuli.intphys import read_intphys
 from pez.stimuli.intphys_mini import mini_settings, write_mini_set
 from pez.store import FeatureStore
 
@@ -236,7 +236,7 @@ def test_a_stand_in_in_shards_is_whole_or_refused_by_its_reader(tmp_path, capsys
         assert len(outcome.missing) == (3 if index else 0)
         if index:
             with pytest.raises(UserError, match="3 problems in 3 of 6 scenes"):
-                read_intphys(tmp_path / "shards")
+                dataset_at(tmp_path / "shards").movies(tmp_path / "shards")
             assert "O1/01: missing scene" in capsys.readouterr().err
     pictures = {
         name: digest
@@ -244,7 +244,7 @@ def test_a_stand_in_in_shards_is_whole_or_refused_by_its_reader(tmp_path, capsys
         if not name.startswith(("contact", "sample"))
     }
     assert pictures == contents(alone)
-    assert len(read_intphys(tmp_path / "shards")) == 24
+    assert len(dataset_at(tmp_path / "shards").movies(tmp_path / "shards")) == 24
 
 
 # ---------------------------------------------------------------- step 2

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DATA
-from intphys_trees import movie_table, write_tree
+from intphys_trees import movie_table, pair_accuracy, write_tree
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from surprise_models import (
@@ -33,7 +33,7 @@ from pez.errors import UserError
 from pez.figures.plots import movies as movie_plots
 from pez.figures.plots.style import save_figure
 from pez.movies.intphys import INTPHYS_MINI, SUBTASKS
-from pez.movies.intphys2 import INTPHYS2, pair_accuracy, possible_threshold
+from pez.movies.intphys2 import INTPHYS2, possible_threshold
 from pez.probes.predictions import from_table
 from pez.probes.results import Tables, movie_results, write_tables
 from pez.probes.scores.bootstrap import group_resamples

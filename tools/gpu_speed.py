@@ -283,7 +283,7 @@ def _alone(problem: Problem, tokens, labels: torch.Tensor, recipe: Recipe, devic
 
 def mechanisms(bench: Bench) -> None:
     """Statistics of every head's attention, and masked keys, beside a plain pass of Large: time and memory."""
-    encoder = _model(bench, "large").inspectable()
+    encoder = _model(bench, "large")
     frames, settings = noise(4, encoder.resolution).to(bench.device), pass_settings(encoder)
     grid = token_grid(encoder, 16)
     dropped = Condition("union", s=3, t=1).dropped(grid).to(bench.device)

@@ -106,21 +106,17 @@ def attention_plans(encoder: Encoder, plans: Mapping[int, Plan]) -> Iterator[Non
             )
         if plan.keep is not None and not bool(plan.keep.any(-1).all()):
             raise ValueError("a query may look nowhere: let it look everywhere and make it `silent`, or leave it")
-    configurations = {id(_config(module)): _config(module) for module in modules}
-    before = {key: cast(str, config._attn_implementation) for key, config in configurations.items()}
-    if NAME in before.values():
+    before = [cast(str, _config(module)._attn_implementation) for module in modules]  # blocks may share a configuration
+    if NAME in before:
         raise ValueError("attention_plans inside attention_plans of the same encoder")
-    planned = {block: plans.get(block, Plan()) for block in range(len(modules))}
     try:
         for block, module in enumerate(modules):
-            _plans[module] = (planned[block], before[id(_config(module))])
-        for config in configurations.values():
-            config._attn_implementation = NAME
+            _plans[module] = (plans.get(block, Plan()), before[block])
+            _config(module)._attn_implementation = NAME
         yield
     finally:
-        for key, config in configurations.items():
-            config._attn_implementation = before[key]
-        for module in modules:
+        for module, name in zip(modules, before):
+            _config(module)._attn_implementation = name
             _plans.pop(module, None)
 
 

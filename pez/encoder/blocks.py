@@ -82,7 +82,8 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
 
     def _exact(self, hidden: torch.Tensor) -> torch.Tensor:
         attention = self.attention
-        cos, sin = self._tables(hidden.shape[1], hidden)
+        n_tokens, device = hidden.shape[1], hidden.device
+        cos, sin = self._made(("whole", n_tokens, device), lambda: _cos_sin(attention, n_tokens, device))
         x = self.norm1(hidden)
         query, key, value = (
             part(x).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
@@ -132,13 +133,10 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
             self.kept[place] = made
         return self.kept[place]
 
-    def _tables(self, n_tokens: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines of every token and channel, [tokens, channels], float32, as in transformers."""
-        return self._made(("whole", n_tokens, like.device), lambda: _cos_sin(self.attention, n_tokens, like.device))
-
-    def _halves(self, n_tokens: int, like: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for channels in another order, [tokens, 1, channels]: first those that are first of a pair, then
-        those that are second, so that a rotation swaps halves. Products of queries and keys do not change with it."""
+    def _halves(self, n_tokens: int, like: torch.Tensor, dtype: torch.dtype) -> Pair:
+        """`_cos_sin` in `dtype` for channels in another order, [tokens, 1, channels]: first those that are first of a
+        pair, then those that are second, so that a rotation swaps halves. Products of queries and keys do not change
+        with it."""
 
         def make() -> Pair:
             order = _order(self.attention).to(like.device)
@@ -175,7 +173,8 @@ def _swapped(x: torch.Tensor) -> torch.Tensor:
     return torch.unflatten(x, -1, (-1, 2)).flip(-1).flatten(-2)
 
 
-def _cos_sin(attention: VJEPA2RopeAttention, n_tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _cos_sin(attention: VJEPA2RopeAttention, n_tokens: int, device: torch.device) -> Pair:
+    """Cosines and signed sines of every token and channel, [tokens, channels], float32, as in transformers."""
     cosines, sines = [], []
     one = torch.empty(1, n_tokens, 1, device=device)
     places = attention.get_position_ids(one)  # type: ignore[no-untyped-call]  # transformers gives it no types

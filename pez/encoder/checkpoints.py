@@ -10,7 +10,7 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ SAFE_TYPES: list[Any] = [  # beside tensors, numbers, text and containers; by ev
     argparse.Namespace,
     pathlib.PurePosixPath,
     pathlib.PureWindowsPath,
-    *((pathlib.PurePosixPath, f"{where}.{name}") for where in ("pathlib", "pathlib._local") for name in ("PosixPath",)),
-    *((pathlib.PureWindowsPath, f"{where}.WindowsPath") for where in ("pathlib", "pathlib._local")),
-    (pathlib.PurePosixPath, "pathlib._local.PurePosixPath"),
-    (pathlib.PureWindowsPath, "pathlib._local.PureWindowsPath"),
+    *((pathlib.PurePosixPath, f"pathlib.{name}") for name in ("PosixPath", "_local.PosixPath", "_local.PurePosixPath")),
+    *(
+        (pathlib.PureWindowsPath, f"pathlib.{name}")
+        for name in ("WindowsPath", "_local.WindowsPath", "_local.PureWindowsPath")
+    ),
     np.dtype,
     *_NUMPY_TYPES,
     *((_scalar, f"{where}.multiarray.scalar") for where in ("numpy.core", "numpy._core")),
@@ -137,20 +138,18 @@ class Entry:
         return key == self.name or ".".join(parts) == key
 
 
-def entries(content: Any) -> list[Entry]:
-    """Every network of a file, in its order."""
-    return list(_entries(content, (), 0))
-
-
-def _entries(content: Any, keys: tuple[str, ...], depth: int) -> Iterator[Entry]:
+def entries(content: Any, keys: tuple[str, ...] = ()) -> list[Entry]:
+    """Every network of a file, or of the part of it that `keys` lead to, in its order."""
     if not isinstance(content, dict):
-        return
+        return []
     if any(isinstance(value, torch.Tensor) for value in content.values()):
-        yield from _networks(content, keys)
-    elif depth < _DEEPEST:
+        return list(_networks(content, keys))
+    found = []
+    if len(keys) < _DEEPEST:
         for key, value in content.items():
             if isinstance(key, str):
-                yield from _entries(value, (*keys, key), depth + 1)
+                found += entries(value, (*keys, key))
+    return found
 
 
 def _networks(state: dict[str, Any], keys: tuple[str, ...]) -> Iterator[Entry]:
@@ -213,7 +212,8 @@ def checked(entry: Entry, path: str | Path) -> dict[str, torch.Tensor]:
             continue
         mend = "weights of an encoder are float16, bfloat16 or float32 tensors: save them so"
         if not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: {name} is {_kind(value)}, not a tensor; {mend}")
+            kind = "nothing (None)" if value is None else f"of type {type(value).__name__}"
+            raise UserError(f"{path}: {name} is {kind}, not a tensor; {mend}")
         if value.layout != torch.strided or value.is_quantized:
             kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
             raise UserError(f"{path}: {name} is a {kind} tensor; {mend}")
@@ -222,16 +222,29 @@ def checked(entry: Entry, path: str | Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in entry.tensors.items() if not name.endswith("_extra_state")}
 
 
-def _kind(value: Any) -> str:
-    return "nothing (None)" if value is None else f"of type {type(value).__name__}"
-
-
 def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     """A tensor's name with each first part of a pair replaced by the second; a name starts after a dot."""
     name = f".{name}"
     for there, here in pairs:
         name = name.replace(there, here)
     return name[1:]
+
+
+def converted(
+    tensors: Mapping[str, torch.Tensor], names: Iterable[tuple[str, str]], fused: Mapping[str, Sequence[str]]
+) -> dict[str, torch.Tensor]:
+    """Tensors under other names (`names` as of `renamed`); one whose new name has a part that is in `fused` is cut into
+    equal tensors, under the names there in place of that part."""
+    found = {}
+    for name, tensor in tensors.items():
+        name = renamed(name, names)
+        whole = next((part for part in fused if part in name), None)
+        if whole is None:
+            found[name] = tensor
+        else:
+            for part, chunk in zip(fused[whole], tensor.chunk(len(fused[whole])), strict=True):
+                found[name.replace(whole, part)] = chunk
+    return found
 
 
 def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: str | Path, mend: str) -> None:
@@ -255,10 +268,8 @@ def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 # ---------------------------------------------------------------- sizes
 
 
-def vit_spec(
-    kind: Any, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path, **more: Any
-) -> ModelSpec:
-    """Sizes of a ViT under its original names: width, depth, MLP width, patch and tubelet size; `more` are others.
+def vit_spec(kind: Any, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path) -> ModelSpec:
+    """Sizes of a ViT under its original names: width, depth, MLP width, patch and tubelet size.
 
     Heads leave no trace in the tensors: they come from `heads`, or from `kind.known_heads`. Nor does the resolution.
     Raises UserError if it holds no such encoder or heads are not known.
@@ -287,6 +298,5 @@ def vit_spec(
         )
     if width % heads:
         raise UserError(f"--num-heads {heads} does not divide the width {width} of {path}: give a divisor")
-    sizes = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width, "file": Path(path).name}
-    sizes |= {"patch_size": patch, "tubelet_size": tubelet[0] if tubelet else 1}
-    return ModelSpec(**{**sizes, **more})
+    frames = tubelet[0] if tubelet else 1
+    return ModelSpec(width, depth, heads, mlp_width, Path(path).name, patch_size=patch, tubelet_size=frames)

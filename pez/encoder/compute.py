@@ -35,23 +35,21 @@ def compiled(
     made without (`MOST_OFF`): other states, or none, are a reason too.
     """
     expected = run(encoder)
-    fast = _with_compiled_blocks(encoder)
+    # a shallow copy of the modules around the blocks, of the same weights
+    blocks = {block: cast(nn.Module, torch.compile(block, backend=BACKEND)) for block in encoder.blocks}
+    fast = dataclasses.replace(encoder, module=_with_modules(encoder.module, blocks))
     try:
         found = run(fast)
     except RuntimeError as error:  # of torch._dynamo and its backends: no compiler, no Triton, a graph it cannot make
-        return encoder, _first_line(error)
-    wrong = _most_wrong(found, expected)
-    if wrong is not None and wrong[1] > MOST_OFF[dtype]:
-        return encoder, f"compiled, state {wrong[0]} is off by {wrong[1]:.2g} of its size"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return encoder, lines[0] if lines else type(error).__name__
+    off = {name: _share(found[name], expected[name]) for name in expected if name in found}
+    wrong = max(off, key=lambda name: off[name], default=None)
+    if wrong is not None and off[wrong] > MOST_OFF[dtype]:
+        return encoder, f"compiled, state {wrong} is off by {off[wrong]:.2g} of its size"
     if set(found) != set(expected):
         return encoder, "compiled, the encoder does not call its hooks"
     return fast, ""
-
-
-def _with_compiled_blocks(encoder: Encoder) -> Encoder:
-    """The same weights in a shallow copy of the modules around the blocks, with other blocks in it."""
-    blocks = {block: cast(nn.Module, torch.compile(block, backend=BACKEND)) for block in encoder.blocks}
-    return dataclasses.replace(encoder, module=_with_modules(encoder.module, blocks))
 
 
 def _with_modules(module: nn.Module, others: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -65,18 +63,8 @@ def _with_modules(module: nn.Module, others: dict[nn.Module, nn.Module]) -> nn.M
     return module
 
 
-def _first_line(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _most_wrong(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> tuple[str, float] | None:
-    """The state that differs most, and its root mean square difference as a share of its root mean square."""
-    shares = {name: _share(found[name], expected[name]) for name in expected if name in found}
-    return max(shares.items(), key=lambda item: item[1], default=None)
-
-
 def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The root mean square difference as a share of what is expected."""
     off = (found.double() - expected.double()).square().mean() / expected.double().square().mean()
     return float(off.sqrt().nan_to_num(nan=float("inf")))
 
@@ -135,17 +123,17 @@ class Writer:
         if self._device.type == "cuda":
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
             event.record(torch.cuda.current_stream(self._device))
-        self._pending.append(self._threads.submit(_after, event, work, arguments))
+
+        def after() -> None:
+            if event is not None:
+                event.synchronize()
+            work(*arguments)
+
+        self._pending.append(self._threads.submit(after))
 
     def _wait_for(self, left: int) -> None:
         while len(self._pending) > left:
             self._pending.popleft().result()
-
-
-def _after(event: torch.cuda.Event | None, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    if event is not None:
-        event.synchronize()
-    work(*arguments)
 
 
 class Speed:
@@ -155,7 +143,8 @@ class Speed:
     from the first `start` to `finish`: with decoding, copies and writing.
 
     What large matrix products reach in `dtype` is measured in turn with the passes (on a GPU, which would have to wait,
-    before and after them): on a machine that others use as well, a rate of another moment says nothing.
+    before and after them): on a machine that others use as well, a rate of another moment says nothing. Without `dtype`
+    there is no `text`.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None):
@@ -192,7 +181,7 @@ class Speed:
         """Seconds of the passes alone."""
         return sum(_elapsed(start, end, self.device) for start, end in self._spans)
 
-    def text(self, flops_per_clip: int, dtype: torch.dtype) -> str:
+    def text(self, flops_per_clip: int) -> str:
         """One line: clips a second, and operations a second as a share of what large matrix products reach here.
 
         Without operations (the pixels control has no encoder) clips a second only. Without the share where the device's
@@ -200,14 +189,15 @@ class Speed:
         """
         if not flops_per_clip:
             return f"{self.clips / self.seconds:.3g} clips/s"
-        rates = [*self._rates, matmul_rate(self.device, dtype)]
+        assert self.dtype is not None
+        rates = [*self._rates, matmul_rate(self.device, self.dtype)]
         rate, done = statistics.median(rates), flops_per_clip * self.clips
         alone, all_in = done / self.pass_seconds, done / self.seconds
         speed = f"{self.clips / self.seconds:.3g} clips/s; the encoder {alone / 1e12:.3g} TFLOP/s"
         beside = f"with decoding and writing {all_in / 1e12:.3g} TFLOP/s"
         if min(rates) < STEADY * max(rates) or alone > max(rates):
             return f"{speed}; {beside} (no share of the device's speed: it changed meanwhile)"
-        precision = str(dtype).removeprefix("torch.")
+        precision = str(self.dtype).removeprefix("torch.")
         return (
             f"{speed}, {alone / rate:.0%} of the {rate / 1e12:.3g} that large {precision} matrix products reach on "
             f"this {self.device.type}; {beside}, {all_in / rate:.0%}"

@@ -32,71 +32,6 @@ FLOW_CHANNELS = ("u", "v", "speed", "cos", "sin")
 SLOW_PX = 0.5  # a frame: flow much slower than this may be noise, and its direction counts for little
 
 
-@dataclass(frozen=True)
-class Control:
-    """One control's pass: which `kind`, the encoder to run, the order of the frames, the seed of random weights."""
-
-    kind: str
-    encoder: Encoder
-    frame_order: str
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """Folder of its features."""
-        return f"{self.kind}_seed{self.seed}" if self.kind == "random_weights" else self.kind
-
-
-def control_directory(feature_root: str | Path, name: str) -> Path:
-    """Feature root of one control beside its main features."""
-    return Path(feature_root) / "controls" / name
-
-
-def _random_weights(encoder: Encoder, frame_order: str, n_seeds: int) -> Iterator[Control]:
-    for seed in range(1, n_seeds + 1):
-        # seed 0 is the default of --weights random: a control of that must not be the same encoder
-        yield Control("random_weights", encoder.random_like(seed + 1000), frame_order, seed)
-
-
-def _pixels(encoder: Encoder, frame_order: str, n_seeds: int) -> Iterator[Control]:
-    yield Control("pixels", pixel_encoder(encoder), frame_order)
-
-
-def _optical_flow(encoder: Encoder, frame_order: str, n_seeds: int) -> Iterator[Control]:
-    yield Control("optical_flow", flow_encoder(encoder), frame_order)
-
-
-# from the main encoder, the run's order of frames and how many seeds are drawn, to one pass or several
-PASSES: dict[str, Callable[[Encoder, str, int], Iterator[Control]]] = {
-    "random_weights": _random_weights,
-    "pixels": _pixels,
-    "optical_flow": _optical_flow,
-}
-
-
-def control_passes() -> list[str]:
-    """Names of all controls that need a pass: those of PASSES, and the orders of frames."""
-    return [*PASSES, *(order for order in frame_orders() if order != "original")]
-
-
-def controls(encoder: Encoder, names: Sequence[str], frame_order: str, n_seeds: int) -> Iterator[Control]:
-    """The passes that the controls `names` of a run with `encoder` need, one after another.
-
-    `n_seeds` random encoders, of seeds that the main encoder was not made with. Raises UserError for an unknown name,
-    and for a frame order on top of another.
-    """
-    for name in dict.fromkeys(names):
-        check_choice("--control", name, control_passes())
-        if name in PASSES:
-            yield from PASSES[name](encoder, frame_order, n_seeds)
-        elif frame_order != "original":
-            raise UserError(
-                f"--control {name} needs --frame-order original; got {frame_order}: leave --frame-order out"
-            )
-        else:
-            yield Control(name, encoder, name)
-
-
 class _TokensAlone(nn.Module):
     """`tokens`, a module from frames to tokens, and one block that does nothing."""
 
@@ -261,3 +196,58 @@ def flow_encoder(encoder: Encoder) -> FlowEncoder:
     label = f"DIS optical flow, OpenCV {cv2.__version__}"
     flow = FlowEncoder.of(_TokensAlone(_FlowTokens(layout)), spec, "optical_flow", label, None, torch.device("cpu"))
     return replace(flow, weights_sha256=hashlib.sha256(label.encode()).hexdigest())
+
+
+# ---------------------------------------------------------------- passes
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control's pass: which `kind`, the encoder to run, the order of the frames, the seed of random weights."""
+
+    kind: str
+    encoder: Encoder
+    frame_order: str
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Folder of its features."""
+        return f"{self.kind}_seed{self.seed}" if self.kind == RANDOM_WEIGHTS else self.kind
+
+
+RANDOM_WEIGHTS = "random_weights"
+# what stands in place of the main encoder, which it is made from
+PASSES: dict[str, Callable[[Encoder], Encoder]] = {"pixels": pixel_encoder, "optical_flow": flow_encoder}
+
+
+def control_passes() -> list[str]:
+    """Names of all controls that need a pass: random weights, those of PASSES, and the orders of frames."""
+    return [RANDOM_WEIGHTS, *PASSES, *(order for order in frame_orders() if order != "original")]
+
+
+def control_directory(feature_root: str | Path, name: str) -> Path:
+    """Feature root of one control beside its main features."""
+    return Path(feature_root) / "controls" / name
+
+
+def controls(encoder: Encoder, names: Sequence[str], frame_order: str, n_seeds: int) -> Iterator[Control]:
+    """The passes that the controls `names` of a run with `encoder` need, one after another.
+
+    `n_seeds` random encoders, of seeds that the main encoder was not made with. Raises UserError for an unknown name,
+    and for a frame order on top of another.
+    """
+    for name in dict.fromkeys(names):
+        check_choice("--control", name, control_passes())
+        if name == RANDOM_WEIGHTS:
+            for seed in range(1, n_seeds + 1):
+                # seed 0 is the default of --weights random: a control of that must not be the same encoder
+                yield Control(name, encoder.random_like(seed + 1000), frame_order, seed)
+        elif name in PASSES:
+            yield Control(name, PASSES[name](encoder), frame_order)
+        elif frame_order != "original":
+            raise UserError(
+                f"--control {name} needs --frame-order original; got {frame_order}: leave --frame-order out"
+            )
+        else:
+            yield Control(name, encoder, name)

@@ -19,20 +19,22 @@ from torch.nn.functional import interpolate
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from constants import ModelSpec
-from pez.encoder.checkpoints import renamed, vit_spec
-from pez.encoder.hugging_face import Architecture, family_of
-from pez.encoder.protocol import TokenLayout
+from pez.encoder.checkpoints import converted, vit_spec
+from pez.encoder.hugging_face import Architecture, HuggingFace
 from pez.errors import UserError
 
 OFFSET = 0.1  # patches added to the size that a table without registers is scaled to, in the authors' code
-_PARTS = ("q_proj", "k_proj", "v_proj")
-_GATED = ("gate_proj", "up_proj")
+_FUSED = {
+    ".attn.qkv.": (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj."),
+    ".mlp.w12.": (".mlp.gate_proj.", ".mlp.up_proj."),
+}
+_TABLE = "embeddings.position_embeddings"
 _NAMES = (  # the authors', transformers'
     (".patch_embed.proj.", ".embeddings.patch_embeddings.projection."),
     (".cls_token", ".embeddings.cls_token"),
     (".mask_token", ".embeddings.mask_token"),
     (".register_tokens", ".embeddings.register_tokens"),
-    (".pos_embed", ".embeddings.position_embeddings"),
+    (".pos_embed", f".{_TABLE}"),
     (".blocks.", ".encoder.layer."),
     (".attn.proj.", ".attention.o_proj."),
     (".ls1.gamma", ".layer_scale1.lambda1"),
@@ -42,21 +44,13 @@ _NAMES = (  # the authors', transformers'
 )
 
 
-class DINOv2(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture("dinov2", "DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", prefix=lambda config: 1)
-    )
-):
+class DINOv2(HuggingFace):
     """`module` is transformers' Dinov2Model or Dinov2WithRegistersModel: [F, 3, H, W] -> [F, tokens, width]."""
 
-    default_keys = ("teacher",)
+    architecture = Architecture("DINOv2", "Dinov2Model", ("dinov2",), "encoder.layer", class_token=True)
+    default_key = "teacher"
     other_keys = ("student",)
     known_heads = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}
-
-    @property
-    def layout(self) -> TokenLayout:
-        """A class token, then registers, then patches."""
-        return replace(cast(TokenLayout, super().layout), prefix=1 + self.spec.registers)
 
     @classmethod
     def build(cls, spec: ModelSpec) -> nn.Module:
@@ -80,7 +74,7 @@ class DINOv2(
     @classmethod
     def spec_of(cls, config: Any, weights: str, resolution: int | None) -> ModelSpec:
         """With the width of a gated MLP, of which transformers keeps two thirds."""
-        spec: ModelSpec = super().spec_of(config, weights, resolution)
+        spec = super().spec_of(config, weights, resolution)
         if not config.use_swiglu_ffn:
             return spec
         return replace(spec, gated_mlp=True, mlp_width=(int(spec.mlp_width * 2 / 3) + 7) // 8 * 8)
@@ -95,7 +89,7 @@ class DINOv2(
     def infer(cls, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path) -> ModelSpec:
         """Also registers, the kind of MLP, and the resolution that the table of positions is of."""
         tensors = _without_chunks(tensors)
-        spec = vit_spec(cls, tensors, heads, path, family="dinov2")
+        spec = vit_spec(cls, tensors, heads, path)
         registers = tensors.get("register_tokens", torch.empty(1, 0)).shape[1]
         table = tensors.get("pos_embed")
         grid = 0 if table is None else math.isqrt(table.shape[1] - 1)
@@ -110,35 +104,22 @@ class DINOv2(
     @classmethod
     def convert(cls, tensors: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
         """transformers' names, the table of positions resampled."""
-        converted = {}
-        for name, tensor in _without_chunks(tensors).items():
-            if name == "pos_embed":
-                tensor = resampled(tensor, spec.resolution // spec.patch_size, has_registers=spec.registers > 0)
-            new = renamed(name, _NAMES)
-            if ".attn.qkv." in new:
-                for part, chunk in zip(_PARTS, tensor.chunk(3), strict=True):
-                    converted[new.replace("attn.qkv", f"attention.{part}")] = chunk
-            elif ".mlp.w12." in new:
-                for part, chunk in zip(_GATED, tensor.chunk(2), strict=True):
-                    converted[new.replace("w12", part)] = chunk
-            else:
-                converted[new] = tensor
-        return {"embeddings.mask_token": torch.zeros(1, spec.width)} | converted  # which no pass here reads
+        found = converted(_without_chunks(tensors), _NAMES, _FUSED)
+        if (table := found.get(_TABLE)) is not None:
+            found[_TABLE] = resampled(table, spec.resolution // spec.patch_size, has_registers=spec.registers > 0)
+        return {"embeddings.mask_token": torch.zeros(1, spec.width)} | found  # which no pass here reads
 
 
-class DINOv2WithRegisters(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture(
-            "dinov2_with_registers",
-            "DINOv2 with registers",
-            "Dinov2WithRegistersModel",
-            ("dinov2_with_registers",),
-            "encoder.layer",
-            prefix=lambda config: 1 + config.num_register_tokens,
-        )
-    )
-):
+class DINOv2WithRegisters(HuggingFace):
     """transformers' format alone: the authors' files with registers are of family dinov2."""
+
+    architecture = Architecture(
+        "DINOv2 with registers",
+        "Dinov2WithRegistersModel",
+        ("dinov2_with_registers",),
+        "encoder.layer",
+        class_token=True,
+    )
 
 
 def resampled(table: torch.Tensor, grid: int, has_registers: bool) -> torch.Tensor:
@@ -163,7 +144,7 @@ def _of_mlp_width(config: Any, spec: ModelSpec) -> nn.Module:
     """An initialised model; transformers knows MLPs of whole multiples of the width only."""
     family = DINOv2WithRegisters if spec.registers else DINOv2
     module = cast(Dinov2Model | Dinov2WithRegistersModel, family.initialised(config))
-    outer, inner = ("down_proj", _GATED) if spec.gated_mlp else ("fc2", ("fc1",))
+    outer, inner = ("down_proj", ("gate_proj", "up_proj")) if spec.gated_mlp else ("fc2", ("fc1",))
     for block in module.encoder.layer:
         mlp = block.mlp
         if getattr(mlp, outer).in_features != spec.mlp_width:

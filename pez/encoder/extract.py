@@ -2,9 +2,7 @@
 
 import contextlib
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from pez.controls import frame_orders
 from pez.encoder.capture import captured_states
@@ -22,20 +19,19 @@ from pez.encoder.devices import out_of_memory
 from pez.encoder.pooling import POOLINGS, PREFIX, is_per_patch, pooled_tokens
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.encoder.protocol import Encoder
-from pez.encoder.sources import ClipDataset, ClipSource, stack_clips
+from pez.encoder.sources import ClipDataset, ClipOrError, ClipSource, stack_clips
 from pez.errors import UserError, check_choice
-from pez.files import fingerprint_of_files, remove_dead_partial
+from pez.files import fingerprints_of_files, remove_dead_partial
 from pez.machine import available_cores
 from pez.records import FeatureRecord, read_record
 from pez.runs import progress
-from pez.shards import FOLDER, WHOLE, Shard, describing, holding, refuse_with_shards
-from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, states_of, tensor_name
+from pez.shards import WHOLE, Shard, describing, holding, refuse_with_shards
+from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, clear, states_of, tensor_name
 from pez.tables import STORE_CLIPS, read_parquet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VECTOR_SHARD_CLIPS = 64  # without patches a clip is small
 _FITTED: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()  # clips a pass, once a GPU's memory ran out
-HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 
 
 def extract_features(
@@ -87,17 +83,25 @@ def extract_features(
     refuse_with_shards(shard, overwrite=overwrite)
     directory = Path(directory)
     settings = store_settings(encoder, source, captures, poolings, transform, frame_order, dtype, store_dtype)
+    batch_size = batch_size or default_batch_size(encoder.device)
     if compile_blocks:
-        encoder, settings = _compiled(encoder, source.n_frames, settings, batch_size)
+        encoder, settings = _compiled(encoder, batch_size, source.n_frames, settings)
     clips = with_content(source)
-    if not overwrite and (done := _finished(directory, settings, clips, source.frames, reuse_existing)):
-        for folder in (directory, directory / "shards"):  # a run may have been killed just after it was done
-            remove_dead_partial(folder)
-        return done  # looked at without a lock: it may lie where nothing can be written
-    for writer in _in_turn(shard) if finish else [shard]:
+    if not overwrite:  # looked at without a lock: it may lie where nothing can be written
+        done = FeatureStore.finished(directory, settings, clips, source.frames)
+        if done is None and reuse_existing and _holds(directory, settings, clips):
+            with contextlib.suppress(UserError):  # incomplete
+                done = FeatureStore.open(directory)
+        if done is not None:
+            for folder in (directory, directory / "shards"):  # a run may have been killed just after it was done
+                remove_dead_partial(folder)
+            return done
+    # this shard first, then the others
+    for step in range(shard.count if finish else 1):
+        writer = Shard(shard.count, (shard.index + step) % shard.count)
         with holding(directory, writer):
             if overwrite:
-                _clear(directory)
+                clear(directory)
             with describing(directory, writer):
                 if reuse_existing and not overwrite and _holds(directory, settings, clips):
                     return FeatureStore.open(directory)
@@ -119,15 +123,16 @@ def extract_features(
     return store
 
 
-def _finished(
-    directory: Path, settings: dict[str, Any], clips: pd.DataFrame, frames: pd.DataFrame | None, reuse_existing: bool
-) -> FeatureStore | None:
-    if store := FeatureStore.finished(directory, settings, clips, frames):
-        return store
-    if reuse_existing and _holds(directory, settings, clips):
-        with contextlib.suppress(UserError):  # incomplete
-            return FeatureStore.open(directory)
-    return None
+def _compiled(
+    encoder: Encoder, n_clips: int, n_frames: int, settings: dict[str, Any]
+) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder to run batches of so many clips with, and the settings of what it makes."""
+    size = (n_clips, n_frames, 3, *[encoder.resolution] * 2)
+    frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    fast, why_not = compiled(encoder, lambda each: encode_pooled(each, frames, settings), DTYPES[settings["dtype"]])
+    if why_not:
+        print(f"--compile is not used: {why_not}")
+    return fast, settings if why_not else {**settings, "compiled": True}
 
 
 def _without_workers(error: Exception, store: FeatureStore) -> str:
@@ -149,29 +154,11 @@ def _without_workers(error: Exception, store: FeatureStore) -> str:
     return f"{reason}{cause}: going on as with --workers 0"
 
 
-def _compiled(
-    encoder: Encoder, n_frames: int, settings: dict[str, Any], batch_size: int | None
-) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder to run and the settings of what it makes."""
-    size = (batch_size or default_batch_size(encoder.device), n_frames, 3, *[encoder.resolution] * 2)
-    frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    fast, why = compiled(encoder, lambda each: encode_pooled(each, frames, settings), DTYPES[settings["dtype"]])
-    if why:
-        print(f"--compile is not used: {why}")
-    return fast, settings if why else {**settings, "compiled": True}
-
-
-def _in_turn(shard: Shard) -> list[Shard]:
-    """All shards, this one first."""
-    return [Shard(shard.count, (shard.index + step) % shard.count) for step in range(shard.count)]
-
-
 def with_content(source: ClipSource) -> pd.DataFrame:
     """The source's clip table with `content`, a hash of every clip's frames."""
     paths = [tuple(source.paths[clip]) for clip in source.clips["clip_id"]]
     different = list(dict.fromkeys(paths))  # windows of a film share it
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        content = dict(zip(different, pool.map(fingerprint_of_files, different)))
+    content = dict(zip(different, fingerprints_of_files(different)))
     return source.clips.assign(content=[content[files] for files in paths])
 
 
@@ -180,10 +167,10 @@ def store_settings(
     source: ClipSource,
     captures: Sequence[str],
     poolings: Sequence[str],
-    transform: str = "resize",
-    frame_order: str = "original",
-    dtype: str = "auto",
-    store_dtype: str = "auto",
+    transform: str,
+    frame_order: str,
+    dtype: str,
+    store_dtype: str,
 ) -> dict[str, Any]:
     """Everything that decides what the features are, as the store records it. UserError for an unknown value."""
     for name in poolings:
@@ -224,13 +211,6 @@ def store_settings(
     }
 
 
-def _clear(directory: Path) -> None:
-    for name in ("features.json", "clips.parquet", "frames.parquet"):
-        (directory / name).unlink(missing_ok=True)
-    for name in ("shards", FOLDER):
-        shutil.rmtree(directory / name, ignore_errors=True)
-
-
 def _holds(directory: Path, wanted: dict[str, Any], clips: pd.DataFrame) -> bool:
     """Whether a store there was made the same way of the same frames, with the wanted captures, poolings and more."""
     if not (directory / "features.json").is_file():
@@ -251,16 +231,16 @@ def _fill(
     store: FeatureStore,
     encoder: Encoder,
     source: ClipSource,
-    batch_size: int | None,
+    batch_size: int,
     workers: int | None,
     speed: Speed | None,
 ) -> None:
     own = set(store.own_shards())
     missing = [shard for shard in store.missing_shards() if shard in own]
     n_own = int(store.clips["shard"].isin(own).sum())
-    batch_size = batch_size or default_batch_size(encoder.device)
     shards = [store.clips_of(shard)["clip_id"].tolist() for shard in missing]
     speed = speed or Speed(encoder.device)
+    size = batch_size if store.settings.get("compiled") else 0
     with (
         progress(
             total=n_own,
@@ -272,8 +252,17 @@ def _fill(
     ):
         batches = on_device(_batches(store, encoder, source, shards, batch_size, workers), encoder.device)
         for shard, clips in zip(missing, shards):
-            tensors = _empty_shard(store, encoder, len(clips))
-            _encode_shard(tensors, len(clips), batches, encoder, store.settings, batch_size, speed, bar)
+            tensors, row = _empty_shard(store, encoder, len(clips)), 0
+            while row < len(clips):
+                frames = next(batches)
+                speed.start()
+                pooled = encode_pooled(encoder, filled(frames, size), store.settings)
+                speed.stop(len(frames))
+                for name, tensor in pooled.items():  # from a GPU they come back later: see `Writer`
+                    tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=tensor.is_cuda)
+                row += len(frames)
+                bar.update(len(frames))
+                del frames, pooled, tensor  # else a GPU would hold them beside the next batch's
             writer.submit(store.write_shard, shard, tensors)
     speed.finish()
 
@@ -290,29 +279,6 @@ def pass_dtype(dtype: str, device: torch.device) -> str:
 def default_batch_size(device: torch.device) -> int:
     """Clips a pass, unless the user says otherwise."""
     return 16 if device.type == "cuda" else 2
-
-
-def _encode_shard(
-    tensors: dict[str, torch.Tensor],
-    n_clips: int,
-    batches: Iterator[torch.Tensor],
-    encoder: Encoder,
-    settings: dict[str, Any],
-    batch_size: int,
-    speed: Speed,
-    bar: tqdm,
-) -> None:
-    """Fill a shard's tensors from the next batches. From a GPU they come back later: see `Writer`."""
-    row, size = 0, batch_size if settings.get("compiled") else 0
-    while row < n_clips:
-        frames = next(batches)
-        speed.start()
-        pooled = encode_pooled(encoder, filled(frames, size), settings)
-        speed.stop(len(frames))
-        for name, tensor in pooled.items():
-            tensors[name][row : row + len(frames)].copy_(tensor[: len(frames)], non_blocking=tensor.is_cuda)
-        row += len(frames)
-        bar.update(len(frames))
 
 
 def _batches(
@@ -338,7 +304,7 @@ def _batches(
         source, clip_ids, store.settings["transform"], store.settings["frame_order"], encoder.resolution
     )
 
-    def started(workers: int) -> Iterator[torch.Tensor | np.ndarray | UserError | PermissionError]:
+    def started(workers: int) -> Iterator[ClipOrError | np.ndarray]:
         loader = DataLoader(
             dataset, batch_sampler=batches, collate_fn=stack_clips, num_workers=workers, pin_memory=on_gpu
         )

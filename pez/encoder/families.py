@@ -1,7 +1,7 @@
 """The registry of encoder families: ModelSpec.family names an entry."""
 
 from pez.encoder.dinov2 import DINOv2, DINOv2WithRegisters
-from pez.encoder.hugging_face import ARCHITECTURES, Siglip2, family_of
+from pez.encoder.hugging_face import ARCHITECTURES, HuggingFace, Siglip2, family_of
 from pez.encoder.protocol import Encoder
 from pez.encoder.videomae import VideoMAE
 from pez.encoder.videoprism import VideoPrism
@@ -17,5 +17,5 @@ FAMILIES: dict[str, type[Encoder]] = {
     "dinov2": DINOv2,
     "dinov2_with_registers": DINOv2WithRegisters,
     "videoprism": VideoPrism,
-    **{row.name: family_of(row, Siglip2) if row.name == "siglip2" else family_of(row) for row in ARCHITECTURES},
+    **{name: family_of(row, Siglip2 if name == "siglip2" else HuggingFace) for name, row in ARCHITECTURES.items()},
 }

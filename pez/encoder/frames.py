@@ -39,7 +39,6 @@ FILMS = (
     ".f4v .3gp .3g2 .ogv .ogm .mxf .dv .y4m .nut .ivf .h264 .264 .h265 .265 .hevc .mjpeg .mjpg"
 )
 IMAGE_SUFFIXES, VIDEO_SUFFIXES = tuple(PICTURES.split()), tuple(FILMS.split())
-BACKGROUND = 0  # black, behind whatever is transparent
 FAR = 100  # frames that are worth a seek to the next keyframe, rather than decoding them
 MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding tells their frames
 _Packet = tuple[int | None, bool, bool, bool]  # time; is it a keyframe, not shown, corrupt
@@ -98,9 +97,9 @@ def _as_it_looks(image: Image.Image) -> np.ndarray:
 
 
 def _on_background(rgba: np.ndarray) -> np.ndarray:
-    """uint8 [..., 4] with straight alpha to uint8 [..., 3] on BACKGROUND."""
+    """uint8 [..., 4] with straight alpha to uint8 [..., 3] on black."""
     colour, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
-    return ((colour * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return ((colour * alpha + 127) // 255).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- films
@@ -135,15 +134,18 @@ class Film:
             return False
         return bool(np.abs(self.ticks - np.linspace(self.ticks[0], self.ticks[-1], self.n_frames)).max() > 1.001)
 
-    def sampled(self, n_frames: int) -> list[int]:
-        """Indices of the frames nearest to `n_frames` moments evenly spaced from the first frame to the last.
+    def sampled(self, n_frames: int, among: list[int] | None = None) -> list[int]:
+        """Indices of the frames nearest to `n_frames` moments evenly spaced from the first frame to the last, of all or
+        `among` some.
 
         At a constant rate these are `even_indices`.
         """
+        among = list(range(self.n_frames)) if among is None else among
         if self.ticks is None or not self.is_variable:
-            return even_indices(self.n_frames, n_frames)
-        moments = np.linspace(self.ticks[0], self.ticks[-1], n_frames)
-        return cast(list[int], np.rint(np.interp(moments, self.ticks, np.arange(self.n_frames))).astype(int).tolist())
+            return [among[place] for place in even_indices(len(among), n_frames)]
+        ticks = self.ticks[among]
+        places = np.interp(np.linspace(ticks[0], ticks[-1], n_frames), ticks, np.arange(len(among)))
+        return [among[place] for place in np.rint(places).astype(int)]
 
     def seconds(self, indices: list[int]) -> list[float]:
         """Times of frames after the first one; empty where neither times nor a rate are known."""
@@ -154,19 +156,15 @@ class Film:
     @property
     def remarks(self) -> list[str]:
         """What somebody who only knows the file's name should be told, in a few words each."""
-        turned = self.turn != (1, 0, 0, 1)
-        return [
-            remark
-            for remark, holds in {
-                "variable frame rate, sampled evenly in time": self.is_variable,
-                "interlaced, both fields are read as one frame": self.interlaced,
-                "turned or mirrored as the container says": turned,
-                "pixels that are not square, stretched to how it looks": self.pixel_aspect != 1,
-                "transparent, laid on black": self.is_transparent,
-                "several video streams, the default one is read": self.n_streams > 1,
-            }.items()
-            if holds
-        ]
+        holds = {
+            "variable frame rate, sampled evenly in time": self.is_variable,
+            "interlaced, both fields are read as one frame": self.interlaced,
+            "turned or mirrored as the container says": self.turn != (1, 0, 0, 1),
+            "pixels that are not square, stretched to how it looks": self.pixel_aspect != 1,
+            "transparent, laid on black": self.is_transparent,
+            "several video streams, the default one is read": self.n_streams > 1,
+        }
+        return [remark for remark, said in holds.items() if said]
 
 
 def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
@@ -223,9 +221,8 @@ def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
     )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # once for all windows of a film
 def _known_film(path: Path, mend: str, _size: int, _changed: int) -> Film:
-    """`look_at_film`, once for all windows of a film."""
     return look_at_film(path, mend)
 
 

@@ -28,10 +28,9 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 class Architecture:
     """How one class of transformers is read. Paths name modules inside it, with dots."""
 
-    name: str  # of the family
     title: str
     model_class: str
-    model_types: tuple[str, ...]  # in config.json; of the model, or of one that it is the vision tower of
+    model_types: tuple[str, ...]  # in config.json: its own, then of models that it is the vision tower of
     blocks: str
     embeddings: str = "embeddings"  # whose output is what the first block receives
     per_frame: bool = True
@@ -39,17 +38,12 @@ class Architecture:
     forward: dict[str, Any] = field(default_factory=dict)  # further arguments of the forward pass
     build: dict[str, Any] = field(default_factory=dict)  # of the class: leaves a head out
     configure: dict[str, Any] = field(default_factory=dict)  # of its configuration: likewise
-    prefix: Callable[[Any], int] = lambda config: 0  # tokens without a place
+    class_token: bool = False
     space_first: bool = False
     any_length: bool = True  # else clips of as many frames as it was made for
     any_size: bool = True  # else frames of the size that it was made for
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
-
-    @property
-    def tower_type(self) -> str:
-        """`model_type` of the class's own configuration."""
-        return self.model_types[0]
 
 
 _NOT_OF_THE_ENCODER = ("model_type", "architectures", "_attn_implementation", "attn_implementation")
@@ -57,50 +51,47 @@ _INTERPOLATE = {"interpolate_pos_encoding": True}
 _NO_POOLER = {"add_pooling_layer": False}
 _NO_HEAD = {"vision_use_head": False}
 
-
-def _class_and_registers(config: Any) -> int:
-    return 1 + int(config.num_register_tokens)
-
-
-def _class(config: Any) -> int:
-    return 1
-
-
-ARCHITECTURES = [
-    Architecture(
-        "vivit", "ViViT", "VivitModel", ("vivit",), "layers", per_frame=False, build=_NO_POOLER, prefix=_class,
+ARCHITECTURES = {
+    "vivit": Architecture(
+        "ViViT", "VivitModel", ("vivit",), "layers", per_frame=False, build=_NO_POOLER, class_token=True,
         any_length=False, any_size=False, mean=_HALF, std=_HALF,
     ),
-    Architecture(
-        "timesformer", "TimeSformer", "TimesformerModel", ("timesformer",), "encoder.layer", per_frame=False,
-        prefix=_class, space_first=True, any_length=False, any_size=False, mean=(0.45,) * 3,
+    "timesformer": Architecture(
+        "TimeSformer", "TimesformerModel", ("timesformer",), "encoder.layer", per_frame=False,
+        class_token=True, space_first=True, any_length=False, any_size=False, mean=(0.45,) * 3,
         std=(0.225,) * 3,
     ),
-    Architecture("dinov3", "DINOv3", "DINOv3ViTModel", ("dinov3_vit",), "model.layer", prefix=_class_and_registers),
-    Architecture(
-        "siglip", "SigLIP", "SiglipVisionModel", ("siglip_vision_model", "siglip"), "encoder.layers",
+    "dinov3": Architecture("DINOv3", "DINOv3ViTModel", ("dinov3_vit",), "model.layer", class_token=True),
+    "siglip": Architecture(
+        "SigLIP", "SiglipVisionModel", ("siglip_vision_model", "siglip"), "encoder.layers",
         forward=_INTERPOLATE, configure=_NO_HEAD, mean=_HALF, std=_HALF,
     ),
-    Architecture(
-        "siglip2", "SigLIP 2", "Siglip2VisionModel", ("siglip2_vision_model", "siglip2"), "encoder.layers",
+    "siglip2": Architecture(
+        "SigLIP 2", "Siglip2VisionModel", ("siglip2_vision_model", "siglip2"), "encoder.layers",
         configure=_NO_HEAD, mean=_HALF, std=_HALF,
     ),
-    Architecture(
-        "clip", "CLIP", "CLIPVisionModel", ("clip_vision_model", "clip"), "encoder.layers", "pre_layrnorm",
-        forward=_INTERPOLATE, prefix=_class, mean=_CLIP_MEAN, std=_CLIP_STD,
+    "clip": Architecture(
+        "CLIP", "CLIPVisionModel", ("clip_vision_model", "clip"), "encoder.layers", "pre_layrnorm",
+        forward=_INTERPOLATE, class_token=True, mean=_CLIP_MEAN, std=_CLIP_STD,
     ),
-    Architecture("ijepa", "I-JEPA", "IJepaModel", ("ijepa",), "layers", forward=_INTERPOLATE),
-    Architecture(
-        "vit", "ViT", "ViTModel", ("vit",), "layers", forward=_INTERPOLATE, build=_NO_POOLER, prefix=_class,
+    "ijepa": Architecture("I-JEPA", "IJepaModel", ("ijepa",), "layers", forward=_INTERPOLATE),
+    "vit": Architecture(
+        "ViT", "ViTModel", ("vit",), "layers", forward=_INTERPOLATE, build=_NO_POOLER, class_token=True,
         mean=_HALF, std=_HALF,
     ),
-]  # fmt: skip
+}  # fmt: skip
 
 
 class HuggingFace(Encoder):
     """`module` is the transformers class of `architecture`."""
 
     architecture: ClassVar[Architecture]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "architecture" in vars(cls):
+            kind = cls.architecture
+            cls.title, cls.model_types, cls.mean, cls.std = kind.title, kind.model_types, kind.mean, kind.std
 
     @property
     def embeddings(self) -> nn.Module:
@@ -114,9 +105,9 @@ class HuggingFace(Encoder):
 
     @property
     def layout(self) -> TokenLayout:
-        """From the architecture and its configuration."""
+        """As the architecture says; registers come after the class token."""
         kind, side = self.architecture, self.spec.resolution // self.spec.patch_size
-        prefix = kind.prefix(self.module.config)
+        prefix = int(kind.class_token) + self.spec.registers
         return TokenLayout(self.spec.tubelet_size, side, side, prefix, kind.per_frame, kind.space_first)
 
     def forward(self, frames: torch.Tensor) -> Any:
@@ -176,7 +167,7 @@ class HuggingFace(Encoder):
         """The class's configuration in a folder or hub id; UserError for one that cannot be."""
         values = read_config(weights)
         kind = cls.architecture
-        if values["model_type"] != kind.tower_type:
+        if values["model_type"] != kind.model_types[0]:
             values = values.get("vision_config") or {}
         values = {name: value for name, value in values.items() if name not in _NOT_OF_THE_ENCODER}
         try:
@@ -202,7 +193,11 @@ class HuggingFace(Encoder):
     @classmethod
     def spec_of(cls, config: Any, weights: str, resolution: int | None) -> ModelSpec:
         """Sizes from a configuration; UserError for a resolution that it cannot have."""
-        patch, tubelet = cls.patch_and_tubelet(config)
+        tubelet = getattr(config, "tubelet_size", 1)
+        if isinstance(tubelet, (list, tuple)):  # frames, height, width
+            tubelet, patch = tubelet[0], _one(tubelet[1:], "tubelet_size")
+        else:
+            tubelet, patch = 1 if cls.architecture.per_frame else tubelet, _one(config.patch_size, "patch_size")
         own = cls.own_resolution(config, patch)
         if not cls.architecture.any_size and resolution not in (None, own):
             raise UserError(
@@ -220,7 +215,6 @@ class HuggingFace(Encoder):
             tubelet_size=tubelet,
             n_frames=getattr(config, "num_frames", 16),
             registers=getattr(config, "num_register_tokens", 0),
-            family=cls.architecture.name,
             mean=mean,
             std=std,
         )
@@ -236,29 +230,11 @@ class HuggingFace(Encoder):
         """Pixels a side that it was made for."""
         return _one(config.image_size, "image_size")
 
-    @classmethod
-    def patch_and_tubelet(cls, config: Any) -> tuple[int, int]:
-        """Pixels a side of a patch, frames of a token."""
-        tubelet = getattr(config, "tubelet_size", 1)
-        if isinstance(tubelet, (list, tuple)):
-            return _one(tubelet[1:], "tubelet_size"), tubelet[0]
-        return _one(config.patch_size, "patch_size"), 1 if cls.architecture.per_frame else tubelet
 
-
-def family_of(architecture: Architecture, base: type[HuggingFace] = HuggingFace) -> type[HuggingFace]:
+def family_of(architecture: Architecture, base: type[HuggingFace]) -> type[HuggingFace]:
     """The family that a row of the table is."""
-    return type(
-        architecture.model_class,
-        (base,),
-        {
-            "__doc__": f"`module` is transformers' {architecture.model_class}.",
-            "architecture": architecture,
-            "title": architecture.title,
-            "model_types": architecture.model_types,
-            "mean": architecture.mean,
-            "std": architecture.std,
-        },
-    )
+    about = f"`module` is transformers' {architecture.model_class}."
+    return type(architecture.model_class, (base,), {"__doc__": about, "architecture": architecture})
 
 
 class Siglip2(HuggingFace):

@@ -31,24 +31,16 @@ from pez.encoder.devices import find_device, out_of_memory
 from pez.encoder.families import FAMILIES
 from pez.encoder.hub import HIERARCHICAL, is_id, model_folder, read_config
 from pez.encoder.hugging_face import HuggingFace
-from pez.encoder.protocol import Encoder, sized
+from pez.encoder.protocol import Encoder, seeded, sized
 from pez.encoder.vjepa1 import POSITIONS
 from pez.errors import UserError, check_choice
 from pez.records import EncoderConfig
 from pez.records import checked as check_record
 
-__all__ = ["CUSTOM", "Encoder", "encoder_from_state", "find_device", "load_encoder", "random_encoder"]
-
 CUSTOM = "custom"
 DEFAULT_FAMILY = "vjepa2"  # whose messages a file gets that no family recognises
-AVERAGES = (
-    "target_encoder",
-    "ema_encoder",
-    "teacher",
-    "ema",
-    "model_ema",
-    "state_dict_ema",
-)  # before what they average
+# entries that come before what they average
+AVERAGES = ("target_encoder", "ema_encoder", "teacher", "ema", "model_ema", "state_dict_ema")
 
 
 def load_encoder(
@@ -137,21 +129,19 @@ def load_encoder(
         changed = replace(_changed(found, resolution, positions), family=family)
         module = _blank(changed)
         state = FAMILIES[family].convert(tensors, changed)
-        check_fits(state, module.state_dict(), path, _mend(model, FAMILIES[family].title))
+        mend = f"is this the checkpoint of --model {model}? (any other size: --model custom --num-heads N)"
+        if spec is None:
+            title = FAMILIES[family].title
+            mend = f"it was read as {title}: if it is of another family, say --family, or give a Hugging Face folder"
+        check_fits(state, module.state_dict(), path, mend)
         loaded = FAMILIES[family].of(_fill(module, state), changed, model, path.name, entry.name, target)
         if spec is None:
-            loaded = replace(loaded, remarks=_recognition(loaded, content, num_heads, resolution))
+            loaded = replace(loaded, remarks=(_recognition(loaded, content, num_heads, resolution),))
     if positions is not None and loaded.spec.family != "vjepa1":
         raise UserError(f"--positions is for V-JEPA 1, this is {FAMILIES[loaded.spec.family].title}: leave it out")
     if named is not None:
         loaded = replace(loaded, model=named if is_id(named) else Path(named).expanduser().resolve().name)
     return verified(loaded)
-
-
-def _mend(model: str, title: str) -> str:
-    if model != CUSTOM:
-        return f"is this the checkpoint of --model {model}? (any other size: --model custom --num-heads N)"
-    return f"it was read as {title}: if it is of another family, say --family, or give a Hugging Face folder"
 
 
 def _changed(spec: ModelSpec, resolution: int | None, positions: str | None) -> ModelSpec:
@@ -169,7 +159,7 @@ def _chosen(content: Any, said: str | None, registered: str | None, key: str | N
     """
     there = entries(content) if key is None else [entry_called(content, key, path)]
     default = said or registered or DEFAULT_FAMILY
-    missing = no_entry(content, next(iter(FAMILIES[default].default_keys), "state_dict"), path)
+    missing = no_entry(content, FAMILIES[default].default_key, path)
     if not there:
         raise missing
     beside = content if isinstance(content, dict) else {}
@@ -208,7 +198,7 @@ def _rank(entry: Entry) -> int:
     return next((rank for rank, name in enumerate(AVERAGES) if name in parts), len(AVERAGES))
 
 
-def _recognition(encoder: Encoder, content: Any, heads: int | None, resolution: int | None) -> tuple[str, ...]:
+def _recognition(encoder: Encoder, content: Any, heads: int | None, resolution: int | None) -> str:
     """What was recognised in a file, and what was assumed beyond it."""
     spec, there = encoder.spec, entries(content)
     said = [f"{encoder.weights_label}: {encoder.title}"]
@@ -218,23 +208,26 @@ def _recognition(encoder: Encoder, content: Any, heads: int | None, resolution: 
         said.append(f"{spec.heads} heads, as the released one of width {spec.width} with {spec.depth} blocks has")
     if resolution is None:
         said.append(f"{spec.resolution} pixels a side, or say --model-resolution")
-    return (", ".join(said),)
+    return ", ".join(said)
+
+
+def registered_file(spec: ModelSpec) -> Path:
+    """Where the checkpoint of a registered model is looked for."""
+    assert spec.file is not None
+    return (CHECKPOINT_DIR if spec.sha256 is None else SHIPPED_WEIGHTS_DIR) / spec.file
 
 
 def _registered_checkpoint(model: str) -> Path:
+    """A registered model's file; of one that comes with the project, only the file that the registry means."""
     if model == CUSTOM:
         raise UserError("--model custom needs --weights FILE: give an original checkpoint or a Hugging Face folder")
-    spec = MODELS[model]
-    assert spec.file is not None
-    return CHECKPOINT_DIR / spec.file if spec.sha256 is None else _shipped(SHIPPED_WEIGHTS_DIR / spec.file, spec.sha256)
-
-
-def _shipped(path: Path, sha256: str) -> Path:
-    """A file that comes with the project, if it is the one that the registry means."""
+    spec, path = MODELS[model], registered_file(MODELS[model])
+    if spec.sha256 is None:
+        return path
     mend = f"get it back with `git checkout -- {path.parent.name}/{path.name}`"
     if not path.is_file():
         raise UserError(f"{path}, which comes with the project, is missing: {mend}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != spec.sha256:
         raise UserError(f"{path} is not the file that came with the project (its checksum differs): {mend}")
     return path
 
@@ -316,9 +309,9 @@ def _from_function(model: str, device: torch.device) -> Encoder:
 def verified(encoder: Encoder) -> Encoder:
     """`encoder`, if its states have as many tokens and channels as it says, and those of a transformers class equal the
     class's own `hidden_states`. Raises UserError naming the state that does not."""
-    layout, n_frames = encoder.layout, encoder.layout.tubelet
-    is_class, own = isinstance(encoder, HuggingFace), None
-    is_real = is_class or encoder.device.type == "mps"  # which lacks operations: better known now
+    layout, n_frames, own = encoder.layout, encoder.layout.tubelet, None
+    # on mps, which lacks operations, that is better known now
+    is_real = isinstance(encoder, HuggingFace) or encoder.device.type == "mps"
     if isinstance(encoder, HuggingFace) and not encoder.architecture.any_length:
         n_frames = encoder.spec.n_frames
     shape = (1, n_frames, 3, *[encoder.resolution] * 2)
@@ -384,4 +377,6 @@ def encoder_from_state(
 
 def random_encoder(model: str, spec: ModelSpec, seed: int, device: torch.device) -> Encoder:
     """An encoder of these sizes with random weights, initialised as the original is."""
-    return FAMILIES[spec.family].random(spec, model, seed, device)
+    family = FAMILIES[spec.family]
+    module = seeded(lambda: family.build(spec), seed)
+    return family.of(module, spec, model, f"random weights (seed {seed})", None, device)

@@ -10,10 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-Pooling = Callable[[torch.Tensor], torch.Tensor]
-
 PREFIX = "prefix"
-POOLINGS: dict[str, Pooling] = {
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mean": lambda state: state.mean(dim=(1, 2)),
     "temporal_last": lambda state: state[:, -1].mean(dim=1),
     "temporal_first": lambda state: state[:, 0].mean(dim=1),

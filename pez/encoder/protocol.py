@@ -119,13 +119,6 @@ class Encoder(ABC):
         normalised = normalise(frames, self.spec.mean or self.mean, self.spec.std or self.std)
         return normalised.flatten(0, 1) if self.layout.per_frame else normalised
 
-    def inspectable(self) -> "Encoder":
-        """This encoder with blocks that pez/encoder/attention.py can look into: the modules of transformers' model.
-
-        A family that runs blocks of its own gives the same weights in transformers' here.
-        """
-        return self
-
     def settings(self) -> dict[str, Any]:
         """Every field that decides what the weights compute, beside depth, width and resolution; fit for JSON."""
         spec, layout = self.spec, self.layout
@@ -167,7 +160,7 @@ class Encoder(ABC):
 
     def random_like(self, seed: int) -> "Encoder":
         """An encoder of the same sizes with random weights."""
-        module = _seeded(self._fresh, seed)
+        module = seeded(self._fresh, seed)
         return type(self).of(module, self.spec, self.model, f"random weights (seed {seed})", None, self.device)
 
     def _fresh(self) -> nn.Module:
@@ -193,19 +186,17 @@ class Encoder(ABC):
         cls, module: nn.Module, spec: ModelSpec, model: str, label: str, key: str | None, device: torch.device
     ) -> Self:
         """An encoder with a module that is on the CPU: frozen, in evaluation mode, moved to `device`."""
-        sha256 = _sha256(module)
-        return cls(module.to(device).eval().requires_grad_(False), spec, model, label, sha256, key, device)
-
-    @classmethod
-    def random(cls, spec: ModelSpec, model: str, seed: int, device: torch.device) -> Self:
-        """An encoder of these sizes with random weights, the same for the same seed."""
-        module = _seeded(lambda: cls.build(spec), seed)
-        return cls.of(module, spec, model, f"random weights (seed {seed})", None, device)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().numpy())
+        frozen = module.to(device).eval().requires_grad_(False)
+        return cls(frozen, spec, model, label, digest.hexdigest(), key, device)
 
     # ---------------------------------------------------------------- weights of the family
 
     title: ClassVar[str] = ""  # how a message calls the family
-    default_keys: ClassVar[tuple[str, ...]] = ()  # entries of an original file that are taken, the first before others
+    default_key: ClassVar[str] = "state_dict"  # the entry of an original file that a message asks for
     other_keys: ClassVar[tuple[str, ...]] = ()  # those that hold another network, read only if they are named
     known_heads: ClassVar[dict[tuple[int, int], int]] = {}  # heads of released encoders by (width, depth)
     model_types: ClassVar[tuple[str, ...]] = ()  # `model_type` in Hugging Face's config.json
@@ -245,15 +236,8 @@ def sized(spec: ModelSpec, resolution: int | None) -> ModelSpec:
     return replace(spec, resolution=resolution)
 
 
-def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A module with random weights, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
-
-
-def _sha256(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().numpy())
-    return digest.hexdigest()

@@ -23,6 +23,7 @@ from pez.sampling import even_indices
 from pez.stimuli.clipset import read_clip_set
 
 _Row = tuple[dict[str, Any], list[Path], list[int]]  # of the clip table, frame files, frames taken
+ClipOrError = torch.Tensor | UserError | PermissionError
 SKIP = "repair or replace it, or leave out what cannot be read with --skip-unreadable"
 
 
@@ -85,8 +86,14 @@ class Sampling:
 
     def of(self, path: Path, n_there: int, film: Film | None, n_frames: int) -> list[list[int]]:
         """Indices of the frames of each clip that a video gives; UserError if it is too short for one."""
+
+        def evenly(there: list[int]) -> list[int]:
+            if film is not None:
+                return film.sampled(n_frames, there)
+            return [there[place] for place in even_indices(len(there), n_frames)]
+
         if not self.described():
-            return [film.sampled(n_frames) if film is not None else even_indices(n_there, n_frames)]
+            return [evenly(list(range(n_there)))]
         stream = list(range(0, n_there, self.stride or 1)) if self.rate is None else self._at_rate(path, film)
         needed = self.window or n_frames
         if len(stream) < needed:
@@ -97,7 +104,7 @@ class Sampling:
         if self.window is None:
             return [stream[:n_frames]]
         starts = range(0, len(stream) - self.window + 1, self.window_stride or self.window)
-        return [_evenly(stream[start : start + self.window], film, n_frames) for start in starts]
+        return [evenly(stream[start : start + self.window]) for start in starts]
 
     def _at_rate(self, path: Path, film: Film | None) -> list[int]:
         times = np.array(film.seconds(list(range(film.n_frames)))) if film is not None else np.empty(0)
@@ -108,15 +115,6 @@ class Sampling:
             raise UserError(f"--frame-rate {self.rate:g} is above the {film.rate:.4g} a second of {path}: lower it")
         moments = np.arange(0, times[-1] + 0.5 / film.rate, 1 / self.rate)
         return cast(list[int], np.rint(np.interp(moments, times, np.arange(len(times)))).astype(int).tolist())
-
-
-def _evenly(stream: list[int], film: Film | None, n_frames: int) -> list[int]:
-    """`n_frames` of a window: evenly in time where a film's rate varies, else by index."""
-    if film is None or film.ticks is None or not film.is_variable:
-        return [stream[index] for index in even_indices(len(stream), n_frames)]
-    ticks = film.ticks[stream]
-    places = np.interp(np.linspace(ticks[0], ticks[-1], n_frames), ticks, np.arange(len(stream)))
-    return [stream[place] for place in np.rint(places).astype(int)]
 
 
 def ball_source(set_directory: str | Path) -> ClipSource:
@@ -263,10 +261,8 @@ def _rows(clip: FoundClip, n_frames: int, sampling: Sampling) -> tuple[list[_Row
         if sampling.window is not None:
             row |= {"video": clip.clip_id, "window": number}
             row |= {"window_start_frame": indices[0], "window_end_frame": indices[-1]}
-            row |= {
-                "window_start_s": times[0] if times else float("nan"),
-                "window_end_s": times[-1] if times else float("nan"),
-            }
+            start, end = (times[0], times[-1]) if times else (float("nan"), float("nan"))
+            row |= {"window_start_s": start, "window_end_s": end}
         rows.append((row, [clip.files[index] for index in indices] if film is None else clip.files, indices))
     return rows, [] if film is None else film.remarks
 
@@ -291,7 +287,7 @@ def _some(names: list[str], unit: str) -> str:
     return f"{len(names)} {units} ({', '.join(names[:3])}{more})"
 
 
-class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
+class ClipDataset(Dataset[ClipOrError]):
     """Decoded, ordered and resized clips: item i is uint8 [T, 3, R, R] of `clip_ids[i]`, or its error.
 
     An error (UserError or PermissionError) travels as a value: raised inside a worker process it would lose its one
@@ -308,7 +304,7 @@ class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
     def __len__(self) -> int:
         return len(self.clip_ids)
 
-    def __getitem__(self, index: int) -> torch.Tensor | UserError | PermissionError:
+    def __getitem__(self, index: int) -> ClipOrError:
         clip_id = self.clip_ids[index]
         try:
             indices = self.source.indices.get(clip_id)
@@ -318,9 +314,7 @@ class ClipDataset(Dataset[torch.Tensor | UserError | PermissionError]):
         return cast(torch.Tensor, self.order(self.transform(frames, self.resolution), clip_id))
 
 
-def stack_clips(
-    items: list[torch.Tensor | UserError | PermissionError],
-) -> torch.Tensor | np.ndarray | UserError | PermissionError:
+def stack_clips(items: list[ClipOrError]) -> ClipOrError | np.ndarray:
     """Collate clips into uint8 [B, T, 3, R, R]; the first error among them wins.
 
     In a worker process the batch lies in shared memory, or is an array where that is full: PyTorch would notice only

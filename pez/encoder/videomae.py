@@ -14,11 +14,11 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from constants import ModelSpec
-from pez.encoder.checkpoints import renamed, vit_spec
-from pez.encoder.hugging_face import Architecture, family_of
+from pez.encoder.checkpoints import converted, vit_spec
+from pez.encoder.hugging_face import Architecture, HuggingFace
 from pez.encoder.positions import WithTable
 
-_PARTS = ("query", "key", "value")
+_FUSED = {".attn.qkv.weight": [f".attention.attention.{part}.weight" for part in ("query", "key", "value")]}
 _NAMES = (  # the authors', transformers'
     (".patch_embed.proj.", ".embeddings.patch_embeddings.projection."),
     (".blocks.", ".encoder.layer."),
@@ -30,22 +30,14 @@ _NAMES = (  # the authors', transformers'
     (".mlp.fc1.", ".intermediate.dense."),
     (".mlp.fc2.", ".output.dense."),
 )
-_NOT_STATES = (
-    "norm.",
-    "fc_norm.",
-    "head.",
-    "pos_embed",
-)  # after the last state; a fixed table, where it is in the file
+_NOT_STATES = ("norm.", "fc_norm.", "head.", "pos_embed")  # after the last one; a fixed table, where it is in the file
 
 
-class VideoMAE(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture("videomae", "VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False)
-    )
-):
+class VideoMAE(HuggingFace):
     """`module` is transformers' VideoMAEModel, without its final norm: [B, T, 3, H, W] -> [B, tokens, width]."""
 
-    default_keys = ("model", "module")
+    architecture = Architecture("VideoMAE", "VideoMAEModel", ("videomae",), "encoder.layer", per_frame=False)
+    default_key = "model"
     known_heads = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 16}
 
     @classmethod
@@ -76,7 +68,7 @@ class VideoMAE(
             layer_norm_eps=1e-6,
             use_mean_pooling=True,
         )
-        return cast(nn.Module, cls.initialised(config))
+        return cls.initialised(config)
 
     @classmethod
     def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
@@ -87,19 +79,10 @@ class VideoMAE(
     @classmethod
     def infer(cls, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path) -> ModelSpec:
         """At 224 pixels, as all were trained."""
-        return replace(vit_spec(cls, tensors, heads, path, family="videomae"), resolution=224)
+        return replace(vit_spec(cls, tensors, heads, path), resolution=224)
 
     @classmethod
     def convert(cls, tensors: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
         """transformers' names; norms and heads after the last state are left out."""
-        converted = {}
-        for name, tensor in tensors.items():
-            if name.startswith(_NOT_STATES):
-                continue
-            new = renamed(name, _NAMES)
-            if new.endswith(".attn.qkv.weight"):
-                for part, chunk in zip(_PARTS, tensor.chunk(3), strict=True):
-                    converted[new.replace("attn.qkv", f"attention.attention.{part}")] = chunk
-            else:
-                converted[new] = tensor
-        return converted
+        states = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_STATES)}
+        return converted(states, _NAMES, _FUSED)

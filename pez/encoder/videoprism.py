@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from pez.encoder.hugging_face import Architecture, family_of
+from pez.encoder.hugging_face import Architecture, HuggingFace
 
 if TYPE_CHECKING:
     from transformers.models.videoprism.modeling_videoprism import VideoPrismTemporalEmbeddings, VideoPrismVisionModel
@@ -72,7 +72,7 @@ class _Stream(nn.Module):
 
     def __init__(self, model: "VideoPrismVisionModel"):
         super().__init__()
-        self.config = config = model.config
+        self.config = model.config
         patches = model.spatial_embeddings.patch_embeddings.num_patches
         self.embeddings = _Patches(model.spatial_embeddings)
         blocks: list[nn.Module] = [_Frames(block, patches) for block in model.spatial_layers]
@@ -80,7 +80,6 @@ class _Stream(nn.Module):
             before = [] if number else [model.layernorm1, _TimePositions(model.temporal_embeddings)]
             blocks.append(_Courses(block, patches, before))
         self.blocks = nn.ModuleList(blocks)
-        self.n_spatial = config.num_spatial_layers
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         state: torch.Tensor = self.embeddings(pixel_values_videos)
@@ -89,23 +88,20 @@ class _Stream(nn.Module):
         return state
 
 
-class VideoPrism(
-    family_of(  # type: ignore[misc]  # mypy takes no call for a base class
-        Architecture(
-            "videoprism",
-            "VideoPrism",
-            "VideoPrismVisionModel",
-            ("videoprism_vision_model", "videoprism"),
-            "blocks",
-            per_frame=False,
-            any_size=False,
-            input_name="pixel_values_videos",
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-        )
-    )
-):
+class VideoPrism(HuggingFace):
     """`module` is VideoPrismVisionModel as one stream of tokens."""
+
+    architecture = Architecture(
+        "VideoPrism",
+        "VideoPrismVisionModel",
+        ("videoprism_vision_model", "videoprism"),
+        "blocks",
+        per_frame=False,
+        any_size=False,
+        input_name="pixel_values_videos",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
 
     @classmethod
     def finished(cls, module: nn.Module) -> nn.Module:

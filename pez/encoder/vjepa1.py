@@ -79,7 +79,7 @@ class VJEPA1(VJEPA2):
     @classmethod
     def infer(cls, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path) -> ModelSpec:
         """Also resolution and frames, from the table; one that is not the formula's is taken for one of 16 frames."""
-        spec = vit_spec(cls, tensors, heads, path, family="vjepa1")
+        spec = vit_spec(cls, tensors, heads, path)
         table = tensors.get("pos_embed")
         if table is None:
             raise UserError(f"{path} has no pos_embed, which every V-JEPA 1 has: try --family vjepa2")
@@ -91,8 +91,3 @@ class VJEPA1(VJEPA2):
     def convert(cls, tensors: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
         """transformers' names, and the table."""
         return convert_keys(tensors) | {"embeddings.stored": tensors["pos_embed"]}
-
-    @classmethod
-    def from_hugging_face(cls, weights: str, resolution: int | None) -> tuple[nn.Module, ModelSpec]:
-        """There are none."""
-        raise UserError(f"{cls.title} has no class in Hugging Face's format: give an original checkpoint")

@@ -16,7 +16,7 @@ from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer, VJEPA2RopeAt
 
 from constants import ModelSpec
 from pez.encoder.blocks import own_blocks
-from pez.encoder.checkpoints import renamed, vit_spec
+from pez.encoder.checkpoints import converted, renamed, vit_spec
 from pez.encoder.hub import pretrained
 from pez.encoder.positions import uses_table
 from pez.encoder.protocol import Encoder, sized
@@ -24,13 +24,13 @@ from pez.errors import UserError
 
 CHECKPOINT_KEYS = ("target_encoder", "encoder")  # the official evaluations read the first, the hub the second
 PARTS = ("query", "key", "value")  # of Meta's fused qkv, in its order
+FUSED = {".qkv.": [f".{part}." for part in PARTS]}
 NAMES = (  # Meta's, transformers'
     (".patch_embed.", ".embeddings.patch_embeddings."),
     (".blocks.", ".layer."),
     (".attn.", ".attention."),
     (".norm.", ".layernorm."),
 )
-_IGNORED = "pos_embed"  # left over from training with absolute positions; the encoder uses RoPE
 _HUGGING_FACE = "embeddings.patch_embeddings.proj.weight"
 
 
@@ -38,7 +38,7 @@ class VJEPA2(Encoder):
     """`module` is transformers' VJEPA2Encoder: [B, T, 3, H, W] -> [B, tokens, width]."""
 
     title = "V-JEPA 2"
-    default_keys = ("target_encoder", "ema_encoder")
+    default_key = "target_encoder"
     other_keys = ("encoder",)  # the online network
     known_heads = {(1024, 24): 16, (1280, 32): 16, (1408, 40): 22}
     model_types: ClassVar[tuple[str, ...]] = ("vjepa2",)
@@ -68,7 +68,8 @@ class VJEPA2(Encoder):
 
     @classmethod
     def _built(cls, spec: ModelSpec, config: VJEPA2Config) -> nn.Module:
-        module = _encoder(config)
+        module: nn.Module = VJEPA2Model(config).encoder
+        rescale_blocks(module)
         module.embeddings = cls.with_positions(cast(nn.Module, module.embeddings), spec)
         for block in cast(Sequence[VJEPA2Layer], module.layer) if cls.attention else ():
             assert cls.attention is not None
@@ -110,7 +111,7 @@ class VJEPA2(Encoder):
 
         The resolution leaves none either: it is ModelSpec's default.
         """
-        return vit_spec(cls, original_names(tensors), heads, path, family="vjepa2")
+        return vit_spec(cls, original_names(tensors), heads, path)
 
     @classmethod
     def convert(cls, tensors: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
@@ -150,12 +151,6 @@ def encoder_config(spec: ModelSpec) -> VJEPA2Config:
         frames_per_clip=16,
         pred_num_hidden_layers=1,
     )
-
-
-def _encoder(config: VJEPA2Config) -> nn.Module:
-    encoder = VJEPA2Model(config).encoder
-    rescale_blocks(encoder)
-    return encoder
 
 
 def encoder_and_predictor(
@@ -212,14 +207,5 @@ def original_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def convert_keys(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename Meta's tensors to transformers' VJEPA2Encoder names; the fused qkv becomes three."""
-    converted = {}
-    for name, tensor in tensors.items():
-        if name == _IGNORED:
-            continue
-        name = renamed(name, NAMES)
-        if ".qkv." in name:
-            for part, chunk in zip(PARTS, tensor.chunk(3), strict=True):
-                converted[name.replace("qkv", part)] = chunk
-        else:
-            converted[name] = tensor
-    return converted
+    # a table is left over from training with absolute positions; the encoder uses RoPE
+    return converted({name: tensor for name, tensor in tensors.items() if name != "pos_embed"}, NAMES, FUSED)

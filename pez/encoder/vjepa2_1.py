@@ -80,7 +80,7 @@ class VJEPA2_1(VJEPA2):
     @classmethod
     def infer(cls, tensors: dict[str, torch.Tensor], heads: int | None, path: str | Path) -> ModelSpec:
         """At 384 pixels, the resolution that all are released for."""
-        return replace(vit_spec(cls, tensors, heads, path, family="vjepa2_1"), resolution=384)
+        return replace(vit_spec(cls, tensors, heads, path), resolution=384)
 
     @classmethod
     def convert(cls, tensors: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
@@ -97,8 +97,3 @@ class VJEPA2_1(VJEPA2):
         if modality is None:
             raise UserError("the file has no video_mod_embed, which every V-JEPA 2.1 has: try --family vjepa2")
         return convert_keys(kept) | {"embeddings.video_mod_embed": modality}
-
-    @classmethod
-    def from_hugging_face(cls, weights: str, resolution: int | None) -> tuple[nn.Module, ModelSpec]:
-        """There are none."""
-        raise UserError(f"{cls.title} has no class in Hugging Face's format: give an original checkpoint")

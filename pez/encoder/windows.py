@@ -1,6 +1,5 @@
 """Features of a video's windows made one: a store of windows to a store of videos, shard by shard."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from pez.files import fingerprint
 from pez.shards import WHOLE, holding
-from pez.store import FeatureStore
+from pez.store import FeatureStore, clear
 
 _OF_WINDOWS = ("window", "window_start_frame", "window_end_frame", "window_start_s", "window_end_s")
 _OF_FRAMES = ("frame_indices", "frame_times_s", "shard", "row")
@@ -23,12 +22,12 @@ _POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 WINDOW_POOLINGS = ["none", *_POOLS]
 
 
-def pool_windows(windows: FeatureStore, directory: Path, pooling: str, overwrite: bool = False) -> FeatureStore:
+def pool_windows(windows: FeatureStore, directory: Path, pooling: str, overwrite: bool) -> FeatureStore:
     """A complete store of windows as one of videos under `directory`: a row a video, `pooling` over its windows.
 
     Columns of its clips: what the windows of a video share, `n_windows`, `video_start_s` and `video_end_s`, the times
     of the first and last frame taken. Goes on where a killed run stopped. Raises UserError if the folder holds other
-    features and `overwrite` is not given.
+    features, unless `overwrite` replaces them.
     """
     table = windows.clips.sort_values(["video", "window"])
     rows = []
@@ -40,8 +39,7 @@ def pool_windows(windows: FeatureStore, directory: Path, pooling: str, overwrite
     settings = {**windows.settings, "window_pooling": pooling}
     with holding(directory, WHOLE):
         if overwrite:
-            shutil.rmtree(directory / "shards", ignore_errors=True)
-            (directory / "features.json").unlink(missing_ok=True)
+            clear(directory)
         store = FeatureStore.plan(directory, settings, pd.DataFrame(rows), None)
         of_video = dict(list(table.groupby("video")))
         for shard in store.missing_shards():

@@ -384,7 +384,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     named = [condition(name) for name in args.conditions] if args.conditions else paper_conditions()
     if args.semantics == "intersection":
         named = [dataclasses.replace(each, kind="intersection") if each.kind == "union" else each for each in named]
-    encoder = encoder_from_arguments(args).inspectable()
+    encoder = encoder_from_arguments(args)
     attention_modules(encoder)
     check_encoder(args, encoder.description())
     grid = token_grid(encoder, source.n_frames)

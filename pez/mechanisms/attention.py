@@ -161,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> list[Path]:
     """Measure attention over the clips, and of the controls; the paths of the tables, none while parts are missing."""
     shard, source = check_shard(args.num_shards, args.shard_index), clip_source(args)
-    encoder = encoder_from_arguments(args).inspectable()
+    encoder = encoder_from_arguments(args)
     clip_ids, tables = chosen_clips(source, args.max_clips), []
     check_encoder(args, encoder.description())
     attention_modules(encoder)

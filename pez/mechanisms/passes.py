@@ -6,7 +6,6 @@ PART_CLIPS clips. A killed pass goes on at the first part that is missing; shard
 
 import argparse
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +53,9 @@ def clip_source(args: argparse.Namespace) -> ClipSource:
 
 
 def encoder_passes(args: argparse.Namespace, encoder: Encoder) -> Iterator[Control]:
-    """The encoder, of kind "" and seed 0, then those of `--control`; all of a kind whose inside can be looked at."""
+    """The encoder, of kind "" and seed 0, then those of `--control`."""
     yield Control("", encoder, args.frame_order)
-    for control in controls(encoder, args.control, args.frame_order, args.control_seeds):
-        yield dataclasses.replace(control, encoder=control.encoder.inspectable())
+    yield from controls(encoder, args.control, args.frame_order, args.control_seeds)
 
 
 def chosen_clips(source: ClipSource, most: int | None) -> list[str]:

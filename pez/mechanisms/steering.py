@@ -435,7 +435,7 @@ def main(args: argparse.Namespace) -> list[Path]:
             "leave out --split"
         )
     if args.downstream:
-        encoder, source = encoder_from_arguments(args).inspectable(), clip_source(args)
+        encoder, source = encoder_from_arguments(args), clip_source(args)
         check_same(encoder.description(), balls.store.settings)
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         rows, nulls, splits = [], [], []

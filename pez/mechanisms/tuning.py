@@ -262,7 +262,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     shard, source = check_shard(args.num_shards, args.shard_index), clip_source(args)
     if source.frames is None or not {"direction_deg", "magnitude"} <= set(source.clips):
         raise UserError(f"{source.name} has no directions and speeds to be tuned to: use --clips velocity")
-    encoder = encoder_from_arguments(args).inspectable()
+    encoder = encoder_from_arguments(args)
     check_encoder(args, encoder.description())
     grid = token_grid(encoder, source.n_frames)
     zone = zone_layers(args.zone_layers, encoder.depth)

@@ -10,13 +10,11 @@ from pez.movies.intphys2 import INTPHYS2
 MOVIE_DATASETS: dict[str, MovieDataset] = {dataset.name: dataset for dataset in (INTPHYS, INTPHYS_MINI, INTPHYS2)}
 
 
-def dataset_at(root: str | Path, otherwise: str = INTPHYS.name) -> MovieDataset:
-    """The benchmark whose movies are under `root`; where none knows the folder, the one named `otherwise`.
-
-    That one's reader then says what is wrong with the folder.
-    """
+def dataset_at(root: str | Path) -> MovieDataset:
+    """The benchmark whose movies are under `root`; where none knows the folder, IntPhys, whose reader then says what is
+    wrong with it."""
     root = Path(root).expanduser()
-    return next((dataset for dataset in MOVIE_DATASETS.values() if dataset.is_at(root)), MOVIE_DATASETS[otherwise])
+    return next((dataset for dataset in MOVIE_DATASETS.values() if dataset.is_at(root)), INTPHYS)
 
 
 def dataset_titled(title: str) -> MovieDataset:

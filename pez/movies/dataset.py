@@ -16,6 +16,8 @@ import pandas as pd
 
 from constants import REFERENCE_DIR
 from pez.errors import UserError
+from pez.files import fingerprint, write_json
+from pez.records import AgreedRecord, read_record
 from pez.sampling import even_indices
 
 OVERALL = "overall"
@@ -54,7 +56,6 @@ class MovieDataset(ABC):
         set_name: name of the feature set, the folder of a feature store. A benchmark and its stand-in share it.
         root: folder that is read if no other is named.
         subtasks: rows of tables in their order, `ALL_MOVIES` first.
-        root_option: the option of the scripts that names the folder; errors mention it.
         caveat: "" for the benchmark itself; of a stand-in the sentence that must stand by its results.
         extra_columns: columns of `movies` beyond MOVIE_COLUMNS that sub-tasks or pairs need.
         pair_column: "pair", the column that numbers the matched pairs of a scene; "" where every possible movie of a
@@ -63,7 +64,7 @@ class MovieDataset(ABC):
         frame_step: every how manieth frame a predictor of the future is shown: those of the benchmark's authors see
             about six frames a second.
         licence: what the licence says that a user must agree to before anything is trained on the movies; "" if
-            nothing. See pez/movies/licence.py.
+            nothing.
         chance: what guessing scores, in every score.
         scores: the scores that make sense here, those of pez.movies.dataset.SCORES.
         key_score: the score that verdicts quote.
@@ -76,7 +77,6 @@ class MovieDataset(ABC):
     set_name: str
     root: Path
     subtasks: tuple[Subtask, ...]
-    root_option: str = "--intphys-root"
     caveat: str = ""
     extra_columns: tuple[str, ...] = ()
     pair_column: str = ""
@@ -144,6 +144,23 @@ class MovieDataset(ABC):
         table = pd.read_csv(PUBLISHED_FILE, dtype={"figure": str})
         rows = table["figure"].isin(self.published_figures.get(probe, ()))
         return table.loc[rows, ["model", "metric", "layer", "mean", "std"]].reset_index(drop=True)
+
+    def check_licence(self, accepted: bool, remember_in: str | Path) -> None:
+        """Let the movies be trained on only once their licence, if one must be agreed to, was accepted on this machine.
+
+        `accepted`: --accept-licence was given. `remember_in`: the folder (of artifacts) whose licences.json keeps which
+        licences were, by benchmark and wording, so that each is asked for once. Raises UserError that says the licence.
+        """
+        if not self.licence:
+            return
+        path = Path(remember_in) / "licences.json"
+        known = read_record(path, AgreedRecord) if path.is_file() else {}
+        if known.get(self.name) == fingerprint(self.licence):
+            return
+        if not accepted:
+            raise UserError(f"{self.title}: {self.licence}; if you may use it so, say --accept-licence (only once)")
+        write_json(path, {**known, self.name: fingerprint(self.licence)})
+        print(f"{self.title}: {self.licence}; accepted, which {path} remembers")
 
     @property
     def is_stand_in(self) -> bool:

@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from constants import INTPHYS_MINI_ROOT, INTPHYS_ROOT
 from pez.errors import UserError
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask, sample_frames
-from pez.movies.problems import Problem, listed, print_problems, summary
+from pez.movies.problems import Problem, whole_scenes
 from pez.records import StandInRecord, read_record
 from pez.runs import progress
 
@@ -64,9 +64,7 @@ class IntPhys(MovieDataset):
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
         """Check the whole tree and return a row a movie, with `clip_id` such as O1_05_3.
 
-        If anything is wrong, up to ten lines on standard error show what, every kind of problem among them, and
-        one UserError counts all. With `skip_damaged` whole scenes are left out instead (a score needs all four
-        movies), and a line says which.
+        What is wrong is told as `whole_scenes` says; a score needs all four movies of a scene.
         """
         blocks = _blocks(root)
         if not blocks:
@@ -74,18 +72,9 @@ class IntPhys(MovieDataset):
         movies, problems, notes = scan(root, blocks, self.n_scenes, self.n_frames)
         for note in notes:
             print(f"note: {root}: {note}", file=sys.stderr)
-        print_problems(root, problems)
-        bad = {problem.scene for problem in problems}
-        kept = [movie for movie in movies if movie.scene_key not in bad and (movie.block, None) not in bad]
-        n_kept = len({movie.scene_key for movie in kept})
-        if problems and not skip_damaged:
-            n_scenes = len({movie.scene_key for movie in movies} | bad)
-            raise UserError(summary(root, problems, n_scenes, n_kept, "unpack the archive again"))
-        if problems:
-            print(f"{root}: left out {listed(bad)}; {n_kept} scenes remain", file=sys.stderr)
-        if not kept:
-            raise UserError(f"{root}: no scene is complete, so there is nothing to probe: unpack the archive again")
-        return pd.DataFrame([movie.row() for movie in kept])
+        scenes = {movie.scene_key for movie in movies}
+        whole = whole_scenes(root, scenes, problems, skip_damaged, "probe", "unpack the archive again")
+        return pd.DataFrame([movie.row() for movie in movies if movie.scene_key in whole])
 
 
 _ROWS = (
@@ -189,7 +178,12 @@ def scan(
     problems += _unbalanced(movies, scenes)
     problems += _missing_scenes(root, blocks, set(scenes), n_scenes)
     problems += _wrong_counts(counted, n_frames)
-    notes = [f"passed over {_examples(root, passed)}: neither scenes, movies nor frames"] if passed else []
+    notes = []
+    if passed:
+        names = ", ".join(str(path.relative_to(root)) for path in passed[:3])
+        many = f"{len(passed)} entries" if len(passed) > 1 else "1 entry"
+        more = ", ..." if len(passed) > 3 else ""
+        notes.append(f"passed over {many} ({names}{more}): neither scenes, movies nor frames")
     if jpegs:
         notes.append(f"{jpegs} frames are JPEG, which IntPhys' own are not: lossy pictures may move the scores")
     order: dict[tuple[str, str | None], int] = {key: place for place, key in enumerate(scenes)}
@@ -486,10 +480,3 @@ def _without_labels(root: Path, movies: list[Movie]) -> str:
         f"{root} has {counts} but not one status.json, so no labels, as IntPhys' test split (its labels are not "
         "public): nothing can be probed; pass the dev split as --intphys-root"
     )
-
-
-def _examples(root: Path, paths: list[Path]) -> str:
-    """How many entries, and the first three."""
-    names = ", ".join(str(path.relative_to(root)) for path in paths[:3])
-    many = f"{len(paths)} entries" if len(paths) > 1 else "1 entry"
-    return f"{many} ({names}{', ...' * (len(paths) > 3)})"

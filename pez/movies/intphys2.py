@@ -17,7 +17,7 @@ Source: Bordes et al., IntPhys 2 (arXiv 2506.09849); github.com/facebookresearch
 import json
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from constants import ARTIFACTS_DIR
 from pez.errors import UserError
 from pez.files import write_text
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask
-from pez.movies.problems import Problem, listed, print_problems, summary
+from pez.movies.problems import Problem, whole_scenes
 from pez.runs import progress
 from pez.tables import UNREADABLE, first_words, read_sheet
 
@@ -64,26 +64,19 @@ class IntPhys2(MovieDataset):
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
         """Check table and videos and return a row per video: `clip_id` is its name, `block` its condition.
 
-        Scenes come in the table's order. If anything is wrong, up to ten lines on standard error show what, and one
-        UserError counts all; with `skip_damaged` whole scenes are left out instead, and a line says which.
+        Scenes come in the table's order. What is wrong is told as `whole_scenes` says.
         """
         folder = _split(root)
         table = _read_table(root, folder)
         rows, problems = _labelled(table, folder)
-        counts, damaged = _counted(rows, folder)
-        problems += damaged
-        print_problems(folder, problems)
-        bad = {problem.scene for problem in problems}
-        scenes = set(zip(table["condition"], table["SceneIndex"]))
-        n_kept = len(scenes - bad)
-        if problems and not skip_damaged:
-            raise UserError(summary(folder, problems, len(scenes | bad), n_kept, _MEND))
-        if problems:
-            print(f"{folder}: left out {listed(bad)}; {n_kept} scenes remain", file=sys.stderr)
-        rows = rows[[key not in bad for key in zip(rows["condition"], rows["SceneIndex"])]]
-        if rows.empty:
-            raise UserError(f"{folder}: no scene is complete, so there is nothing to read: {_MEND}")
-        return _movies(rows, counts, folder)
+        counts = dict.fromkeys(rows["name"], 0)
+        for row in progress(list(rows.itertuples()), description="checking videos", unit="video"):
+            counts[row.name], wrong = _count_frames(folder / row.file_name)
+            if wrong:
+                problems.append(Problem((row.condition, row.SceneIndex), folder / row.file_name, *wrong))
+        scenes = list(zip(rows["condition"], rows["SceneIndex"]))
+        whole = whole_scenes(folder, scenes, problems, skip_damaged, "read", _MEND)
+        return _movies(rows[[scene in whole for scene in scenes]], counts, folder)
 
     def unlabelled(self, folder: str | Path, labelled: Collection[str] = ()) -> pd.DataFrame:
         """Videos of a split without labels (HeldOut), in the order of their names: `clip_id n_frames directory`.
@@ -129,7 +122,6 @@ INTPHYS2 = IntPhys2(
         Subtask("fixed_camera", "fixed camera", "camera", "Fixed"),
         Subtask("moving_camera", "moving camera", "camera", "Moving"),
     ),
-    root_option="--benchmark-root",
     extra_columns=("condition", "difficulty", "camera", "pair"),
     pair_column="pair",
     films=True,
@@ -145,19 +137,9 @@ INTPHYS2 = IntPhys2(
 # ---------------------------------------------------------------- scores as the authors' code has them, their file
 
 
-def pair_accuracy(movies: pd.DataFrame, pair_column: str = "pair") -> float:
-    """Share of pairs whose possible video has strictly the higher `score`: a tie is wrong.
-
-    With `pair_column` "" every possible movie of a scene is paired with every impossible one. The score is higher the
-    more possible; of surprises, minus the mean or the largest over windows (their relative accuracy).
-    """
-    possible, impossible = matched(movies, pair_column)
-    score = movies["score"].to_numpy()
-    return float((score[possible] > score[impossible]).mean())
-
-
-def matched(movies: pd.DataFrame, pair_column: str = "pair") -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the possible and of the impossible movie of every pair, [pairs] each."""
+def matched(movies: pd.DataFrame, pair_column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the possible and of the impossible movie of every pair, [pairs] each; with `pair_column` "" every
+    possible movie of a scene is paired with every impossible one."""
     keys = ["block", "scene", *([pair_column] if pair_column else [])]
     rows = movies[keys].assign(row=np.arange(len(movies)))
     possible = movies["possible"].to_numpy(dtype=bool)
@@ -260,13 +242,12 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
         if Path(row.file_name).is_absolute() or ".." in Path(row.file_name).parts:
             what = f"file_name {row.file_name!r} leads out of the split"
             problems.append(Problem(key, path, "videos outside the split", what))
-    for column, name, count in [
-        (each, *found) for each in ("name", "file_name") for found in Counter(table[each]).items()
-    ]:
-        if count > 1 and name:
-            rows = table[table[column] == name]
-            for key in dict.fromkeys(zip(rows["condition"], rows["SceneIndex"])):
-                problems.append(Problem(key, path, "videos listed twice", f"{name} is listed {count} times"))
+    for column in ("name", "file_name"):
+        for name, count in Counter(table[column]).items():
+            if count > 1 and name:
+                rows = table[table[column] == name]
+                for key in dict.fromkeys(zip(rows["condition"], rows["SceneIndex"])):
+                    problems.append(Problem(key, path, "videos listed twice", f"{name} is listed {count} times"))
     for scene, rows in table.groupby("SceneIndex", sort=False):
         differing = [column for column in _OF_SCENE if len(set(rows[column])) > 1]
         if differing:
@@ -286,17 +267,6 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
             key = first["condition"], scene
             problems.append(Problem(key, path, "videos without their mate", what))
     return rows, problems
-
-
-def _counted(rows: pd.DataFrame, folder: Path) -> tuple[dict[str, int], list[Problem]]:
-    """Frames of every video by its name, and the videos that are missing or damaged."""
-    counts, problems = defaultdict(int), []
-    there = list(rows.itertuples())
-    for row in progress(there, description="checking videos", unit="video"):
-        counts[row.name], wrong = _count_frames(folder / row.file_name)
-        if wrong:
-            problems.append(Problem((row.condition, row.SceneIndex), folder / row.file_name, *wrong))
-    return counts, problems
 
 
 def _count_frames(path: Path) -> tuple[int, tuple[str, str] | None]:

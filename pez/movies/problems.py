@@ -6,14 +6,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pez.errors import UserError
+
 EXAMPLES = 10  # lines of problems that are printed
+Scene = tuple[str, str | None]  # block and scene; None for a whole block
 
 
 @dataclass
 class Problem:
-    """One thing wrong with the tree; `scene` is (block, scene), or (block, None) for a whole block."""
+    """One thing wrong with the tree."""
 
-    scene: tuple[str, str | None]
+    scene: Scene
     path: Path
     kind: str  # in a few words, for counts
     what: str
@@ -22,7 +25,39 @@ class Problem:
         return f"{self.path}: {self.what}"
 
 
-def print_problems(root: Path, problems: Sequence[Problem]) -> None:
+def whole_scenes(
+    root: Path, scenes: Collection[Scene], problems: Sequence[Problem], skip_damaged: bool, use: str, mend: str
+) -> set[Scene]:
+    """Those of `scenes` that nothing is wrong with.
+
+    Up to EXAMPLES lines on standard error show what is wrong, every kind of problem among them. Then one UserError
+    counts all, or with `skip_damaged` a line says which scenes are left out; UserError as well if none is left to
+    `use`. `mend` repairs the others.
+    """
+    _print(root, problems)
+    damaged = {problem.scene for problem in problems}
+    whole = {scene for scene in scenes if scene not in damaged and (scene[0], None) not in damaged}
+    if problems and not skip_damaged:
+        kinds = Counter(problem.kind for problem in problems)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        counted = f" ({counts})" if len(problems) > 1 else ""
+        rest = f"reads the other {len(whole)}" if whole else "leaves nothing to read"
+        raise UserError(
+            f"{root}: {len(problems)} problem{'s' * (len(problems) > 1)} in {len(damaged)} of "
+            f"{len(damaged.union(scenes))} scenes{counted}, first {problems[0]}: {mend}, or leave these scenes out "
+            f"with --skip-damaged, which {rest}"
+        )
+    if problems:
+        names = sorted(f"block {block}" if scene is None else f"{block}/{scene}" for block, scene in damaged)
+        more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
+        left_out = ", ".join(names[:EXAMPLES]) + more
+        print(f"{root}: left out {left_out}; {len(whole)} scenes remain", file=sys.stderr)
+    if not whole:
+        raise UserError(f"{root}: no scene is complete, so there is nothing to {use}: {mend}")
+    return whole
+
+
+def _print(root: Path, problems: Sequence[Problem]) -> None:
     """All problems if they are few; else EXAMPLES of them, as many of each kind as there is room for."""
     if len(problems) <= EXAMPLES:
         shown = problems
@@ -37,22 +72,3 @@ def print_problems(root: Path, problems: Sequence[Problem]) -> None:
         print(problem, file=sys.stderr)
     if len(shown) < len(problems):
         print(f"{root}: these are {len(shown)} of {len(problems)} problems", file=sys.stderr)
-
-
-def summary(root: Path, problems: Sequence[Problem], n_scenes: int, n_kept: int, mend: str) -> str:
-    """One line of all problems: `n_scenes` of the tree, `n_kept` without a problem; `mend` repairs the others."""
-    damaged = {problem.scene for problem in problems}
-    kinds = Counter(problem.kind for problem in problems)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    counted = f" ({counts})" if len(problems) > 1 else ""
-    rest = "leaves nothing to read" if n_kept == 0 else f"reads the other {n_kept}"
-    return (
-        f"{root}: {len(problems)} problem{'s' * (len(problems) > 1)} in {len(damaged)} of {n_scenes} scenes{counted}, "
-        f"first {problems[0]}: {mend}, or leave these scenes out with --skip-damaged, which {rest}"
-    )
-
-
-def listed(scenes: Collection[tuple[str, str | None]]) -> str:
-    """Scenes for people, at most EXAMPLES of them."""
-    every = sorted(f"block {block}" if scene is None else f"{block}/{scene}" for block, scene in scenes)
-    return ", ".join(every[:EXAMPLES]) + (f" and {len(every) - EXAMPLES} more" if len(every) > EXAMPLES else "")

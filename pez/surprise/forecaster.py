@@ -14,7 +14,6 @@ A Meta file's `predictor` holds `predictor_embed`, `mask_tokens.N`, `predictor_b
 import copy
 import hashlib
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,17 +22,17 @@ from torch import nn
 from transformers import VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, VJEPA2Predictor
 
-from constants import CHECKPOINT_DIR, MODELS, SHIPPED_WEIGHTS_DIR, ModelSpec
-from pez.encoder.checkpoints import check_fits, renamed
-from pez.encoder.loading import load_encoder, random_encoder
+from constants import MODELS, ModelSpec
+from pez.encoder.checkpoints import check_fits, converted, read_checkpoint
+from pez.encoder.loading import load_encoder, random_encoder, registered_file
 from pez.encoder.preprocessing import normalise
-from pez.encoder.vjepa2 import rescale_blocks
+from pez.encoder.protocol import Encoder
+from pez.encoder.vjepa2 import FUSED, rescale_blocks
 from pez.errors import UserError
 
 PREDICTOR_HEADS = 12  # of all released predictors; a checkpoint does not say
-MASK_TOKEN = (
-    0  # V-JEPA 2 trains a mask token for every kind of mask; the authors' evaluations of surprise take the first
-)
+# V-JEPA 2 trains a mask token for every kind of mask; the authors' evaluations of surprise take the first
+MASK_TOKEN = 0
 _NAMES = (  # Meta's, transformers'
     (".predictor_embed.", ".embeddings.predictor_embeddings."),
     (".predictor_blocks.", ".layer."),
@@ -82,7 +81,7 @@ class Forecaster:
         """One of the same sizes with random weights, the same in context and target."""
         encoder = random_encoder(self.model, self.spec, seed, self.device)
         predictor = _random_predictor(self.predictor.config, seed)
-        return _finished(encoder, encoder.module, predictor, encoder.weights_label, None)
+        return _finished(encoder, encoder.module, predictor, None)
 
     def description(self) -> dict:
         """What a run records of it."""
@@ -131,22 +130,22 @@ def load_forecaster(
         config = _encoder_config(encoder, model)
         config.pred_hidden_size, config.pred_num_hidden_layers, config.pred_num_attention_heads = 384, 12, 12
         config.pred_mlp_ratio, config.pred_num_mask_tokens = 4.0, 1
-        return _finished(encoder, encoder.module, _random_predictor(config, seed), encoder.weights_label, None)
-    path = Path(weights) if weights is not None else _registered(model)
-    if path is None or path.is_dir() or not path.is_file():  # Hugging Face, or what load_encoder has a line for
+        return _finished(encoder, encoder.module, _random_predictor(config, seed), None)
+    path = Path(weights) if weights is not None else registered_file(MODELS[model]) if model in MODELS else None
+    if path is None or not path.is_file():  # Hugging Face, or what load_encoder has a line for
         encoder = load_encoder(model, weights, **options)
         predictor = _hugging_face_predictor(str(weights), encoder, mask_token)
-        return _finished(encoder, encoder.module, predictor, encoder.weights_label, None)
+        return _finished(encoder, encoder.module, predictor, None)
     target = load_encoder(model, weights, checkpoint_key=checkpoint_key, **options)
-    content, context = _contents(path), target
+    content, context = read_checkpoint(path), target
     predictor = _meta_predictor(content, path, _encoder_config(target, path), predictor_heads, mask_token, model)
     if checkpoint_key is None and target.checkpoint_key == "target_encoder" and content.get("encoder"):
         context = load_encoder(model, weights, checkpoint_key="encoder", **options)
     keys = (context.checkpoint_key, target.checkpoint_key)
-    return _finished(target, context.module, predictor, target.weights_label, keys)
+    return _finished(target, context.module, predictor, keys)
 
 
-def _finished(target, context: nn.Module, predictor: nn.Module, label: str, keys) -> Forecaster:
+def _finished(target: Encoder, context: nn.Module, predictor: nn.Module, keys) -> Forecaster:
     digest = hashlib.sha256(target.weights_sha256.encode())
     for module in (context, predictor):
         for name, tensor in sorted(module.state_dict().items()):
@@ -154,7 +153,7 @@ def _finished(target, context: nn.Module, predictor: nn.Module, label: str, keys
             digest.update(tensor.detach().cpu().contiguous().numpy())
     predictor = predictor.to(target.device).eval().requires_grad_(False)
     sha256, parts = digest.hexdigest(), (context, target.module, predictor)
-    return Forecaster(*parts, target.spec, target.model, label, sha256, keys, target.device)
+    return Forecaster(*parts, target.spec, target.model, target.weights_label, sha256, keys, target.device)
 
 
 def _encoder_config(encoder, where):
@@ -167,32 +166,16 @@ def _encoder_config(encoder, where):
 # ---------------------------------------------------------------- predictors
 
 
-def _registered(model: str) -> Path | None:
-    spec = MODELS.get(model)
-    if spec is None or spec.file is None:
-        return None
-    return (CHECKPOINT_DIR if spec.sha256 is None else SHIPPED_WEIGHTS_DIR) / spec.file
-
-
-def _contents(path: Path) -> dict:
-    """A Meta file that load_encoder has read before, so that nothing is wrong with it."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-
-
 def _meta_predictor(content: dict, path: Path, config, heads: int, mask_token: int, model: str) -> VJEPA2Predictor:
     tensors = content.get("predictor")
     if not isinstance(tensors, dict) or not tensors:
         raise UserError(f"{path} has no predictor, so it expects nothing that a film could violate: {_NO_PREDICTOR}")
-    state, tokens = {}, {}
-    for name, tensor in tensors.items():
-        name = renamed(name.removeprefix("module.").removeprefix("backbone."), _NAMES)
+    bare = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    bare.pop("predictor_pos_embed", None)  # left over from training with absolute positions; it uses RoPE
+    state, tokens = converted(bare, _NAMES, FUSED), {}
+    for name in list(state):
         if found := re.fullmatch(r"mask_tokens\.(\d+)", name):
-            tokens[int(found[1])] = tensor
-        elif ".qkv." in name:
-            for part, chunk in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                state[name.replace("qkv", part)] = chunk
-        elif name != "predictor_pos_embed":  # left over from training with absolute positions; it uses RoPE
-            state[name] = tensor
+            tokens[int(found[1])] = state.pop(name)
     embed, mlp = state.get("embeddings.predictor_embeddings.weight"), state.get("layer.0.mlp.fc1.weight")
     if embed is None or mlp is None or not tokens:
         lacking = "mask_tokens" if embed is not None and mlp is not None else "predictor_embed or predictor_blocks"

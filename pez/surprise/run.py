@@ -31,7 +31,7 @@ import torch
 
 from pez.controls import COPY_LAST
 from pez.errors import UserError
-from pez.files import fingerprint, fingerprint_of_files, write_csv, write_json, write_parquet
+from pez.files import fingerprint, fingerprint_of_files, fingerprints_of_files, write_csv, write_json, write_parquet
 from pez.movies.dataset import OVERALL, MovieDataset
 from pez.movies.intphys2 import matched, possible_threshold, write_leaderboard
 from pez.probes.data.movies import kind_of
@@ -53,7 +53,6 @@ OVER = ("mean", "max")
 STRICT = "strict_pair_accuracy"
 CURVE = ["control", "control_seed"]
 FLUSH_SECONDS = 60
-HASHING_THREADS = 8  # reading and SHA-256 both let other threads run
 _CHOSEN = ["best_lr_mode", "best_wd_mode", "best_epoch_median"]  # of probes
 _COLUMNS = ("clip_id", *CURVE, "start", "context", "surprise")
 
@@ -127,9 +126,8 @@ def _record(run_name: str, settings: dict) -> dict:
 
 def movies_fingerprint(movies: pd.DataFrame, dataset: MovieDataset) -> str:
     """Changes with the movies, their labels and the bytes of every frame."""
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        frames = [dataset.frames(movie, movie.n_frames) for movie in movies.itertuples()]
-        content = list(pool.map(fingerprint_of_files, frames))
+    frames = [dataset.frames(movie, movie.n_frames) for movie in movies.itertuples()]
+    content = fingerprints_of_files(frames)
     return fingerprint([movies.drop(columns="directory").to_dict("records"), content])
 
 
@@ -153,7 +151,7 @@ def fill(
     try:
         with bar:
             for movie, frames in _read_ahead(forecaster, dataset, missing, windows, transform):
-                found = _surprises(forecaster, frames, windows, dtype, batch_size)
+                found = movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
                 rows = [(movie.clip_id, control, seed, start, context, own) for start, context, own, _ in found]
                 if not control:
                     rows += [
@@ -161,19 +159,13 @@ def fill(
                     ]
                 table.add(rows)
                 bar.update(1)
-    finally:  # also when interrupted: whole movies are kept
-        table.write()
-
-
-def _surprises(forecaster, frames, windows: Windows, dtype: str, batch_size: int) -> list[tuple]:
-    """`movie_surprises`; a GPU's memory that runs out is a UserError."""
-    try:
-        return movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
     except torch.OutOfMemoryError:
         raise UserError(
             f"{forecaster.device} has not enough memory for {batch_size} windows of --model {forecaster.model}: lower "
             "--batch-size or --window-frames, or use --device cpu"
         ) from None
+    finally:  # also when interrupted: whole movies are kept
+        table.write()
 
 
 def _read_ahead(forecaster, dataset, movies: pd.DataFrame, windows: Windows, transform: str) -> Iterator[tuple]:

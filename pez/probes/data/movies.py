@@ -30,7 +30,6 @@ from pez.files import fingerprint
 from pez.movies import MOVIE_DATASETS, dataset_at
 from pez.movies.dataset import MovieDataset
 from pez.movies.intphys2 import HELD_OUT, INTPHYS2, check_leaderboard
-from pez.movies.licence import check_licence
 from pez.probes.data.probe_data import (
     POSSIBLE,
     ProbeData,
@@ -190,7 +189,7 @@ def movie_features(
     folder = args.intphys_root or named.root
     dataset = named if args.benchmark else dataset_at(folder)
     check_leaderboard(dataset, args.leaderboard, args.held_out)
-    check_licence(dataset, args.accept_licence, ARTIFACTS_DIR)
+    dataset.check_licence(args.accept_licence, ARTIFACTS_DIR)
     movies = dataset.movies(folder, skip_damaged=args.skip_damaged, max_scenes=args.max_scenes_per_block)
     source, unlabelled = movie_source(dataset, movies, args.n_frames_sample, sampling), None
     if args.held_out is not None:
