@@ -39,6 +39,11 @@ class LineStyle:
     marker: str
     line: Any  # a style of matplotlib's: a name, or an offset and lengths of dashes
 
+    @property
+    def look(self) -> dict[str, Any]:
+        """The same as arguments of matplotlib's."""
+        return {"color": self.color, "ls": self.line, "marker": self.marker}
+
 
 LINE_STYLES = (
     LineStyle("#0072B2", "o", "-"),
@@ -166,7 +171,7 @@ def draw_interval(
         ax.fill_between(x, low, high, color=style.color, alpha=0.13, lw=0)
         for edge in (low, high):  # where bands overlap, edges still tell them apart
             ax.plot(x, edge, color=style.color, lw=0.5, alpha=0.45, zorder=1.5)
-    ax.plot(x, mean, color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=label)
+    ax.plot(x, mean, **style.look, mec="white", mew=0.4, label=label)
 
 
 def write_notes(figure: Figure, notes: Sequence[str], per_inch: int = 18) -> None:
