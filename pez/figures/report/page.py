@@ -36,11 +36,8 @@ _DPI = 150  # of a picture that does not say
 _HEADINGS_DOWN = 2  # a file's first heading is the third level of the page
 
 
-def build_report(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
-    """Write report.html into the results folder; the path, or none (and a printed line) if it holds no run.
-
-    `reference` is there for the builders' common signature: the figures that are shown have it already.
-    """
+def build_report(results_dir: str | Path, runs: Sequence[str] | None = None) -> list[Path]:
+    """Write report.html into the results folder; the path, or none (and a printed line) if it holds no run."""
     report = gather(results_dir, runs)
     if not report.runs:
         print(f"report: no run in {results_dir}; left out (make one with step3_probe.py run or step_intphys_probe.py)")
