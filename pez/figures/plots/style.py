@@ -6,7 +6,7 @@ colour blindness, in an order whose neighbours also differ in lightness, for gre
 
 import contextlib
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,9 @@ _PARAMETERS: dict[Any, Any] = {  # matplotlib's names
 }
 
 
-@contextlib.contextmanager
-def drawing_style() -> Iterator[None]:
+def drawing_style() -> contextlib.AbstractContextManager[None]:
     """Draw inside this block to get the shared style."""
-    with mpl.rc_context(_PARAMETERS):
-        yield
+    return mpl.rc_context(_PARAMETERS)
 
 
 def line_style(index: int) -> LineStyle:

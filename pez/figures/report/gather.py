@@ -200,17 +200,14 @@ def _clip_sets(report: Report) -> list[ClipSet]:
     """The ball sets beside the results folder, or where constants.py has them."""
     root = _beside(report.results_dir, "data", constants.DATA_DIR)
     found = []
-    for name in CLIP_SETS:
-        try:
-            found.append(read_clip_set(root / name))
-        except UserError as error:
-            report.absent.append(f"Clips of the {name} set: {error}")
+    # behind the two main ones sets that were asked for besides, such as data_matched/velocity
     more = sorted([*root.glob("turns/clipset.json"), *root.parent.glob(f"{root.name}_*/*/clipset.json")])
-    for path in more:  # sets that were asked for besides, such as data_matched/velocity
+    named = {root / name: f"the {name} set" for name in CLIP_SETS} | {path.parent: f"{path.parent}" for path in more}
+    for folder, words in named.items():
         try:
-            found.append(read_clip_set(path.parent))
+            found.append(read_clip_set(folder))
         except UserError as error:
-            report.absent.append(f"Clips of {path.parent}: {error}")
+            report.absent.append(f"Clips of {words}: {error}")
     return found
 
 

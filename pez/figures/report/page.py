@@ -67,7 +67,8 @@ def render(report: Report) -> str:
     }
     return environment.get_template(_TEMPLATE).render(
         report=report,
-        main=notes.main_picture(report),
+        main=report.pictures[0] if report.pictures else None,
+        pictured=[run for run in report.runs if run.path("figure", ".png").is_file()],
         made=provenance(),
         records={run.name: json.dumps(run.record, indent=1, ensure_ascii=False) for run in report.runs if run.record},
         files=files(report.results_dir),

@@ -11,9 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from pez.figures.plots.mechanisms import MechanismRun, of_statistic
-from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED, Checked, Finding, decided, verdict_record
-from pez.figures.verdicts.verdict import statement_lines
-from pez.files import write_json, write_text
+from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED, Checked, Finding, decided
+from pez.figures.verdicts.verdict import rule_lines, statement_lines, write_verdict
 
 Interval = tuple[float, float, float]  # value, low, high
 FEW, MANY = 1, 20  # probes: the paper's 1 to 5 do not steer, 20 do
@@ -208,8 +207,7 @@ def build_mechanism_verdict(run: MechanismRun) -> list[Path]:
     if not checked:
         return []
     lines = [f"# {run.title('Mechanisms: the claims of Table 1')}", "", *statement_lines(checked, named=True), ""]
-    rules = __doc__.partition("\n\n")[2].strip()
-    lines += ["---", "How this was computed:", "", "```", rules, "```", ""]
-    stem = run.results_dir / f"mechanisms_verdict_{run.name}"
-    record = verdict_record(checked, figure="mechanisms", run_name=run.name, encoder=run.record["encoder"])
-    return [write_text(stem.with_suffix(".md"), "\n".join(lines)), write_json(stem.with_suffix(".json"), record)]
+    text = "\n".join([*lines, *rule_lines(__doc__.partition("\n\n")[2].strip())])
+    told = {"figure": "mechanisms", "run_name": run.name, "encoder": run.record["encoder"]}
+    path = (run.results_dir / f"mechanisms_verdict_{run.name}").with_suffix(".md")
+    return write_verdict(path, text, checked, told)

@@ -26,9 +26,8 @@ STATEMENTS are the paper's; `read_statements` reads others from a file, of varia
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -195,11 +194,6 @@ def _is_above(layers: np.ndarray, rise: BootstrapCurve) -> tuple[str, str]:
     if detection.found:
         return HOLDS, words
     return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
-
-
-def verdict_record(statements: Sequence[Checked], **more: Any) -> dict[str, Any]:
-    """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more` in front."""
-    return {**more, "statements": [asdict(statement) for statement in statements]}
 
 
 def overall(findings: Sequence[Finding]) -> str:
