@@ -69,6 +69,13 @@ class MechanismRun:
         return titled(f"{text} — {encoder.get('model', '')}", [str(encoder.get("weights_label", ""))])
 
 
+def where(rows: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """Those of `rows` that have these values in their columns."""
+    for column, value in values.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure: `stem` of its file before _RUN, `title` for people, the `command` that makes its `tables`, and what
@@ -156,14 +163,14 @@ def _heat(
 
 def draw_attention_heads(run: MechanismRun, table: pd.DataFrame) -> Figure:
     """Figure 3: mean distance of every head, heads by layers; dark heads look near."""
-    table = table[table["statistic"] == "spatial"]
+    table = where(table, statistic="spatial")
     curves = ["", *(name for name in table["control"].unique() if name)]
     uniform = run.about("attention")["uniform"]["spatial"]
     highest = max(table["mean"].max(), uniform)
     depth, heads = table["layer"].max() + 1, table["head"].max() + 1
     figure, axes = _figure(1, len(curves), 1.2 + max(2.4, 0.32 * depth) * len(curves), 1.5 + max(0.9, 0.2 * heads))
     for ax, name in zip(axes[0], curves):
-        own = table[table["control"] == name].pivot_table(index="head", columns="layer", values="mean")
+        own = where(table, control=name).pivot_table(index="head", columns="layer", values="mean")
         image = _heat(ax, own.to_numpy(), 0, highest, "viridis", "{:.1f}")
         zone = run.about("attention")["zone"]
         ax.axvline(min(zone) - 0.5, color="white", lw=1.5)
@@ -194,7 +201,7 @@ def draw_attention_layers(run: MechanismRun, table: pd.DataFrame) -> Figure:
         rows = of_statistic(table, statistic)
         ax.axhline(uniform, label="uniform attention", **_DOTTED)
         _control_curves(ax, rows)
-        _curve(ax, rows[rows["control"] == ""], 0, "trained")
+        _curve(ax, where(rows, control=""), 0, "trained")
         ax.set(xlabel="Layer", ylabel=label)
         ax.set_ylim(bottom=0)
         ax.margins(y=0.12)
@@ -217,18 +224,18 @@ _RULE_WORDS = {
 
 def draw_dimensions(run: MechanismRun, table: pd.DataFrame) -> Figure:
     """Figure 22: rounds until a variable is no longer read, by layer, under three rules."""
-    first = table[(table["probe"] == table["probe"].iloc[0]) & (table["norm"] == table["norm"].iloc[0])]
+    first = where(table, probe=table["probe"].iloc[0], norm=table["norm"].iloc[0])
     names = [name for name in VARIABLES if name in set(first["variable"])]
     figure, axes = _figure(1, len(_RULE_WORDS), 10.5, 3.3, sharey=True)
     for ax, (rule, words) in zip(axes[0], _RULE_WORDS.items()):
-        rows = first[first["rule"] == rule]
+        rows = where(first, rule=rule)
         for number, name in enumerate(names):
-            own = rows[(rows["variable"] == name) & (rows["control"] == "")]
+            own = where(rows, variable=name, control="")
             _curve(ax, own, number, _subspace(name), y="K")
             capped = own[~own["reached"]]
             ax.plot(capped["layer"], capped["K"], ls="none", marker="^", ms=9, mfc="none", mec="black")
             for at, control in enumerate(rows["control"].unique()):
-                of_control = rows[(rows["control"] == control) & (rows["variable"] == name)]
+                of_control = where(rows, control=control, variable=name)
                 if control and len(of_control):
                     means, style = of_control.groupby("layer")["K"].mean(), line_style(number)
                     ax.plot(means.index, means, lw=0.8, color=style.color, ls=control_style(at).line, alpha=0.7)
@@ -254,7 +261,7 @@ def draw_sequence(run: MechanismRun, table: pd.DataFrame) -> Figure:
     layers = table.loc[table["control"] == "", "layer"].unique()
     layer = min(layers, key=lambda layer: abs(layer - max(run.about("sequence")["zone"])))
     probe, norm = table["probe"].iloc[0], table["norm"].iloc[0]
-    rows = table[(table["layer"] == layer) & (table["probe"] == probe) & (table["norm"] == norm)]
+    rows = where(table, layer=layer, probe=probe, norm=norm)
     null = run.table("sequence_null")
     panels = (
         ("direction", "within_15", "Direction within 15° (share of clips)", 30 / 360),
@@ -263,17 +270,17 @@ def draw_sequence(run: MechanismRun, table: pd.DataFrame) -> Figure:
     )
     figure, axes = _figure(1, 3, 10.5, 3.2)
     for ax, (name, metric, label, chance) in zip(axes[0], panels):
-        own = rows[rows["variable"] == name]
+        own = where(rows, variable=name)
         outputs = 2 if name == "direction" else 1
-        main = own[own["control"] == ""].groupby("round")[metric].agg(["mean", "min", "max"])
+        main = where(own, control="").groupby("round")[metric].agg(["mean", "min", "max"])
         draw_interval(ax, main.index, main["mean"], main["min"], main["max"], line_style(0), "refit")
-        stale = own[own["control"] == ""].groupby("round")[f"stale_{metric}"].mean()
+        stale = where(own, control="").groupby("round")[f"stale_{metric}"].mean()
         ax.plot(stale.index, stale, color="#0072B2", lw=0.9, alpha=0.45, ls=":", label="stale (same probe, removed)")
         for number, (control, of_control) in enumerate(own[own["control"] != ""].groupby("control", sort=False)):
             means, style = of_control.groupby("round")[metric].mean(), control_style(number)
             ax.plot(means.index, means, color=style.color, ls=style.line, lw=0.9, label=spoken(control))
         if null is not None and metric == "r2" and layer in set(null["layer"]):
-            drawn = null[(null["variable"] == name) & (null["inside"] == "data")].sort_values("dims_removed")
+            drawn = where(null, variable=name, inside="data").sort_values("dims_removed")
             x = drawn["dims_removed"] / outputs
             ax.fill_between(x, drawn["low"], drawn["high"], color="#b9b9b9", alpha=0.5, lw=0)
             ax.plot(x, drawn["r2"], color="#555555", lw=0.9, label="as many random directions removed")
@@ -295,19 +302,19 @@ def draw_sequence(run: MechanismRun, table: pd.DataFrame) -> Figure:
 
 def draw_overlap(run: MechanismRun, table: pd.DataFrame) -> Figure:
     """Table 3 as curves: mean principal angle of two variables' subspaces by layer, beside both kinds of chance."""
-    controls = table[(table["control"] != "") & (table["basis"] == "all") & (table["scaling"] == "ball")]
-    table = table[table["control"] == ""]
-    rows = table[(table["basis"] == "all") & (table["scaling"] == "ball")]
+    controls = where(table[table["control"] != ""], basis="all", scaling="ball")
+    table = where(table, control="")
+    rows = where(table, basis="all", scaling="ball")
     pairs = list(dict.fromkeys(zip(rows["a"], rows["b"])))
     halves = table[table["b"].str.endswith("_other_half") & (table["basis"] == "first_5")]
     figure, axes = _figure(1, len(pairs) + 1, 3.1 * len(pairs) + 5, 3.3, sharey=True)
     for ax, (a, b) in zip(axes[0], pairs):
-        own = rows[(rows["a"] == a) & (rows["b"] == b)].sort_values("layer")
+        own = where(rows, a=a, b=b).sort_values("layer")
         draws = (("space", "#E69F00", "random subspaces of R^d"), ("data", "#6b6b6b", "probes of random targets"))
         for name, colour, label in draws:
             low, high = own[f"chance_{name}_low"], own[f"chance_{name}_high"]
             ax.fill_between(own["layer"], low, high, color=colour, alpha=0.22, lw=0, label=f"{label}, 95 %")
-        of_pair = controls[(controls["a"] == a) & (controls["b"] == b)]
+        of_pair = where(controls, a=a, b=b)
         _control_curves(ax, of_pair, y="mean_angle")
         _curve(ax, own, 0, "measured (band: folds)", y="mean_angle")
         ax.set(title=f"{_subspace(a)} and {_subspace(b)}", xlabel="Layer", ylim=(0, 90))
@@ -336,67 +343,56 @@ def _subspace(name: str) -> str:
 
 def draw_steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -> Figure:
     """Figure 24: error to the target and to the truth against the number of probes; nulls; other edits."""
-    rows = table[(table["target"] == "all") & (table["judge"] == "split")]
-    main, about = rows[rows["control"] == ""], run.about("steer")
-    probes = main[main["arm"] == "probes"]
+    rows = where(table, target="all", judge="split")
+    main, about = where(rows, control=""), run.about("steer")
+    probes = where(main, arm="probes")
     others = {"covariance_edit": "1 probe along the covariance", "mean_difference": "class means",
               "plane_rotation": "turned in the ring's plane", "mlp_ring": "set in the plane of the MLP's ring",
               "transplant": "another clip"}  # fmt: skip
     figure, axes = _figure(1, 3, 12, 3.6)
     ax = axes[0, 0]
-    unedited = main[main["arm"] == "none"].iloc[0]
+    unedited = where(main, arm="none").iloc[0]
     ax.axhline(unedited["mae_target"], **_DOTTED)
     _curve(ax, probes, 0, "to the target", x="n_probes", y="mae_target")
-    truth = pd.concat([main[main["arm"] == "none"], probes])
+    truth = pd.concat([where(main, arm="none"), probes])
     ax.plot(truth["n_probes"], truth["mae_truth"], color="#D55E00", ls="--", marker="s", label="to its own label")
     for number, (name, own) in enumerate(nulls.groupby("null", sort=False)):
         style, own = control_style(number), own.sort_values("n_probes")
         ax.fill_between(own["n_probes"], own["low"], own["high"], color=style.color, alpha=0.18, lw=0)
         ax.plot(own["n_probes"], own["mae_target"], color=style.color, ls=style.line, lw=0.9, label=spoken(name))
-    for number, (name, own) in enumerate(rows[(rows["control"] != "") & (rows["arm"] == "probes")].groupby("control")):
-        means = own.groupby("n_probes")["mae_target"].mean()
-        ax.plot(
-            means.index,
-            means,
-            color="#009E73",
-            lw=1,
-            ls=control_style(number).line,
-            label=f"{spoken(name)}: to the target",
-        )
-    ax.set(xlabel="Probes N (0: unedited)", ylabel="Angular error (degrees)", ylim=(0, 100),
-           title="Split-half judge")  # fmt: skip
+    controls = where(rows[rows["control"] != ""], arm="probes")
+    for number, (name, own) in enumerate(controls.groupby("control")):
+        means, line = own.groupby("n_probes")["mae_target"].mean(), control_style(number).line
+        ax.plot(means.index, means, color="#009E73", lw=1, ls=line, label=f"{spoken(name)}: to the target")
+    ax.set(xlabel="Probes N (0: unedited)", ylabel="Angular error (degrees)", title="Split-half judge")
     handles, labels = ax.get_legend_handles_labels()
     ax = axes[0, 1]
-    own = table[(table["target"] == "all") & (table["control"] == "") & (table["arm"] == "probes")]
-    names = {
-        "split": "ridge, other clips (quote)",
-        "mlp": "MLP, other clips",
-        "paper": "in sample (C.12)",
-        "own": "own first probe",
-    }
+    own = where(table, target="all", control="", arm="probes")
+    names = {"split": "ridge, other clips (quote)", "mlp": "MLP, other clips", "paper": "in sample (C.12)",
+             "own": "own first probe"}  # fmt: skip
     for number, (judge, label) in enumerate(names.items()):
-        part, style = own[own["judge"] == judge].sort_values("n_probes"), line_style(number)
+        part, style = where(own, judge=judge).sort_values("n_probes"), line_style(number)
         if len(part):
             ax.plot(part["n_probes"], part["mae_target"], **style.look, label=label)
-    ax.set(xlabel="Probes N", ylabel="Error to the target (degrees)", ylim=(0, 100), title="Who judges")
+    ax.set(xlabel="Probes N", ylabel="Error to the target (degrees)", title="Who judges")
     ax.legend(fontsize=7)
     ax = axes[0, 2]
     ax.plot(probes["edit_ratio"], probes["mae_target"], color="#0072B2", marker="o")
     for row in probes.itertuples():
-        ax.annotate(
-            f"{row.n_probes}", (row.edit_ratio, row.mae_target), fontsize=6, xytext=(3, 3), textcoords="offset points"
-        )
+        at = (row.edit_ratio, row.mae_target)
+        ax.annotate(f"{row.n_probes}", at, xytext=(3, 3), textcoords="offset points", fontsize=6)
     for number, (name, label) in enumerate(others.items()):
-        part, style = main[main["arm"] == name], line_style(number + 1)
+        part, style = where(main, arm=name), line_style(number + 1)
         if part.empty:  # a ring that was not measured
             continue
-        ax.plot(
-            part["edit_ratio"], part["mae_target"], ls="none", marker=style.marker, color=style.color, ms=6, label=label
-        )
+        look = {**style.look, "ls": "none"}
+        ax.plot(part["edit_ratio"], part["mae_target"], **look, ms=6, label=label)
     ax.legend(fontsize=7)
     ax.set_xscale("log")  # late probes read next to nothing: edits that move them are orders of magnitude longer
-    ax.set(xlabel="Length of the edit / of the features", ylabel="Error to the target (degrees)", ylim=(0, 100),
+    ax.set(xlabel="Length of the edit / of the features", ylabel="Error to the target (degrees)",
            title="Edits of other kinds (N beside the line)")  # fmt: skip
+    for ax in axes[0]:
+        ax.set_ylim(0, 100)
     figure.legend(handles, labels, fontsize=7, loc="outside right center")
     note = (
         f"All 8 directions as targets; {about['n_clips']} clips, {about['n_folds']} folds; bands: 95 %. "
@@ -450,27 +446,20 @@ def draw_patches(run: MechanismRun, table: pd.DataFrame, maps: pd.DataFrame) -> 
     """Figure 18: direction at single places, across halves of the frame, far from the ball; maps by layer."""
     table = table.rename(columns={"value": "mean"})
     about = run.about("patches")
-    main = table[table["control"] == ""]
-
-    def rows(readout: str, statistic: str, of: pd.DataFrame = main) -> pd.DataFrame:
-        return of[(of["readout"] == readout) & (of["statistic"] == statistic)]
-
+    main = where(table, control="")
     layers = sorted(maps["layer"].unique())
     places = [0, len(layers) // 3, 2 * len(layers) // 3, len(layers) - 1]
-    shown = sorted(
-        {layers[place] for place in places} | {min(layers, key=lambda layer: abs(layer - max(about["zone"])))}
-    )
+    last = min(layers, key=lambda layer: abs(layer - max(about["zone"])))
+    shown = sorted({layers[place] for place in places} | {last})
     figure = plt.figure(figsize=(12, 6.2), layout="constrained")
     top, bottom = cast(np.ndarray, figure.subfigures(2, 1, height_ratios=(1.35, 1)))
     axes = top.subplots(1, 3, sharey=True)
     curves = (("mean_pooled", "r2", "mean over places"), ("pooled_patch", "r2", "one probe for all places"),
               ("per_place", "r2_median", "a probe a place, median"))  # fmt: skip
     for number, (readout, statistic, label) in enumerate(curves):
-        _curve(axes[0], rows(readout, statistic), number, label)
-    controls = table[table["control"] != ""]
-    _control_curves(
-        axes[0], rows("per_place", "r2_median", controls).assign(control=lambda own: own["control"] + ", a place")
-    )
+        _curve(axes[0], where(main, readout=readout, statistic=statistic), number, label)
+    controls = where(table[table["control"] != ""], readout="per_place", statistic="r2_median")
+    _control_curves(axes[0], controls.assign(control=controls["control"] + ", a place"))
     axes[0].set_title("(a) Single places")
     for number, (statistic, label) in enumerate(
         (("within", "same half"), ("standardised", "other half, standardised"), ("raw", "other half, raw"))
@@ -484,7 +473,7 @@ def draw_patches(run: MechanismRun, table: pd.DataFrame, maps: pd.DataFrame) -> 
     for number, name in enumerate(bins):
         low, _, high = name.partition("_to_")
         label = f"farther than {low}" if high == "inf" else f"{low} to {high}"
-        _curve(axes[2], rows("distance", name), number, label)
+        _curve(axes[2], where(main, readout="distance", statistic=name), number, label)
     axes[2].set_title("(c) By the place's distance\nfrom the ball's path (patches)")
     for ax in axes:
         ax.axhline(0, **_DOTTED)
@@ -495,7 +484,7 @@ def draw_patches(run: MechanismRun, table: pd.DataFrame, maps: pd.DataFrame) -> 
     axes[0].set_ylabel("Direction R²")
     heat = bottom.subplots(1, len(shown))
     for ax, layer in zip(np.atleast_1d(heat), shown):
-        own = maps[(maps["layer"] == layer) & (maps["control"] == "")]
+        own = where(maps, layer=layer, control="")
         image = _heat(ax, own.pivot_table(index="y", columns="x", values="r2").to_numpy(), 0, 1, "magma")
         ax.set(title=f"layer {layer}", xticks=[], yticks=[], aspect="equal")
     bottom.colorbar(image, ax=np.atleast_1d(heat).tolist(), label="R² of a place")
@@ -523,16 +512,16 @@ TABLE_2 = {"none": "no mask", "spatial_s3": "space: 3 patches", "temporal_t1": "
 
 def draw_ablation_summary(run: MechanismRun, table: pd.DataFrame) -> Figure:
     """Table 2: four rows of Table 4, the mildest that differ, as bars with the paper's numbers."""
-    rows = table[(table["read_layer"] == table["last_masked"]) & (table["band"] == "zone") & (table["control"] == "")]
+    rows = where(table[table["read_layer"] == table["last_masked"]], band="zone", control="")
     rows = rows[rows["condition"].isin(TABLE_2)]
     names = [name for name in _READ if name in set(rows["variable"])]
     conditions = [name for name in TABLE_2 if name in set(rows["condition"])]
     figure, axes = _figure(1, len(names), 2.6 * len(names) + 2, 3.2)
     for ax, name in zip(axes[0], names):
-        own = rows[rows["variable"] == name]
+        own = where(rows, variable=name)
         probes = list(own["probe"].unique())
         for number, probe in enumerate(probes):
-            part = own[own["probe"] == probe].set_index("condition").loc[conditions]
+            part = where(own, probe=probe).set_index("condition").loc[conditions]
             x = np.arange(len(part)) + (number - (len(probes) - 1) / 2) * 0.38
             ends = [part["score"] - part["low"], part["high"] - part["score"]]
             ax.bar(x, part["score"], 0.36, yerr=ends, color=line_style(number).color, error_kw={"lw": 0.8},
@@ -568,37 +557,22 @@ def draw_ablation(run: MechanismRun, table: pd.DataFrame) -> Figure:
     for across, name in enumerate(names):
         for down, readout in enumerate(readouts):
             ax = axes[down, across]
-            own = rows[(rows["variable"] == name) & (rows["probe"] == readout)]
-            main = own[(own["control"] == "") & (own["band"] == "zone")]
-            base = main[main["kind"] == "none"].iloc[0]
+            own = where(rows, variable=name, probe=readout)
+            main = where(own, control="", band="zone")
+            base = where(main, kind="none").iloc[0]
             ax.axhspan(base["low"], base["high"], color="#0072B2", alpha=0.08, lw=0)
             ax.axhline(base["score"], color="#0072B2", lw=0.8, label="no mask")
             ax.axhline(0.5 if name == "possible" else 0, **_DOTTED)
             for number, kind in enumerate(kinds):
-                part, style = main[main["kind"] == kind].sort_values("removed_mass"), line_style(number)
-                ax.errorbar(
-                    part["removed_mass"],
-                    part["score"],
-                    [part["score"] - part["low"], part["high"] - part["score"]],
-                    **style.look,
-                    lw=1,
-                    elinewidth=0.7,
-                    label=kind,
-                )
+                part, style = where(main, kind=kind).sort_values("removed_mass"), line_style(number)
+                ends = [part["score"] - part["low"], part["high"] - part["score"]]
+                ax.errorbar(part["removed_mass"], part["score"], ends, **style.look, lw=1, elinewidth=0.7, label=kind)
             others = own[(own["kind"] != "none") & ((own["band"] != "zone") | (own["control"] != ""))]
             for number, ((band, control), part) in enumerate(others.groupby(["band", "control"], sort=False)):
                 style, part = control_style(number), part.sort_values("removed_mass")
                 label = f"{band} layers" if not control else f"{spoken(control)}, {band}"
-                ax.plot(
-                    part["removed_mass"],
-                    part["score"],
-                    ls="none",
-                    marker=style.marker,
-                    mfc="white",
-                    ms=4,
-                    color=style.color,
-                    label=label,
-                )
+                look = {**style.look, "ls": "none", "mfc": "white", "ms": 4}
+                ax.plot(part["removed_mass"], part["score"], **look, label=label)
             ax.set(
                 ylabel=_READ[name] if down == 0 or across == 0 else "",
                 title=readout if across == 0 else "",
@@ -623,9 +597,8 @@ def draw_tuning(run: MechanismRun, table: pd.DataFrame, layers: pd.DataFrame) ->
     statistics = layers.pivot_table(index=["control", "layer"], columns="statistic", values="value")
     figure, axes = _figure(len(curves), len(shown) + 1, 3 * (len(shown) + 1) + 0.5, 3.0 * len(curves) + 0.6)
     for down, control in enumerate(curves):
-        for across, layer in enumerate(shown):
-            ax = axes[down, across]
-            own = table[(table["control"] == control) & (table["layer"] == layer)]
+        for ax, layer in zip(axes[down], shown):
+            own = where(table, control=control, layer=layer)
             floor = max(0.1, run.about("tuning")["place_only"], own["shuffled_r2"].max())
             angle, strength = np.deg2rad(own["pd_deg"]), own["delta_r2_max"].clip(lower=0)
             tuned = own["delta_r2_max"] > floor
@@ -638,12 +611,11 @@ def draw_tuning(run: MechanismRun, table: pd.DataFrame, layers: pd.DataFrame) ->
             pooled = f"pooled over places: {row['share_tuned_pooled']:.0%}"
             words = f"{row['share_tuned']:.0%} above the floor ({floor:.2f})\n{pooled}"
             ax.text(0.02, 0.98, words, transform=ax.transAxes, va="top", fontsize=6.5)
-            ax.set(title=f"{_trained_or(control)}, layer {layer}", xlim=(-1, 1), ylim=(-1, 1),
-                   aspect="equal",
+            ax.set(title=f"{_trained_or(control)}, layer {layer}", xlim=(-1, 1), ylim=(-1, 1), aspect="equal",
                    xlabel="ΔR² · cos(preferred)", ylabel="ΔR² · sin(preferred)")  # fmt: skip
         ax = axes[down, -1]
         for number, layer in enumerate(shown):
-            own = table[(table["control"] == control) & (table["layer"] == layer)]
+            own = where(table, control=control, layer=layer)
             style = line_style(number)
             for name, line in (("delta_r2_max", "-"), ("shuffled_r2", ":")):
                 values = np.sort(own[name])[::-1]
@@ -668,10 +640,10 @@ def draw_tuning_ring(run: MechanismRun, means: pd.DataFrame, units: pd.DataFrame
     example = max(zone or shown)
     figure, axes = _figure(len(curves), len(shown) + 1, 2.7 * (len(shown) + 1) + 0.5, 2.7 * len(curves) + 0.8)
     for down, control in enumerate(curves):
-        own = means[means["control"] == control]
+        own = where(means, control=control)
         own = own[own["control_seed"] == own["control_seed"].min()]
         for ax, layer in zip(axes[down], shown):
-            wide = own[own["layer"] == layer].pivot_table(index="direction_deg", columns="unit", values="mean")
+            wide = where(own, layer=layer).pivot_table(index="direction_deg", columns="unit", values="mean")
             left, sizes, _ = np.linalg.svd(wide.to_numpy() - wide.to_numpy().mean(0), full_matrices=False)
             share = np.square(sizes) / max(np.square(sizes).sum(), 1e-30)
             x, y = (left[:, :2] * sizes[:2]).T
@@ -684,10 +656,10 @@ def draw_tuning_ring(run: MechanismRun, means: pd.DataFrame, units: pd.DataFrame
             ax.set_aspect("equal", "datalim")
             ax.margins(0.25)
         ax = axes[down, -1]
-        best = units[(units["control"] == control) & (units["layer"] == example)]
+        best = where(units, control=control, layer=example)
         best = best[best["control_seed"] == best["control_seed"].min()]
         for number, unit in enumerate(best.nlargest(3, "delta_r2_pooled").itertuples()):
-            rows = own[(own["layer"] == example) & (own["unit"] == unit.unit)].sort_values("direction_deg")
+            rows = where(own, layer=example, unit=unit.unit).sort_values("direction_deg")
             angle, style = np.deg2rad(rows["direction_deg"].to_numpy()), line_style(number)
             design = np.stack([np.ones_like(angle), np.cos(angle), np.sin(angle)], 1)
             base, cos, sin = np.linalg.lstsq(design, rows["mean"].to_numpy(), rcond=None)[0]
@@ -716,7 +688,7 @@ def draw_tuning_heat(run: MechanismRun, heat: pd.DataFrame) -> Figure:
     figure, axes = _figure(len(curves), len(shown), 3.2 * len(shown) + 1, 3 * len(curves) + 0.4)
     for down, control in enumerate(curves):
         for ax, layer in zip(axes[down], shown):
-            own = heat[(heat["layer"] == layer) & (heat["control"] == control)].filter(like="bin_").to_numpy()
+            own = where(heat, layer=layer, control=control).filter(like="bin_").to_numpy()
             order = np.lexsort((-own.max(1), own.argmax(1)))
             image = _heat(ax, own[order], 0, 0.6, "magma")
             ax.set(title=f"{_trained_or(control)}, layer {layer}", xlabel="Preferred direction",
@@ -752,16 +724,12 @@ def draw_tuning_speed(run: MechanismRun, table: pd.DataFrame) -> Figure:
 def draw_coordinates(run: MechanismRun, table: pd.DataFrame) -> Figure:
     """Polar or Cartesian: share of feature variance explained at matched rank, by layer."""
     figure, axes = _figure(1, 2, 9.5, 3.3)
-    for ax, names, label in (
-        (
-            axes[0, 0],
-            ("polar_2", "cartesian_2", "polar_3", "cartesian_3", "cells"),
-            "Feature variance explained, held out",
-        ),
-        (axes[0, 1], ("polar_less_cartesian_2", "polar_less_cartesian_3"), "Polar less Cartesian"),
-    ):
+    known = ("polar_2", "cartesian_2", "polar_3", "cartesian_3", "cells")
+    less = ("polar_less_cartesian_2", "polar_less_cartesian_3")
+    panels = ((known, "Feature variance explained, held out"), (less, "Polar less Cartesian"))
+    for ax, (names, label) in zip(axes[0], panels):
         for number, name in enumerate(names):
-            own = table[(table["model"] == name) & (table["control"] == "")]
+            own = where(table, model=name, control="")
             _curve(ax, own, number, name.replace("_", " "), y="value")
             other = table[(table["model"] == name) & (table["control"] != "")].groupby("layer")["value"].mean()
             ax.plot(other.index, other, color=line_style(number).color, lw=0.8, ls=":", alpha=0.8)
@@ -778,9 +746,9 @@ def draw_tasks(run: MechanismRun, table: pd.DataFrame) -> Figure:
     tasks = list(dict.fromkeys(table["task"]))
     figure, axes = _figure(1, len(tasks), 3.4 * len(tasks) + 1, 3.2)
     for ax, task in zip(axes[0], tasks):
-        own = table[table["task"] == task]
+        own = where(table, task=task)
         _control_curves(ax, own, y="value")
-        _curve(ax, own[own["control"] == ""], 0, "trained", y="value")
+        _curve(ax, where(own, control=""), 0, "trained", y="value")
         ax.axhline(own["chance"].iloc[0], **_DOTTED)
         ax.set(title=task.replace("_", " "), xlabel="Layer", ylabel=own["metric"].iloc[0])
         ax.legend(fontsize=6.5)

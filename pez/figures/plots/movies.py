@@ -105,13 +105,6 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     return mine.merge(theirs, on=["data", "model", "subtask", "layer"], how="left")
 
 
-def _published_of(table: pd.DataFrame) -> pd.DataFrame:
-    """The published values of a comparison table, `model layer metric mean`."""
-    columns = {f"published_{metric}": metric for metric in METRICS if f"published_{metric}" in table}
-    long = table.rename(columns=columns).melt(["model", "layer"], list(columns.values()), "metric", "mean")
-    return long.dropna(subset="mean")
-
-
 # ---------------------------------------------------------------- figures
 
 
@@ -125,7 +118,9 @@ def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], ref
 
     With `reference` its published values are drawn thinly behind.
     """
-    published = _published_of(table) if reference else _UNPUBLISHED
+    columns = {f"published_{metric}": metric for metric in METRICS if f"published_{metric}" in table}
+    long = table.rename(columns=columns).melt(["model", "layer"], list(columns.values()), "metric", "mean")
+    published = long.dropna(subset="mean") if reference else _UNPUBLISHED
     absent = f"Without a run: {', '.join(missing)}." if missing else ""
     return _draw_grid(table, title, published, absent, path)
 

@@ -100,9 +100,8 @@ def line_style(index: int) -> LineStyle:
 def control_style(index: int) -> LineStyle:
     """Style of the `index`-th control of a figure: grey, told apart by dashes and, where there are some, markers."""
     color = _CONTROL_GREYS[index % len(_CONTROL_GREYS)]
-    return LineStyle(
-        color, _CONTROL_MARKERS[index % len(_CONTROL_MARKERS)], _CONTROL_DASHES[index % len(_CONTROL_DASHES)]
-    )
+    marker, dashes = _CONTROL_MARKERS[index % len(_CONTROL_MARKERS)], _CONTROL_DASHES[index % len(_CONTROL_DASHES)]
+    return LineStyle(color, marker, dashes)
 
 
 def titled(title: str, weights: Sequence[str] = ()) -> str:
@@ -195,25 +194,10 @@ def label_ends(panels: Sequence[tuple[Axes, Sequence[End]]], size: float = 8.5) 
         edge = ax.transAxes.transform((1, 0))[0]
         right = max(max(ax.transData.transform((x, y))[0] for x, y, *_ in ends) + 10, edge + 2)
         for (x, y, text, color), position in zip(ends, placed):
-            ax.annotate(
-                text,
-                (x, y),
-                xytext=tuple(ax.transData.inverted().transform((right, position))),
-                textcoords="data",
-                color=color,
-                fontsize=size,
-                va="center",
-                ha="left",
-                annotation_clip=False,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "lw": 0.5,
-                    "color": color,
-                    "shrinkA": 1,
-                    "shrinkB": 2,
-                    "relpos": (0, 0.5),
-                },
-            )
+            place = ax.transData.inverted().transform((right, position))
+            arrow = {"arrowstyle": "-", "lw": 0.5, "color": color, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+            look: dict[str, Any] = {"color": color, "fontsize": size, "va": "center", "ha": "left"}
+            ax.annotate(text, (x, y), tuple(place), arrowprops=arrow, annotation_clip=False, **look)
 
 
 def spread_out(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
@@ -227,10 +211,8 @@ def spread_out(wanted: np.ndarray, gap: float, low: float, high: float) -> np.nd
         blocks.append([wanted[index] - rank * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             mean, count = blocks.pop()
-            blocks[-1] = [
-                (blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count),
-                blocks[-1][1] + count,
-            ]
+            before, n = blocks[-1]
+            blocks[-1] = [(before * n + mean * count) / (n + count), n + count]
     bases = np.concatenate([np.full(count, mean) for mean, count in blocks])
     top = max(low, high - (len(wanted) - 1) * gap)
     placed = np.empty(len(wanted))

@@ -101,20 +101,16 @@ def kept_tables(report: Report) -> list[Table]:
     for run in report.of_kind(BALL):
         if run.value("probe_set") != "turns":
             continue
-        rows = [
-            [str(row.layer), number(row.own), str(row.n_readable), _kept_words(row.kept)]
-            for row in kept(run).itertuples()
-        ]
+        rows = []
+        for row in kept(run).itertuples():
+            beyond = "not read" if row.kept < 0 else NONE
+            if row.kept >= 0:
+                beyond = f"{int(row.kept)} tubelet{'s'[: row.kept != 1]}"
+            rows.append([str(row.layer), number(row.own), str(row.n_readable), beyond])
         columns = ["layer", "direction, the tubelet read", "tubelets readable", "kept beyond it for"]
         caption = f"{run.name}: how long a layer keeps a direction ({run.value('pooling')}; a tubelet is two frames)"
         found.append(Table(caption, columns, rows, frozenset(range(1, 4))))
     return found
-
-
-def _kept_words(value: float) -> str:
-    if pd.isna(value):
-        return NONE
-    return "not read" if value < 0 else f"{int(value)} tubelet{'s'[: value != 1]}"
 
 
 def control_tables(report: Report) -> list[Table]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pez.figures.plots.mechanisms import MechanismRun, of_statistic
+from pez.figures.plots.mechanisms import MechanismRun, of_statistic, where
 from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED, Checked, Finding, decided
 from pez.figures.verdicts.verdict import rule_lines, statement_lines, write_verdict
 
@@ -35,7 +35,7 @@ def _mean(rows: pd.DataFrame, value: str = "mean") -> Interval:
 
 
 def _attention(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
-    zone, main = run.about("attention")["zone"], table[table["control"] == ""]
+    zone, main = run.about("attention")["zone"], where(table, control="")
     depth = main["layer"].max() + 1
     parts = {"early third": range(min(depth // 3, min(zone))), "late third": range(depth - depth // 3, depth)}
     found = []
@@ -60,7 +60,7 @@ def _attention(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
 
 def _sequence(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
     layer, findings = max(run.about("sequence")["zone"]), []
-    rows = table[(table["layer"] == layer) & (table["control"] == "") & (table["probe"] == table["probe"].iloc[0])]
+    rows = where(table, layer=layer, control="", probe=table["probe"].iloc[0])
     for rule, own in rows.groupby("rule", sort=False):
         k = {name: _mean(part, "K") for name, part in own.groupby("variable")}
         if {"direction", "speed"} <= set(k):
@@ -72,11 +72,10 @@ def _sequence(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
 
 def _overlap(run: MechanismRun, table: pd.DataFrame, dims: pd.DataFrame) -> list[Checked]:
     layer, found = run.about("overlap")["focus_layer"], []
-    rows = table[(table["layer"] == layer) & (table["basis"] == "all") & (table["scaling"] == "ball")]
-    rows = rows[rows["control"] == ""]
-    possible = dims[(dims["variable"] == "possible") & (dims["layer"] == layer) & (dims["rule"] == "c11")]
+    rows = where(table, layer=layer, basis="all", scaling="ball", control="", b="possible")
+    possible = where(dims, variable="possible", layer=layer, rule="c11")
     read = bool(len(possible)) and possible["K"].iloc[0] >= 1
-    for row in rows[rows["b"] == "possible"].itertuples():
+    for row in rows.itertuples():
         verdict = UNDECIDED if row.p > 0.05 or not read else (HOLDS if row.z < 0 else FAILS)
         said = f"{row.mean_angle:.1f}°, by chance {row.chance_data_mean:.1f}° (p = {row.p:.3f})"
         said += "" if read else "; but probes do not read IntPhys here, so there is no subspace to compare"
@@ -86,8 +85,7 @@ def _overlap(run: MechanismRun, table: pd.DataFrame, dims: pd.DataFrame) -> list
 
 
 def _steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -> list[Checked]:
-    rows = table[(table["control"] == "") & (table["judge"] == "split") & (table["target"] == "all")]
-    rows = rows[rows["arm"] == "probes"].set_index("n_probes")
+    rows = where(table, control="", judge="split", target="all", arm="probes").set_index("n_probes")
     many = min(MANY, rows.index.max())
 
     def error(n: int) -> Interval:
@@ -95,7 +93,7 @@ def _steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -> li
         return float(row["mae_target"]), float(row["low"]), float(row["high"])
 
     few, most = error(FEW), error(many)
-    null = nulls[(nulls["null"] == "random_sequence") & (nulls["n_probes"] == many)].iloc[0]
+    null = where(nulls, null="random_sequence", n_probes=many).iloc[0]
     said = f"{most[0]:.1f}°, random subspaces {null['mae_target']:.1f}° (p = {null['p']:.3f})"
     less = Finding("50 degrees", below((50.0,) * 3, few), words("error to the target", few, "°"))
     enough = Finding("20 degrees", below(most, (20.0,) * 3), words("error to the target", most, "°"))
@@ -118,14 +116,14 @@ def _steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -> li
 
 
 def _patches(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
-    first, main = min(run.about("patches")["zone"]), table[table["control"] == ""]
+    first, main = min(run.about("patches")["zone"]), where(table, control="")
 
     def early_and_late(rows: pd.DataFrame) -> tuple[Interval, Interval] | None:
         parts = rows[rows["layer"] < first], rows[rows["layer"] >= first]
         return (_mean(parts[0], "value"), _mean(parts[1], "value")) if len(parts[0]) and len(parts[1]) else None
 
     found = []
-    if both := early_and_late(main[(main["readout"] == "pooled_patch") & (main["statistic"] == "r2")]):
+    if both := early_and_late(where(main, readout="pooled_patch", statistic="r2")):
         said = f"{words('before', both[0])}; {words('from it on', both[1])} R²"
         finding = Finding("layers before it", below(*both), said)
         found.append(decided("places", "direction at single places rises at the zone", [finding]))
@@ -141,9 +139,9 @@ def _patches(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
 
 
 def _ablation(_run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
-    main = table[(table["control"] == "") & (table["variable"] == "direction") & (table["probe"] == "frozen")]
+    main = where(table, control="", variable="direction", probe="frozen")
     main = main[main["read_layer"] == main["last_masked"]]
-    zone = main[main["band"] == "zone"].set_index("condition")
+    zone = where(main, band="zone").set_index("condition")
     unions = zone.index[zone["kind"] == "union"]
     if unions.empty:
         return []

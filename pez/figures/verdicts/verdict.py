@@ -202,14 +202,11 @@ def movie_verdict_text(
         if not isinstance(item, Judged):
             lines.append(f"- Statements and onsets left out: {item}")
             continue
-        words = dataset_of(run.table).words
-
-        def cells(_: Judged, part: str, metric: str, words: Callable[[str], str] = words) -> tuple[str, str]:
-            return words(part), spoken(metric)
-
         lines += [f"- {note}" for note in run_words(item)]
         lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
-        lines += onset_lines([item], ("row", "metric"), cells)
+        lines += onset_lines(
+            [item], ("row", "metric"), lambda of, part, metric: (dataset_of(of.run.table).words(part), spoken(metric))
+        )
         surprise = expected.get(run.name)
         if surprise is not None:
             lines += ["", f"### What its predictor expects (run `{surprise.name}`)", "", *_expected_lines(surprise)]
