@@ -12,6 +12,7 @@ last report.html, one self-contained page to read first.
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pez.cli import Parser, first_line, run_script
 from pez.errors import UserError, check_choice
 from pez.figures.build import (
     MECHANISM_FIGURES,
+    Asked,
     build_compare,
     build_figure1,
     build_figure2b,
@@ -35,13 +37,12 @@ from pez.figures.build import (
     mechanism_runs,
 )
 from pez.figures.report.page import build_report
-from pez.figures.verdicts.statements import read_statements
+from pez.figures.verdicts.statements import STATEMENTS, read_statements
 from pez.files import exclusive, remove_dead_partial
 from pez.probes.results import result_paths
 
-# Each takes (results folder, run names or None, reference?), writes into the folder and returns the paths. Those that
-# write verdicts, `CHECKED`, take statements too.
-BUILDERS = {
+# Each takes what was asked for, writes into its results folder and returns the paths.
+BUILDERS: dict[str, Callable[[Asked], list[Path]]] = {
     "2c": build_figure2c,
     "2b": build_figure2b,
     "motion": build_motion,
@@ -53,12 +54,9 @@ BUILDERS = {
     "8": build_figure8,
     "labels": build_labels,
     "mechanisms": build_mechanisms,
-    "report": build_report,  # last: it shows what the others have written
+    "report": lambda asked: build_report(asked.results_dir, asked.runs),  # last: it shows what the others have written
 }
 OF_MECHANISMS = {number: partial(build_mechanisms, only=(number,)) for number in MECHANISM_FIGURES}
-
-
-CHECKED = ("2c", "2b", "motion", "turns", "6", "8", "labels")
 
 
 def make_parser() -> Parser:
@@ -87,19 +85,20 @@ def check_runs(results_dir: Path, runs: list[str] | None, option: str) -> None:
 
 def main(args) -> None:
     check_runs(args.results_dir, args.runs, "--runs")
-    own = {"statements": read_statements(args.statements)} if args.statements is not None else {}
+    statements = read_statements(args.statements) if args.statements is not None else STATEMENTS
     if args.compare:
         check_runs(args.results_dir, args.compare, "--compare")
         with exclusive(args.results_dir / ".locks" / "figures"):
             print("\n".join(map(str, build_compare(args.results_dir, args.compare))))
         return
+    asked = Asked(args.results_dir, args.runs, args.reference, statements)
     with exclusive(args.results_dir / ".locks" / "figures"):
         remove_dead_partial(args.results_dir)
         written = [
             path
             for name, build in {**OF_MECHANISMS, **BUILDERS}.items()
             if name in args.figures
-            for path in build(args.results_dir, args.runs, args.reference, **(own if name in CHECKED else {}))
+            for path in build(asked)
         ]
     if not written:
         raise UserError(

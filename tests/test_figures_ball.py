@@ -12,9 +12,8 @@ from matplotlib.text import Text
 import plot_figures
 from constants import MODELS
 from pez.cli import run_script
-from pez.figures.build import ball_runs, controls_of, newest_of_each
+from pez.figures.build import ball_runs, controls_of, newest_of_each, published_curves
 from pez.figures.plots.curves import compare_figure, curve_figure, shown
-from pez.figures.plots.reference import published_curves
 from pez.figures.plots.style import LINE_STYLES, drawing_style, label_ends, spread_out, titled
 
 

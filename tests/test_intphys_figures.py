@@ -8,10 +8,17 @@ import pytest
 from PIL import Image
 
 from pez.errors import UserError
-from pez.figures.build import build_figure1, build_figure6, build_figure8, movie_runs, newest_by_model
+from pez.figures.build import (
+    Asked,
+    build_figure1,
+    build_figure6,
+    build_figure8,
+    movie_runs,
+    newest_by_model,
+    published_movies,
+)
 from pez.figures.caveats import CAVEATS
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_run
-from pez.figures.plots.reference import published_movies
 from pez.figures.verdicts.verdict import movie_verdict_text
 from pez.movies import dataset_at
 from pez.movies.intphys import INTPHYS, INTPHYS_MINI, STAND_IN_FILE
@@ -178,7 +185,7 @@ def test_every_file_is_written_and_missing_models_are_named(tmp_path, capsys):
     write(tmp_path, results("huge", depth=32))
     write(tmp_path, results("tiny", "intphys_attentive", depth=12, weights="random weights (seed 0)"), "att")
     (tmp_path / "results_ball.csv").write_text("run_name,variable,r2_mean\nx,speed,0.9\n")
-    written = [*build_figure1(tmp_path), *build_figure6(tmp_path), *build_figure8(tmp_path)]
+    written = [*build_figure1(Asked(tmp_path)), *build_figure6(Asked(tmp_path)), *build_figure8(Asked(tmp_path))]
     assert [path.name for path in written] == [
         "figure_intphys_possible_impossible_full_metrics16.png",
         "figure6_intphys_overall_compare.csv",
@@ -201,7 +208,7 @@ def test_every_file_is_written_and_missing_models_are_named(tmp_path, capsys):
 
 
 def test_no_runs_is_said_and_damaged_ones_are_an_error(tmp_path, capsys):
-    assert build_figure6(tmp_path) == []
+    assert build_figure6(Asked(tmp_path)) == []
     assert "Figure 6: no run in the results folder" in capsys.readouterr().out
     (tmp_path / "results_x.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(UserError, match="results_x.csv is not a readable table"):

@@ -9,10 +9,9 @@ import pytest
 from intphys_trees import movie_table
 
 from pez.errors import UserError
-from pez.figures.build import build_figure6
+from pez.figures.build import Asked, build_figure6, published_movies
 from pez.figures.caveats import run_words
 from pez.figures.plots.movies import compare_table, draw_metrics, draw_run, with_controls
-from pez.figures.plots.reference import published_movies
 from pez.figures.verdicts.evidence import judge
 from pez.figures.verdicts.statements import MOVIES
 from pez.figures.verdicts.verdict import onset_lines, statement_lines
@@ -157,14 +156,14 @@ def test_predictions_that_are_missing_are_named(tmp_path):
     (tmp_path / "predictions_run.parquet").unlink()
     with pytest.raises(UserError, match="predictions_run.parquet is missing"):
         judged(tmp_path, rows)
-    verdict = build_figure6(tmp_path)[-2].read_text()
+    verdict = build_figure6(Asked(tmp_path))[-2].read_text()
     assert "Statements and onsets left out: " in verdict
     assert "Relative accuracy minus published" in verdict
 
 
 def test_the_verdict_file_has_statements_beside_differences(tmp_path):
     write_run(tmp_path)
-    *_, markdown, data = build_figure6(tmp_path)
+    *_, markdown, data = build_figure6(Asked(tmp_path))
     text, record = markdown.read_text(), json.loads(data.read_text())
     assert (record["status"], [item["verdict"] for item in record["statements"]]) == ("failed", ["holds"] * 3)
     against = [finding["against"] for finding in record["statements"][0]["findings"]]
@@ -235,7 +234,7 @@ def test_statements_and_onsets_of_some_layers_keep_their_place_in_the_depth(tmp_
     assert item.key.depth == DEPTH
     onset = next(onset for *_, onset in item.onsets() if onset.rule == "half-rise" and onset.verdict != NO_ONSET)
     assert max(layer for layer in layers if layer < 8) <= onset.layer <= min(layer for layer in layers if layer >= 8)
-    text = build_figure6(tmp_path)[-2].read_text()
+    text = build_figure6(Asked(tmp_path))[-2].read_text()
     first = min(layer for layer in layers if layer >= 8)
     assert f"Overall relative accuracy: onset at {first / DEPTH:.2f} of the depth" in text
 

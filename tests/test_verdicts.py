@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import r2_score
 
 from pez.controls import BESIDE
-from pez.figures.build import build_figure2c
+from pez.figures.build import Asked, build_figure2c
 from pez.figures.verdicts import statements
 from pez.figures.verdicts.evidence import judge
 from pez.figures.verdicts.verdict import build_verdict, verdict_text
@@ -277,7 +277,7 @@ def test_a_run_without_predictions_is_named_and_left_out(tmp_path):
 
 def test_plotting_figure_2c_writes_its_verdict(tmp_path):
     write(tmp_path, [predictions({MAIN: FLAT})], results())
-    written = build_figure2c(tmp_path)
+    written = build_figure2c(Asked(tmp_path))
     assert {tmp_path / "figure2c_verdict.md", tmp_path / "figure2c_verdict.json"} <= set(written)
     text = (tmp_path / "figure2c_verdict.md").read_text()
     record = json.loads((tmp_path / "figure2c_verdict.json").read_text())["statements"]

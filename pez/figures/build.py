@@ -18,23 +18,24 @@
     mechanisms_verdict_RUN.md, .json    Table 1's claims, checked on it
     figure_RUN_verdict.md, .json       a run of own labels; what it says is of --statements
 
-Each builder takes a results folder, writes into it and returns the paths; without a run of its kind it says so and
-returns none. Of several runs the newest counts, of this project's recipe where there is one, unless `runs` names
-others. With `reference` published curves are drawn
-thinly behind ours; the tables and verdicts of movies always have them.
+Each builder takes what was asked for, writes into its results folder and returns the paths; without a run of its kind
+it says so and returns none. Of several runs the newest counts, of this project's recipe where there is one, unless
+others are named. The tables and verdicts of movies always have the published curves.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from constants import MODELS
 from pez.errors import UserError
 from pez.figures.plots.curves import compare_figure, curve_figure, made_from
 from pez.figures.plots.mechanisms import FIGURES as MECHANISM_FIGURES
 from pez.figures.plots.mechanisms import MechanismRun
 from pez.figures.plots.movies import compare_table, draw_comparison, draw_metrics, with_controls, with_expected
-from pez.figures.plots.reference import LABEL, published_curves, published_movies
 from pez.figures.plots.style import save_figure
 from pez.figures.plots.turns import turns_figure, turns_table
 from pez.figures.quoted import (
@@ -50,6 +51,8 @@ from pez.figures.verdicts.statements import LABELS, STATEMENTS, TURNS, Statement
 from pez.figures.verdicts.verdict import build_movie_verdict, build_verdict
 from pez.figures.words import capital, dataset_of, spoken
 from pez.files import fingerprint, write_csv
+from pez.movies import MOVIE_DATASETS
+from pez.movies.dataset import PUBLISHED_FILE
 from pez.probes.results import BALL, MOVIES, SURPRISE, Run, read_runs
 from pez.probes.scores.possibility import OVERALL
 
@@ -58,54 +61,74 @@ FIGURE_2C = (("speed",), ("direction",), ("acceleration",))
 FIGURE_2B = (("velocity_xy", "vx", "vy"), ("acceleration_xy", "ax", "ay"))
 PARTNERS = {"direction": "direction_sincos"}  # the same quantity of the same run, without the jump at 180 degrees
 FIGURE_1_RUNS = "intphys_possible_impossible"  # runs so named come first in Figure 1
+LABEL = "published"  # of numbers that are never mixed with what this project measures
+_NO_MOVIES = "no run in the results folder; left out (make one with"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What plot_figures.py was asked for: these `runs` of a folder (None: all), with published curves drawn thinly
+    behind (`reference`), and `statements` to check."""
+
+    results_dir: Path
+    runs: Sequence[str] | None = None
+    reference: bool = False
+    statements: Sequence[Statement] = STATEMENTS
+
+
+def published_curves(figure: str) -> pd.DataFrame:
+    """Published curves of a ball figure ("2b", "2c"): model, variable, layer, layer_fraction, mean, std, label.
+
+    `label` is always "published"; the file is PEZ-Reproduction's, not the paper's own.
+    """
+    table = pd.read_csv(PUBLISHED_FILE, dtype={"figure": str})
+    table = table[table["figure"] == figure].reset_index(drop=True)
+    depth = table["model"].map(lambda model: MODELS[model].depth)
+    wanted = ["model", "variable", "layer", "mean", "std"]
+    return table[wanted].assign(layer_fraction=table["layer"] / depth, label=LABEL)
+
+
+def published_movies(probe: str) -> pd.DataFrame:
+    """Published curves of every benchmark of movies by a kind of probe ("linear", "attentive"), over all movies.
+
+    Columns `data` (what tables call the movies), model, metric, layer, mean, std.
+    """
+    tables = [dataset.published(probe).assign(data=dataset.title) for dataset in MOVIE_DATASETS.values()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _write(stem: Path, figure: Figure, rows: pd.DataFrame) -> list[Path]:
+    """A figure as .png and .pdf, and the rows behind it as .csv."""
+    return [*save_figure(figure, stem, ("png", "pdf")), write_csv(Path(f"{stem}.csv"), rows)]
 
 
 # ---------------------------------------------------------------- balls
 
 
-def build_figure2c(
-    results_dir: str | Path,
-    runs: Sequence[str] | None = None,
-    reference: bool = False,
-    statements: Sequence[Statement] = STATEMENTS,
-) -> list[Path]:
-    """Figure 2(c); the paths written, none (and a printed line) without a run of its kind."""
-    title = "Figure 2(c): scalar motion variables by layer"
-    return _build_balls(results_dir, "2c", title, runs, FIGURE_2C, reference, statements)
+def build_figure2c(asked: Asked) -> list[Path]:
+    """Figure 2(c): speed, direction, acceleration."""
+    return _build_balls(asked, "2c", "Figure 2(c): scalar motion variables by layer", FIGURE_2C)
 
 
-def build_figure2b(
-    results_dir: str | Path,
-    runs: Sequence[str] | None = None,
-    reference: bool = False,
-    statements: Sequence[Statement] = STATEMENTS,
-) -> list[Path]:
-    """Figure 2(b); the paths written, none (and a printed line) without a run of its kind."""
-    title = "Figure 2(b): Cartesian motion by layer"
-    return _build_balls(results_dir, "2b", title, runs, FIGURE_2B, reference, statements)
+def build_figure2b(asked: Asked) -> list[Path]:
+    """Figure 2(b): Cartesian velocity and acceleration."""
+    return _build_balls(asked, "2b", "Figure 2(b): Cartesian motion by layer", FIGURE_2B)
 
 
-def build_labels(
-    results_dir: str | Path,
-    runs: Sequence[str] | None = None,
-    reference: bool = False,
-    statements: Sequence[Statement] = STATEMENTS,
-) -> list[Path]:
+def build_labels(asked: Asked) -> list[Path]:
     """The verdict file of every run of own labels, `statements` of its variables among them.
 
     UserError for a statement about a variable that none of them has.
     """
-    every = [run for run in read_runs(results_dir, runs) if run.kind == BALL and run.value("probe_set") == LABELS]
+    every = ball_runs(asked.results_dir, LABELS, asked.runs)
     known = {name for run in every for name in run.variables}
-    strangers = [each.variable for each in statements if each.figure == LABELS and each.variable not in known]
+    strangers = [each.variable for each in asked.statements if each.figure == LABELS and each.variable not in known]
     if strangers:
         there = f"only {', '.join(sorted(known))}" if known else "nor any run of own labels"
-        raise UserError(f"--statements: no run in {results_dir} has {strangers[0]}, {there}: name one that was probed")
-    return [
-        path
-        for run in every
-        for path in build_verdict(results_dir, LABELS, [(run, name) for name in run.variables], statements)
-    ]
+        where = asked.results_dir
+        raise UserError(f"--statements: no run in {where} has {strangers[0]}, {there}: name one that was probed")
+    curves = [[(run, name) for name in run.variables] for run in every]
+    return [path for each in curves for path in build_verdict(asked.results_dir, LABELS, each, asked.statements)]
 
 
 def ball_runs(results_dir: str | Path, probe_set_prefix: str, names: Sequence[str] | None = None) -> list[Run]:
@@ -131,75 +154,49 @@ def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tupl
     return found, absent
 
 
-def _build_balls(
-    results_dir: str | Path,
-    figure: str,
-    title: str,
-    names: Sequence[str] | None,
-    wanted: Sequence[Sequence[str]],
-    reference: bool,
-    statements: Sequence[Statement],
-) -> list[Path]:
-    runs = ball_runs(results_dir, f"fig{figure}", names)
+def _build_balls(asked: Asked, figure: str, title: str, wanted: Sequence[Sequence[str]]) -> list[Path]:
+    runs = ball_runs(asked.results_dir, f"fig{figure}", asked.runs)
     if not runs:
-        print(f"figure {figure}: no run in {results_dir}; left out (make one with step3_probe.py run)")
+        print(f"figure {figure}: no run in {asked.results_dir}; left out (make one with step3_probe.py run)")
         return []
     curves, absent = newest_of_each(runs, wanted)
     if absent:
         print(f"figure {figure}: no run of {', '.join(map(spoken, absent))}; left out")
     for run, variable in curves:
         print(f"figure {figure}: {spoken(variable)} from run {run.name}")
-    published = published_curves(figure) if reference else None
-    rows, controls = rows_of(curves), controls_of(curves)
-    stem = Path(results_dir) / f"figure{figure}_final"
-    drawn = save_figure(curve_figure(rows, title, published, controls=controls), stem, ("png", "pdf"))
-    table = write_csv(stem.with_suffix(".csv"), figure_table(rows, published))
-    return [*drawn, table, *build_verdict(results_dir, figure, curves, statements)]
-
-
-def rows_of(curves: Sequence[tuple[Run, str]]) -> pd.DataFrame:
-    """Rows of the results tables of these variables of these runs."""
-    return pd.concat([run.table[run.table["variable"] == name] for run, name in curves], ignore_index=True)
+    rows = pd.concat([run.table[run.table["variable"] == name] for run, name in curves], ignore_index=True)
+    published = published_curves(figure) if asked.reference else None
+    drawn = curve_figure(rows, title, published, controls=controls_of(curves))
+    if published is not None:  # in columns of their own, of the same model, and so empty for other models
+        names = {"mean": f"{LABEL}_mean", "std": f"{LABEL}_std"}
+        theirs = published[["model", "variable", "layer", *names]].rename(columns=names)
+        rows = rows.merge(theirs, on=["model", "variable", "layer"], how="left")
+    written = _write(asked.results_dir / f"figure{figure}_final", drawn, rows)
+    return [*written, *build_verdict(asked.results_dir, figure, curves, asked.statements)]
 
 
 def controls_of(curves: Sequence[tuple[Run, str]]) -> pd.DataFrame:
-    """Rows of their controls tables; empty if no run has any."""
+    """Rows of the controls tables of these variables of these runs; empty if no run has any."""
     tables = [run.controls[run.controls["variable"] == name] for run, name in curves if len(run.controls)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def figure_table(rows: pd.DataFrame, published: pd.DataFrame | None) -> pd.DataFrame:
-    """What a figure shows, as a table; published values in columns of their own, joined by variable and layer of
-    the same model, and so empty for other models."""
-    if published is None:
-        return rows
-    names = {"mean": f"{LABEL}_mean", "std": f"{LABEL}_std"}
-    theirs = published[["model", "variable", "layer", *names]].rename(columns=names)
-    return rows.merge(theirs, on=["model", "variable", "layer"], how="left")
-
-
-def build_motion(
-    results_dir: str | Path,
-    runs: Sequence[str] | None = None,
-    reference: bool = False,
-    statements: Sequence[Statement] = STATEMENTS,
-) -> list[Path]:
+def build_motion(asked: Asked) -> list[Path]:
     """Motion without place: velocity and direction of sets drawn in orbits, the newest run of every pooling.
 
     Drawn are plain clips with one ball if there is such a run, else those that are nearest; verdicts are of all.
     """
-    newest = newest_readouts(ball_runs(results_dir, "motion", runs))
+    newest = newest_readouts(ball_runs(asked.results_dir, "motion", asked.runs))
     if not newest:
         return []
     for run in newest:
         print(f"figure motion: {readout(run)} from run {run.name}")
     shown = [run for run in newest if variation(run) == variation(newest[0])]
     rows, controls = _by_readout(shown)
-    stem = Path(results_dir) / "figure_motion_final"
-    drawn = save_figure(curve_figure(rows, "Motion without place, by layer", controls=controls), stem, ("png", "pdf"))
-    table = write_csv(stem.with_suffix(".csv"), rows)
+    figure = curve_figure(rows, "Motion without place, by layer", controls=controls)
+    written = _write(asked.results_dir / "figure_motion_final", figure, rows)
     curves = [(run, name) for run in newest for name in run.variables]
-    return [*drawn, table, *build_verdict(results_dir, "_motion", curves, statements, named=_named)]
+    return [*written, *build_verdict(asked.results_dir, "_motion", curves, asked.statements, named=_named)]
 
 
 def _named(run: Run, variable: str) -> str:
@@ -217,26 +214,25 @@ def _by_readout(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows, controls
 
 
-def build_varied(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_varied(asked: Asked) -> list[Path]:
     """What the encoder, pixels and position read on plain clips and on varied ones, a panel a set, side by side."""
     written = []
-    for group in plain_and_varied(ball_runs(results_dir, "", runs)):
+    for group in plain_and_varied(ball_runs(asked.results_dir, "", asked.runs)):
         print(f"figure varied: {', '.join(run.name for run in group)}")
         rows, controls = _by_readout(group)
         names = [_named(run, name) for name in group[0].variables for run in group if name in run.variables]
         rows = rows.set_index("variable").loc[names].reset_index()
         controls = controls[controls["control"].isin(BESIDE_VARIED)] if len(controls) else controls
         note = " ".join(f"{capital(name)}: {said}" for name, said in plain_beside_varied(group))
-        stem = Path(results_dir) / f"figure_varied_{group[0].name}"
         figure = curve_figure(rows, "Plain and varied clips", note=note, controls=controls, columns=len(group))
-        written += [*save_figure(figure, stem, ("png", "pdf")), write_csv(Path(f"{stem}.csv"), rows)]
+        written += _write(asked.results_dir / f"figure_varied_{group[0].name}", figure, rows)
     return written
 
 
-def build_objects(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_objects(asked: Asked) -> list[Path]:
     """Every run on clips with several balls: a panel a variable, a curve a ball; controls are means over the balls."""
     written = []
-    for run in ball_runs(results_dir, "", runs):
+    for run in ball_runs(asked.results_dir, "", asked.runs):
         if not any(name.startswith("object_2_") for name in run.variables):
             continue
         print(f"figure objects: run {run.name}")
@@ -252,69 +248,52 @@ def build_objects(results_dir: str | Path, runs: Sequence[str] | None = None, re
             controls = by_ball(controls).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
         notes = [f"Run {run.name}, {readout(run)}."]
         notes += ["Grey: controls, means over balls and seeds."] if len(controls) else []
-        title = f"Each ball of a clip\n{made_from(run.table)}"
-        stem = Path(results_dir) / f"figure_objects_{run.name}"
-        written += save_figure(compare_figure(balls, title, notes, controls), stem, ("png", "pdf"))
-        written.append(write_csv(Path(f"{stem}.csv"), pd.concat(balls.values(), ignore_index=True)))
+        figure = compare_figure(balls, f"Each ball of a clip\n{made_from(run.table)}", notes, controls)
+        rows = pd.concat(balls.values(), ignore_index=True)
+        written += _write(asked.results_dir / f"figure_objects_{run.name}", figure, rows)
     return written
 
 
-def build_turns(
-    results_dir: str | Path,
-    runs: Sequence[str] | None = None,
-    reference: bool = False,
-    statements: Sequence[Statement] = STATEMENTS,
-) -> list[Path]:
+def build_turns(asked: Asked) -> list[Path]:
     """The turns set by layer and tubelet, of the newest run of every pooling; none is published of it."""
-    newest = newest_readouts(ball_runs(results_dir, "turns", runs))
+    newest = newest_readouts(ball_runs(asked.results_dir, "turns", asked.runs))
     if not newest:
         return []
     for run in newest:
         print(f"figure turns: {readout(run)} from run {run.name}")
-    stem = Path(results_dir) / "figure_turns_final"
-    drawn = save_figure(turns_figure(newest), stem, ("png", "pdf"))
     table = pd.concat([turns_table(run).assign(run_name=run.name) for run in newest], ignore_index=True)
+    written = _write(asked.results_dir / "figure_turns_final", turns_figure(newest), table)
     curves = [(run, name) for run in newest for name in run.variables if name.startswith("direction")]
-    verdict = build_verdict(results_dir, TURNS, curves, statements, named=_named)
-    return [*drawn, write_csv(stem.with_suffix(".csv"), table), *verdict]
+    return [*written, *build_verdict(asked.results_dir, TURNS, curves, asked.statements, named=_named)]
 
 
 # ---------------------------------------------------------------- movies
 
 
-def build_figure1(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
+def build_figure1(asked: Asked) -> list[Path]:
     """Figure 1 of one linear run: one named intphys_possible_impossible... if any, then Large, then the newest."""
-    found = movie_runs(results_dir, "linear", runs)
+    found = movie_runs(asked.results_dir, "linear", asked.runs)
     if not found:
-        return _say_absent("Figure 1 (IntPhys)", "step_intphys_probe.py")
+        print(f"Figure 1 (IntPhys): {_NO_MOVIES} step_intphys_probe.py)")
+        return []
     chosen = [run for run in found if run.name.startswith(FIGURE_1_RUNS)]
     chosen = chosen or [run for run in found if run.value("model") == dataset_of(run.table).models_shown[0]]
     run = max(chosen or found, key=lambda run: run.rank)
     frames = run.value("n_frames_sample", 16)
-    path = Path(results_dir) / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
+    path = asked.results_dir / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
     published = published_movies("linear")
-    rows = with_expected(with_controls(run.table, run.controls), expectation_of(results_dir, run, runs))
-    return [draw_metrics(rows, published if reference else published.iloc[:0], path)]
+    rows = with_expected(with_controls(run.table, run.controls), expectation_of(asked, run))
+    return [draw_metrics(rows, published if asked.reference else published.iloc[:0], path)]
 
 
-def build_figure6(
-    results_dir: str | Path,
-    runs: Sequence[str] | None = None,
-    reference: bool = False,
-    statements: Sequence[Statement] = STATEMENTS,
-) -> list[Path]:
+def build_figure6(asked: Asked) -> list[Path]:
     """Linear probes, models side by side."""
-    return _build_comparison(results_dir, 6, runs, "linear", "step_intphys_probe.py", reference, statements)
+    return _build_comparison(asked, 6, "linear", "step_intphys_probe.py")
 
 
-def build_figure8(
-    results_dir: str | Path,
-    runs: Sequence[str] | None = None,
-    reference: bool = False,
-    statements: Sequence[Statement] = STATEMENTS,
-) -> list[Path]:
+def build_figure8(asked: Asked) -> list[Path]:
     """Attentive probes, models side by side."""
-    return _build_comparison(results_dir, 8, runs, "attentive", "step_intphys_attentive.py", reference, statements)
+    return _build_comparison(asked, 8, "attentive", "step_intphys_attentive.py")
 
 
 def movie_runs(results_dir: str | Path, probe: str, names: Sequence[str] | None = None) -> list[Run]:
@@ -323,13 +302,12 @@ def movie_runs(results_dir: str | Path, probe: str, names: Sequence[str] | None 
     return [run for run in every if run.kind == MOVIES and str(run.value("probe_set")).endswith(f"_{probe}")]
 
 
-def expectation_of(results_dir: str | Path, run: Run, names: Sequence[str] | None = None) -> Run | None:
-    """The newest run of step_surprise.py (of all, or of those named) with a probe's model, weights and movies; None
-    without one."""
+def expectation_of(asked: Asked, run: Run) -> Run | None:
+    """The newest run of step_surprise.py with a probe's model, weights and movies; None without one."""
     of = ("data", "model", "weights")
     same = [
         other
-        for other in read_runs(results_dir, names)
+        for other in read_runs(asked.results_dir, asked.runs)
         if other.value("probe_set") == SURPRISE and all(other.value(name) == run.value(name) for name in of)
     ]
     for other in sorted(same, key=lambda each: each.rank, reverse=True):
@@ -352,18 +330,11 @@ def newest_by_model(runs: Sequence[Run]) -> list[Run]:
     return [newest[model] for model in order if model in newest]
 
 
-def _build_comparison(
-    results_dir: str | Path,
-    number: int,
-    names: Sequence[str] | None,
-    probe: str,
-    script: str,
-    reference: bool,
-    statements: Sequence[Statement],
-) -> list[Path]:
-    found = movie_runs(results_dir, probe, names)
+def _build_comparison(asked: Asked, number: int, probe: str, script: str) -> list[Path]:
+    found = movie_runs(asked.results_dir, probe, asked.runs)
     if not found:
-        return _say_absent(f"Figure {number}", script)
+        print(f"Figure {number}: {_NO_MOVIES} {script})")
+        return []
     runs = newest_by_model(found)
     datasets = [dataset_of(run.table) for run in runs]
     title = f"Figure {number}: {probe} probe, {' and '.join(sorted({dataset.title for dataset in datasets}))}"
@@ -372,15 +343,15 @@ def _build_comparison(
     if missing:
         print(f"Figure {number}: no run of {', '.join(missing)}; left out (make one with {script} --model ...)")
     published = published_movies(probe)
-    beside = {run.name: expectation_of(results_dir, run, names) for run in runs}
+    beside = {run.name: expectation_of(asked, run) for run in runs}
     expected = {name: other for name, other in beside.items() if other is not None}
     rows = [with_expected(with_controls(run.table, run.controls), beside[run.name]) for run in runs]
     table = compare_table(pd.concat(rows, ignore_index=True), published)
-    stem = Path(results_dir) / f"figure{number}_intphys_overall_compare"
+    stem = asked.results_dir / f"figure{number}_intphys_overall_compare"
     return [
         write_csv(stem.with_suffix(".csv"), table),
-        draw_comparison(table, title, missing, reference, stem.with_suffix(".png")),
-        *build_movie_verdict(results_dir, number, title, runs, published, missing, statements, expected),
+        draw_comparison(table, title, missing, asked.reference, stem.with_suffix(".png")),
+        *build_movie_verdict(asked.results_dir, number, title, runs, published, missing, asked.statements, expected),
     ]
 
 
@@ -399,7 +370,10 @@ def build_compare(results_dir: str | Path, names: Sequence[str]) -> list[Path]:
         raise UserError(f"--compare {' '.join(names)}: some are runs of movies, some of clips; name runs of one kind")
     models = [str(run.value("model")) for run in runs]
     labels = models if len(set(models)) == len(runs) else [run.name for run in runs]
-    rows = {label: _overall(run) for label, run in zip(labels, runs)}
+    rows = {
+        label: run.table[run.table["subtask"] == OVERALL] if run.kind == MOVIES else run.table
+        for label, run in zip(labels, runs)
+    }
     notes = [
         f"{label}: run {run.name}, {run.value('weights')}, {run.value('pooling')}." for label, run in zip(labels, runs)
     ]
@@ -407,12 +381,7 @@ def build_compare(results_dir: str | Path, names: Sequence[str]) -> list[Path]:
     stem = Path(results_dir) / f"compare_{'_'.join(run.name for run in runs)}"
     if len(stem.name) > 150:
         stem = stem.with_name(f"compare_{runs[0].name[:60]}_and_{len(runs) - 1}_others_{fingerprint(list(names))[:8]}")
-    drawn = save_figure(compare_figure(rows, title, notes), stem, ("png", "pdf"))
-    return [*drawn, write_csv(stem.parent / f"{stem.name}.csv", pd.concat(rows.values(), ignore_index=True))]
-
-
-def _overall(run: Run) -> pd.DataFrame:
-    return run.table[run.table["subtask"] == OVERALL] if run.kind == MOVIES else run.table
+    return _write(stem, compare_figure(rows, title, notes), pd.concat(rows.values(), ignore_index=True))
 
 
 # ---------------------------------------------------------------- mechanisms
@@ -425,25 +394,18 @@ def mechanism_runs(results_dir: str | Path, names: Sequence[str] | None = None) 
     return [MechanismRun.open(results_dir, name) for name in found if names is None or name in names]
 
 
-def build_mechanisms(
-    results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False, only: Sequence[str] = ()
-) -> list[Path]:
+def build_mechanisms(asked: Asked, only: Sequence[str] = ()) -> list[Path]:
     """Every figure of mechanisms (or `only` these) that there is a table for; the paths written."""
     written = []
-    for run in mechanism_runs(results_dir, runs):
+    for run in mechanism_runs(asked.results_dir, asked.runs):
         for number, figure in MECHANISM_FIGURES.items():
             if only and number not in only:
                 continue
             drawn = figure.draw(run)
             if drawn is not None:
-                written += save_figure(drawn, Path(results_dir) / f"{figure.stem}_{run.name}.png")
+                written += save_figure(drawn, asked.results_dir / f"{figure.stem}_{run.name}.png")
             elif only:
                 print(f"figure {number}: run {run.name} has no results of step4_mechanisms.py {figure.command}")
         if not only:
             written += build_mechanism_verdict(run)
     return written
-
-
-def _say_absent(figure: str, script: str) -> list[Path]:
-    print(f"{figure}: no run in the results folder; left out (make one with {script})")
-    return []

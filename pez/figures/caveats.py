@@ -25,6 +25,7 @@ from pez.stimuli.conditions import UNITS
 from pez.weights import CARD, TRAINED_HERE, comes_with_project, is_random
 
 OF_SURPRISE = (COPY_LAST, "random_weights")  # the baselines of step_surprise.py
+Check = Callable[[Run], Iterable[str]]
 Found = Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
 
 
@@ -139,13 +140,12 @@ _JUMP = "the target is an angle with a jump at ±180°; R² understates what is 
 # ---------------------------------------------------------------- in the files of a folder
 
 
-def _each(kind: str, check: Callable[[Run], Iterable[str]]) -> Found:
-    """`found` of a caveat that is looked for in every run of a kind."""
-    return lambda runs, _: [f"{run.name}: {text}" for run in runs if run.kind == kind for text in check(run)]
-
-
-def _both(*found: Found) -> Found:
-    return lambda runs, clip_sets: [line for each in found for line in each(runs, clip_sets)]
+def _each(balls: Check | None, movies: Check | None = None) -> Found:
+    """`found` of a caveat that is looked for in every run, of balls and of movies."""
+    checks = [(kind, check) for kind, check in ((BALL, balls), (MOVIES, movies)) if check]
+    return lambda runs, _: [
+        f"{run.name}: {text}" for kind, check in checks for run in runs if run.kind == kind for text in check(run)
+    ]
 
 
 def unit_of(clip_set: ClipSet) -> str:
@@ -199,12 +199,8 @@ def _alone(run: Run) -> Iterator[str]:
         yield f"{run.value('model')}."
 
 
-def _recipe_of(run: Run) -> str:
-    return str(run.value("recipe", OURS))
-
-
 def _recipe(run: Run) -> Iterator[str]:
-    if _recipe_of(run) == PUBLISHED:
+    if str(run.value("recipe", OURS)) == PUBLISHED:
         yield f"--recipe {PUBLISHED}."
 
 
@@ -268,10 +264,9 @@ def _unscored_folds(run: Run) -> Iterator[str]:
         yield f"{spoken(row.variable)}, {row.n_folds - row.n_folds_scored} of {row.n_folds} folds."
 
 
-def _bare(kind: str, data: str) -> Found:
+def _bare(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
     """Runs by the controls that they lack, of those that mean something for their kind of data."""
-
-    def found(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
+    for kind, data in ((BALL, BALLS), (MOVIES, OF_MOVIES)):
         by_missing: dict[tuple[str, ...], list[str]] = {}
         for run in (run for run in runs if run.kind == kind):
             wanted = OF_SURPRISE if run.value("probe_set") == SURPRISE else controls_for(data)
@@ -282,8 +277,6 @@ def _bare(kind: str, data: str) -> Found:
                 none = len(missing) == len(controls_for(data))
                 which = "none was run" if none else f"without {listed(map(spoken, missing))}"
                 yield f"{listed(names)}: {which}."
-
-    return found
 
 
 def _unconverged(run: Run) -> Iterator[str]:
@@ -316,55 +309,55 @@ UNCONVERGED = Caveat(
     "Probes that had not converged",
     "Training stopped before what is there was read, later in some layers than in others, and that alone can look like "
     "emergence. --until-converged goes on; ridge, in closed form, is drawn thinly beside such layers.",
-    _both(_each(BALL, _unconverged), _each(MOVIES, _unconverged)),
+    _each(_unconverged, _unconverged),
     lambda item: f"{item.training}." if item.training else "",
 )
 RECIPE = Caveat(
     "Published recipe",
     f"Such a run makes the {PUBLISHED_NOTE}. docs/differences.md says what each of them does.",
-    _both(_each(BALL, _recipe), _each(MOVIES, _recipe)),
-    lambda item: f"{PUBLISHED_NOTE}." if _recipe_of(item.run) == PUBLISHED else "",
+    _each(_recipe, _recipe),
+    lambda item: f"{PUBLISHED_NOTE}." if any(_recipe(item.run)) else "",
 )
 OPTIMISTIC = Caveat(
     "Optimistic protocol",
     f"By the published protocol {_CHOSEN} Quote the nested one.",
-    _both(_each(BALL, _optimism), _each(MOVIES, _optimism)),
+    _each(_optimism, _optimism),
     lambda item: _CHOSEN if item.protocol == "paper" else "",
 )
 ANGLE = Caveat(
     "Scalar angle",
     capital(_JUMP),
-    _each(BALL, _scalar_angle),
+    _each(_scalar_angle),
     lambda item: _JUMP if item.scored.predictions.variable.components == ("angle",) else "",
 )
 FEW = Caveat(
     "Few groups",
     f"Intervals resample groups; with fewer than {FEW_GROUPS}, intervals are too short.",
-    _both(_each(BALL, _few_groups), _each(MOVIES, _few_scenes)),
+    _each(_few_groups, _few_scenes),
     _few_told,
 )
 _ONE_BY_ONE = "the encoder saw every frame on its own, so that motion is read off where things are in several frames."
 ALONE = Caveat(
     "Frames one by one",
     capital(_ONE_BY_ONE),
-    _both(_each(BALL, _alone), _each(MOVIES, _alone)),
+    _each(_alone, _alone),
     lambda item: _ONE_BY_ONE if any(_alone(item.run)) else "",
 )
 NO_CONTROLS = Caveat(
     "Controls not run",
     "A curve is worth little without what an encoder that knows nothing scores.",
-    _both(_bare(BALL, BALLS), _bare(MOVIES, OF_MOVIES)),
+    _bare,
     _no_controls_told,
 )
 CAVEATS = (
     Caveat("Clips leave the view", "How long a ball is seen goes along with how fast it is.", _leaves_view),
     Caveat("Other clips", "The clips shown here are not those that were probed.", _other_clips),
-    Caveat("Changed clips", "The encoder did not see the clips as they were made.", _each(BALL, _frame_order)),
+    Caveat("Changed clips", "The encoder did not see the clips as they were made.", _each(_frame_order)),
     Caveat(
         "The pooling sees position",
         "One moment of a clip is read. Where the ball is then goes along with where it was heading, so a part of what "
         "is read may be place; the control named position says how much place alone gives.",
-        _each(BALL, _reads_position),
+        _each(_reads_position),
     ),
     ALONE,
     RECIPE,
@@ -375,19 +368,19 @@ CAVEATS = (
     Caveat(
         "No intervals",
         "Without one nobody knows how sure a score is; --bootstrap 1000 gives it.",
-        _each(BALL, _no_intervals),
+        _each(_no_intervals),
     ),
-    Caveat("Fewer folds than asked", "The grouping makes no more.", _each(BALL, _fewer_folds)),
+    Caveat("Fewer folds than asked", "The grouping makes no more.", _each(_fewer_folds)),
     Caveat(
         "Folds without a score",
         "A fold that holds a variable constant has no R². Read the pooled score.",
-        _each(BALL, _unscored_folds),
+        _each(_unscored_folds),
     ),
     NO_CONTROLS,
     Caveat(
         "Ties and near-ties",
         "A tie is worth a half. A scene decided by less than 1\u00a0% of the scores' spread hangs on a hair.",
-        _each(MOVIES, _ties),
+        _each(None, _ties),
     ),
     Caveat("Uncommitted code", "No commit holds the code as it ran.", _dirty),
 )

@@ -136,26 +136,19 @@ class Quoted:
         found = {end: over_seeds(rows, column, [])["mean"] for end, column in stems.items() if column in rows}
         return pd.DataFrame(found).reindex(columns=_ENDS).assign(seeds=rows.groupby("control", sort=False).size())
 
-    def closest_control(self, layer: int, names: list[str]) -> str:
-        """Which of the controls `names` scores highest at `layer`, in a sentence."""
-        rows = self.controls(layer).reindex(names)["pooled"].dropna()
-        if rows.empty:
-            return "No control was run." if self.run.controls.empty else "No control gives a floor."
-        best = str(rows.astype(float).idxmax())
-        gain = self.controls(layer).loc[best]
-        ends = interval(gain["selectivity_low"], gain["selectivity_high"])
-        left = f" (the curve minus it: {number(gain['selectivity'])}, 95\u00a0% interval {ends})"
-        known = pd.notna(gain["selectivity_low"])
-        return f"Highest control there: {spoken(best)}, {number(gain['pooled'])}{left if known else ''}."
-
 
 def quoted(run: Run) -> list[Quoted]:
     """The curves of a run: of balls and own labels one per variable; of movies one per metric, over all movies."""
+    found = []
     if run.kind == MOVIES:
         rows = run.table[run.table["subtask"] == OVERALL].sort_values("layer").set_index("layer", drop=False)
-        known = [metric for metric in METRICS if len(rows) and f"{metric}_mean" in rows]
-        return [_of_movies(run, metric, rows) for metric in known]
-    found = []
+        protocol = {"both": "nested"}.get(str(run.value("protocol")), str(run.value("protocol", "unknown")))
+        for metric in METRICS:
+            if len(rows) and f"{metric}_mean" in rows:
+                ends = rows.reindex(columns=[f"{metric}_{end}" for end in _ENDS[:3]]).set_axis(_ENDS[:3], axis=1)
+                words = f"means over folds, {protocol} protocol"
+                found.append(Quoted(run, metric, metric, rows, rows[f"{metric}_mean"], ends, words))
+        return found
     for name in run.variables:
         rows = run.table[run.table["variable"] == name].sort_values("layer").set_index("layer", drop=False)
         curve = shown(rows.reset_index(drop=True))
@@ -165,14 +158,6 @@ def quoted(run: Run) -> list[Quoted]:
         scores = pd.Series(curve.y, index=curve.layers)
         found.append(Quoted(run, name, curve.metric, rows, scores, ends if curve.pooled else ends * np.nan, words))
     return found
-
-
-def _of_movies(run: Run, metric: str, rows: pd.DataFrame) -> Quoted:
-    ends = rows.reindex(columns=[f"{metric}_{end}" for end in ("pooled", "low", "high")])
-    protocol = {"both": "nested"}.get(str(run.value("protocol")), str(run.value("protocol", "unknown")))
-    words = f"means over folds, {protocol} protocol"
-    ends = ends.set_axis(["pooled", "low", "high"], axis=1)
-    return Quoted(run, metric, metric, rows, rows[f"{metric}_mean"], ends, words)
 
 
 def key_curve(run: Run) -> Quoted | None:

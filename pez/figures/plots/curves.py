@@ -74,6 +74,9 @@ class Shown:
         return self.pooled and bool(np.isfinite(self.low).any())
 
 
+Line = tuple[Shown, LineStyle, str, pd.DataFrame | None]  # a curve, its style, its name, what is published of it
+
+
 def shown(curve: pd.DataFrame, metric: str | None = None) -> Shown:
     """What to draw of one variable's, or one sub-task's, rows of a results table; of `metric`, or the one to quote."""
     curve, metric = curve.sort_values("layer"), metric or headline(curve)
@@ -140,17 +143,13 @@ def curve_figure(
         figure, grid = plt.subplots(n_rows, columns, figsize=size, layout="constrained", squeeze=False)
         ends: list[list[End]] = []
         for ax, own in zip(grid.flat, panels):
-            ends.append([])
-            grey = controls[controls["variable"] == own[0]] if len(controls) else controls
-            values = draw_controls(ax, grey, curves[own[0]].metric, ends[-1])
+            lines: list[Line] = []
             for name in own:
                 label = curves[name].protocol if len(controls) else spoken(name)
-                style = line_style(names.index(name))
-                _draw_variable(ax, name, curves[name], reference, style, label, ends[-1], bool(len(controls)))
-                values += [curves[name].low, curves[name].y]
-            _finish_axes(ax, [curves[name] for name in own], values, 30 if len(controls) else 60)
-            if len(controls):
-                ax.set_title(spoken(own[0]), fontsize=9.5, fontweight="bold")
+                published = None if reference is None else reference[reference["variable"] == name]
+                lines.append((curves[name], line_style(names.index(name)), label, published))
+            grey = controls[controls["variable"] == own[0]] if len(controls) else controls
+            ends.append(_draw_panel(ax, lines, grey, spoken(own[0]) if len(controls) else "", bool(len(controls))))
         heading = f"{title}\n{titled(made_from(results), results['weights'].unique())}"
         if len(panels) == 1:
             figure.axes[0].set_title(heading)
@@ -177,25 +176,50 @@ def compare_figure(
         figure, grid = plt.subplots(n_rows, columns, figsize=size, layout="constrained", squeeze=False)
         ends: list[list[End]] = []
         for ax, name in zip(grid.flat, names):
-            curves = {
-                label: shown(rows[rows["variable"] == name])
-                for label, rows in runs.items()
+            curves = [
+                (shown(rows[rows["variable"] == name]), line_style(number), label, None)
+                for number, (label, rows) in enumerate(runs.items())
                 if name in set(rows["variable"])
-            }
-            ends.append([])
-            values = [v for curve in curves.values() for v in (curve.low, curve.y)]
-            if controls is not None and len(controls):
-                grey = controls[controls["variable"] == name]
-                values += draw_controls(ax, grey, next(iter(curves.values())).metric, ends[-1])
-            for label, curve in curves.items():
-                _draw_variable(ax, name, curve, None, line_style(list(runs).index(label)), label, ends[-1], False)
-            _finish_axes(ax, list(curves.values()), values, 30)
-            ax.set_title(spoken(name), fontsize=9.5, fontweight="bold")
+            ]
+            grey = pd.DataFrame() if controls is None or controls.empty else controls[controls["variable"] == name]
+            ends.append(_draw_panel(ax, curves, grey, spoken(name)))
         weights = list(dict.fromkeys(weight for rows in runs.values() for weight in rows["weights"]))
         common = "Thin beside a curve: the paper protocol. Intervals: 95 %, bootstrap over groups."
         figure.suptitle(titled(title, weights), x=0.01, ha="left", fontsize=10)
         _finish(figure, grid, [*notes, common], ends, 7.5)
     return figure
+
+
+def _draw_panel(
+    ax: Axes, lines: Sequence[Line], controls: pd.DataFrame, title: str, thin_labels: bool = False
+) -> list[End]:
+    """Draw `lines` and `controls` behind them; the ends of the lines with their names, with `thin_labels` those of the
+    thin lines as well."""
+    ends: list[End] = []
+    curves = [curve for curve, *_ in lines]
+    values = [np.zeros(1), *_draw_controls(ax, controls, curves[0].metric, ends)]
+    for curve, style, label, published in lines:
+        thin = _draw_line(ax, curve, style, published)
+        ends += [end for end in thin if thin_labels and np.isfinite(end[1])]
+        known = np.flatnonzero(np.isfinite(curve.y))
+        if len(known):
+            ends.append((curve.x[known[-1]], curve.y[known[-1]], label, style.color))
+        values += [curve.low, curve.y]
+    ax.set_ylim(max(np.nanmin(np.concatenate(values)) - 0.05, _FLOOR), 1.03)
+    ax.set_xlim(-0.02, 1.0)
+    ax.set_xlabel(X_LABEL)
+    labels = {curve.label for curve in curves}
+    metrics = {spoken(curve.metric) for curve in curves}
+    one = "score" if len(metrics) > 1 else metrics.pop()
+    label = labels.pop() if len(labels) == 1 else f"{one} of held-out clips"
+    ax.set_ylabel("\n".join(textwrap.wrap(label, 30 if title else 60)))
+    for chance in {chance_of(curve.metric) for curve in curves}:
+        if ax.get_ylim()[0] < chance:
+            ax.axhline(chance, color="#999999", lw=0.8, zorder=0.5)
+    draw_band(ax)
+    if title:
+        ax.set_title(title, fontsize=9.5, fontweight="bold")
+    return ends
 
 
 def _finish(figure: Figure, grid: np.ndarray, notes: Sequence[str], ends: list[list[End]], size: float) -> None:
@@ -207,7 +231,7 @@ def _finish(figure: Figure, grid: np.ndarray, notes: Sequence[str], ends: list[l
     label_ends(list(zip(figure.axes, placed)), size)
 
 
-def draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End]) -> list[np.ndarray]:
+def _draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End]) -> list[np.ndarray]:
     """Draw the mean over each control's seeds, with their range as a band, and enter it in `ends`; the means.
 
     `controls` are rows of a controls table of one variable or one sub-task, a one-layer control at every layer.
@@ -231,36 +255,22 @@ def draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End]
     return means
 
 
-def _draw_variable(
-    ax: Axes,
-    name: str,
-    curve: Shown,
-    reference: pd.DataFrame | None,
-    style: LineStyle,
-    label: str,
-    ends: list[End],
-    thin_labels: bool,
-) -> None:
-    """Draw one variable; with `thin_labels` the thin lines are named at their ends as well."""
+def _draw_line(ax: Axes, curve: Shown, style: LineStyle, published: pd.DataFrame | None) -> list[End]:
+    """Draw one curve, and thinly what is published of it and the paper protocol; the ends of the thin lines."""
     thin = []
-    if reference is not None:
-        own = reference[reference["variable"] == name].sort_values("layer_fraction")
+    if published is not None:
+        own = published.sort_values("layer_fraction")
         ax.plot(own["layer_fraction"], own["mean"], color=style.color, lw=0.8, alpha=0.75, zorder=1)
         thin += [(row.layer_fraction, row.mean, row.label, style.color) for row in own.tail(1).itertuples()]
     if curve.thin is not None:
         ax.plot(curve.x, curve.thin, color=style.color, lw=0.8, zorder=1.8)
         thin.append((curve.x[-1], curve.thin[-1], PUBLISHED, style.color))
-    if thin_labels:
-        ends += [end for end in thin if np.isfinite(end[1])]
     draw_interval(ax, curve.x, curve.y, curve.low, curve.high, style)
     draw_unconverged(ax, curve, style)
     if np.isfinite(curve.ridge).any():
-        ax.plot(
-            curve.x, curve.ridge, color=style.color, ls=RIDGE_LINE, lw=0.9, marker=".", ms=3, zorder=1.9, gid="ridge"
-        )
-    known = np.flatnonzero(np.isfinite(curve.y))
-    if len(known):
-        ends.append((curve.x[known[-1]], curve.y[known[-1]], label, style.color))
+        look: dict[str, Any] = {"color": style.color, "ls": RIDGE_LINE, "lw": 0.9, "marker": ".", "ms": 3}
+        ax.plot(curve.x, curve.ridge, **look, zorder=1.9, gid="ridge")
+    return thin
 
 
 def draw_unconverged(ax: Axes, curve: Shown, style: LineStyle) -> None:
@@ -269,21 +279,6 @@ def draw_unconverged(ax: Axes, curve: Shown, style: LineStyle) -> None:
     if late.any():
         look: dict[str, Any] = {"marker": style.marker, "mfc": "white", "mec": style.color, "mew": 0.9}
         ax.plot(curve.x[late], curve.y[late], ls="", zorder=3, gid="unconverged", **look)
-
-
-def _finish_axes(ax: Axes, curves: list[Shown], values: list[np.ndarray], width: int) -> None:
-    ax.set_ylim(max(np.nanmin(np.concatenate([*values, np.zeros(1)])) - 0.05, _FLOOR), 1.03)
-    ax.set_xlim(-0.02, 1.0)
-    ax.set_xlabel(X_LABEL)
-    labels = {curve.label for curve in curves}
-    metrics = {spoken(curve.metric) for curve in curves}
-    one = "score" if len(metrics) > 1 else metrics.pop()
-    label = labels.pop() if len(labels) == 1 else f"{one} of held-out clips"
-    ax.set_ylabel("\n".join(textwrap.wrap(label, width)))
-    for chance in {chance_of(curve.metric) for curve in curves}:
-        if ax.get_ylim()[0] < chance:
-            ax.axhline(chance, color="#999999", lw=0.8, zorder=0.5)
-    draw_band(ax)
 
 
 def _notes(curves: dict[str, Shown], reference: pd.DataFrame | None, controls: pd.DataFrame, note: str) -> list[str]:

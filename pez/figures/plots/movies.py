@@ -105,13 +105,6 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     return mine.merge(theirs, on=["data", "model", "subtask", "layer"], how="left")
 
 
-def _published_of(table: pd.DataFrame) -> pd.DataFrame:
-    """The published values of a comparison table, `model layer metric mean`."""
-    columns = {f"published_{metric}": metric for metric in METRICS if f"published_{metric}" in table}
-    long = table.rename(columns=columns).melt(["model", "layer"], list(columns.values()), "metric", "mean")
-    return long.dropna(subset="mean")
-
-
 # ---------------------------------------------------------------- figures
 
 
@@ -125,7 +118,9 @@ def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], ref
 
     With `reference` its published values are drawn thinly behind.
     """
-    published = _published_of(table) if reference else _UNPUBLISHED
+    columns = {f"published_{metric}": metric for metric in METRICS if f"published_{metric}" in table}
+    long = table.rename(columns=columns).melt(["model", "layer"], list(columns.values()), "metric", "mean")
+    published = long.dropna(subset="mean") if reference else _UNPUBLISHED
     absent = f"Without a run: {', '.join(missing)}." if missing else ""
     return _draw_grid(table, title, published, absent, path)
 
@@ -142,7 +137,7 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path: str | Path) 
         ax = main.subplots()
         _draw_key(ax, overall, key, theirs, _limits([overall], [key], theirs))
         ax.set_xlabel(X_LABEL)
-        ax.set_ylabel(_axis_label(shown(overall, key)))
+        ax.set_ylabel(capital("\n(".join(shown(overall, key).label.split(" ("))))
         small = right.subplots(len(others), 1, sharex=True)
         for each, metric in zip(small, others):
             _draw_small(each, overall, metric, theirs, _limits([overall], others, theirs))
@@ -199,18 +194,11 @@ def _draw_key(ax: Axes, part: pd.DataFrame, key: str, published: pd.DataFrame, l
     """The metric to quote of one sub-task, bold, with its controls."""
     part = part.sort_values("layer")
     for control, column in _drawn_controls(part).items():
-        style = CONTROL_STYLES[control]
-        ax.plot(
-            part["layer_fraction"],
-            part[column],
-            color=style.color,
-            ls=style.line,
-            marker=style.marker,
-            markevery=_marked(control, len(part)),
-            **_CONTROL_LOOK,
-            zorder=1.2,
-            gid=control,
-        )
+        # a marker at some eight layers, each control's elsewhere, the last among them
+        step, last = max(1, round(len(part) / 8)), len(part) - 1
+        marked = sorted({*range(list(CONTROL_STYLES).index(control) % step, last, step), last})
+        look = {**CONTROL_STYLES[control].look, **_CONTROL_LOOK, "markevery": marked}
+        ax.plot(part["layer_fraction"], part[column], **look, zorder=1.2, gid=control)
     _draw_metric(ax, part, key, published)
     ax.set_ylim(*limits)
     draw_band(ax)
@@ -270,13 +258,6 @@ def _drawn_controls(rows: pd.DataFrame) -> dict[str, str]:
     return {control: column for control, column in columns.items() if column in rows and rows[column].notna().any()}
 
 
-def _marked(control: str, n_layers: int) -> list[int]:
-    """Layers at which a control has a marker: some eight, each control's elsewhere, the last among them."""
-    step = max(1, round(n_layers / 8))
-    first = list(CONTROL_STYLES).index(control) % step
-    return sorted({*range(first, n_layers, step), n_layers - 1})
-
-
 def _limits(parts: Sequence[pd.DataFrame], metrics: Sequence[str], published: pd.DataFrame) -> tuple[float, float]:
     lows = [published.loc[published["metric"].isin(metrics), "mean"].min()]
     for rows in parts:
@@ -295,12 +276,10 @@ def _limits(parts: Sequence[pd.DataFrame], metrics: Sequence[str], published: pd
 
 def _legend(figure: Figure, table: pd.DataFrame, key: str, notes: Sequence[str]) -> None:
     style = STYLES[key]
-    own = Line2D([], [], color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, lw=2.0)
-    own.set_label(spoken(key))
-    drawn = {control: CONTROL_STYLES[control] for control in _drawn_controls(table)}
+    own = Line2D([], [], **style.look, mec="white", mew=0.4, lw=2.0, label=spoken(key))
     grey = [
-        Line2D([], [], color=s.color, ls=s.line, marker=s.marker, **_CONTROL_LOOK, label=spoken(control))
-        for control, s in drawn.items()
+        Line2D([], [], **CONTROL_STYLES[control].look, **_CONTROL_LOOK, label=spoken(control))
+        for control in _drawn_controls(table)
     ]
     if f"{PREDICTOR}_run" in table and table[f"{PREDICTOR}_run"].notna().any():
         grey.append(Line2D([], [], color=style.color, label="expected by the predictor", **_EXPECTED))
@@ -314,10 +293,6 @@ def _legend(figure: Figure, table: pd.DataFrame, key: str, notes: Sequence[str])
         title_fontproperties={"size": 7},
         alignment="left",
     )
-
-
-def _axis_label(curve: Shown) -> str:
-    return capital("\n(".join(curve.label.split(" (")))
 
 
 def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]) -> list[str]:

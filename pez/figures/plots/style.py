@@ -6,7 +6,7 @@ colour blindness, in an order whose neighbours also differ in lightness, for gre
 
 import contextlib
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class LineStyle:
     color: str
     marker: str
     line: Any  # a style of matplotlib's: a name, or an offset and lengths of dashes
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """The same as arguments of matplotlib's."""
+        return {"color": self.color, "ls": self.line, "marker": self.marker}
 
 
 LINE_STYLES = (
@@ -82,11 +87,9 @@ _PARAMETERS: dict[Any, Any] = {  # matplotlib's names
 }
 
 
-@contextlib.contextmanager
-def drawing_style() -> Iterator[None]:
+def drawing_style() -> contextlib.AbstractContextManager[None]:
     """Draw inside this block to get the shared style."""
-    with mpl.rc_context(_PARAMETERS):
-        yield
+    return mpl.rc_context(_PARAMETERS)
 
 
 def line_style(index: int) -> LineStyle:
@@ -97,9 +100,8 @@ def line_style(index: int) -> LineStyle:
 def control_style(index: int) -> LineStyle:
     """Style of the `index`-th control of a figure: grey, told apart by dashes and, where there are some, markers."""
     color = _CONTROL_GREYS[index % len(_CONTROL_GREYS)]
-    return LineStyle(
-        color, _CONTROL_MARKERS[index % len(_CONTROL_MARKERS)], _CONTROL_DASHES[index % len(_CONTROL_DASHES)]
-    )
+    marker, dashes = _CONTROL_MARKERS[index % len(_CONTROL_MARKERS)], _CONTROL_DASHES[index % len(_CONTROL_DASHES)]
+    return LineStyle(color, marker, dashes)
 
 
 def titled(title: str, weights: Sequence[str] = ()) -> str:
@@ -166,7 +168,7 @@ def draw_interval(
         ax.fill_between(x, low, high, color=style.color, alpha=0.13, lw=0)
         for edge in (low, high):  # where bands overlap, edges still tell them apart
             ax.plot(x, edge, color=style.color, lw=0.5, alpha=0.45, zorder=1.5)
-    ax.plot(x, mean, color=style.color, ls=style.line, marker=style.marker, mec="white", mew=0.4, label=label)
+    ax.plot(x, mean, **style.look, mec="white", mew=0.4, label=label)
 
 
 def write_notes(figure: Figure, notes: Sequence[str], per_inch: int = 18) -> None:
@@ -192,25 +194,10 @@ def label_ends(panels: Sequence[tuple[Axes, Sequence[End]]], size: float = 8.5) 
         edge = ax.transAxes.transform((1, 0))[0]
         right = max(max(ax.transData.transform((x, y))[0] for x, y, *_ in ends) + 10, edge + 2)
         for (x, y, text, color), position in zip(ends, placed):
-            ax.annotate(
-                text,
-                (x, y),
-                xytext=tuple(ax.transData.inverted().transform((right, position))),
-                textcoords="data",
-                color=color,
-                fontsize=size,
-                va="center",
-                ha="left",
-                annotation_clip=False,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "lw": 0.5,
-                    "color": color,
-                    "shrinkA": 1,
-                    "shrinkB": 2,
-                    "relpos": (0, 0.5),
-                },
-            )
+            place = ax.transData.inverted().transform((right, position))
+            arrow = {"arrowstyle": "-", "lw": 0.5, "color": color, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+            look: dict[str, Any] = {"color": color, "fontsize": size, "va": "center", "ha": "left"}
+            ax.annotate(text, (x, y), tuple(place), arrowprops=arrow, annotation_clip=False, **look)
 
 
 def spread_out(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
@@ -224,10 +211,8 @@ def spread_out(wanted: np.ndarray, gap: float, low: float, high: float) -> np.nd
         blocks.append([wanted[index] - rank * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             mean, count = blocks.pop()
-            blocks[-1] = [
-                (blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count),
-                blocks[-1][1] + count,
-            ]
+            before, n = blocks[-1]
+            blocks[-1] = [(before * n + mean * count) / (n + count), n + count]
     bases = np.concatenate([np.full(count, mean) for mean, count in blocks])
     top = max(low, high - (len(wanted) - 1) * gap)
     placed = np.empty(len(wanted))

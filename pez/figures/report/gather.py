@@ -30,54 +30,31 @@ CLIP_SETS = ("velocity", "acceleration")
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure that plot_figures.py makes: file names without suffix (`picture` a pattern) and how to make it."""
+    """A figure that plot_figures.py makes: file names without suffix (`picture` a pattern) and the script that runs
+    what it shows; without a script it is not missed where it is not there."""
 
     number: str
     title: str
     picture: str
-    verdict: str | None
-    made_by: str
-    optional: bool = False  # not missed where it is not there
+    verdict: str | None = None
+    made_by: str = ""
 
 
+_POSSIBLE = "Possible or impossible"
 FIGURES = (
-    FigureSpec(
-        "motion", "Motion without place", "figure_motion_final", "figure_motion_verdict", "step3_probe.py run", True
-    ),
+    FigureSpec("motion", "Motion without place", "figure_motion_final", "figure_motion_verdict"),
     FigureSpec("2(c)", "Scalar motion by layer", "figure2c_final", "figure2c_verdict", "step3_probe.py run"),
     FigureSpec("2(b)", "Cartesian motion by layer", "figure2b_final", "figure2b_verdict", "step3_probe.py run"),
-    FigureSpec("varied", "Plain and varied clips", "figure_varied_*", None, "step3_probe.py run", True),
-    FigureSpec("objects", "Each ball of a clip", "figure_objects_*", None, "step3_probe.py run", True),
-    FigureSpec(
-        "turns",
-        "Direction and speed before each turn",
-        "figure_turns_final",
-        "figure_turns_verdict",
-        "step3_probe.py run",
-        True,
-    ),
-    FigureSpec(
-        "1",
-        "Possible or impossible, every metric",
-        "figure_intphys_possible_impossible_full_metrics*",
-        None,
-        "step_intphys_probe.py",
-    ),
-    FigureSpec(
-        "6",
-        "Possible or impossible, linear probes",
-        "figure6_intphys_overall_compare",
-        "figure6_verdict",
-        "step_intphys_probe.py",
-    ),
-    FigureSpec(
-        "8",
-        "Possible or impossible, attentive probes",
-        "figure8_intphys_overall_compare",
-        "figure8_verdict",
-        "step_intphys_attentive.py",
-    ),
-)
+    FigureSpec("varied", "Plain and varied clips", "figure_varied_*"),
+    FigureSpec("objects", "Each ball of a clip", "figure_objects_*"),
+    FigureSpec("turns", "Direction and speed before each turn", "figure_turns_final", "figure_turns_verdict"),
+    FigureSpec("1", f"{_POSSIBLE}, every metric", "figure_intphys_possible_impossible_full_metrics*",
+               made_by="step_intphys_probe.py"),
+    FigureSpec("6", f"{_POSSIBLE}, linear probes", "figure6_intphys_overall_compare", "figure6_verdict",
+               "step_intphys_probe.py"),
+    FigureSpec("8", f"{_POSSIBLE}, attentive probes", "figure8_intphys_overall_compare", "figure8_verdict",
+               "step_intphys_attentive.py"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,14 +160,18 @@ def _figures(report: Report) -> tuple[list[Picture], list[Verdict]]:
         for path in paths:
             beside = [path.with_suffix(suffix) for suffix in (".csv", ".pdf")]
             pictures.append(Picture(spec, path, tuple(each for each in beside if each.is_file())))
-        if not paths and not spec.optional:
+        if not paths and spec.made_by:
             report.absent.append(
                 f"Figure {spec.number}, {spec.title}: no {spec.picture}.png ({spec.made_by}, then plot_figures.py)"
             )
         path = report.results_dir / f"{spec.verdict}.md"
         if spec.verdict and path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            verdicts.append(Verdict(spec, path, text, _record(report, path.with_suffix(".json"))))
+            text, record = path.read_text(encoding="utf-8", errors="replace"), {}
+            try:
+                record = read_record(path.with_suffix(".json"), VerdictRecord)
+            except UserError as error:
+                report.absent.append(str(error))
+            verdicts.append(Verdict(spec, path, text, record))
         elif spec.verdict and paths:
             report.absent.append(f"Verdict of Figure {spec.number}: no {path.name} (plot_figures.py)")
     return pictures, verdicts
@@ -200,17 +181,14 @@ def _clip_sets(report: Report) -> list[ClipSet]:
     """The ball sets beside the results folder, or where constants.py has them."""
     root = _beside(report.results_dir, "data", constants.DATA_DIR)
     found = []
-    for name in CLIP_SETS:
-        try:
-            found.append(read_clip_set(root / name))
-        except UserError as error:
-            report.absent.append(f"Clips of the {name} set: {error}")
+    # behind the two main ones sets that were asked for besides, such as data_matched/velocity
     more = sorted([*root.glob("turns/clipset.json"), *root.parent.glob(f"{root.name}_*/*/clipset.json")])
-    for path in more:  # sets that were asked for besides, such as data_matched/velocity
+    named = {root / name: f"the {name} set" for name in CLIP_SETS} | {path.parent: f"{path.parent}" for path in more}
+    for folder, words in named.items():
         try:
-            found.append(read_clip_set(path.parent))
+            found.append(read_clip_set(folder))
         except UserError as error:
-            report.absent.append(f"Clips of {path.parent}: {error}")
+            report.absent.append(f"Clips of {words}: {error}")
     return found
 
 
@@ -258,9 +236,7 @@ def _mechanisms(report: Report) -> list[Mechanisms]:
     found = []
     for record in sorted(report.results_dir.glob("config_mechanisms_*.json")):
         name = record.stem.removeprefix("config_mechanisms_")
-        drawn = [
-            (figure.title, report.results_dir / f"{figure.stem}_{name}.png") for figure in MECHANISM_FIGURES.values()
-        ]
+        drawn = [(each.title, report.results_dir / f"{each.stem}_{name}.png") for each in MECHANISM_FIGURES.values()]
         verdict = report.results_dir / f"mechanisms_verdict_{name}.md"
         text = verdict.read_text(encoding="utf-8", errors="replace") if verdict.is_file() else None
         figures = tuple((title, path) for title, path in drawn if path.is_file())
@@ -273,12 +249,3 @@ def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:
     """The folder `name` next to the results folder if there is one, else `otherwise`."""
     folder = results_dir.resolve().parent / name
     return folder if folder.is_dir() else otherwise
-
-
-def _record(report: Report, path: Path) -> dict[str, Any]:
-    """A JSON file; empty, and said in `absent`, if it is not there or damaged."""
-    try:
-        return read_record(path, VerdictRecord)
-    except UserError as error:
-        report.absent.append(str(error))
-        return {}

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+
+import pandas as pd
 
 from pez.controls import is_floor
 from pez.figures.caveats import BANNERS, CAVEATS, Caveat
 from pez.figures.quoted import Quoted, plain_and_varied, plain_beside_varied, quoted
-from pez.figures.report.gather import Picture, Report, Verdict
+from pez.figures.report.gather import Report, Verdict
 from pez.figures.verdicts.statements import CHANCE, FAILS, HOLDS, UNDECIDED
-from pez.figures.words import capital, dataset_of, listed, number, spoken
+from pez.figures.words import capital, dataset_of, interval, listed, number, spoken
 from pez.probes.results import BALL, MOVIES, SURPRISE, Run
 
 
@@ -58,19 +59,18 @@ def warnings(report: Report) -> list[tuple[Caveat, list[str]]]:
 def statements(verdict: Verdict) -> list[Said]:
     """The statements of a verdict file, in a sentence each, with the finding that decided; then what it says of layers
     and controls without an encoder."""
-    return [_said(each) for each in [*verdict.record.get("statements", []), *verdict.record.get("beyond", [])]]
-
-
-def _said(statement: dict[str, Any]) -> Said:
-    findings = statement.get("findings", [])
-    deciding = next((each for each in findings if each["verdict"] == statement["verdict"]), None)
-    measured = statement.get("why", "")
-    if deciding is not None:
-        against = "" if deciding["against"] == CHANCE else f"against {spoken(deciding['against'])}: "
-        measured = f"{against}{deciding['measured']}"
-    of, claim = statement["of"], statement["claim"]
-    is_verb = claim.split()[0] in ("is", "appears", "peaks", "fades")
-    return Said(f"{capital(of)} {claim}" if is_verb else f"{of}: {claim}", statement["verdict"], measured)
+    found = []
+    for each in [*verdict.record.get("statements", []), *verdict.record.get("beyond", [])]:
+        deciding = next((one for one in each.get("findings", []) if one["verdict"] == each["verdict"]), None)
+        measured = each.get("why", "")
+        if deciding is not None:
+            against = "" if deciding["against"] == CHANCE else f"against {spoken(deciding['against'])}: "
+            measured = f"{against}{deciding['measured']}"
+        of, claim = each["of"], each["claim"]
+        is_verb = claim.split()[0] in ("is", "appears", "peaks", "fades")
+        sentence = f"{capital(of)} {claim}" if is_verb else f"{of}: {claim}"
+        found.append(Said(sentence, each["verdict"], measured))
+    return found
 
 
 def counted(verdict: Verdict) -> str:
@@ -130,13 +130,13 @@ def _movie_notes(report: Report) -> Iterator[Note]:
             continue
         assert key.peak is not None
         done.add((probe, model))
-        beside = [_there(curves[name], key.peak) for name in ("auc",) if name in curves]
+        beside = _there(curves["auc"], key.peak) if "auc" in curves else ""
         course, how = _course(key, _sure(key)), f"{probe} probe"
         if probe == SURPRISE:
             course, how = f"{number(key.scores[key.peak])}{_sure(key)}.", "the surprise of the model's own predictor"
         yield Note(
             f"possible or impossible, {how}",
-            " ".join(filter(None, [course, *beside, _closest(key)])),
+            " ".join(filter(None, [course, beside, _closest(key)])),
             f"{capital(spoken(key.metric))}, chance {dataset.chance:g}; {model}, {run.value('weights')}; "
             f"{dataset.title}",
         )
@@ -171,19 +171,17 @@ def _sure(curve: Quoted) -> str:
 
 
 def _closest(curve: Quoted) -> str:
+    """Which of the controls that are floors scores highest where the curve does, in a sentence."""
     assert curve.peak is not None
-    names = curve.controls(curve.peak).index
-    return curve.closest_control(curve.peak, [n for n in names if is_floor(n, str(curve.run.value("pooling")))])
-
-
-def main_picture(report: Report) -> Picture | None:
-    """The figure to open with: the first that is there."""
-    return report.pictures[0] if report.pictures else None
-
-
-def pictured(report: Report) -> list[Run]:
-    """Runs that have a figure of their own."""
-    return [run for run in report.runs if run.path("figure", ".png").is_file()]
+    controls, pooling = curve.controls(curve.peak), str(curve.run.value("pooling"))
+    floors = controls["pooled"][[is_floor(name, pooling) for name in controls.index]].dropna()
+    if floors.empty:
+        return "No control was run." if curve.run.controls.empty else "No control gives a floor."
+    best = controls.loc[str(floors.astype(float).idxmax())]
+    ends = interval(best["selectivity_low"], best["selectivity_high"])
+    left = f" (the curve minus it: {number(best['selectivity'])}, 95\u00a0% interval {ends})"
+    known = pd.notna(best["selectivity_low"])
+    return f"Highest control there: {spoken(best.name)}, {number(best['pooled'])}{left if known else ''}."
 
 
 def moment(written: object) -> str:

@@ -27,20 +27,18 @@ from pez.runs import provenance
 FILE = "report.html"
 MOST_PICTURE_BYTES = 5_500_000  # base64 makes them 7.4 MB
 _TEMPLATE = "template.html"
-_LISTED: tuple[str, ...] = ("results", "controls", "predictions", "config", "summary", "audit", "figure")
-_LISTED += ("mechanisms", "attention", "sequence", "overlap", "table2", "table3", "table4", "steering", "patches")
-_LISTED += ("ablation", "tuning", "tasks", "coordinates", "surprise", "movies", "beside")
+_LISTED = re.compile(
+    "results|controls|predictions|config|summary|audit|figure|mechanisms|attention|sequence|overlap|table2|table3|"
+    "table4|steering|patches|ablation|tuning|tasks|coordinates|surprise|movies|beside"
+)
 _LISTED_SUFFIXES = (".csv", ".parquet", ".json", ".md", ".pdf", ".png")
 _CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
 _DPI = 150  # of a picture that does not say
 _HEADINGS_DOWN = 2  # a file's first heading is the third level of the page
 
 
-def build_report(results_dir: str | Path, runs: Sequence[str] | None = None, reference: bool = False) -> list[Path]:
-    """Write report.html into the results folder; the path, or none (and a printed line) if it holds no run.
-
-    `reference` is there for the builders' common signature: the figures that are shown have it already.
-    """
+def build_report(results_dir: str | Path, runs: Sequence[str] | None = None) -> list[Path]:
+    """Write report.html into the results folder; the path, or none (and a printed line) if it holds no run."""
     report = gather(results_dir, runs)
     if not report.runs:
         print(f"report: no run in {results_dir}; left out (make one with step3_probe.py run or step_intphys_probe.py)")
@@ -70,7 +68,8 @@ def render(report: Report) -> str:
     }
     return environment.get_template(_TEMPLATE).render(
         report=report,
-        main=notes.main_picture(report),
+        main=report.pictures[0] if report.pictures else None,
+        pictured=[run for run in report.runs if run.path("figure", ".png").is_file()],
         made=provenance(),
         records={run.name: json.dumps(run.record, indent=1, ensure_ascii=False) for run in report.runs if run.record},
         files=files(report.results_dir),
@@ -115,13 +114,9 @@ def soft(text: str) -> Markup:
 
 def files(results_dir: Path) -> list[tuple[Path, str]]:
     """The files of a results folder that a report links to, with their sizes in words."""
-    pattern = re.compile(rf"({'|'.join(_LISTED)})")
     found = [path for path in sorted(results_dir.iterdir()) if path.suffix in _LISTED_SUFFIXES and path.is_file()]
-    return [(path, _size(path.stat().st_size)) for path in found if pattern.match(path.name)]
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{max(1, round(n_bytes / 1e3))} kB"
+    sizes = [(path, path.stat().st_size) for path in found if _LISTED.match(path.name)]
+    return [(path, f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{max(1, round(n / 1e3))} kB") for path, n in sizes]
 
 
 # ---------------------------------------------------------------- verdict files

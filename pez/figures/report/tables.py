@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -96,31 +95,22 @@ def controls_table(run: Run) -> Table:
     return Table(caption, columns, rows, frozenset(range(2, 8)))
 
 
-def number_tables(report: Report) -> list[Table]:
-    """Numbers of every run."""
-    return [numbers_table(run) for run in in_order(report)]
-
-
 def kept_tables(report: Report) -> list[Table]:
     """How long each layer keeps a direction, of every run of the turns set."""
     found = []
     for run in report.of_kind(BALL):
         if run.value("probe_set") != "turns":
             continue
-        rows = [
-            [str(row.layer), number(row.own), str(row.n_readable), _kept_words(row.kept)]
-            for row in kept(run).itertuples()
-        ]
+        rows = []
+        for row in kept(run).itertuples():
+            beyond = "not read" if row.kept < 0 else NONE
+            if row.kept >= 0:
+                beyond = f"{int(row.kept)} tubelet{'s'[: row.kept != 1]}"
+            rows.append([str(row.layer), number(row.own), str(row.n_readable), beyond])
         columns = ["layer", "direction, the tubelet read", "tubelets readable", "kept beyond it for"]
         caption = f"{run.name}: how long a layer keeps a direction ({run.value('pooling')}; a tubelet is two frames)"
         found.append(Table(caption, columns, rows, frozenset(range(1, 4))))
     return found
-
-
-def _kept_words(value: float) -> str:
-    if pd.isna(value):
-        return NONE
-    return "not read" if value < 0 else f"{int(value)} tubelet{'s'[: value != 1]}"
 
 
 def control_tables(report: Report) -> list[Table]:
@@ -179,15 +169,14 @@ def clip_set_table(clip_set: ClipSet) -> Table:
 def provenance_table(report: Report) -> Table:
     """Code, libraries and machine behind each run."""
     columns = ["run", "written", "code", "libraries", "machine"]
-    return Table("How each run was made", columns, [_made_row(run.name, run.record) for run in report.runs])
-
-
-def _made_row(name: str, record: dict[str, Any]) -> list[str]:
-    made = record.get("provenance", {})
-    libraries = [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
-    python = [f"Python {made['python']}"] if "python" in made else []
-    text = [moment(made.get("written", NONE)), made.get("code_version", NONE), ", ".join([*python, *libraries]) or NONE]
-    return [name, *text, made.get("machine", NONE)]
+    rows = []
+    for run in report.runs:
+        made = run.record.get("provenance", {})
+        libraries = [f"Python {made['python']}"] if "python" in made else []
+        libraries += [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
+        written, code = moment(made.get("written", NONE)), made.get("code_version", NONE)
+        rows.append([run.name, written, code, ", ".join(libraries) or NONE, made.get("machine", NONE)])
+    return Table("How each run was made", columns, rows)
 
 
 def features_table(report: Report) -> Table:
@@ -227,15 +216,15 @@ def audit_tables(audit: Audit) -> list[Table]:
     if audit.table is None or audit.table.empty:
         return []
     keys = ["measure", *(["grouping"] if "grouping" in audit.table else [])]
-    groups = audit.table.groupby(keys, sort=False)
-    return [_measure_table(audit, *map(str, names), rows=rows) for names, rows in groups]
-
-
-def _measure_table(audit: Audit, measure: str, grouping: str = "", *, rows: pd.DataFrame) -> Table:
-    rows = rows[rows["of"].isin(shown_readers(rows["of"].unique()))]
-    wide = rows.pivot_table(index="target", columns="of", values="value", sort=False)
-    cells = [[spoken(name), *map(number, row)] for name, row in zip(wide.index, wide.to_numpy())]
-    words = {"r2": "R² of each target decoded from"}.get(measure, f"{spoken(measure).capitalize()} of each target with")
-    columns = ["target", *map(spoken, wide.columns)]
-    where = f"{audit.name} set{f', grouping {grouping}' if grouping else ''}"
-    return Table(f"{words} ({where})", columns, cells, frozenset(range(1, len(columns))))
+    found = []
+    for (measure, *groupings), rows in audit.table.groupby(keys, sort=False):
+        rows = rows[rows["of"].isin(shown_readers(rows["of"].unique()))]
+        wide = rows.pivot_table(index="target", columns="of", values="value", sort=False)
+        cells = [[spoken(name), *map(number, row)] for name, row in zip(wide.index, wide.to_numpy())]
+        of = "R² of each target decoded from"
+        if measure != "r2":
+            of = f"{spoken(measure).capitalize()} of each target with"
+        where = f"{audit.name} set" + "".join(f", grouping {grouping}" for grouping in groupings if grouping)
+        columns = ["target", *map(spoken, wide.columns)]
+        found.append(Table(f"{of} ({where})", columns, cells, frozenset(range(1, len(columns)))))
+    return found

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from pez.figures.plots.mechanisms import MechanismRun, of_statistic
-from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED, Checked, Finding, overall, verdict_record
-from pez.figures.verdicts.verdict import statement_lines
-from pez.files import write_json, write_text
+from pez.figures.plots.mechanisms import MechanismRun, of_statistic, where
+from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED, Checked, Finding, decided
+from pez.figures.verdicts.verdict import rule_lines, statement_lines, write_verdict
 
 Interval = tuple[float, float, float]  # value, low, high
 FEW, MANY = 1, 20  # probes: the paper's 1 to 5 do not steer, 20 do
@@ -35,11 +34,8 @@ def _mean(rows: pd.DataFrame, value: str = "mean") -> Interval:
     return float(rows[value].mean()), float(rows["low"].mean()), float(rows["high"].mean())
 
 
-def _attention(run: MechanismRun) -> list[Checked]:
-    table = run.table("attention_layers")
-    if table is None:
-        return []
-    zone, main = run.about("attention")["zone"], table[table["control"] == ""]
+def _attention(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
+    zone, main = run.about("attention")["zone"], where(table, control="")
     depth = main["layer"].max() + 1
     parts = {"early third": range(min(depth // 3, min(zone))), "late third": range(depth - depth // 3, depth)}
     found = []
@@ -53,75 +49,59 @@ def _attention(run: MechanismRun) -> list[Checked]:
             other = _mean(rows[rows["layer"].isin(layers)])
             verdict = below(own, other) if statistic == "mean" else below(other, own)
             findings.append(Finding(name, verdict, f"{words('zone', own, ' patches')}; {words(name, other)}"))
-        found.append(Checked("attention", claim, overall(findings), tuple(findings)))
+        found.append(decided("attention", claim, findings))
     inside = main.loc[main["layer"].isin(zone), "n_local"].sum()
     outside = main["n_local"].sum() - inside
     verdict = UNDECIDED if inside == 0 and outside == 0 else (HOLDS if outside == 0 else FAILS)
-    finding = Finding(
-        "other layers", verdict, f"heads nearer than 3 patches: {inside:.0f} in the zone, {outside:.0f} outside"
-    )
-    return [*found, Checked("attention", "local heads are in the zone alone", verdict, (finding,))]
+    said = f"heads nearer than 3 patches: {inside:.0f} in the zone, {outside:.0f} outside"
+    finding = Finding("other layers", verdict, said)
+    return [*found, decided("attention", "local heads are in the zone alone", [finding])]
 
 
-def _sequence(run: MechanismRun) -> list[Checked]:
-    table = run.table("sequence_dims")
-    if table is None:
-        return []
+def _sequence(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
     layer, findings = max(run.about("sequence")["zone"]), []
-    rows = table[(table["layer"] == layer) & (table["control"] == "") & (table["probe"] == table["probe"].iloc[0])]
+    rows = where(table, layer=layer, control="", probe=table["probe"].iloc[0])
     for rule, own in rows.groupby("rule", sort=False):
         k = {name: _mean(part, "K") for name, part in own.groupby("variable")}
         if {"direction", "speed"} <= set(k):
             said = f"{words('direction', k['direction'])}; {words('speed', k['speed'])} rounds (folds)"
             findings.append(Finding(f"rule {rule}", below(k["speed"], k["direction"]), said))
-    if not findings:
-        return []
     claim = f"direction takes more orthogonal probes than speed (layer {layer})"
-    return [Checked("probe sequences", claim, overall(findings), tuple(findings))]
+    return [decided("probe sequences", claim, findings)] if findings else []
 
 
-def _overlap(run: MechanismRun) -> list[Checked]:
-    table = run.table("overlap")
-    if table is None:
-        return []
+def _overlap(run: MechanismRun, table: pd.DataFrame, dims: pd.DataFrame) -> list[Checked]:
     layer, found = run.about("overlap")["focus_layer"], []
-    rows = table[(table["layer"] == layer) & (table["basis"] == "all") & (table["scaling"] == "ball")]
-    rows = rows[rows["control"] == ""]
-    dims = run.table("sequence_dims")
-    if dims is None:
-        return []
-    possible = dims[(dims["variable"] == "possible") & (dims["layer"] == layer) & (dims["rule"] == "c11")]
+    rows = where(table, layer=layer, basis="all", scaling="ball", control="", b="possible")
+    possible = where(dims, variable="possible", layer=layer, rule="c11")
     read = bool(len(possible)) and possible["K"].iloc[0] >= 1
-    for row in rows[rows["b"] == "possible"].itertuples():
+    for row in rows.itertuples():
         verdict = UNDECIDED if row.p > 0.05 or not read else (HOLDS if row.z < 0 else FAILS)
         said = f"{row.mean_angle:.1f}°, by chance {row.chance_data_mean:.1f}° (p = {row.p:.3f})"
         said += "" if read else "; but probes do not read IntPhys here, so there is no subspace to compare"
-        finding = Finding("probes of random targets", verdict, said)
         claim = f"the subspaces of {row.a} and IntPhys lie nearer than chance (layer {layer})"
-        found.append(Checked("subspaces", claim, verdict, (finding,)))
+        found.append(decided("subspaces", claim, [Finding("probes of random targets", verdict, said)]))
     return found
 
 
-def _steering(run: MechanismRun) -> list[Checked]:
-    table, nulls = run.table("steering"), run.table("steering_nulls")
-    if table is None or nulls is None:
-        return []
-    rows = table[(table["control"] == "") & (table["judge"] == "split") & (table["target"] == "all")]
-    rows = rows[rows["arm"] == "probes"].set_index("n_probes")
+def _steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -> list[Checked]:
+    rows = where(table, control="", judge="split", target="all", arm="probes").set_index("n_probes")
     many = min(MANY, rows.index.max())
-    at: dict[int, Interval] = {}
-    for n in (FEW, many):
-        at[n] = float(rows.loc[n, "mae_target"]), float(rows.loc[n, "low"]), float(rows.loc[n, "high"])
-    few = Finding("50 degrees", below((50.0,) * 3, at[FEW]), words("error to the target", at[FEW], "°"))
-    enough = Finding("20 degrees", below(at[many], (20.0,) * 3), words("error to the target", at[many], "°"))
-    null = nulls[(nulls["null"] == "random_sequence") & (nulls["n_probes"] == many)].iloc[0]
-    verdict = HOLDS if null["p"] < 0.05 else UNDECIDED
-    said = f"{at[many][0]:.1f}°, random subspaces {null['mae_target']:.1f}° (p = {null['p']:.3f})"
-    better = Finding("random subspaces of as many dimensions", verdict, said)
+
+    def error(n: int) -> Interval:
+        row = rows.loc[n]
+        return float(row["mae_target"]), float(row["low"]), float(row["high"])
+
+    few, most = error(FEW), error(many)
+    null = where(nulls, null="random_sequence", n_probes=many).iloc[0]
+    said = f"{most[0]:.1f}°, random subspaces {null['mae_target']:.1f}° (p = {null['p']:.3f})"
+    less = Finding("50 degrees", below((50.0,) * 3, few), words("error to the target", few, "°"))
+    enough = Finding("20 degrees", below(most, (20.0,) * 3), words("error to the target", most, "°"))
+    better = Finding("random subspaces of as many dimensions", HOLDS if null["p"] < 0.05 else UNDECIDED, said)
     found = [
-        Checked("edits of stored features", f"{FEW} probe does not steer", few.verdict, (few,)),
-        Checked("edits of stored features", f"{many} probes steer", enough.verdict, (enough,)),
-        Checked("edits of stored features", f"{many} probes steer better than chance", verdict, (better,)),
+        decided("edits of stored features", f"{FEW} probe does not steer", [less]),
+        decided("edits of stored features", f"{many} probes steer", [enough]),
+        decided("edits of stored features", f"{many} probes steer better than chance", [better]),
     ]
     later = run.table("steering_downstream")
     if later is not None:
@@ -131,119 +111,101 @@ def _steering(run: MechanismRun) -> list[Checked]:
             f"{kept['retained']:.0%} of the effect of {kept['n_probes']} probes is left at layer {kept['read_layer']}"
         )
         finding = Finding("the layer edited", UNDECIDED, f"{said} (no interval)")
-        found.append(Checked("edits that run on", "an edit survives the later blocks", UNDECIDED, (finding,)))
+        found.append(decided("edits that run on", "an edit survives the later blocks", [finding]))
     return found
 
 
-def _patches(run: MechanismRun) -> list[Checked]:
-    table = run.table("patches")
-    if table is None:
-        return []
-    zone, main = run.about("patches")["zone"], table[table["control"] == ""]
+def _patches(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
+    first, main = min(run.about("patches")["zone"]), where(table, control="")
 
-    def part(rows: pd.DataFrame, before: bool) -> Interval | None:
-        own = rows[rows["layer"] < min(zone)] if before else rows[rows["layer"] >= min(zone)]
-        return _mean(own, "value") if len(own) else None
+    def early_and_late(rows: pd.DataFrame) -> tuple[Interval, Interval] | None:
+        parts = rows[rows["layer"] < first], rows[rows["layer"] >= first]
+        return (_mean(parts[0], "value"), _mean(parts[1], "value")) if len(parts[0]) and len(parts[1]) else None
 
     found = []
-    step = main[(main["readout"] == "pooled_patch") & (main["statistic"] == "r2")]
-    early, late = part(step, True), part(step, False)
-    if early and late:
-        finding = Finding(
-            "layers before it", below(early, late), f"{words('before', early)}; {words('from it on', late)} R²"
-        )
-        claim = "direction at single places rises at the zone"
-        found.append(Checked("places", claim, finding.verdict, (finding,)))
-    halves = main[main["readout"].str.contains("_to_") & (main["statistic"] == "raw")]
-    early, late = part(halves, True), part(halves, False)
-    if early and late:
-        zero = (0.0,) * 3
-        findings = (
+    if both := early_and_late(where(main, readout="pooled_patch", statistic="r2")):
+        said = f"{words('before', both[0])}; {words('from it on', both[1])} R²"
+        finding = Finding("layers before it", below(*both), said)
+        found.append(decided("places", "direction at single places rises at the zone", [finding]))
+    if both := early_and_late(main[main["readout"].str.contains("_to_") & (main["statistic"] == "raw")]):
+        early, late = both
+        findings = [
             Finding("before the zone: none", below(early, (0.1,) * 3), words("before", early, " R²")),
-            Finding("from it on: some", below(zero, late), words("from it on", late, " R²")),
-        )
+            Finding("from it on: some", below((0.0,) * 3, late), words("from it on", late, " R²")),
+        ]
         claim = "a probe of one half of the frame reads the other half only from the zone on"
-        found.append(Checked("places", claim, overall(list(findings)), findings))
+        found.append(decided("places", claim, findings))
     return found
 
 
-def _ablation(run: MechanismRun) -> list[Checked]:
-    table = run.table("ablation")
-    if table is None:
-        return []
-    main = table[(table["control"] == "") & (table["variable"] == "direction") & (table["probe"] == "frozen")]
+def _ablation(_run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
+    main = where(table, control="", variable="direction", probe="frozen")
     main = main[main["read_layer"] == main["last_masked"]]
-    found = []
-    zone = main[main["band"] == "zone"].set_index("condition")
-    for name in [name for name in zone.index if zone.loc[name, "kind"] == "union"][:1]:
-        row, findings = zone.loc[name], []
-        fall = (row["delta"], row["delta_low"], row["delta_high"])
-        findings.append(Finding("no mask", below(fall, (-0.5,) * 3), words("change of R²", fall)))
-        collapse = Checked(
-            "ablation", f"direction collapses without near attention ({name})", findings[0].verdict, tuple(findings)
-        )
-        found.append(collapse)
-        others = zone[zone["kind"].isin(["random", "farthest"]) & (zone["s"] == row["s"]) & (zone["t"] == row["t"])]
-        against = []
-        for other in others.itertuples():
-            change = (other.delta, other.delta_low, other.delta_high)
-            against.append(
-                Finding(other.kind, below(fall, change), f"{words('near', fall)}; {words(other.kind, change)}")
-            )
-        if against:
-            claim = f"it falls more than when as many other keys go ({name})"
-            found.append(Checked("ablation", claim, overall(against), tuple(against)))
-        elsewhere = []
-        for other in main[(main["band"] != "zone") & (main["condition"] == name)].itertuples():
-            change = (other.delta, other.delta_low, other.delta_high)
-            said = f"{words('zone', fall)}; {words(other.band, change)}"
-            elsewhere.append(Finding(f"{other.band} layers", below(fall, change), said))
-        if elsewhere:
-            claim = f"it falls more than when other layers are masked ({name})"
-            found.append(Checked("ablation", claim, overall(elsewhere), tuple(elsewhere)))
+    zone = where(main, band="zone").set_index("condition")
+    unions = zone.index[zone["kind"] == "union"]
+    if unions.empty:
+        return []
+    name = unions[0]
+    row = zone.loc[name]
+    fall = (row["delta"], row["delta_low"], row["delta_high"])
+    collapse = Finding("no mask", below(fall, (-0.5,) * 3), words("change of R²", fall))
+    found = [decided("ablation", f"direction collapses without near attention ({name})", [collapse])]
+    findings = []
+    others = zone[zone["kind"].isin(["random", "farthest"]) & (zone["s"] == row["s"]) & (zone["t"] == row["t"])]
+    for other in others.itertuples():
+        change = (other.delta, other.delta_low, other.delta_high)
+        said = f"{words('near', fall)}; {words(other.kind, change)}"
+        findings.append(Finding(other.kind, below(fall, change), said))
+    if findings:
+        found.append(decided("ablation", f"it falls more than when as many other keys go ({name})", findings))
+    findings = []
+    for other in main[(main["band"] != "zone") & (main["condition"] == name)].itertuples():
+        change = (other.delta, other.delta_low, other.delta_high)
+        said = f"{words('zone', fall)}; {words(other.band, change)}"
+        findings.append(Finding(f"{other.band} layers", below(fall, change), said))
+    if findings:
+        found.append(decided("ablation", f"it falls more than when other layers are masked ({name})", findings))
     return found
 
 
-def _tuning(run: MechanismRun) -> list[Checked]:
-    table = run.table("tuning_layers")
-    if table is None:
-        return []
+def _tuning(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
     wide = table.pivot_table(index=["control", "layer"], columns="statistic", values="value")
     layer = max(set(run.about("tuning")["zone"]) & set(run.about("tuning")["layers"]), default=None)
     if layer is None:
         return []
-    row, first = wide.loc[("", layer)], wide.loc[("", 0)] if ("", 0) in wide.index else None
+    row = wide.loc[("", layer)]
     said = f"{row['share_of_bins']:.0%} of 24 bins hold a tuned unit; {row['share_tuned']:.0%} of units are tuned"
-    found = [Finding("none", UNDECIDED, f"{said} (no interval; 8 directions cannot show harmonics above 4)")]
-    claims = [Checked("MLP units", f"tuned units tile the circle (layer {layer})", UNDECIDED, tuple(found))]
-    if first is not None:
-        said = f"axis ratio {first['ring_axis_ratio']:.2f} at layer 0, {row['ring_axis_ratio']:.2f} at layer {layer}"
+    finding = Finding("none", UNDECIDED, f"{said} (no interval; 8 directions cannot show harmonics above 4)")
+    found = [decided("MLP units", f"tuned units tile the circle (layer {layer})", [finding])]
+    if ("", 0) in wide.index:
+        first = wide.loc[("", 0), "ring_axis_ratio"]
+        said = f"axis ratio {first:.2f} at layer 0, {row['ring_axis_ratio']:.2f} at layer {layer}"
         finding = Finding("layer 0", UNDECIDED, f"{said} (no interval; any smooth circular tuning makes a ring)")
-        claims.append(
-            Checked("MLP units", "the population has a ring in the zone and none at layer 0", UNDECIDED, (finding,))
-        )
-    return claims
+        found.append(decided("MLP units", "the population has a ring in the zone and none at layer 0", [finding]))
+    return found
 
 
-CLAIMS: tuple[Callable[[MechanismRun], list[Checked]], ...] = (
-    _attention,
-    _ablation,
-    _tuning,
-    _sequence,
-    _overlap,
-    _steering,
-    _patches,
+CLAIMS: tuple[tuple[tuple[str, ...], Callable[..., list[Checked]]], ...] = (
+    (("attention_layers",), _attention),
+    (("ablation",), _ablation),
+    (("tuning_layers",), _tuning),
+    (("sequence_dims",), _sequence),
+    (("overlap", "sequence_dims"), _overlap),
+    (("steering", "steering_nulls"), _steering),
+    (("patches",), _patches),
 )
 
 
 def build_mechanism_verdict(run: MechanismRun) -> list[Path]:
     """mechanisms_verdict_RUN.md and .json; none where no claim can be checked."""
-    checked = [item for claims in CLAIMS for item in claims(run)]
+    checked: list[Checked] = []
+    for stems, claims in CLAIMS:
+        if tables := run.tables(stems):
+            checked += claims(run, *tables)
     if not checked:
         return []
     lines = [f"# {run.title('Mechanisms: the claims of Table 1')}", "", *statement_lines(checked, named=True), ""]
-    rules = __doc__.partition("\n\n")[2].strip()
-    lines += ["---", "How this was computed:", "", "```", rules, "```", ""]
-    stem = run.results_dir / f"mechanisms_verdict_{run.name}"
-    record = verdict_record(checked, figure="mechanisms", run_name=run.name, encoder=run.record["encoder"])
-    return [write_text(stem.with_suffix(".md"), "\n".join(lines)), write_json(stem.with_suffix(".json"), record)]
+    text = "\n".join([*lines, *rule_lines(__doc__.partition("\n\n")[2].strip())])
+    told = {"figure": "mechanisms", "run_name": run.name, "encoder": run.record["encoder"]}
+    path = (run.results_dir / f"mechanisms_verdict_{run.name}").with_suffix(".md")
+    return write_verdict(path, text, checked, told)

@@ -64,11 +64,20 @@ def run_lines(run: Run, published: pd.DataFrame) -> list[str]:
             )
     overall = part_of(run)
     lines += ["", *(_emergence_line(overall, run.depth, metric) for metric in (dataset.key_score, "auc"))]
-    lines += _tie_lines(overall)
+    scenes, first = int(overall["n_scenes"].sum()), overall.sort_values("layer").iloc[0]
+    lines.append(
+        f"- Ties: {int(overall['n_ties'].sum())} of {scenes} scene comparisons over all layers, each worth a half; "
+        f"{int(overall['n_near_ties'].sum())} decided by less than 1 % of the scores' spread."
+    )
+    lines.append(
+        f"- At layer {int(first['layer'])}: {int(first['n_ties'])} ties and {int(first['n_near_ties'])} such "
+        f"near-ties in {int(first['n_scenes'])} scenes. {int(first['n_scenes'] - first['n_ties'])} of the "
+        f"{int(first['n_scenes'])} decisions are above rounding."
+    )
     shows = [dataset.words(name) for name in subtasks if _shows(run, name)]
     hidden = [dataset.words(name) for name in subtasks if not _shows(run, name)]
-    named = [", ".join(names) or "none" for names in (shows, hidden)]
-    lines.append(f"- Sub-tasks above chance by more than their spread: {named[0]}; not: {named[1]}.")
+    above, below = ", ".join(shows) or "none", ", ".join(hidden) or "none"
+    lines.append(f"- Sub-tasks above chance by more than their spread: {above}; not: {below}.")
     theirs = theirs_of(run, published)
     if dataset.is_stand_in:
         return [*lines, f"- {dataset.caveat.rstrip('.')}: there is nothing to differ from."]
@@ -88,18 +97,6 @@ def _emergence_line(overall: pd.DataFrame, depth: int, metric: str) -> str:
         f"- Overall {spoken(metric)}: onset at {onset:.2f} of the depth, {side} one third; peak {where}; "
         f"{_decline(overall, metric)}."
     )
-
-
-def _tie_lines(overall: pd.DataFrame) -> list[str]:
-    scenes = int(overall["n_scenes"].sum())
-    first = overall.sort_values("layer").iloc[0]
-    return [
-        f"- Ties: {int(overall['n_ties'].sum())} of {scenes} scene comparisons over all layers, each worth a half; "
-        f"{int(overall['n_near_ties'].sum())} decided by less than 1 % of the scores' spread.",
-        f"- At layer {int(first['layer'])}: {int(first['n_ties'])} ties and {int(first['n_near_ties'])} such "
-        f"near-ties in {int(first['n_scenes'])} scenes. {int(first['n_scenes'] - first['n_ties'])} of the "
-        f"{int(first['n_scenes'])} decisions are above rounding.",
-    ]
 
 
 def _difference_line(overall: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> str:

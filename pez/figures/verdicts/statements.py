@@ -26,9 +26,8 @@ STATEMENTS are the paper's; `read_statements` reads others from a file, of varia
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -158,8 +157,12 @@ def checked(of: str, statement: Statement, evidence: Evidence | None, why: str =
     """A statement checked on `evidence`; undecided where there is a reason, `why`, or no evidence."""
     if evidence is None or why:
         return Checked(of, statement.claim, UNDECIDED, why=why or "no interval")
-    findings = check(statement, evidence)
-    return Checked(of, statement.claim, overall(findings), tuple(findings))
+    return decided(of, statement.claim, check(statement, evidence))
+
+
+def decided(of: str, claim: str, findings: Sequence[Finding]) -> Checked:
+    """A claim with the verdict of its findings."""
+    return Checked(of, claim, overall(findings), tuple(findings))
 
 
 def beyond(of: str, evidence: Evidence) -> list[Checked]:
@@ -170,11 +173,11 @@ def beyond(of: str, evidence: Evidence) -> list[Checked]:
         rise = rise_above(evidence.main, evidence.beside[name], evidence.chance)
         verdict, words = _is_above(evidence.layers, rise)
         claim = f"is read by some layer beyond {name.replace('_', ' ')}"
-        found.append(Checked(of, claim, verdict, (Finding(name, verdict, words),)))
+        found.append(decided(of, claim, [Finding(name, verdict, words)]))
     if evidence.unique is not None:
         verdict, words = _is_above(evidence.layers, evidence.unique)
         claim = "is told by some layer beyond position, pixels and optical flow together (R² that it adds)"
-        found.append(Checked(of, claim, verdict, (Finding(TOGETHER, verdict, words),)))
+        found.append(decided(of, claim, [Finding(TOGETHER, verdict, words)]))
     return found
 
 
@@ -193,12 +196,7 @@ def _is_above(layers: np.ndarray, rise: BootstrapCurve) -> tuple[str, str]:
     return FAILS if rise.interval()[:, 1].max() < READABLE else UNDECIDED, words
 
 
-def verdict_record(statements: Sequence[Checked], **more: Any) -> dict[str, Any]:
-    """What a verdict file says, for figureN_verdict.json: `statements` with their findings, and `more` in front."""
-    return {**more, "statements": [asdict(statement) for statement in statements]}
-
-
-def overall(findings: list[Finding]) -> str:
+def overall(findings: Sequence[Finding]) -> str:
     """One verdict of a statement's findings."""
     verdicts = {finding.verdict for finding in findings}
     if FAILS in verdicts:

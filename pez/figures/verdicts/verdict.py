@@ -30,7 +30,6 @@ from pez.figures.verdicts.statements import (
     Checked,
     Statement,
     checked,
-    verdict_record,
 )
 from pez.figures.words import dataset_of, interval, number, spoken
 from pez.files import write_json, write_text
@@ -55,6 +54,15 @@ threshold, is chance here. Both rest on resamples of scenes of the out-of-fold s
 the pooled score, and are made against chance and every control that was run (the mean over its seeds; pez.controls)."""
 
 
+def _said(module: ModuleType, behind: str = "\n\n") -> str:
+    """A module's docstring from its second paragraph on; `python -OO` takes docstrings away."""
+    text = module.__doc__ or f"\n\nThe rules are in {module.__name__}."
+    return text.partition(behind)[2].strip()
+
+
+_RULES = (_said(rules), "The rules" + _said(onset_rules, "The rules"))
+
+
 def build_verdict(
     results_dir: str | Path,
     figure: str,
@@ -76,12 +84,13 @@ def build_verdict(
         except UserError as error:
             notes.append(f"{of} left out: {error}")
     judged = with_tubelets(judged)
-    more = [asdict(each) for item in judged for each in item.beyond()]
     found = [each for item in judged for each in item.checked(figure, statements)]
-    told = {"made_from": _fingerprints([run for run, _ in curves]), "emergence": emergence_record(judged)}
-    record = verdict_record(found, **({"beyond": more} if more else {}), **told)
+    more = [asdict(each) for item in judged for each in item.beyond()]
+    told = {"beyond": more} if more else {}
+    told |= _made_from([run for run, _ in curves], judged)
     stem = f"_{curves[0][0].name}" if figure == LABELS else figure
-    return _write(results_dir, stem, verdict_text(figure, judged, notes, statements), record)
+    text = verdict_text(figure, judged, notes, statements)
+    return write_verdict(Path(results_dir) / f"figure{stem}_verdict.md", text, found, told)
 
 
 def build_movie_verdict(
@@ -91,8 +100,8 @@ def build_movie_verdict(
     runs: Sequence[Run],
     theirs: pd.DataFrame,
     missing: Sequence[str],
-    statements: Sequence[Statement] = STATEMENTS,
-    expected: Mapping[str, Run] = MappingProxyType({}),
+    statements: Sequence[Statement],
+    expected: Mapping[str, Run],
 ) -> list[Path]:
     """The same of Figure 6 or 8: `runs`, one per model; `theirs`, published values as of `published_movies`; `missing`
     models without a run; `expected`: by a run's name the one of step_surprise.py that stands beside it."""
@@ -104,13 +113,11 @@ def build_movie_verdict(
             judged.append(error)
     shown = [item for item in judged if isinstance(item, Judged)]
     found = [each for item in shown for each in item.checked(MOVIES, statements)]
-    more = [each for item in shown for each in expected_of(item, expected.get(item.run.name))]
-    made_from = _fingerprints([*runs, *expected.values()])
-    told = {"made_from": made_from, "emergence": emergence_record(shown)}
-    told |= {"beyond": [asdict(each) for each in more]} if more else {}
-    record = verdict_record(found, status=published.status(runs, theirs), **told)
+    more = [asdict(each) for item in shown for each in expected_of(item, expected.get(item.run.name))]
+    told = {"status": published.status(runs, theirs), **_made_from([*runs, *expected.values()], shown)}
+    told |= {"beyond": more} if more else {}
     text = movie_verdict_text(title, runs, judged, theirs, missing, statements, expected)
-    return _write(results_dir, figure, text, record)
+    return write_verdict(Path(results_dir) / f"figure{figure}_verdict.md", text, found, told)
 
 
 def expected_of(item: Judged, surprise: Run | None) -> list[Checked]:
@@ -122,14 +129,18 @@ def expected_of(item: Judged, surprise: Run | None) -> list[Checked]:
     return [checked(item.of, EXPECTS, own.key, own.too_few), *item.beyond()]
 
 
-def _fingerprints(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """What each run was made from, by its name."""
+def _made_from(runs: Sequence[Run], judged: Sequence[Judged]) -> dict[str, Any]:
+    """What each run was made from, by its name, and what the criterion of the paper's authors says."""
     columns = ("features_fingerprint", "predictions_fingerprint")
-    return {run.name: {column: str(run.value(column)) for column in columns} for run in runs}
+    made_from = {run.name: {column: str(run.value(column)) for column in columns} for run in runs}
+    found = [(item.of, item.emergence()) for item in judged]
+    emergence = [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
+    return {"made_from": made_from, "emergence": emergence}
 
 
-def _write(results_dir: str | Path, figure: object, text: str, record: dict[str, Any]) -> list[Path]:
-    path = Path(results_dir) / f"figure{figure}_verdict.md"
+def write_verdict(path: Path, text: str, statements: Sequence[Checked], told: Mapping[str, Any]) -> list[Path]:
+    """Write a verdict file, and beside it as data what is `told` and the `statements` with their findings."""
+    record = {**told, "statements": [asdict(each) for each in statements]}
     return [write_text(path, text), write_json(path.with_suffix(".json"), record)]
 
 
@@ -142,7 +153,18 @@ def verdict_text(
     """The Markdown of a verdict file of ball curves, or of own labels; `notes` are further lines about it."""
     whose = "statements" if figure in (LABELS, TURNS) or statements is not STATEMENTS else "the paper's statements"
     lines = [f"# {TITLES.get(figure, figure)}, {whose} checked", ""]
-    lines += [*_made_from(judged), *(f"- {note}" for note in [*verdict_notes(judged), *notes])]
+    lines += ["| variable | run | model | weights | protocol | clips | groups | controls |", "|---" * 8 + "|"]
+    for item in judged:
+        controls = []
+        for name in item.controls:
+            seeded, n = name in CONTROLS and CONTROLS[name].seeded, item.seeds[name]
+            controls.append(spoken(name) + (f" ({n} seed{'s'[: n != 1]})" if seeded else ""))
+        row = item.run.table[item.run.table["variable"] == item.variable].iloc[0]
+        lines.append(
+            f"| {item.of} | `{item.run.name}` | {row.get('model', '?')} | {row['weights']} | {item.protocol} | "
+            f"{row.get('n_clips', '?')} | {item.n_groups} | {', '.join(controls) or 'none'} |"
+        )
+    lines += ["", *(f"- {note}" for note in [*verdict_notes(judged), *notes])]
     checked = [each for item in judged for each in item.checked(figure, statements)]
     lines += ["", "## Statements", ""]
     if figure == LABELS and not checked:
@@ -153,25 +175,7 @@ def verdict_text(
         lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
     lines += emergence_lines(judged, "variable")
-    return "\n".join([*lines, "", *_rules()])
-
-
-def _made_from(judged: Sequence[Judged]) -> list[str]:
-    lines = ["| variable | run | model | weights | protocol | clips | groups | controls |", "|---" * 8 + "|"]
-    for item in judged:
-        controls = ", ".join(_with_seeds(name, item.seeds[name]) for name in item.controls) or "none"
-        row = item.run.table[item.run.table["variable"] == item.variable].iloc[0]
-        lines.append(
-            f"| {item.of} | `{item.run.name}` | {row.get('model', '?')} | {row['weights']} | {item.protocol} | "
-            f"{row.get('n_clips', '?')} | {item.n_groups} | {controls} |"
-        )
-    return [*lines, ""]
-
-
-def _with_seeds(control: str, n: int) -> str:
-    """A control by name, with its number of seeds where it is drawn by seed."""
-    seeded = control in CONTROLS and CONTROLS[control].seeded
-    return f"{spoken(control)} ({n} seed{'s'[: n != 1]})" if seeded else spoken(control)
+    return "\n".join([*lines, "", *rule_lines(*_RULES)])
 
 
 # ---------------------------------------------------------------- movies
@@ -198,20 +202,17 @@ def movie_verdict_text(
         if not isinstance(item, Judged):
             lines.append(f"- Statements and onsets left out: {item}")
             continue
-        words = dataset_of(run.table).words
-
-        def cells(_: Judged, part: str, metric: str, words: Callable[[str], str] = words) -> tuple[str, str]:
-            return words(part), spoken(metric)
-
         lines += [f"- {note}" for note in run_words(item)]
         lines += ["", *statement_lines(item.checked(MOVIES, statements), named=False), ""]
-        lines += onset_lines([item], ("row", "metric"), cells)
+        lines += onset_lines(
+            [item], ("row", "metric"), lambda of, part, metric: (dataset_of(of.run.table).words(part), spoken(metric))
+        )
         surprise = expected.get(run.name)
         if surprise is not None:
             lines += ["", f"### What its predictor expects (run `{surprise.name}`)", "", *_expected_lines(surprise)]
             lines += ["", *statement_lines(expected_of(item, surprise), named=False, says="statement")]
     lines += emergence_lines([item for item in judged if isinstance(item, Judged)], "model")
-    return "\n".join([*lines, "", *_rules(_words(published).partition("\n\n")[2].strip(), MOVIE_RULES)])
+    return "\n".join([*lines, "", *rule_lines(_said(published), MOVIE_RULES, *_RULES)])
 
 
 def _expected_lines(surprise: Run) -> list[str]:
@@ -271,19 +272,6 @@ def emergence_lines(judged: Sequence[Judged], column: str) -> list[str]:
     return lines
 
 
-def emergence_record(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """The same as data."""
-    found = [(item.of, item.emergence()) for item in judged]
-    return [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
-
-
-def _words(module: ModuleType) -> str:
-    """A module's docstring, which `python -OO` takes away."""
-    return module.__doc__ or f"\n\nThe rules are in {module.__name__}."
-
-
-def _rules(*first: str) -> list[str]:
-    """How it was computed, from the docstrings of the modules that do."""
-    checks = _words(rules).partition("\n\n")[2].strip()
-    onsets = "The rules" + _words(onset_rules).partition("The rules")[2].strip()
-    return ["---", "How this was computed:", "", "```", "\n\n".join([*first, checks, onsets]), "```", ""]
+def rule_lines(*rules: str) -> list[str]:
+    """How it was computed."""
+    return ["---", "How this was computed:", "", "```", "\n\n".join(rules), "```", ""]
