@@ -58,13 +58,13 @@ class Companions:
             keys += ["n_patches", "model"]
         if CONTROLS[control].encoder == "main":
             keys.append("weights_sha256")
+        there, wanted = (
+            {**each.settings, "clip set fingerprint": each.settings.get("clip_set", {}).get("fingerprint")}
+            for each in (store, self.store)
+        )
         for key in keys:
-            there, wanted = (
-                each.get("clip_set", {}).get("fingerprint") if key == "clip set fingerprint" else each.get(key)
-                for each in (store.settings, self.store.settings)
-            )
-            if there != wanted:
-                raise self._other(control, store, f"has {key} {there}, the main features {wanted}")
+            if there.get(key) != wanted.get(key):
+                raise self._other(control, store, f"has {key} {there.get(key)}, the main features {wanted.get(key)}")
         return store
 
     def _other(self, control: str, store: FeatureStore, what: str) -> UserError:
