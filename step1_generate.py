@@ -149,7 +149,7 @@ def make_mini(args, shard: Shard) -> None:
 
 
 def refuse_ball_options(args) -> None:
-    """UserError for an option that says nothing of the stand-in."""
+    """UserError for an option that the stand-in has no use for."""
     defaults = parser()
     of_balls = ("preset", "resolution", "limit", "start_positions", "speeds", "accelerations", "vary", "objects")
     for name in (*of_balls, "samples_per_pixel", "cycles_device", "full_frame"):
@@ -158,7 +158,7 @@ def refuse_ball_options(args) -> None:
 
 
 def report(outcome: Outcome) -> None:
-    """Say what was made, how many clips leave the view, and where to look; pictures once no clip is missing."""
+    """Print what was made, how many clips leave the view, and where to look; pictures once no clip is missing."""
     clips, directory = outcome.clips, outcome.directory
     print(f"{directory.name}: {len(clips)} clips in {directory} ({outcome.rendered} rendered now)")
     if outcome.missing:

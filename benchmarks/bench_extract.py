@@ -78,7 +78,7 @@ def one_pass(**size):
     return extraction(branches=[SIX], **size)
 
 
-def pass_a_branch(**size):
+def one_pass_per_branch(**size):
     """The same six, one encoder pass each."""
     return extraction(branches=BRANCHES, **size)
 

@@ -45,7 +45,7 @@ def settings_of(name: str, args, full_frame: bool = False) -> dict:
     return set_settings(name, "paper", "kubric", 0, "paper", 256, options)
 
 
-def some_places(settings: dict, count: int) -> np.ndarray:
+def ball_centres(settings: dict, count: int) -> np.ndarray:
     """Ball centres [frames, 3] of `count` clips spread over the velocity grid."""
     table = condition_table(settings)
     chosen = table.iloc[np.linspace(0, len(table) - 1, count).astype(int)]
@@ -59,12 +59,12 @@ def timed(renderer, place) -> tuple[np.ndarray, float]:
     return picture, time.perf_counter() - start
 
 
-def both_ways(args) -> None:
+def compare(args) -> None:
     """Render the same frames in turn and print times and differences; runs where bpy is."""
     settings = settings_of("velocity", args)
     renderer = ball_renderer(settings, settings["physics"]["ball_radius_m"])
     seconds, difference = [], []
-    for place in some_places(settings, args.clips):
+    for place in ball_centres(settings, args.clips):
         renderer.full_frame = False
         boxed, box_time = timed(renderer, place)
         renderer.full_frame = True
@@ -99,7 +99,7 @@ def main(args) -> int | None:
         python = module_command("")[0]
         return subprocess.run([python, __file__, *sys.argv[1:]], env=environment(), check=False).returncode
     print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
-    both_ways(args)
+    compare(args)
     pipeline(args)
     return None
 

@@ -31,7 +31,7 @@ from pez.stimuli.tinyrender import TinyRenderer
 PAPER_CLIPS = 672
 
 
-def some_clips(count: int) -> list[np.ndarray]:
+def ball_centres(count: int) -> list[np.ndarray]:
     """Ball centres [frames, 3] of `count` clips spread over the paper's velocity grid."""
     settings = set_settings("velocity", "paper", "auto", 0, "paper", RESOLUTION)
     table = condition_table(settings)
@@ -49,21 +49,21 @@ def render(clips: list[np.ndarray], whole: bool) -> np.ndarray:
 @contextlib.contextmanager
 def boxes(clips: int, frames: int = 16) -> Iterator[Callable]:
     """Work that renders the box round the ball; its answer are the frames."""
-    places = [clip[:frames] for clip in some_clips(clips)]
+    places = [clip[:frames] for clip in ball_centres(clips)]
     yield lambda: render(places, whole=False)
 
 
 @contextlib.contextmanager
 def full_frames(clips: int, frames: int = 16) -> Iterator[Callable]:
     """The same, every frame as a whole."""
-    places = [clip[:frames] for clip in some_clips(clips)]
+    places = [clip[:frames] for clip in ball_centres(clips)]
     yield lambda: render(places, whole=True)
 
 
 @contextlib.contextmanager
 def decoding(clips: int) -> Iterator[Callable]:
     """Work that reads rendered clips from PNGs; its answer is the rate on one core, and how large they are."""
-    pictures = render(some_clips(clips), whole=False)
+    pictures = render(ball_centres(clips), whole=False)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{index:05d}.png" for index in range(len(pictures))]
         for path, picture in zip(paths, pictures):

@@ -40,7 +40,7 @@ def planted(layers: int, clips: int, width: int, variables: int) -> list[tuple[t
 
 
 def problems_of(pairs: list[tuple[torch.Tensor, torch.Tensor]], folds: int, **options) -> Iterator[Problem]:
-    """Every layer's and fold's problem, each variable by itself, made when it is asked for."""
+    """The problem of every layer and fold, each variable by itself, built one at a time."""
     for features, targets in pairs:
         fold = np.arange(len(features)) % folds
         for held_out in range(folds):
@@ -73,7 +73,7 @@ def one_at_a_time(
     """The same with a torch.optim.AdamW for every setting and variable."""
     pairs = planted(layers, clips, width, variables)
     fit_alone(next(problems_of(pairs, folds, gram=False)), 0, paper_settings()[0], bias)
-    yield lambda: all_alone(list(problems_of(pairs, folds, gram=False)), bias)
+    yield lambda: fit_all_alone(list(problems_of(pairs, folds, gram=False)), bias)
 
 
 def fit_alone(problem: Problem, variable: int, setting: Setting, bias: bool) -> float:
@@ -98,7 +98,7 @@ def fit_alone(problem: Problem, variable: int, setting: Setting, bias: bool) -> 
     return best
 
 
-def all_alone(problems: list[Problem], bias: bool) -> np.ndarray:
+def fit_all_alone(problems: list[Problem], bias: bool) -> np.ndarray:
     """Losses of every problem, setting and variable, [problems, S, V]."""
     settings = paper_settings()
     return np.array([[[fit_alone(p, v, s, bias) for v in range(len(p.outputs))] for s in settings] for p in problems])

@@ -59,7 +59,7 @@ CASES = (
         bench_extract.one_pass,
         _EXTRACT,
         "an encoder pass for each branch",
-        bench_extract.pass_a_branch,
+        bench_extract.one_pass_per_branch,
     ),
     Case(
         "sweep",

@@ -27,7 +27,7 @@ def rows(results: dict, part: str, **wanted) -> list[dict]:
 
 
 def correct_rows(results: dict) -> list[dict]:
-    """A row a part: how many checks, how many passed, the largest share of what was allowed that was used."""
+    """A row a part: how many checks, how many passed, and the largest share of an allowed difference."""
     table_rows = []
     for name, part in results["parts"].items():
         checks = [row for row in part["rows"] if "passed" in row]

@@ -54,7 +54,7 @@ def measure(
 
 def _child(connection, prepare, size: dict[str, Any], threads: int, start_method: str) -> None:
     multiprocessing.set_start_method(start_method, force=True)  # a forkserver's children would go on with it
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # bars of the work, beside the run's own
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # no bars of the work itself
     torch.set_num_threads(threads)
     before, files_before = _memory("VmRSS"), _memory("RssFile")
     with prepare(**size) as work:

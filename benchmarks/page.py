@@ -20,7 +20,7 @@ def table(rows: list[dict]) -> str:
 
 
 def between(name: str, text: str) -> str:
-    """What stands in a page from the first marker to the last."""
+    """The text of a page from the first marker to the last."""
     begin, end = markers(name)
     return f"{begin}\n\n{text}\n\n{end}"
 

@@ -17,7 +17,7 @@ GROWTH = 4
 
 
 def record(case: Case, size: dict, ours: list[Measured], theirs: list[Measured], grown: Measured | None) -> dict:
-    """What the JSON says of a case: the fastest round of either side, and what its answers differ by."""
+    """A case's entry in the JSON: the fastest round of either side, and by how much their answers differ."""
     best = _best(ours)
     row = {"name": case.name, "work": case.work, "rival": case.rival, "size": size, "ours": _numbers(best)}
     row |= {"most_times": case.most_times, "most_seconds": case.most_seconds}
@@ -121,7 +121,7 @@ def _growth(name: str) -> Callable[[dict], str]:
     return cell
 
 
-def _apart(row: dict) -> str:
+def _answer_difference(row: dict) -> str:
     return "-" if row.get("difference") is None else "none" if row["difference"] == 0 else f"{row['difference']:.0e}"
 
 
@@ -133,7 +133,7 @@ def _cost(row: dict) -> str:
     return _seconds("ours")(row) if row["most_seconds"] else f"{1 / row['ratio']:.2f} ×"
 
 
-def _met(row: dict) -> str:
+def _bound_is_met(row: dict) -> str:
     cost = row["ours"]["seconds"] if row["most_seconds"] else 1 / row["ratio"]
     return "yes" if cost <= (row["most_seconds"] or row["most_times"]) else "**no**"
 
@@ -149,7 +149,7 @@ _COMPARED = {
     "its memory": _memory("theirs"),
     f"time for {GROWTH} × the clips": _growth("seconds"),
     "memory for it": _growth("memory_mib"),
-    "answers differ by": _apart,
+    "answers differ by": _answer_difference,
 }
 _BOUNDED = {
     "cost": lambda row: row["name"],
@@ -157,7 +157,7 @@ _BOUNDED = {
     "relative to": lambda row: row["rival"] or "the clock",
     "measured": _cost,
     "at most": _bound,
-    "met": _met,
+    "met": _bound_is_met,
     "memory": _memory("ours"),
 }
 

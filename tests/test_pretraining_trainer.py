@@ -18,7 +18,7 @@ from pez.encoder.vjepa2 import convert_keys
 from pez.errors import UserError
 from pez.files import read_json
 from pez.pretraining import trainer as trainer_module
-from pez.pretraining.export import PREFIX, meta_names, read_for_later, write_checkpoint, write_for_later
+from pez.pretraining.export import PREFIX, meta_names, read_training_weights, write_checkpoint, write_training_weights
 from pez.pretraining.objective import JEPA, PredictorSize
 from pez.pretraining.trainer import Length, Trainer, TrainingSettings
 from pez.pretraining.video import VideoSettings
@@ -126,12 +126,12 @@ def test_weights_kept_for_later_are_read_back(tmp_path):
     for seed in (0, 1):
         torch.manual_seed(seed)
         models.append(JEPA(SMALL.spec, PredictorSize(depth=2), 16, 2))
-    write_for_later(tmp_path, models[0])
-    read_for_later(tmp_path, models[1])
+    write_training_weights(tmp_path, models[0])
+    read_training_weights(tmp_path, models[1])
     for name, value in models[0].state_dict().items():
         assert torch.equal(models[1].state_dict()[name], value.half().float()), name
     with pytest.raises(UserError, match="predictor"):
-        read_for_later(tmp_path, JEPA(SMALL.spec, PredictorSize(depth=3), 16, 2))
+        read_training_weights(tmp_path, JEPA(SMALL.spec, PredictorSize(depth=3), 16, 2))
 
 
 def test_names_are_those_of_the_original_checkpoints():

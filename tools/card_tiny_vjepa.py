@@ -46,7 +46,7 @@ def make_parser() -> Parser:
 
 
 def read_table(args: argparse.Namespace, kind: str) -> pd.DataFrame:
-    """results_ or controls_ of the run."""
+    """Table results_ or controls_ of the run."""
     path = args.results_dir / f"{kind}_{args.run_name}.csv"
     if not path.is_file():
         raise UserError(f"no {path}: run step3_probe.py with --run-name {args.run_name} and its controls first")
@@ -54,7 +54,7 @@ def read_table(args: argparse.Namespace, kind: str) -> pd.DataFrame:
 
 
 def described_weights(path: Path) -> dict:
-    """What the card says of the file."""
+    """The card's words on the file of weights."""
     if not path.is_file():
         raise UserError(f"no {path}: copy the checkpoint.pt of the training there")
     state = torch.load(path, weights_only=True)[MODELS[MODEL].checkpoint_key]
@@ -67,7 +67,7 @@ def described_weights(path: Path) -> dict:
 
 
 def described_training(directory: Path, output: Path) -> dict:
-    """What the card says of the training, whose log it draws."""
+    """The card's words on the training; draws its log."""
     training, log = read_json(directory / "settings.json"), pd.read_csv(directory / "log.csv")
     result, settings = read_json(directory / "result.json"), training["settings"]
     card.draw_training(log, output / "tiny_vjepa_training.png")

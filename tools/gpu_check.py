@@ -40,7 +40,7 @@ SPARE = 5.0  # seconds before the end in which nothing is started and everything
 
 @dataclasses.dataclass
 class Running:
-    """A part at work: its process, the end of the pipe that it tells through, when it must be done."""
+    """A part that runs: its process, our end of the pipe that it sends rows through, when it must be done."""
 
     group: str
     name: str
@@ -51,7 +51,7 @@ class Running:
 
 
 class Results:
-    """One JSON file a group and a log; written whenever something is told."""
+    """One JSON file a group and a log, both written with every new row."""
 
     def __init__(self, directory: Path, about: dict):
         self.directory, self.groups = directory, {}
@@ -60,7 +60,7 @@ class Results:
         self.log = (directory / "log.txt").open("w", encoding="utf-8", buffering=1)
 
     def add(self, group: str, part: str, row: dict) -> None:
-        """A row of a part."""
+        """Add a row of a part."""
         self._part(group, part)["rows"].append(row)
         mark = {True: "ok    ", False: "FAILED"}.get(row.get("passed"), "      ")
         values = ", ".join(f"{key} {_short(value)}" for key, value in row.items() if key not in ("name", "passed"))
@@ -68,13 +68,13 @@ class Results:
         self._write(group)
 
     def end(self, group: str, part: str, how: str, seconds: float) -> None:
-        """How a part ended."""
+        """Record how a part ended."""
         self._part(group, part).update(end=how, seconds=round(seconds, 2))
         self.say(f"------ {group}.{part}: {how} after {seconds:.1f} s")
         self._write(group)
 
     def say(self, line: str) -> None:
-        """A line of the log."""
+        """Print a line and add it to the log."""
         print(line, flush=True)
         self.log.write(line + "\n")
 
@@ -192,11 +192,11 @@ def _may_start(modules: dict, part: tuple[str, str], running: list[Running]) -> 
 
 
 def _listen(running: list[Running], results: Results) -> None:
-    """Take what the parts tell for a moment; let go of those that have ended, and end those that are late."""
+    """Take the rows that the parts send within a moment; drop parts that have ended, end those that are late."""
     wait_for([end for part in running for end in (part.pipe, part.process.sentinel)], timeout=0.2)
     for part in list(running):
         ended, late = part.process.exitcode is not None, time.monotonic() > part.deadline
-        with contextlib.suppress(EOFError):  # it has ended, and what it told is told
+        with contextlib.suppress(EOFError):  # it has ended, and all its rows are read
             while part.pipe.poll():
                 results.add(part.group, part.name, part.pipe.recv())
         if not (ended or late):
@@ -209,7 +209,7 @@ def _listen(running: list[Running], results: Results) -> None:
 
 
 def _end(part: Running) -> None:
-    """The part's process, and what it started and left."""
+    """End the part's process and all that it started."""
     part.process.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(part.process.pid, signal.SIGKILL)

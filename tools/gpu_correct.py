@@ -124,7 +124,7 @@ def _bytes(root: Path) -> dict[str, bytes]:
 
 
 def memory(bench: Bench) -> None:
-    """A batch that does not fit what another tensor has left of the device's memory."""
+    """A batch that does not fit the memory that another tensor leaves free on the device."""
     encoder = random_encoder("tiny" if bench.small else "large", bench.device)
     settings = pass_settings(encoder, poolings=["temporal_last", "temporal_last_patch"], dtype="float32")
     frames = noise(8 if bench.small else 16, encoder.resolution)

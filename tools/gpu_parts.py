@@ -1,4 +1,4 @@
-"""What the parts of tools/gpu_check.py share: how they tell what they found, clips, weights, clocks."""
+"""What the parts of tools/gpu_check.py share: how they report rows, clips, weights, clocks."""
 
 import statistics
 import time
@@ -91,7 +91,7 @@ def official_state(spec: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def random_encoder(model: str, device: torch.device, resolution: int | None = None, own: bool = True) -> VJEPA2:
-    """An encoder of full size whose weights are drawn on the device: seconds sooner than by its initialisation.
+    """An encoder of full size whose weights are drawn on the device: seconds faster than its own initialisation.
 
     With the project's blocks, or transformers' own.
     """
@@ -111,7 +111,7 @@ def random_encoder(model: str, device: torch.device, resolution: int | None = No
 
 
 def pass_settings(encoder, captures=("resid_post",), poolings=("temporal_last",), dtype="bfloat16") -> dict:
-    """What pez.encoder.extract.encode_pooled wants to know."""
+    """Settings for pez.encoder.extract.encode_pooled."""
     sizes = {"n_tubelets": encoder.layout.n_tubelets(16), "n_patches": encoder.layout.n_patches}
     return {"captures": list(captures), "poolings": list(poolings), "dtype": dtype, **sizes}
 
@@ -123,7 +123,7 @@ def noise(n_clips: int, side: int, seed: int = 0) -> torch.Tensor:
 
 
 def write_clips(folder: Path, n_clips: int, side: int, cores: int) -> None:
-    """Folders of 16 PNGs of noise: the hardest to decode. What is there already stays."""
+    """Folders of 16 PNGs of noise: the hardest to decode. Folders that exist stay."""
     missing = [index for index in range(n_clips) if not (folder / f"clip_{index:03d}" / "frame_15.png").is_file()]
     with ProcessPoolExecutor(cores) as pool:
         list(pool.map(_write_clip, [folder] * len(missing), missing, [side] * len(missing)))
@@ -138,7 +138,7 @@ def _write_clip(folder: Path, index: int, side: int) -> None:
 
 
 def clip_source(folder: Path, n_clips: int) -> ClipSource:
-    """The first of these clips."""
+    """Source of the first of these clips."""
     names = [f"clip_{index:03d}" for index in range(n_clips)]
     paths = {name: [folder / name / f"frame_{frame:02d}.png" for frame in range(16)] for name in names}
     clips = pd.DataFrame({"clip_id": names, "n_frames": 16})

@@ -113,7 +113,7 @@ def large(bench: Bench) -> None:
     events = profiler.key_averages()
     own = "self_device_time_total" if bench.on_gpu else "self_cpu_time_total"
     kernels = [event for event in events if getattr(event, own) > 0]
-    if bench.on_gpu:  # operators are told with the time of their kernels, too
+    if bench.on_gpu:  # the profile lists operators too, with the time of their kernels
         kernels = [event for event in kernels if str(event.device_type).endswith("CUDA")]
     total = sum(getattr(event, own) for event in kernels)
     for event in sorted(kernels, key=lambda event: -getattr(event, own))[:15]:
@@ -151,7 +151,7 @@ def compiling(bench: Bench) -> None:
 def extraction(bench: Bench) -> None:
     """Step 2 of Large from PNGs to the store: one branch, six, patches; and decoding alone."""
     n_clips = 8 if bench.small else N_CLIPS
-    write_clips(bench.folder / "clips", n_clips, 256, bench.cores)  # what is missing of them
+    write_clips(bench.folder / "clips", n_clips, 256, bench.cores)  # only the missing ones
     encoder = _model(bench, "large")
     flops = encoder_flops(encoder.spec, 16)
     rate = matmul_rate(bench.device, torch.bfloat16)

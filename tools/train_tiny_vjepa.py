@@ -29,7 +29,7 @@ from pez.encoder.devices import find_device
 from pez.encoder.vjepa2 import CHECKPOINT_KEYS
 from pez.errors import UserError, check_choice
 from pez.files import write_json
-from pez.pretraining.export import read_for_later, write_checkpoint, write_for_later
+from pez.pretraining.export import read_training_weights, write_checkpoint, write_training_weights
 from pez.pretraining.masks import MASKS
 from pez.pretraining.network import compiled_block, run_block
 from pez.pretraining.objective import JEPA, WEIGHTS, PredictorSize
@@ -201,7 +201,7 @@ def main(args: argparse.Namespace) -> None:
     for trainer in entrants.values():
         trainer.restore()
         if args.start_from and not trainer.step:
-            read_for_later(args.start_from, trainer.model)
+            read_training_weights(args.start_from, trainer.model)
     result: dict = {"warm_up_s": next(iter(entrants.values())).warm_up()}
     evaluate, run_options = quick_probe, {"log_every": args.log_every, "save_every_s": args.save_seconds}
     if args.evaluation_clips:
@@ -243,15 +243,15 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace, trainer: Trainer) -> None:
-    """What is worth keeping, where --export-dir says, whenever the state was saved."""
+    """Write the files worth keeping to --export-dir whenever the state was saved."""
     if args.export_dir:
-        write_for_later(args.export_dir, trainer.model)
+        write_training_weights(args.export_dir, trainer.model)
         for name in ("log.csv", "log.jsonl", "settings.json"):
             (args.export_dir / name).write_bytes((trainer.directory / name).read_bytes())
 
 
 def _probe_shapes_and_balls(evaluation, trainer: Trainer) -> dict:
-    """Also probe scores on rendered balls of the target encoder and, marked, of the context encoder."""
+    """Scores of `quick_probe` and, on rendered balls, of the target encoder and (`context_`) the context encoder."""
     context = evaluation(trainer.model.encoder, trainer.device)
     scores = evaluation(trainer.model.target_encoder, trainer.device) | {f"context_{k}": v for k, v in context.items()}
     return quick_probe(trainer) | scores

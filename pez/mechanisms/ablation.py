@@ -80,7 +80,7 @@ from pez.tables import read_csv
 NONE = "none"  # the baseline: no mask at all
 READOUTS = ("refit", "frozen")
 HEADS = ("all", "local", "other", "random")
-MASS_CLIPS = 2  # whose attention says how much a mask takes away
+MASS_CLIPS = 2  # clips on whose attention the removed mass is measured
 
 
 def masks(dropped: torch.Tensor, empty_rows: str, heads: torch.Tensor | None = None) -> Plan:
@@ -97,7 +97,7 @@ def masks(dropped: torch.Tensor, empty_rows: str, heads: torch.Tensor | None = N
 
 @dataclass(frozen=True)
 class Cell:
-    """A condition in a band: the blocks it masks, their plans, what a store says of it."""
+    """A condition in a band: the blocks that it masks, their plans, and its description in a store's settings."""
 
     band: str
     layers: tuple[int, ...]
@@ -107,7 +107,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the condition."""
+        """Name of the condition."""
         return self.condition.name if self.condition else NONE
 
 
@@ -161,7 +161,7 @@ def head_sets(args, encoder: Encoder, layers: list[int]) -> dict[int, torch.Tens
 def extract(
     encoder: Encoder, clip_pass: ClipPass, folder: Path, cells: list[Cell], clip_ids: list[str], shard
 ) -> dict[str, FeatureStore]:
-    """The stores of all conditions of a band, by name; what is there already is kept. A shard's clips run once."""
+    """The stores of all conditions of a band, by name. Complete shards are kept; the clips of the others run once."""
     source, first = clip_pass.source, min(cells[0].layers)
     clips = with_content(source)
     clips = clips[clips["clip_id"].isin(clip_ids)]
@@ -205,7 +205,7 @@ def _is_complete(store: FeatureStore, number: int) -> bool:
 def _run_shard(
     encoder: Encoder, clip_pass: ClipPass, cells, stores, number: int, clip_ids: list[str], first: int, bar
 ) -> None:
-    """Every condition of some clips: the state before the first masked block once, then on from there."""
+    """Run some clips to the first masked block once, then on from that state under every condition."""
     layout = encoder.layout
     n_tubelets = layout.n_tubelets(clip_pass.source.n_frames)
     pooled: dict[str, dict[str, list[torch.Tensor]]] = {cell.name: {} for cell in cells}
@@ -269,7 +269,7 @@ def _read_by(readout: str, data: ProbeData, store: FeatureStore) -> ProbeData:
 
 
 def ball_readouts(stores: dict[str, FeatureStore], cells: list[Cell], n_folds: int, args) -> list[dict]:
-    """Rows of direction, speed and per-patch direction of every condition, delta to the baseline paired."""
+    """Rows of direction, speed and per-patch direction of every condition; deltas to the baseline are paired."""
     base = stores[NONE]
     probed = tuple(each for each in variables("fig2c", base, "sincos") if each.name in (SPEED, DIRECTION))
     group = clip_groups(base.clips)
@@ -430,7 +430,7 @@ def main(args: argparse.Namespace) -> list[Path]:
 
 
 def _masses(encoder: Encoder, cells: list[Cell], clip_pass: ClipPass, clip_ids: list[str], grid: TokenGrid) -> dict:
-    """Of every condition: shares of keys and of attention that go, and of queries left with none."""
+    """For each condition: the shares of keys and of attention that it removes, and of queries left with no key."""
     ids = clip_ids[:: max(1, len(clip_ids) // MASS_CLIPS)][:MASS_CLIPS]
     frames = torch.cat([each for _, each in clip_pass.batches(encoder, ids)])
     masses = {
@@ -466,7 +466,7 @@ def published_table4() -> pd.DataFrame:
 
 
 def table4(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per condition of the zone: ours, refit and frozen, at the last masked layer, and the paper's beside."""
+    """A row per condition of the zone, at the last masked layer: our refit and frozen scores, then the paper's."""
     main = table[(table["control"] == "") & (table["band"] == "zone")]
     if not len(main):
         return pd.DataFrame(columns=["condition"])

@@ -66,9 +66,9 @@ LAYER_STATISTICS = ("mean", "spread", "spread_ddof1", "n_local", "n_local_relati
 
 
 class Collector:
-    """Reduces attention to STATISTICS: `receive(block)` is what a Plan wants; `take()` gives what has come since.
+    """Reduces attention to STATISTICS: a Plan calls `receive(block)`; `take()` returns the statistics of the last pass.
 
-    grid: of the tokens; queries: how many at once.
+    grid: of the tokens; queries: how many are reduced at once.
     """
 
     def __init__(self, grid: TokenGrid, queries: int = QUERIES):
@@ -81,7 +81,7 @@ class Collector:
         self._statistics: dict[int, torch.Tensor] = {}
 
     def receive(self, block: int) -> Callable[[torch.Tensor, torch.Tensor, float], None]:
-        """Collects for one block."""
+        """A function that collects the attention of one block."""
 
         def receive(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
             self._statistics[block] = self.statistics(query, key, scaling)
@@ -89,7 +89,7 @@ class Collector:
         return receive
 
     def take(self) -> torch.Tensor:
-        """[B, blocks, heads, statistics] of the last pass, float64 on the CPU; forgets them."""
+        """[B, blocks, heads, statistics] of the last pass, float64 on the CPU; clears them here."""
         statistics = torch.stack([self._statistics[block] for block in sorted(self._statistics)], 1)
         self._statistics = {}
         return statistics

@@ -50,7 +50,7 @@ class TokenGrid:
         return (steps[:, None] - steps[None]).abs()
 
     def of_tokens(self, space: torch.Tensor, time: torch.Tensor, combine) -> torch.Tensor:
-        """`combine` of a [G, G] and a [T, T] table, for every pair of tokens, [N, N]."""
+        """For every pair of tokens, `combine` of their entries in a [G, G] and a [T, T] table: [N, N]."""
         both = combine(space[None, :, None, :], time[:, None, :, None])  # [T, G, T, G]
         return both.reshape(self.tokens, self.tokens)
 
@@ -69,7 +69,7 @@ class TokenGrid:
 
 
 def token_grid(encoder: Encoder, n_frames: int) -> TokenGrid:
-    """The grid of an encoder's sequences; UserError where tokens have no place, or frames are apart."""
+    """The grid of an encoder's sequences; UserError if tokens have no place or frames are encoded apart."""
     layout = encoder.layout
     if layout.prefix or layout.per_frame:
         raise UserError(
@@ -93,7 +93,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """Such as spatial_s3, union_s5_t2, random_s5_t2_draw1."""
+        """Name such as spatial_s3, union_s5_t2, random_s5_t2_draw1."""
         parts = [self.kind] + [f"s{self.s}"] * (self.s >= 0) + [f"t{self.t}"] * (self.t >= 0)
         return "_".join([*parts, *([f"draw{self.draw}"] if self.kind == "random" else [])])
 
@@ -114,7 +114,7 @@ class Condition:
 
 
 def condition(name: str) -> Condition:
-    """The condition of a name such as spatial_s3; UserError for what is none."""
+    """The condition that a name such as spatial_s3 stands for; UserError if it stands for none."""
     match = re.fullmatch(r"([a-z]+)(?:_s(\d+))?(?:_t(\d+))?(?:_draw(\d+))?", name)
     kind, s, t, draw = match.groups() if match else ("", None, None, None)
     wanted = {"spatial": (True, False), "temporal": (False, True)}.get(kind)

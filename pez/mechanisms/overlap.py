@@ -83,7 +83,7 @@ def angles(q_a: torch.Tensor, q_b: torch.Tensor) -> torch.Tensor:
 
 
 def compare(q_a: torch.Tensor, q_b: torch.Tensor) -> dict[str, float]:
-    """What the table says of two subspaces, given by orthonormal columns."""
+    """Columns of the table for two subspaces, given by orthonormal columns."""
     degrees = angles(q_a, q_b)
     shared = float((q_a.mT @ q_b).square().sum())
     return {
@@ -98,7 +98,7 @@ def compare(q_a: torch.Tensor, q_b: torch.Tensor) -> dict[str, float]:
 def chance_angles(k_a: int, k_b: int, d: int, n_draws: int, seed: int = 0) -> np.ndarray:
     """Mean angles of `n_draws` pairs of Gaussian subspaces of R^d, [n_draws].
 
-    Only their relative position counts, so the larger stays put: the first coordinates.
+    Only their relative position counts, so the larger one is always spanned by the first coordinates.
     """
     few, many = sorted((min(k_a, d), min(k_b, d)))
     generator = torch.Generator().manual_seed(seed)
@@ -143,9 +143,9 @@ def random_target_angles(
 
 
 def power(k_a: int, k_b: int, d: int, rho: float, n_draws: int, seed: int = 0) -> float:
-    """Share of pairs with a planted overlap that chance's lower 2.5 % tell from chance.
+    """Share of pairs with a planted overlap whose mean angle is below the lowest 2.5 % of chance.
 
-    Every column of b has the share `rho` of its length squared in a, the rest at random outside it.
+    Of each column of b the share `rho` of its squared length lies in a, the rest at random outside a.
     """
     threshold = np.quantile(chance_angles(k_a, k_b, d, n_draws, seed + 1), 0.025)
     generator, hits = torch.Generator().manual_seed(seed), 0
@@ -198,7 +198,7 @@ class Bases:
                 )
 
     def has(self, curve: str, variable: str, layer: int, fold: int = 0) -> bool:
-        """Whether there are probes of it."""
+        """Whether the files hold probes of this curve, variable, layer and fold."""
         return basis_name(curve, variable, self.probe, layer, fold, "weight") in self.names
 
 
@@ -260,7 +260,7 @@ def main(args: argparse.Namespace) -> list[Path]:
 
 
 def standardised(data: ProbeData, name: str) -> ProbeData:
-    """One variable of a curve, its features in units of their spread over the training clips."""
+    """One variable of a curve; features are divided by their standard deviation over the training clips."""
     return dataclasses.replace(of_variable(data, name), norm_mode="zscore")
 
 
@@ -302,7 +302,7 @@ def overlaps(
 def _pairs(
     bases, curve: str, n_folds: int, layer, a, b, basis, unit, needed
 ) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
-    """The two spans of every fold, and how many of a's probes; none where a sequence is shorter than asked for."""
+    """The two spans of every fold and how many of a's probes they use; empty if a sequence has too few probes."""
     pairs = []
     for fold in range(n_folds):
         k = {name: int(basis.partition("_")[2]) if basis.startswith("first") else needed.get((name, layer, fold), 0)
@@ -317,7 +317,7 @@ def _pairs(
 
 
 def _row(pairs, bases, a, layer, unit, shuffled) -> dict:
-    """Means over folds, and the mean angle of shuffled labels' probes in place of a's."""
+    """Means over folds, and the mean angle if probes of shuffled labels take the place of a's."""
     table = pd.DataFrame([{"k_a": p.shape[1], "k_b": q.shape[1], **compare(p, q)} for p, q, _ in pairs])
     others = []
     for fold, (_, q, k) in enumerate(pairs):
@@ -392,7 +392,7 @@ def split_halves(curve: ProbeData, strengths: Strengths, halves: Folds, n_draws:
 
 
 def power_table(table: pd.DataFrame, layer: int, args) -> pd.DataFrame:
-    """At one layer and the sizes that are compared there: how often each planted overlap is seen."""
+    """How often each planted overlap is detected, at one layer and for the sizes that are compared at it."""
     own = table[(table["layer"] == layer) & (table["basis"] == "all") & (table["scaling"] == "ball")]
     rows, own = [], own[own["control"] == ""]
     for row in own.itertuples():
@@ -406,9 +406,9 @@ def power_table(table: pd.DataFrame, layer: int, args) -> pd.DataFrame:
 def erasure(
     bases: Bases, curve: ProbeData, folds: Folds, strengths: Strengths, layer: int, n_draws: int, seed: int
 ) -> pd.DataFrame:
-    """R^2 of b once a's first k probes are taken out of the features, beside as many random dimensions of the data.
+    """R^2 of b after a's first k probes are removed from the features, and after as many random dimensions are.
 
-    Unlike angles this does not hang on how the axes are scaled. Random removals are spread over the folds.
+    Unlike angles, this does not depend on how the axes are scaled. Random removals are spread over the folds.
     """
     generator, rows = torch.Generator().manual_seed(seed), []
     name = curve_name(curve.control, curve.control_seed)

@@ -53,7 +53,7 @@ def clip_source(args: argparse.Namespace) -> ClipSource:
 
 
 def encoder_passes(args: argparse.Namespace, encoder: Encoder) -> Iterator[Control]:
-    """The encoder, of kind "" and seed 0, then those of `--control`."""
+    """The encoder, with kind "" and seed 0, then those of `--control`."""
     yield Control("", encoder, args.frame_order)
     yield from controls(encoder, args.control, args.frame_order, args.control_seeds)
 
@@ -93,13 +93,13 @@ class ClipPass:
 
     @classmethod
     def of(cls, args: argparse.Namespace, source: ClipSource, frame_order: str | None = None) -> "ClipPass":
-        """As the options of `add_encoder_arguments` say, in another order of frames if one is given."""
+        """A pass as the options of `add_encoder_arguments` say, in another order of frames if one is given."""
         options = pass_options(args)
         options.pop("store_dtype")
         return cls(source, **{**options, "frame_order": frame_order or options["frame_order"]})
 
     def settings(self, encoder: Encoder) -> dict:
-        """What decides what the pass computes, for JSON."""
+        """All settings that decide what the pass computes, as JSON values."""
         return {
             **encoder.description(),
             "transform": self.transform,
@@ -147,12 +147,12 @@ def in_parts(
     make: Callable[[list[str], Path], None],
     what: str,
 ) -> list[Path]:
-    """Make the parts of a pass that are this shard's and not there yet; the paths of all, or none while some lack.
+    """Make the missing parts of this shard; the paths of all parts, or none while other shards' parts are missing.
 
     Args:
-        settings: recorded in the folder; UserError naming the first that differs from what is recorded there.
-        make: (clip ids of a part, path) writes the part there, atomically.
-        what: of the progress bar.
+        settings: recorded in the folder; UserError names the first that differs from the recorded ones.
+        make: (clip ids of a part, path) writes the part to the path, atomically.
+        what: the description on the progress bar.
     """
     numbered = [list(clip_ids[first : first + PART_CLIPS]) for first in range(0, len(clip_ids), PART_CLIPS)]
     paths = [directory / f"part_{number:05d}.{suffix}" for number in range(len(numbered))]

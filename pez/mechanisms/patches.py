@@ -72,7 +72,7 @@ def nested(data: ProbeData, folds: Folds) -> tuple[np.ndarray, Probes]:
 
 
 def at_places(data: ProbeData, places: np.ndarray, mean: bool = False) -> ProbeData:
-    """The same with some places' features alone, apart or as their mean."""
+    """The data with the features of some places only: each place apart, or their mean."""
     index = torch.from_numpy(np.asarray(places))
 
     def features(layer: int) -> torch.Tensor:
@@ -139,7 +139,7 @@ def read_out_of_fold(data: ProbeData, folds: Folds, layer: int, probes: Probes) 
 
 
 def transfer(data: ProbeData, folds: Folds, layer: int, source: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
-    """A pooled probe of the places `source` read there (`within`) and at `other`: [clips, places, 2] each."""
+    """Readings of the pooled probe of places `source`, at them (`within`) and at `other`: [clips, places, 2] each."""
     one = dataclasses.replace(at_places(data, source), layers=(layer,))
     _, probes = nested(one, folds)
     features = data.features(layer).double()

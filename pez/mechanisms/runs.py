@@ -129,7 +129,7 @@ class BallData:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the record of a run says of them."""
+        """Entries about these features in the record of a run."""
         options = {"n_folds": self.folds.n_folds, "capture": self.capture, "pooling": self.pooling}
         return {**options, "features": self.store.settings}
 
@@ -198,12 +198,12 @@ def movie_data(
 
 
 def curve_name(control: str, seed: int) -> str:
-    """Of a curve, in names of folders and tensors."""
+    """Name of a curve in the names of folders and tensors."""
     return f"{control}_{seed}" if control else "main"
 
 
 def named(data: ProbeData, **more: Any) -> dict[str, Any]:
-    """The columns that say which curve a row is of, and `more` of them."""
+    """The columns that name the curve of a row, and the columns `more`."""
     return {"control": data.control, "control_seed": data.control_seed, **more}
 
 
@@ -216,7 +216,7 @@ def scored(curve: BootstrapCurve, at: int, n_resamples: int, name: str = "value"
 def tabled(
     rows: Sequence[dict] | pd.DataFrame, args: argparse.Namespace, protocol: str, n_clips: int, n_groups: int
 ) -> pd.DataFrame:
-    """A table with the columns that every one has, at its start and end; what rows say of them themselves stays."""
+    """A table with the columns that all tables share at its start and end; a row's own values in them stay."""
     table = pd.DataFrame(rows)
     shared = {"control": "", "control_seed": 0, "n_clips": n_clips, "n_groups": n_groups, "seed": args.seed}
     for name, value in {**shared, "protocol": protocol}.items():
@@ -239,7 +239,7 @@ def threads_for(store: FeatureStore) -> Iterator[None]:
 
 
 def of_variable(data: ProbeData, name: str) -> ProbeData:
-    """The same with one variable alone."""
+    """The data with one variable only."""
     chosen = tuple(variable for variable in data.variables if variable.name == name)
     return dataclasses.replace(data, variables=chosen)
 
@@ -289,7 +289,7 @@ def check_encoder(args: argparse.Namespace, described: dict[str, Any]) -> None:
 
 
 def check_same(encoder: dict[str, Any], features: dict[str, Any]) -> None:
-    """UserError unless an encoder is the one that features are of."""
+    """UserError unless the features come from this encoder."""
     for name in ("weights_sha256", "resolution"):
         if encoder[name] != features[name]:
             raise UserError(
@@ -307,11 +307,11 @@ def write_results(
     n_clips: int,
     n_groups: int,
 ) -> list[Path]:
-    """Write what a sub-command found, and its entry in the run's record; all paths.
+    """Write a sub-command's results and its entry in the run's record; the paths of all files.
 
     Args:
-        tables: what NAME_RUN.SUFFIX holds, by "NAME.SUFFIX": rows of a csv or parquet (see `tabled`), or a text.
-        about: what the record says beside options and provenance; `features`: settings of a store or pass.
+        tables: contents of NAME_RUN.SUFFIX by "NAME.SUFFIX": rows of a csv or parquet (see `tabled`), or a text.
+        about: the record's entries beside options and provenance; `features`: settings of a store or pass.
     """
     writers = {"csv": write_csv, "parquet": write_parquet, "md": write_text}
     paths = []
@@ -340,7 +340,7 @@ def record(args: argparse.Namespace, command: str, about: dict[str, Any]) -> Pat
 
 
 def entry(results_dir: Path, run_name: str, command: str) -> dict[str, Any]:
-    """What the record says of a sub-command; UserError if it was not run."""
+    """The record's entry of a sub-command; UserError if it was not run."""
     path = record_path(results_dir, run_name)
     commands = read_record(path, MechanismRecord)["commands"] if path.is_file() else {}
     if command not in commands:

@@ -95,7 +95,7 @@ Fit = Callable[[torch.Tensor, int], torch.Tensor]  # features [L, n, d], round -
 
 @dataclass
 class Rounds:
-    """What a sequence leaves, lists by round; L layers, d features, o outputs, m held-out clips.
+    """The results of a sequence, in lists by round; L layers, d features, o outputs, m held-out clips.
 
     weights [L, d, o]; refit, stale [L, m, o] predictions; train [L, n, o]; leakage, variance_removed, rank [L]; beside
     [L, m, p]: of probes for other targets on the same features, where asked for.
@@ -133,7 +133,7 @@ def remove_rounds(
 ) -> Rounds:
     """The sequence of `fit` on `x` [L, n, d], read on `held` [L, m, d]; both centred by the means of `x`.
 
-    finished: asked after every round. beside: features -> weights [L, d, p] of further probes to read `held` with.
+    finished: called after every round, ends the sequence. beside: features -> weights [L, d, p] of further probes.
     """
     rounds, total = Rounds(), x.square().sum((1, 2))
     largest = torch.zeros_like(total)
@@ -262,7 +262,7 @@ RULES: dict[str, Callable[[str, dict], bool]] = {  # (variable, a round's scores
     "c11": _c11,  # the paper's text
     "fig22": _fig22,  # the caption of its Figure 22
     "one_rule": lambda name, row: row["r2"] < 0.1,  # the same for every variable
-    "half": lambda name, row: row["r2"] < max(row["first_r2"] / 2, 0.0),  # of nothing, half is nothing
+    "half": lambda name, row: row["r2"] < max(row["first_r2"] / 2, 0.0),  # a first R^2 below 0 has no half
 }
 
 
@@ -313,12 +313,12 @@ class Prepared:
 
 
 def scaling_of(norm: str) -> str:
-    """How features are scaled before they are turned, if they are."""
+    """How features are scaled; `whiten` and `shear` turn them after that."""
     return "zscore" if norm in ("whiten", "shear") else norm
 
 
 def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, device: str = "cpu") -> Prepared:
-    """Features of every layer of `data`, trained on rows `train` and read on `held`; one variable."""
+    """Features of every layer of `data`, with one variable, for training on rows `train` and reading on `held`."""
     problems = []
     for layer in data.layers:
         features = data.features(layer).double().to(device)
@@ -559,8 +559,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def movies_as_data(root: Path, balls: BallData, args: argparse.Namespace) -> tuple[ProbeData, Folds]:
     """A movie store's data whose layers are those of the ball features' capture, and folds as the options say.
 
-    Either capture of a state will do: what resid_post calls layer i, resid_pre calls i + 1. UserError for features of
-    another encoder.
+    Either capture of a state serves: layer i of resid_post is layer i + 1 of resid_pre. UserError if the features come
+    from another encoder.
     """
     stores = {name: store for name, store in open_stores(root).items() if POSSIBLE in store.clips}
     if not stores:
@@ -590,7 +590,7 @@ def movies_as_data(root: Path, balls: BallData, args: argparse.Namespace) -> tup
 
 
 def _other_name(store: FeatureStore, state: int) -> tuple[str, int] | None:
-    """(capture, layer) under which a store has a state, if it has."""
+    """(capture, layer) under which a store has a state; None if it lacks it."""
     for capture in store.settings["captures"]:
         layer = state - state_index(capture, 0)
         if 0 <= layer < store.depth and tensor_name("", state) == tensor_name("", state_index(capture, layer)):

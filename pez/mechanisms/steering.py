@@ -107,7 +107,7 @@ def covariance_edit(x: torch.Tensor, weights: torch.Tensor, target: torch.Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """A layer's clips in three, normalised by the basis's: features [., d] and what they are.
+    """A layer's clips in three parts, normalised by the basis's clips: features [., d] and their labels.
 
     `judged_apart`: the judge has clips of its own; else they are the edited ones, and the basis has all others. `code`
     maps degrees [n] to standardised (cos, sin) [n, 2]; `angle` maps back, to degrees.
@@ -191,7 +191,7 @@ def arms_of(
 ) -> dict[tuple[str, int, int], Callable]:
     """(arm, number of probes, rank) -> a function from a target in degrees to edits of the steered clips.
 
-    ring [2, d]: cosine and sine of what the MLP adds, in raw features.
+    ring [2, d]: cosine and sine components of the MLP's output, in raw features.
     """
     x, own = split.steered, split.part(2)
     means = {value: split.basis[split.part(0) == value].mean(0) for value in np.unique(split.part(0))}
@@ -298,9 +298,9 @@ def linear_judge(x: torch.Tensor, y: torch.Tensor, strength: float) -> tuple[tor
 def judges_of(
     split: Split, group: np.ndarray, asked: Sequence[str] = JUDGES
 ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """By name: features [n, d] -> standardised (cos, sin) [n, 2]; `speed` -> m/s [n, 1]. `mlp` only if it is asked.
+    """Judges by name: features [n, d] -> standardised (cos, sin) [n, 2]; `speed` -> m/s [n, 1]. `mlp` if asked for.
 
-    `quoted` is the one that nulls are judged by: `split`, or `paper` where no clips are kept for a judge.
+    `quoted` is the judge of the nulls: `split`, or `paper` where no clips are kept for a judge.
     """
     x, y = split.judge, split.code(split.part(1))
     strength = judge_strength(x, y, group[split.rows[1]])
@@ -484,7 +484,7 @@ def _steer(args, data: ProbeData, balls, layer: int, n_scored: int, splits: list
 
 
 def _labelled(data: ProbeData, balls) -> pd.DataFrame:
-    """The clip table with directions as `data` has them: of shuffled labels, the shuffled ones."""
+    """The clip table with the directions of `data`: the shuffled ones if its labels are shuffled."""
     targets = of_variable(data, DIRECTION).variables[0].targets
     degrees = np.mod(np.rad2deg(np.arctan2(targets[:, 1], targets[:, 0])).round(6), 360.0)
     return balls.store.clips.assign(direction_deg=degrees)
@@ -524,9 +524,9 @@ def _against_nulls(edits: pd.DataFrame, drawn: dict, layer: int, judge: str) -> 
 
 
 def downstream(args, encoder, source, balls, layer: int, prepared_split) -> pd.DataFrame:
-    """Add edits to every token of the state, run the later blocks, read each by judges of unedited features there.
+    """Add edits to every token of a state, run the later blocks, and read each with judges of its unedited features.
 
-    The judges are fitted on the judge's clips of the first fold; its edited clips are the ones run on.
+    The judges are fitted on the judge's clips of the first fold; the clips that run on are its edited ones.
     """
     split, probes = prepared_split
     chosen = np.linspace(0, len(split.rows[2]) - 1, min(args.downstream_clips, len(split.rows[2]))).round().astype(int)

@@ -132,7 +132,7 @@ def draw(task: str, label: int, n_frames: int, size: int, rng: np.random.Generat
 
 
 def drawn_source(task: str, folder: Path, n_clips: int, n_frames: int, size: int, seed: int) -> ClipSource:
-    """A drawn task's clips as PNG files under `folder`, which are made where they are missing; classes take turns."""
+    """A drawn task's clips as PNG files under `folder`; missing files are drawn. Classes take turns."""
     n_classes = MOST if task.startswith("count") else len(OUTLINES) * len(TEXTURES)
     settings = {"task": task, "n_clips": n_clips, "n_frames": n_frames, "size": size, "seed": seed}
     paths, place = {}, folder / fingerprint(settings)[:8]
@@ -153,7 +153,7 @@ def drawn_source(task: str, folder: Path, n_clips: int, n_frames: int, size: int
 
 
 def classes(store: FeatureStore, capture: str, pooling: str, layers, n_folds: int, seed: int):
-    """(ProbeData, Folds) of a drawn task's features, its classes a column each of 0 and 1."""
+    """(ProbeData, Folds) of a drawn task's features; each class is a column of 0 and 1."""
     label = store.clips["label"].to_numpy(dtype=int)
     names = tuple(f"class {number}" for number in range(label.max() + 1))
     variable = Variable("class", store.name, np.eye(len(names))[label], "", names, kind="quantity")
@@ -211,7 +211,7 @@ def score_task(task: str, data: ProbeData, folds: Folds, resamples) -> tuple[Boo
 
 
 def versions(data: ProbeData, other, folds: Folds, order: str) -> tuple[ProbeData, Folds]:
-    """Two versions of every clip, the second from `other` (layer -> [clips, d]); which one it is is to be read."""
+    """Two versions of every clip, the second from `other` (layer -> [clips, d]); the task is to read which it is."""
     n = len(data.clips)
     label = np.repeat([1.0, 0.0], n)[:, None]
     variable = Variable(f"original_or_{order}", data.name, label, "", ("original",), kind="quantity")

@@ -79,14 +79,14 @@ class Sums:
 
     @classmethod
     def zeros(cls, n_folds: int, shift: torch.Tensor) -> "Sums":
-        """Of nothing yet; `shift` [T, K] decides shapes, precision and device."""
+        """Sums over no clips; `shift` [T, K] decides shapes, precision and device."""
         (t, k), p = shift.shape, len(COLUMNS)
         return cls(
             shift.new_zeros(n_folds, t, p, p), shift.new_zeros(n_folds, t, p, k), shift.new_zeros(n_folds, t, k), shift
         )
 
     def add(self, design: torch.Tensor, responses: torch.Tensor, fold: np.ndarray) -> None:
-        """Clips with `design` [B, T, p] and `responses` [B, T, K], each in its `fold` [B]."""
+        """Add clips with `design` [B, T, p] and `responses` [B, T, K], each in its `fold` [B]."""
         responses = responses.to(self.shift) - self.shift
         design = design.to(self.shift)
         for number in np.unique(fold):
@@ -142,7 +142,7 @@ def design_of(clips: pd.DataFrame, frames: pd.DataFrame, group: np.ndarray, n_tu
 
 
 def place_units(frames: pd.DataFrame, clips: pd.DataFrame, grid: TokenGrid, size: int) -> torch.Tensor:
-    """Responses [clips, T, G] of units that see the ball's place alone: a bump round it, averaged over a tubelet."""
+    """Responses [clips, T, G] of units that see only the ball's place: a bump around it, averaged over a tubelet."""
     wide = frames.pivot_table(index="clip_id", columns="frame", values=["x_px", "y_px"]).reindex(clips["clip_id"])
     places = wide.to_numpy(dtype=np.float64).reshape(len(clips), 2, grid.tubelets, -1) * grid.height / size
     y, x = np.unravel_index(np.arange(grid.places), (grid.height, grid.width))
@@ -321,7 +321,7 @@ def main(args: argparse.Namespace) -> list[Path]:
 def gather(encoder: Encoder, clip_pass: ClipPass, ids, design, fold, layers, args, folder: Path, shard):
     """(Sums, pooled responses [clips, units]) by layer of all shards; None while some are missing.
 
-    A shard's sums are one file; those of a shard that is done are read again.
+    Each shard writes its sums to one file; a shard that is done only reads its file.
     """
     place = {clip: row for row, clip in enumerate(ids)}
     settings = {

@@ -134,7 +134,7 @@ def draw_training(log: pd.DataFrame, path: Path) -> None:
 
 
 def _draw_columns(axis, log: pd.DataFrame, labels: dict[str, str]) -> None:
-    known = {column: label for column, label in labels.items() if column in log}  # nothing was probed without probes
+    known = {column: label for column, label in labels.items() if column in log}  # fewer columns without probes
     for index, (column, label) in enumerate(known.items()):
         logged, style = log.dropna(subset=[column]), line_style(index)
         drawn = {"color": style.color, "marker": style.marker, "ls": style.line}
@@ -142,7 +142,7 @@ def _draw_columns(axis, log: pd.DataFrame, labels: dict[str, str]) -> None:
 
 
 def race_rows(result: dict) -> list[dict]:
-    """What --race compared, a row an objective; none without a race."""
+    """A row for each objective that --race compared; none without a race."""
     return [
         {
             "name": name.replace("_", ", "),
@@ -155,7 +155,7 @@ def race_rows(result: dict) -> list[dict]:
 
 
 def probed(described: dict) -> dict:
-    """What the card says of the probes: clips, their preset and seed, grouping, pooling."""
+    """Facts on the probes for the card: clips, their preset and seed, grouping, pooling."""
     settings = described["clip_sets"]["velocity"]["features"]["clip_set"]["settings"]
     return {
         "n_clips": sum(each["n_clips"] for each in described["clip_sets"].values()),

@@ -33,7 +33,7 @@ def write_checkpoint(path: str | Path, entries: dict[str, dict[str, torch.Tensor
     return Path(path)
 
 
-def write_for_later(directory: Path, model: nn.Module) -> None:
+def write_training_weights(directory: Path, model: nn.Module) -> None:
     """The weights of a training without its optimiser, in files of their own: encoder.pt and target_encoder.pt as
     `write_checkpoint` writes them, predictor.pt under transformers' names."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -43,10 +43,10 @@ def write_for_later(directory: Path, model: nn.Module) -> None:
         torch.save(_half(model.predictor.state_dict()), temporary)
 
 
-def read_for_later(directory: Path, model: nn.Module) -> None:
-    """Fill a JEPA with what `write_for_later` wrote.
+def read_training_weights(directory: Path, model: nn.Module) -> None:
+    """Fill a JEPA with the files that `write_training_weights` wrote.
 
-    Raises UserError where a file is missing or of other sizes.
+    Raises UserError if a file is missing or has other sizes.
     """
     for entry in CHECKPOINT_KEYS:
         path = directory / f"{entry}.pt"

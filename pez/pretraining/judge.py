@@ -35,7 +35,7 @@ LEAST_SPEED, LEAST_SHAPES = 0.8, 0.3
 
 @dataclass(frozen=True)
 class Bar:
-    """What was asked for, what was measured, and whether that is enough."""
+    """The value asked for, the value measured, and whether that is enough."""
 
     name: str
     asked: float

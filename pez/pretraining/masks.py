@@ -55,7 +55,7 @@ def draw_masks(
 
 
 def hidden_tokens(kind: MaskKind, n: int, tubelets: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    """What the masks of `n` clips hide, bool [n, tubelets, side, side]."""
+    """Tokens that the masks of `n` clips hide, bool [n, tubelets, side, side]."""
     device = generator.device
     aspect, across, down = torch.rand(3, n, kind.n_blocks, generator=generator, device=device)
     aspect = torch.exp(math.log(ASPECTS[0]) + aspect * math.log(ASPECTS[1] / ASPECTS[0]))

@@ -43,7 +43,7 @@ def embed(tokens: torch.Tensor, projection: nn.Conv3d) -> torch.Tensor:
 
 
 def parameters_of(block: nn.Module) -> list[nn.Parameter]:
-    """What `run_block` takes of a VJEPA2Layer."""
+    """The parameters of a VJEPA2Layer that `run_block` takes."""
     attention, mlp = block.attention, block.mlp
     modules = (block.norm1, attention.query, attention.key, attention.value, attention.proj)
     return [value for module in (*modules, block.norm2, mlp.fc1, mlp.fc2) for value in (module.weight, module.bias)]

@@ -87,7 +87,7 @@ class JEPA(nn.Module):
         return self.encoder.layernorm(self.states(self.encoder, seen, grid, visible)[-1])
 
     def predict(self, context: torch.Tensor, grid: tuple[int, int], mask: Mask, kinds: torch.Tensor) -> torch.Tensor:
-        """Predicted targets [B, t, width] at the masks' hidden places; `kinds` [B] says whose mask token asks."""
+        """Predicted targets [B, t, width] at the masks' hidden places; `kinds` [B]: kind of each mask."""
         embeddings = self.predictor.embeddings
         known = embeddings.predictor_embeddings(context)
         asked = embeddings.mask_tokens[kinds, 0].expand(-1, mask.target.shape[1], -1)
@@ -121,7 +121,7 @@ class JEPA(nn.Module):
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Move the target encoder towards the context encoder, of which it takes a share of 1 - momentum."""
+        """Move the target encoder towards the context encoder by a share of 1 - momentum."""
         torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - momentum)
 
 

@@ -277,7 +277,7 @@ def _unshadowed(x, y, centres, sizes, present, light) -> torch.Tensor:
 
 
 def _with_pillar(video, position, rays, pixel, look) -> tuple[torch.Tensor, torch.Tensor]:
-    """Also an upright board, where there is one; its depth in every pixel it covers, infinite elsewhere."""
+    """Draw an upright board in clips that have one; its depth in each pixel that it covers, infinite elsewhere."""
     cos, sin = _wide(look["pillar_turn"].cos()), _wide(look["pillar_turn"].sin())
     px, py, pz = (position[..., axis, None, None] for axis in range(3))
     facing = cos * rays[0] + sin * rays[1]
@@ -295,7 +295,7 @@ def _with_pillar(video, position, rays, pixel, look) -> tuple[torch.Tensor, torc
 
 
 def _with_ball(video, position, rays, pixel, where, size, shown, ball, look, depth_of_pillar) -> torch.Tensor:
-    """Also one ball a clip: where rays pass through the ellipsoid, lit, with its pattern."""
+    """Draw one ball a clip where rays pass through its ellipsoid, lit and with its pattern."""
     per = [_wide(size[:, axis]) for axis in range(3)]
     rx, ry, rz = (rays[axis] / per[axis] for axis in range(3))  # in radii: the ellipsoid is a unit sphere
     ox, oy, oz = ((position[..., axis, None, None] - where[..., axis, None, None]) / per[axis] for axis in range(3))

@@ -54,7 +54,7 @@ class TrainingSettings:
 
     @property
     def fingerprint(self) -> str:
-        """What a saved state is known by."""
+        """The key by which a saved state is recognised."""
         return fingerprint(asdict(self))
 
     @property
@@ -240,7 +240,7 @@ class Trainer:
             lines.write(line + "\n")
 
     def restore(self) -> None:
-        """Go on from the folder's state, if there is one."""
+        """Go on from the state in the folder, if it has one."""
         path = self.directory / STATE
         if not path.is_file():
             if not (self.directory / SETTINGS).is_file():

@@ -228,7 +228,7 @@ def blend(video: torch.Tensor, corner: torch.Tensor, colour: torch.Tensor, alpha
     flat = video.view(n, n_frames, channels, size * size)
     background = flat.gather(3, place)
     opacity = (alpha * inside).flatten(2)[:, :, None]
-    # points outside the picture fall onto its border with opacity 0: adding leaves what is there as it is
+    # points outside the picture fall onto its border with opacity 0: adding them leaves the border as it is
     flat.scatter_add_(3, place, opacity * (colour.flatten(3) - background))
 
 

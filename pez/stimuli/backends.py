@@ -27,12 +27,12 @@ class Renderer(Protocol):
         """Frames uint8 [frames, h, w, 3] of centres [frames, 3] or [objects, frames, 3] (m)."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free its resources."""
 
 
 @dataclass(frozen=True)
 class KubricOptions:
-    """What only `--backend kubric` takes."""
+    """Options that only `--backend kubric` takes."""
 
     samples_per_pixel: int = 16
     cycles_device: str = "cpu"
@@ -40,13 +40,13 @@ class KubricOptions:
 
 
 def resolve(backend: str) -> str:
-    """The renderer that `backend` means here: `auto` is pybullet, which runs anywhere."""
+    """Name of the renderer that `backend` stands for: `auto` is pybullet, which runs anywhere."""
     check_choice("--backend", backend, BACKENDS)
     return "kubric" if backend == "kubric" else "pybullet"
 
 
 def worker_command(work: dict[str, Any]) -> list[str]:
-    """The program that does the jobs of `work` (worker.py). Raises UserError if it is not there."""
+    """The program that does the jobs of `work` (worker.py). Raises UserError if it is missing."""
     module = "pez.stimuli.worker"
     return [sys.executable, "-m", module] if renders_anywhere(work) else module_command(module)
 
@@ -57,7 +57,7 @@ def renders_anywhere(work: dict[str, Any]) -> bool:
 
 
 def render_settings(backend: str, resolution: int, kubric: KubricOptions) -> dict[str, Any]:
-    """Everything that decides what a frame looks like, as plain settings; what `ball_renderer` takes."""
+    """Everything that decides what a frame looks like, as plain settings for `ball_renderer`."""
     return {
         "backend": backend,
         "resolution": resolution,
@@ -96,7 +96,7 @@ def check_resolution(resolution: int) -> int:
 
 
 def _kubric_sampling(options: KubricOptions) -> dict[str, Any]:
-    """How Cycles samples, and which Blender and Kubric it is: their pictures differ a little."""
+    """How Cycles samples, and the versions of Blender and Kubric, whose pictures differ a little."""
     check_choice("--cycles-device", options.cycles_device, CYCLES_DEVICES)
     if not 1 <= options.samples_per_pixel <= MAX_SAMPLES:
         raise UserError(

@@ -38,7 +38,7 @@ def pixel_box(bounds: Sequence[Sequence[float] | np.ndarray], resolution: int) -
 
 
 def is_empty(box: Box) -> bool:
-    """Whether there is no pixel in `box`: what it was made for is out of view."""
+    """Whether `box` holds no pixel because its body is out of view."""
     left, top, right, bottom = box
     return left >= right or top >= bottom
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def _import_quietly() -> Any:
-    """Import pybullet with standard error shut: it prints its build time there from C, past `sys.stderr`."""
+    """Import pybullet with standard error closed: from C, past `sys.stderr`, it prints its build time to it."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:

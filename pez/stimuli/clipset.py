@@ -89,7 +89,7 @@ def frame_paths(set_directory: Path, clip_id: str, n_frames: int) -> list[Path]:
 
 
 def read_clip_set(directory: str | Path) -> ClipSet:
-    """Read a set's manifests and check that every clip is there.
+    """Read a set's manifests and check that every clip exists.
 
     Raises UserError if the folder or a manifest is missing or a clip has no frames on disk.
     """
@@ -130,7 +130,7 @@ def read_manifests(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def manifest_checksums(directory: Path) -> dict[str, str]:
-    """What clipset.json says of the manifests."""
+    """Checksums of the manifests, for clipset.json."""
     return {name: fingerprint_of_files([directory / name]) for name in MANIFESTS}
 
 
@@ -140,5 +140,5 @@ def missing_clips(directory: Path, clips: pd.DataFrame) -> list[str]:
 
 
 def shards_of(directory: Path, clips: pd.DataFrame, wanted: list[str]) -> str:
-    """Which shards have the clips `wanted`, in words; empty if the set was made by one process."""
+    """Words that name the shards of the clips `wanted`; empty if one process renders the set."""
     return whose(directory, clips.index[clips["clip_id"].isin(wanted)].tolist())

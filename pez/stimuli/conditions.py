@@ -50,7 +50,7 @@ def grid_settings(
 
 
 def check_starts(set_name: str, start_positions: str) -> str:
-    """The start positions that a set is made with. UserError for those it cannot have."""
+    """The start positions of a set, checked. UserError for those that it cannot have."""
     check_choice("--start-positions", start_positions, START_POSITIONS)
     if set_name == "acceleration" and start_positions == "endless":
         raise UserError(

@@ -1,4 +1,4 @@
-"""Make a clip set on disk: conditions, physics, manifests, then the clips that are not there yet."""
+"""Make a clip set on disk: conditions, physics, manifests, then the clips that are missing."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ PNG_END = b"IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `write_clip_set` did: `clips` of the whole set, how many were made now, which are `missing` still."""
+    """Result of `write_clip_set`: `clips` of the whole set, how many it `rendered`, which are still `missing`."""
 
     directory: Path
     clips: pd.DataFrame
@@ -125,12 +125,12 @@ def write_clip_set(
 
 
 def clip_is_complete(set_directory: Path, clip_id: str, n_frames: int) -> bool:
-    """Whether every frame of a clip is there and ends as a PNG does."""
+    """Whether every frame of a clip exists and ends as a PNG does."""
     return all(png_is_whole(path) for path in frame_paths(set_directory, clip_id, n_frames))
 
 
 def png_is_whole(path: Path) -> bool:
-    """Whether a file is there and ends as a PNG does."""
+    """Whether a file exists and ends as a PNG does."""
     if not path.is_file() or path.stat().st_size < len(PNG_END):
         return False
     with path.open("rb") as stream:
@@ -163,7 +163,7 @@ def _clear(directory: Path) -> None:
 
 
 def _n_existing_clips(directory: Path, settings: dict[str, Any]) -> int:
-    """Number of clips in the set that is there, 0 if none; UserError if its settings differ."""
+    """Number of clips of the set in the folder, 0 if it has none; UserError if its settings differ."""
     if not (directory / "clipset.json").is_file():
         if (directory / "clips").is_dir():
             raise UserError(f"{directory} holds clips but no clipset.json: choose another folder, or use --overwrite")

@@ -40,7 +40,7 @@ MAX_SCENES = 99
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `write_mini_set` did: all `scenes` of the set, how many were made now, which are `missing` still."""
+    """Result of `write_mini_set`: all `scenes` of the set, how many it `rendered`, which are still `missing`."""
 
     root: Path
     scenes: list[Scene]
@@ -83,7 +83,7 @@ def write_mini_set(
     _check_range("--workers", workers, 1, None)
     refuse_with_shards(shard, overwrite=overwrite)
     root = Path(root)
-    _refuse_others_movies(root)
+    _refuse_foreign_movies(root)
     make_folder(root)
     with holding(root, shard):
         with describing(root, shard):
@@ -105,7 +105,7 @@ def _check_range(flag: str, value: int, low: int, high: int | None) -> None:
         raise UserError(f"{flag} must be {allowed}; got {value}: give a number in that range")
 
 
-def _refuse_others_movies(root: Path) -> None:
+def _refuse_foreign_movies(root: Path) -> None:
     """Never write among movies that this project did not make, such as the real dev split."""
     if any((root / block).is_dir() for block in SUBTASKS) and not (root / "STAND_IN.json").is_file():
         raise UserError(
@@ -123,7 +123,7 @@ def _clear(root: Path) -> None:
 
 
 def _n_existing_scenes(root: Path, settings: dict[str, Any]) -> int:
-    """Scenes a block in the folder, or begun there, 0 if none; UserError if its settings differ."""
+    """Scenes a block in the folder, begun ones too, 0 if it has none; UserError if its settings differ."""
     if not (root / "STAND_IN.json").is_file():
         return 0
     described = read_record(root / "STAND_IN.json", StandInRecord)
@@ -146,7 +146,7 @@ def _describe(root: Path, settings: dict[str, Any], scenes_per_block: int) -> No
 
 
 def _todo(root: Path, scenes: list[Scene], settings: dict[str, Any], shard: Shard) -> list[Scene]:
-    """Scenes that are not whole; what is there of them, and what killed runs left, is removed."""
+    """Scenes that are not whole. Their files, and the leftovers of killed runs, are removed."""
     remove_dead_partial(root)
     for block in SUBTASKS:
         remove_partial(root / block, shard.owner)

@@ -112,7 +112,7 @@ def spliced(first: Movie, second: Movie, frame: int) -> dict[str, list[bytes]]:
 
 
 def write_scene(root: Path, scene: Scene, possible: tuple[Movie, Movie], frame: int, owner: str = "") -> None:
-    """Write the four movies of a scene in the public layout, and beside them how they were made.
+    """Write the four movies of a scene in the public layout, and beside them a file on how they were spliced.
 
     `owner` as in `pez.files.atomic_path`.
     """
@@ -159,7 +159,7 @@ class SceneRenderer:
 
     def _frame(self, thing: int, place: Sequence[float], tilt: float) -> tuple[np.ndarray, np.ndarray]:
         stage = self._stage(tilt)
-        turn = _about("z", self._scene.yaw_deg if self._scene.things[thing].shape == "cube" else 0.0)
+        turn = _axis_rotation("z", self._scene.yaw_deg if self._scene.things[thing].shape == "cube" else 0.0)
         return self._renderer.onto(stage, *self._poses(tilt, {thing: (place, turn)}), shown=[thing])
 
     def _stage(self, tilt: float) -> np.ndarray:
@@ -174,7 +174,7 @@ class SceneRenderer:
     def _poses(self, tilt: float, present: dict[int, _Pose]) -> tuple[list[Sequence[float]], list[Sequence[float]]]:
         """Positions and orientations of all moving bodies: things (absent but for `present`), then screens."""
         things: list[_Pose] = [present.get(index, (ABSENT, STILL)) for index in range(len(self._scene.things))]
-        screens = [((screen.x, SCREEN_Y, 0.0), _about("x", tilt)) for screen in self._scene.screens]
+        screens = [((screen.x, SCREEN_Y, 0.0), _axis_rotation("x", tilt)) for screen in self._scene.screens]
         positions, turns = zip(*things, *screens, strict=True)
         return list(positions), list(turns)
 
@@ -225,7 +225,7 @@ def screen_mesh(width: float, height: float) -> Mesh:
     return Mesh(plate.vertices + [0, 0, height / 2], plate.normals, plate.triangles)
 
 
-def _about(axis: str, degrees: float) -> tuple[float, float, float, float]:
+def _axis_rotation(axis: str, degrees: float) -> tuple[float, float, float, float]:
     """Quaternion x, y, z, w of a turn about x (positive leans towards the camera) or z."""
     half = math.radians(degrees) / 2
     return (math.sin(half), 0.0, 0.0, math.cos(half)) if axis == "x" else (0.0, 0.0, math.sin(half), math.cos(half))

@@ -157,11 +157,11 @@ def _screens(rng: np.random.Generator, kind: str) -> tuple[tuple[Screen, ...], f
         return tuple(Screen(middle + side * (gap + width) / 2, width, height) for side in sides), middle
     middle = rng.uniform(-0.5, 0.5)
     width = rng.uniform(2.6, 2.9) if kind == "rebound" else rng.uniform(1.9, 2.5)
-    return (Screen(middle, width, height),), middle * _at_the_lane()
+    return (Screen(middle, width, height),), middle * _lane_factor()
 
 
-def _at_the_lane() -> float:
-    """How much further from the middle of the view a place in the lane is than the screen's that hides it."""
+def _lane_factor() -> float:
+    """Factor by which a place in the lane is further from the middle of the view than the screen that hides it."""
     return (LANE_Y - CAMERA.position[1]) / (SCREEN_Y - CAMERA.position[1])
 
 
@@ -201,7 +201,7 @@ def _colours(rng: np.random.Generator) -> dict[str, tuple[float, float, float]]:
 
 
 def scene_from(values: dict[str, Any]) -> Scene:
-    """A scene from the plain values that `dataclasses.asdict` and JSON made of it."""
+    """A scene from the plain values of `dataclasses.asdict`, read back from JSON."""
     tracks: Sequence[Track | None] = [None if track is None else Track(**track) for track in values["tracks"]]
     changed = {
         "things": tuple(Thing(**thing) for thing in values["things"]),

@@ -18,7 +18,7 @@ from pez.stimuli.programs import environment
 
 @dataclass(frozen=True)
 class KubricEnvironment:
-    """What kubric_probe.py found."""
+    """What kubric_probe.py reports of Blender and Kubric."""
 
     blender: str
     kubric: str
@@ -27,7 +27,7 @@ class KubricEnvironment:
 
 def module_command(module: str) -> list[str]:
     """The command that runs a module of this project where `bpy` is. Raises UserError if it is nowhere."""
-    blender = _this_blender()
+    blender = _blender_path()
     if blender:
         return [blender, "--background", "--factory-startup", "--python-exit-code", "1", "--python-expr", _code(module)]
     if importlib.util.find_spec("bpy"):
@@ -42,7 +42,7 @@ def module_command(module: str) -> list[str]:
 
 @functools.cache
 def kubric_environment() -> KubricEnvironment:
-    """What there is to render with. Raises UserError if there is nothing, or it does not start."""
+    """Blender, Kubric and their devices. Raises UserError if Kubric is missing or does not start."""
     command = module_command("pez.stimuli.kubric_probe")
     completed = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     lines = [line for line in completed.stdout.splitlines() if line.startswith("{")]
@@ -53,8 +53,8 @@ def kubric_environment() -> KubricEnvironment:
     return KubricEnvironment(reported["blender"], reported["kubric"], tuple(reported["devices"]))
 
 
-def _this_blender() -> str:
-    """Path of the Blender that this process is; empty in a plain Python, with `bpy` or without."""
+def _blender_path() -> str:
+    """Path of the Blender that runs this process; empty in a plain Python, with `bpy` or without."""
     blender = sys.modules.get("bpy")
     return blender.app.binary_path if blender else ""
 
@@ -65,7 +65,7 @@ def _code(module: str) -> str:
 
 
 def _mend() -> str:
-    if _this_blender():
+    if _blender_path():
         return "give this Blender the PYTHONPATH that README.md, section Kubric, says"
     return "run `make kubric` again; README.md, section Kubric, names the system libraries it needs"
 

@@ -24,7 +24,7 @@ _ABSENT = (
 
 
 class _Absent(types.ModuleType):
-    """A module that has nothing but what is set on it."""
+    """A module that has only the attributes set on it."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{self.__name__}.{name} is not there: Kubric runs without TensorFlow here")
@@ -32,7 +32,7 @@ class _Absent(types.ModuleType):
 
 @contextlib.contextmanager
 def _without_tensorflow() -> Iterator[None]:
-    """Stand-ins in `sys.modules` for the block; what was there before is put back."""
+    """Put stand-ins into `sys.modules` for the block; afterwards the modules from before are put back."""
     stand_ins = {name: _Absent(name) for name in _ABSENT}
     paths = types.SimpleNamespace(ReadWritePath=os.PathLike, as_path=Path)  # all that Kubric takes at import
     vars(stand_ins["tensorflow_datasets.public_api"])["core"] = paths

@@ -81,7 +81,7 @@ class KubricRenderer:
         self._folder.cleanup()
 
     def _show(self, stage: Stage) -> None:
-        """Make the scene of `stage`, and `background` uint8 [resolution, resolution, 3], unless it is there already."""
+        """Make the scene of `stage` and `background` uint8 [resolution, resolution, 3], unless they are its already."""
         if stage == getattr(self, "_stage", None):
             return
         self._stage = stage

@@ -27,13 +27,13 @@ def manifests(conditions: pd.DataFrame, settings: dict[str, Any]) -> tuple[pd.Da
             way = (motion.start, motion.velocity, motion.acceleration)
             trajectory = simulate(*way, settings["n_frames"], physics, motion.turns)
             tables.append(frame_table(row["clip_id"], trajectory, settings["resolution"], camera, radius, period))
-        frames.append(tables[0] if objects == 1 else _side_by_side(tables))
+        frames.append(tables[0] if objects == 1 else _joined_tables(tables))
         visible.append(np.all([table["fully_visible"] for table in tables], axis=0).mean())
     clips = conditions.assign(visible_fraction=visible, n_frames=settings["n_frames"])
     return clips, pd.concat(frames, ignore_index=True)
 
 
-def _side_by_side(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def _joined_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """The frame tables of a clip's objects as one: those of the first as they are, then all with their prefixes."""
     named = [
         table.drop(columns=["clip_id", "frame"]).add_prefix(prefix)

@@ -55,7 +55,7 @@ def motion_of(row: Mapping[str, Any], prefix: str = "") -> Motion:
 
 
 def prefixes(objects: int) -> list[str]:
-    """What the columns of each object begin with: nothing where there is only one."""
+    """Prefixes of the columns of each object; empty if there is only one object."""
     return [f"object_{number}_" for number in range(1, objects + 1)] if objects > 1 else [""]
 
 

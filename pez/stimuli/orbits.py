@@ -41,7 +41,7 @@ def has_orbits(settings: dict[str, Any]) -> bool:
 
 
 def orbit_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the settings of a set with orbits have besides: half-width of the points' square (m) and what it needs.
+    """Further settings of a set with orbits: half-width of the points' square (m) and what the set needs.
 
     Raises UserError if the largest magnitude leaves less than a metre, or the directions are not pairs of opposites.
     """

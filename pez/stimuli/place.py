@@ -82,7 +82,7 @@ def readers_of(path: np.ndarray, period: float | None) -> dict[str, np.ndarray]:
 
 
 def in_view(path: np.ndarray) -> float:
-    """Share of clips whose ball is fully in view in all frames (of an endless floor, of frames)."""
+    """Share of clips whose ball is fully in view in all frames (on an endless floor: share of frames)."""
     radius = DEFAULT_PHYSICS.ball_radius_m
     seen = OVERHEAD.sphere_in_view(np.concatenate([path, np.full((*path.shape[:2], 1), radius)], axis=-1), radius)
     return float(seen.all(axis=1).mean())

@@ -62,7 +62,7 @@ def write_contact_sheet(clip_set: ClipSet) -> Path:
 
 def write_gif(clip_set: ClipSet) -> Path:
     """One clip a direction, side by side, at half speed; magnitudes go round so that all appear."""
-    chosen = _one_a_direction(clip_set.clips)
+    chosen = _clip_per_direction(clip_set.clips)
     tiles = [_labelled(clip_set, clip) for _, clip in chosen.iterrows()]
     columns = min(4, len(tiles))
     frames = [_grid([tile[index] for tile in tiles], columns) for index in range(len(tiles[0]))]
@@ -102,7 +102,7 @@ def _frames(clip_set: ClipSet, clip_id: str) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in clip_set.frame_paths(clip_id)])
 
 
-def _one_a_direction(clips: pd.DataFrame) -> pd.DataFrame:
+def _clip_per_direction(clips: pd.DataFrame) -> pd.DataFrame:
     magnitudes = sorted(clips["magnitude"].unique())
     picks = []
     for index, (_, rows) in enumerate(clips.groupby("direction_deg")):

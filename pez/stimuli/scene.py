@@ -51,7 +51,7 @@ class Stage:
         return FLOOR_SIDE_M if self.camera == OVERHEAD else WIDE_FLOOR_SIDE_M
 
     def copies(self, centre: Iterable[float]) -> list[tuple[float, float, float]]:
-        """Where a thing at `centre` [3] (m) is: there, and on an endless floor also a period away on each side."""
+        """Places of a thing at `centre` [3] (m): `centre`, and on an endless floor also a period away on each side."""
         x, y, z = (float(value) for value in centre)
         shifts = (-self.period, 0.0, self.period) if self.period else (0.0,)
         return [(x + right, y + up, z) for right in shifts for up in shifts]

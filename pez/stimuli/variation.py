@@ -9,7 +9,7 @@
     background    colour and pattern of the floor
 
 In a set with orbits (orbits.py) all clips of an orbit share their levels and distractors, so that its clips stay exact
-twins and a factor never tells the motion; the levels take turns over the orbits in a random order. Elsewhere a clip's
+twins and no factor gives the motion away; the levels take turns over the orbits in a random order. Elsewhere a clip's
 levels are drawn with its own seed. The first level of each factor is what a set has that does not vary it.
 """
 
@@ -97,7 +97,7 @@ REACH_STEP_M = 0.05
 
 
 def check_variation(vary: Collection[str], objects: int, start_positions: str) -> list[str]:
-    """The factors of `vary` in their usual order. UserError for what does not go together."""
+    """The factors of `vary` in their usual order. UserError for factors that do not go together."""
     chosen = [factor for factor in FACTORS if factor in vary]
     if "colour" in chosen and objects > 1:
         raise UserError("--vary colour: colours tell the --objects apart, so they cannot vary: leave one of them out")
@@ -110,7 +110,7 @@ def check_variation(vary: Collection[str], objects: int, start_positions: str) -
 
 
 def variation_settings(chosen: list[str]) -> dict[str, Any]:
-    """What the levels of the `chosen` factors are, as plain settings."""
+    """The levels of the `chosen` factors, as plain settings."""
     plain: dict[str, Callable[[Any], Any]] = {
         "camera": asdict,
         "light": lambda level: dict(zip(("to_light", "ambient", "sun"), level, strict=True)),

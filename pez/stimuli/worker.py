@@ -9,7 +9,7 @@ standard output (renderers print there, so theirs is sent to standard error):
 Of several objects the positions are a list for each, and a clip that does not look as the first line says has a
 "stage" (scene.py). A first line with "task": "intphys_mini" is for intphys_mini_render.py, which says what its
 lines hold.
-An operating system error is answered with its number, so that a full disk is told as one.
+An operating system error is answered with its number, so that the run can report a full disk as one.
 """
 
 import json
@@ -38,13 +38,13 @@ def write_clip(renderer: Renderer, set_directory: Path, job: dict[str, Any], own
 
 
 class Task(Protocol):
-    """What does the jobs of a worker."""
+    """Does the jobs of a worker."""
 
     def write(self, job: dict[str, Any]) -> str:
-        """Do one; returns its clip's id."""
+        """Do one job; returns its clip's id."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free its resources."""
 
 
 class BallTask:
@@ -64,7 +64,7 @@ class BallTask:
 
 
 def open_task(work: dict[str, Any]) -> Task:
-    """What does the jobs of `work`."""
+    """The task that does the jobs of `work`."""
     if work.get("task") == "intphys_mini":
         from pez.stimuli.intphys_mini_render import SceneTask
 

@@ -147,7 +147,7 @@ class _Pool:
                     worker.ask(self._work)  # a dead worker answers the next question with None too
                 reply = worker.ask(job)
                 if reply is None:
-                    self._bury(worker, job)
+                    self._drop_worker(worker, job)
                     worker = None
                 elif "done" in reply:
                     self._results.put(reply)
@@ -160,7 +160,7 @@ class _Pool:
                 self._workers.discard(worker)
                 worker.close()
 
-    def _bury(self, worker: _Worker, job: dict[str, Any]) -> None:
+    def _drop_worker(self, worker: _Worker, job: dict[str, Any]) -> None:
         self._workers.discard(worker)
         self._jobs.put(job)
         if not self._stop.is_set():

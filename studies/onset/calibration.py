@@ -120,7 +120,7 @@ def predicted(features: np.ndarray, targets: np.ndarray, fold: np.ndarray, choos
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """One data set as probes left it: `group` [n], `targets` [n, 1 + N_SHUFFLES], the true one first, and `prediction`
+    """Predictions of one data set: `group` [n], `targets` [n, 1 + N_SHUFFLES], the true one first, and `prediction`
     [layers, n, 1 + N_SHUFFLES]."""
 
     group: np.ndarray
@@ -182,14 +182,14 @@ def population_of(scenario: Scenario, n_probes: int = 60, seed: int = 10**6) -> 
 
 
 def unwidened(curve: BootstrapCurve) -> BootstrapCurve:
-    """The curve with its resamples as far from the estimate as they were drawn."""
+    """The curve with its resamples as they were drawn, without the stretching."""
     stretch = curve.resamples.stretch
     samples = curve.estimate + (curve.samples - curve.estimate) / stretch
     return dataclasses.replace(curve, samples=samples)
 
 
 def judge(scenario: Scenario, population: Population, seed: int, n_resamples: int) -> list[dict]:
-    """One row a rule: what was found in data set `seed` and whether it is true."""
+    """One row a rule: its onset in data set `seed` and whether that is true."""
     main, control = curves_of(scenario, seed, n_resamples)
     low, high = main.interval().T
     curve_covered = float(((low <= population.curve) & (population.curve <= high)).mean())

@@ -36,7 +36,7 @@ def simulated(scenario: Scenario, seed: int, n_resamples: int) -> tuple[Emergenc
 
 
 def untrained(results_dir: Path) -> list[tuple[Emergence, bool]]:
-    """The same of every curve of random weights in the runs of a folder, in R^2."""
+    """The same pair for every curve of random weights (R^2) in the runs of a folder."""
     curves = []
     for run in read_runs(results_dir):
         table = run.controls

@@ -106,7 +106,7 @@ def predicted(features: np.ndarray, target: np.ndarray, folds: Folds) -> np.ndar
 
 
 def verdicts(curve: Planted, n_orbits: int, seed: int, n_resamples: int) -> dict[str, object]:
-    """What each statement of one data set comes to, and the mean half-width of its layers' intervals."""
+    """The verdict on each statement for one data set, and the mean half-width of its layers' intervals."""
     rng = np.random.default_rng([seed, n_orbits])
     orbit, target, features = simulate(np.append(curve.strength, CONTROL_R2), n_orbits, rng)
     folds = Folds(orbit, grouped_folds(orbit, N_FOLDS, seed))
