@@ -14,6 +14,7 @@ from pez.probes.predictions import Choice, Predictions
 from pez.probes.runs import probe_curves
 from pez.probes.solvers.convergence import training_losses
 from pez.probes.solvers.problems import Moments, Setting, moment_problem, row_problem
+from pez.probes.solvers.ridge import ridge_settings
 from pez.probes.validation.convergence import converged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -156,6 +157,8 @@ def test_an_extreme_setting_lies_at_the_edge_of_the_grid():
     assert _at_edge(Setting(5e-3, 0.1), grid) and _at_edge(Setting(1e-3, 0.01), grid)
     assert not _at_edge(Setting(1e-3, 0.1), grid)
     assert not _at_edge(grid[0], grid[:1])  # one setting has no edge
+    ridge = ridge_settings()  # has no rates, so that their edge is that of its strengths
+    assert [_at_edge(setting, ridge) for setting in ridge] == [True, *[False] * (len(ridge) - 2), True]
 
 
 def test_layers_that_are_probed_again_bring_all_that_was_found_of_them():

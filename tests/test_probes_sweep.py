@@ -244,14 +244,14 @@ def test_moments_of_patches_equal_moments_of_rows(stored):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-9)
 
 
-def test_moments_add_and_subtract(data):
+def test_moments_add(data):
     whole, part, rest = (
         Moments.of(data[0][rows], data[1][rows]) for rows in (slice(0, 90), slice(0, 30), slice(30, 90))
     )
-    for found, expected in ((part + rest, whole), (whole - part, rest)):
-        assert found.count == expected.count
-        torch.testing.assert_close(found.xx, expected.xx)
-        torch.testing.assert_close(found.xy, expected.xy)
+    found = part + rest
+    assert found.count == whole.count
+    torch.testing.assert_close(found.xx, whole.xx)
+    torch.testing.assert_close(found.xy, whole.xy)
 
 
 def test_constant_columns_do_no_harm(data):

@@ -33,7 +33,7 @@ from pez.probes.data.groupings import GROUPINGS
 from pez.probes.data.probe_data import ProbeData, check_layers, feature_precision, store_features
 from pez.probes.folds import Folds, make_folds
 from pez.probes.solvers.problems import NORM_MODES
-from pez.probes.solvers.sweep import one_blas_thread
+from pez.probes.solvers.sweep import blas_threads
 from pez.records import MechanismRecord, read_record
 from pez.runs import provenance
 from pez.store import CAPTURES, FeatureStore, open_stores
@@ -156,7 +156,7 @@ def threads_for(store: FeatureStore) -> Iterator[None]:
     if store.settings["width"] >= NARROW:
         yield
         return
-    with one_blas_thread(), threadpool_limits(limits=1):
+    with blas_threads(1), threadpool_limits(limits=1):
         yield
 
 

@@ -88,9 +88,9 @@ class BootstrapCurve:
     samples: np.ndarray
     resamples: Resamples
 
-    def interval(self, level: float = LEVEL) -> np.ndarray:
+    def interval(self) -> np.ndarray:
         """Lower and upper end per layer, [layers, 2]."""
-        return intervals(self.samples, level)
+        return intervals(self.samples)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "BootstrapCurve":
         """`function` [rows, layers] -> [rows, any] of the estimate and of every resample."""
@@ -148,7 +148,9 @@ def bootstrap_r2(
     `target` [n, k] or [n], `prediction` [layers, n, k] or [layers, n], `group` [n]. An output that does not vary in
     a resample is left out of its average; NaN if none is left.
     """
-    target, prediction = _columns(target, prediction)
+    target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+    target = target.reshape(len(target), -1)
+    prediction = prediction.reshape(len(prediction), *target.shape)
     index, n_groups = resamples.index(group), len(resamples.names)
     centred = target - target.mean(0)  # keeps the difference of sums of squares exact enough
     n = np.bincount(index, minlength=n_groups)[:, None]
@@ -222,9 +224,13 @@ def bootstrap_auc(
     NaN for a resample with one class only.
     """
     label, score = np.asarray(label, dtype=bool), np.asarray(score, dtype=np.float64)
-    member = np.eye(len(resamples.names))[resamples.index(group)]  # [n, G]
+    n_groups = len(resamples.names)
+    member = np.eye(n_groups)[resamples.index(group)]  # [n, G]
     positive, negative = member[label], member[~label]
-    wins = np.stack([positive.T @ _wins(layer[label], layer[~label]) @ negative for layer in score])  # [layers, G, G]
+    wins = np.empty((len(score), n_groups, n_groups))
+    for won, layer in zip(wins, score):
+        above = 0.5 * (np.sign(layer[label][:, None] - layer[~label]) + 1)
+        won[:] = positive.T @ above @ negative
 
     def statistic(counts: np.ndarray) -> np.ndarray:
         won = np.einsum("bg,lgh,bh->bl", counts, wins, counts, optimize=["einsum_path", (0, 1), (0, 1)])
@@ -234,31 +240,26 @@ def bootstrap_auc(
     return bootstrap(statistic, resamples, 0.0, 1.0)
 
 
-def _wins(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    return cast(np.ndarray, 0.5 * (np.sign(positive[:, None] - negative) + 1))
-
-
 def bootstrap_relative_accuracy(
     possible: npt.ArrayLike,
     score: npt.ArrayLike,
     scene: npt.ArrayLike,
     resamples: Resamples,
     tie_tolerance: float = TIE_TOLERANCE,
-    largest: npt.ArrayLike | None = None,
+    largest: float | None = None,
     rounding: npt.ArrayLike | None = None,
     tie: float = 0.5,
 ) -> BootstrapCurve:
     """Share of scenes whose possible movies' scores sum to more than the impossible ones', a tie worth `tie`.
 
     `possible` [n] bool, `score` [layers, n], `scene` [n]: the scenes are the groups. Sums within `tie_tolerance` of
-    the `largest` score (a number or [layers]; default: each layer's) are tied, or, where the `rounding` [layers, n] of
+    the `largest` score (default: each layer's) are tied, or, where the `rounding` [layers, n] of
     scores is known, within ROUNDINGS of the scene's, as in pez.probes.scores.possibility.
     """
     score = np.asarray(score, dtype=np.float64)
     signed = np.where(np.asarray(possible, dtype=bool), score, -score)
     margin = _group_sums(signed.T, resamples.index(scene), len(resamples.names)).T  # [layers, scenes]
-    largest = np.abs(score).max(1) if largest is None else np.broadcast_to(largest, len(score))
-    tolerance = tie_tolerance * largest[:, None]
+    tolerance = tie_tolerance * np.abs(score).max(1)[:, None] if largest is None else tie_tolerance * largest
     if rounding is not None:
         squares = _group_sums(np.square(rounding).T, resamples.index(scene), len(resamples.names)).T
         tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), tolerance)
@@ -272,23 +273,21 @@ def bootstrap_pairwise_accuracy(
     scene: npt.ArrayLike,
     pair: npt.ArrayLike,
     resamples: Resamples,
-    tie_tolerance: float = TIE_TOLERANCE,
-    rounding: npt.ArrayLike | None = None,
+    rounding: npt.ArrayLike,
 ) -> BootstrapCurve:
     """Share of matched pairs whose possible movie has the higher score, a tie a half; scenes are the groups.
 
-    `pair` [n] numbers the pairs of a scene. Ties as of `bootstrap_relative_accuracy`, of scores whose largest is 1.
+    `pair` [n] numbers the pairs of a scene; `rounding` [layers, n], NaN where it is not known. Ties as of
+    `bootstrap_relative_accuracy`, of scores whose largest is 1.
     """
     possible, score = np.asarray(possible, dtype=bool), np.asarray(score, dtype=np.float64)
     index, pair = resamples.index(scene), np.asarray(pair)
     mates = (index[possible][:, None] == index[~possible]) & (pair[possible][:, None] == pair[~possible])
     one, other = np.nonzero(mates)
     margin = score[:, possible][:, one] - score[:, ~possible][:, other]  # [layers, pairs]
-    tolerance = np.full(margin.shape, tie_tolerance)
-    if rounding is not None:
-        rounding = np.asarray(rounding)
-        squares = np.square(rounding[:, possible][:, one]) + np.square(rounding[:, ~possible][:, other])
-        tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), tolerance)
+    squares = np.square(np.asarray(rounding))
+    squares = squares[:, possible][:, one] + squares[:, ~possible][:, other]
+    tolerance = np.where(np.isfinite(squares), ROUNDINGS * np.sqrt(squares), TIE_TOLERANCE)
     won = np.where(np.abs(margin) <= tolerance, 0.5, margin > 0)
     return bootstrap_mean(won, np.asarray(scene)[possible][one], resamples, 0.0, 1.0)
 
@@ -320,23 +319,15 @@ def intervals(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
 
     Ends are order statistics, so samples may hold infinities; samples that are NaN are left out.
     """
-    tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    ends = np.array([_quantiles(column, tails) for column in samples.reshape(len(samples), -1).T])
+    columns = samples.reshape(len(samples), -1).T
+    ends = np.full((len(columns), 2), np.nan)
+    for end, column in zip(ends, columns):
+        known = np.sort(column[~np.isnan(column)])
+        if len(known):
+            last = len(known) - 1
+            end[0] = known[int(np.floor((1 - level) / 2 * last))]
+            end[1] = known[int(np.ceil((1 + level) / 2 * last))]
     return ends.reshape(*samples.shape[1:], 2)
-
-
-def _quantiles(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    values = np.sort(values[~np.isnan(values)])
-    if not len(values):
-        return np.full(2, np.nan)
-    last = len(values) - 1
-    return np.array([values[int(np.floor(shares[0] * last))], values[int(np.ceil(shares[1] * last))]])
-
-
-def _columns(target: npt.ArrayLike, prediction: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    target, prediction = np.asarray(target, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
-    target = target.reshape(len(target), -1)
-    return target, prediction.reshape(len(prediction), *target.shape)
 
 
 def _group_sums(values: np.ndarray, index: np.ndarray, n_groups: int) -> np.ndarray:

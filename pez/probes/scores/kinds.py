@@ -12,7 +12,7 @@ A kind is an entry of KINDS: the same data, solvers, folds, scores, figures and 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -301,55 +301,48 @@ _CLASS_POOLED = {
     "auc": Pooled(_class_auc_curve, _class_auc),
 }
 
-_POSSIBLE_POOLED = {
-    "clip_accuracy": _of_scores(bootstrap_accuracy),
-    "auc": _of_scores(bootstrap_auc),
-    "relative_accuracy": Pooled(_relative_accuracy_curve),
-}
+_POSSIBLE = Kind(
+    loss="logistic",
+    chance=0.5,
+    threshold=0.75,
+    headline="relative_accuracy",
+    over_folds=METRICS,
+    of_fold=_fold_movies,
+    pooled={
+        "clip_accuracy": _of_scores(bootstrap_accuracy),
+        "auc": _of_scores(bootstrap_auc),
+        "relative_accuracy": Pooled(_relative_accuracy_curve),
+    },
+    counts=COUNTS,
+    joined=_one_scale,
+    value=_possibility,
+)
 
 KINDS: dict[str, Kind] = {
     "quantity": _number(),
     "angle": _number(**_on_circle("angle")),
     "sincos": _number(**_on_circle("sincos")),
     "vxy": _number(**_on_circle("vxy")),
-    "possible": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "relative_accuracy",
-        METRICS,
-        _fold_movies,
-        _POSSIBLE_POOLED,
-        COUNTS,
-        _one_scale,
-        _possibility,
-    ),
-    "possible_pairs": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "pairwise_accuracy",
-        METRICS,
-        _fold_movies,
-        {**_POSSIBLE_POOLED, "pairwise_accuracy": Pooled(_pairwise_of_movies)},
-        COUNTS,
-        _one_scale_with_pairs,
-        _possibility,
+    "possible": _POSSIBLE,
+    "possible_pairs": replace(
+        _POSSIBLE,
+        headline="pairwise_accuracy",
+        pooled={**_POSSIBLE.pooled, "pairwise_accuracy": Pooled(_pairwise_of_movies)},
+        joined=_one_scale_with_pairs,
     ),
     "pair": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "pairwise_accuracy",
-        ("accuracy", "auc", "pairwise_accuracy"),
-        _fold_pairs,
-        {
+        loss="logistic",
+        chance=0.5,
+        threshold=0.75,
+        headline="pairwise_accuracy",
+        over_folds=("accuracy", "auc", "pairwise_accuracy"),
+        of_fold=_fold_pairs,
+        pooled={
             "accuracy": _of_scores(bootstrap_accuracy),
             "auc": _of_scores(bootstrap_auc),
             "pairwise_accuracy": Pooled(_pairwise_curve),
         },
-        (),
-        _one_scale,
+        joined=_one_scale,
     ),
     # one against the rest: an AUC of 0.5 is chance whatever the number of classes and their shares
     "class": Kind("logistic", 0.5, 0.75, "auc", tuple(_CLASS_VALUES), _fold_values(**_CLASS_VALUES), _CLASS_POOLED),
@@ -358,21 +351,16 @@ KINDS: dict[str, Kind] = {
     "sincos_summed": _summed(**_on_circle("sincos")),
     "vxy_summed": _summed(**_on_circle("vxy")),
     "image_angle": _summed(**_on_circle("image_angle")),
-    "possible_strict": Kind(
-        "logistic",
-        0.5,
-        0.75,
-        "relative_accuracy",
-        METRICS,
-        partial(_fold_movies, strictly=True),
-        {
+    "possible_strict": replace(
+        _POSSIBLE,
+        of_fold=partial(_fold_movies, strictly=True),
+        pooled={
             "clip_accuracy": Pooled(_strict_accuracy_curve),
             "auc": _of_scores(bootstrap_auc),
             "relative_accuracy": _of_scores(bootstrap_relative_accuracy, tie_tolerance=0.0, tie=0.0),
         },
-        COUNTS,
-        lambda predictions: probability(predictions.predicted),
-        _strict_possibility,
+        joined=lambda predictions: probability(predictions.predicted),
+        value=_strict_possibility,
     ),
 }
 

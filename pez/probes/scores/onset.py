@@ -226,10 +226,9 @@ def rise_above(main: BootstrapCurve, control: BootstrapCurve | None, chance: flo
 
 def onset_at_threshold(layers: np.ndarray, curve: BootstrapCurve, threshold: float = THRESHOLD) -> Onset:
     """First crossing of `threshold`; NOT_REACHED for a curve that stays below."""
-    onset = _onset("threshold", layers, curve, lambda rows: crossing(layers, rows, threshold))
-    if onset.verdict == NOT_REACHED:
-        return Onset("threshold", NOT_REACHED, reason=f"highest {curve.estimate.max():.3f}, below {threshold:g}")
-    return _because(onset, f"score {threshold:g}")
+    reached = (curve.estimate >= threshold).any()
+    reason = f"score {threshold:g}" if reached else f"highest {curve.estimate.max():.3f}, below {threshold:g}"
+    return _onset("threshold", layers, curve, lambda rows: crossing(layers, rows, threshold), reason)
 
 
 def onset_at_half_rise(
@@ -238,8 +237,12 @@ def onset_at_half_rise(
     """First crossing of the middle between chance level and peak."""
     rise = rise_over_chance(main, control, chance)
     top = plateau(rise)
-    onset = _onset("half-rise", layers, rise, lambda rows: crossing(layers, rows, RISE_SHARE * rows[:, top].mean(1)))
-    return _because(onset, f"{rise.estimate[top].mean() * RISE_SHARE:.3f} above chance level")
+    reason = f"{rise.estimate[top].mean() * RISE_SHARE:.3f} above chance level"
+
+    def locate(rows: np.ndarray) -> np.ndarray:
+        return crossing(layers, rows, RISE_SHARE * rows[:, top].mean(1))
+
+    return _onset("half-rise", layers, rise, locate, reason)
 
 
 def rise_over_chance(main: BootstrapCurve, control: BootstrapCurve | None, chance: float) -> BootstrapCurve:
@@ -287,8 +290,7 @@ def onset_at_breakpoint(layers: np.ndarray, curve: BootstrapCurve) -> Onset:
     p_value = (1 + (under_line >= gain).sum()) / (1 + len(samples))
     if p_value >= TEST_LEVEL:
         return Onset("breakpoint", NO_BREAKPOINT, reason=f"a straight line fits as well, p = {p_value:.2g}")
-    onset = _onset("breakpoint", layers, curve, fit.bend)
-    return _because(onset, fit.kind(curve.estimate))
+    return _onset("breakpoint", layers, curve, fit.bend, fit.kind(curve.estimate))
 
 
 def crossing(layers: np.ndarray, curves: np.ndarray, level: npt.ArrayLike) -> np.ndarray:
@@ -354,18 +356,16 @@ class BendFit:
         return cast(np.ndarray, np.linalg.lstsq(self._whiten @ design, self._whiten @ curve, rcond=None)[0])
 
 
-def _onset(rule: str, layers: np.ndarray, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray]) -> Onset:
+def _onset(
+    rule: str, layers: np.ndarray, curve: BootstrapCurve, locate: Callable[[np.ndarray], np.ndarray], reason: str
+) -> Onset:
     """Apply `locate` [rows, layers] -> [rows] to a curve and its resamples."""
     layer = locate(curve.estimate[None])
     if not np.isfinite(layer[0]):
-        return Onset(rule, NOT_REACHED)
+        return Onset(rule, NOT_REACHED, reason=reason)
     low, high = intervals(locate(_finite_samples(curve)))
     verdict = AT_FIRST if layer[0] <= layers[0] else ONSET
-    return Onset(rule, verdict, float(layer[0]), float(low), float(high))
-
-
-def _because(onset: Onset, reason: str) -> Onset:
-    return Onset(onset.rule, onset.verdict, onset.layer, onset.low, onset.high, reason)
+    return Onset(rule, verdict, float(layer[0]), float(low), float(high), reason)
 
 
 def _finite_samples(curve: BootstrapCurve) -> np.ndarray:

@@ -161,7 +161,8 @@ class Scores:
 
         A control has the protocol asked for, else what it was probed by. UserError if there is no such curve.
         """
-        found = [each for each in self.scored if _is(each, variable, control)]
+        wanted = variable, control
+        found = [each for each in self.scored if (each.predictions.variable.name, each.predictions.control) == wanted]
         if not found:
             raise UserError(
                 f"the predictions hold no {variable}{f' of {control}' if control else ''}: "
@@ -237,10 +238,6 @@ class Scores:
         if both is None or without is None:
             return gained, None
         return gained, both - without.over_layers(len(joined.layers))
-
-
-def _is(scored: Scored, variable: str, control: str) -> bool:
-    return (scored.predictions.variable.name, scored.predictions.control) == (variable, control)
 
 
 def score(predictions: Iterable[Predictions], n_resamples: int = N_RESAMPLES) -> Scores:

@@ -24,7 +24,7 @@ from pez.encoder.devices import in_halves
 from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.attentive_stack import initial_parameters, stacked_forward
-from pez.probes.solvers.sweep import one_blas_thread
+from pez.probes.solvers.sweep import blas_threads
 
 Tokens = Callable[[int], torch.Tensor]  # layer -> features of all clips
 TOKEN_NORMS = ("layer", "none", "zscore")
@@ -120,7 +120,7 @@ def train(
         for group in groups:
             yield from zip(group, _train_halving(group, options))
         return
-    with one_blas_thread():
+    with blas_threads(1):
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
             for group, scores in zip(groups, pool.map(lambda group: train_stack(group, **options), groups)):

@@ -23,7 +23,7 @@ from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Moments, Problem, Setting, Training, moment_problem, paper_settings, row_problem
 from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
 from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
-from pez.probes.solvers.sweep import SweepResult, solve
+from pez.probes.solvers.sweep import SweepResult, blas_threads, solve
 
 LINEAR = ("trainable", "adamw100", "ridge")  # what --solver calls them
 PUBLISHED_TRAINING = Training(l2=True, start_seed=42, bias=True, targets_as_features=True, least_gain=1e-8)
@@ -93,12 +93,8 @@ class LinearSolver(TrainedTogether):
     def _solved(self, problems: Iterable[Problem], data: ProbeData, told: bool) -> Iterator[SweepResult]:
         if self.closed_form:
             # small problems on busy cores are fastest on one thread
-            before = torch.get_num_threads()
-            torch.set_num_threads(min(self.threads or before, available_cores()))
-            try:
+            with blas_threads(min(self.threads or torch.get_num_threads(), available_cores())):
                 yield from solve_ridge(problems)
-            finally:
-                torch.set_num_threads(before)
             return
         yield from solve(
             problems,

@@ -22,6 +22,7 @@ from pez.probes.folds import Folds
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.problems import Setting
 from pez.probes.solvers.solver import Fit, FittedTogether, Step, TrainedTogether, Trials
+from pez.probes.solvers.sweep import blas_threads
 
 MLP = "mlp"  # what --solver calls it
 HIDDEN = 64
@@ -53,9 +54,7 @@ class MLPSolver(TrainedTogether):
         """Train `fits` in order, a layer's features at a time; UserError for features with tokens."""
         if keep_weights:
             raise UserError("--save-probes keeps weights of linear probes: leave it out with --solver mlp")
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
-        try:
+        with blas_threads(self.threads or torch.get_num_threads()):
             for layer, of_layer in itertools.groupby(fits, key=lambda fit: fit.layer):
                 features = data.features(layer).float().to(self.device)
                 if features.ndim != 2:
@@ -64,8 +63,6 @@ class MLPSolver(TrainedTogether):
                 for fit in of_layer:
                     yield self._fitted(fit, data, folds, features, read)
                     step()
-        finally:
-            torch.set_num_threads(before)
 
     def _fitted(
         self, fit: Fit, data: ProbeData, folds: Folds, features: torch.Tensor, read: torch.Tensor

@@ -60,7 +60,7 @@ def paper_settings() -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over rows that decide a least-squares problem; float64, so that they add and subtract exactly enough.
+    """Sums over rows that decide a least-squares problem; float64, so that they add exactly enough.
 
     `count`; `x` [d], `xx` [d, d], `xy` [d, k], `y` [k], `yy` [k]: sums of x, xx', xy', y, y*y.
     """
@@ -101,9 +101,6 @@ class Moments:
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(**{name: value - getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

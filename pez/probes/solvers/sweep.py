@@ -1,7 +1,7 @@
 """The linear sweep: many probes and AdamW settings trained together, each as `torch.optim.AdamW` would alone.
 
     problems = (row_problem(features, targets, train, validation) for train, validation in splits)
-    for result in solve(problems): result.best_prediction(); result.best_setting()
+    for result in solve(problems): result.chosen(result.prediction); result.best_setting()
 
 Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random (on the bias
 see pez/probes/solvers/problems.py, where `Training` is what a problem may have otherwise). AdamW has torch's defaults
@@ -131,7 +131,7 @@ def _solve_on_cpu(
     ahead: collections.deque[tuple[Future[list[SweepResult]], int]] = collections.deque()  # to come, with their bytes
     busy = 0  # bytes of all of them
     size = _CACHE_BYTES if limit is None else min(_CACHE_BYTES, limit)
-    with one_blas_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with blas_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for batch in _batches(problems, size, None if limit is None else limit / 2**30):
                 needed = sum(map(_bytes, batch))
@@ -149,10 +149,10 @@ def _solve_on_cpu(
 
 
 @contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Inside this block, and in the threads it starts, an operator keeps to one thread."""
+def blas_threads(number: int) -> Iterator[None]:
+    """Inside this block, and in the threads it starts, an operator keeps to so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

@@ -69,24 +69,18 @@ def beside_ridge(
     ridge = linear_solver("ridge", device=solver.device, threads=solver.threads)
     closed = cross_validate(dataclasses.replace(data, layers=layers), repeats, ridge, ("nested",))
     by_name = {each.variable.name: each for each in closed}
-    found: list[Predictions] = []
+    found, better = [], []
     for each in predictions:
         if each.protocol == "nested":
-            beside = by_name[each.variable.name].choices
+            own = by_name[each.variable.name]
             told = {
-                key: choice._replace(ridge_loss=beside[key].loss) if key in beside else choice
+                key: choice._replace(ridge_loss=own.choices[key].loss) if key in own.choices else choice
                 for key, choice in each.choices.items()
             }
             each = dataclasses.replace(each, choices=told)
+            kept = np.isin(own.layers, unconverged_layers([each]))
+            if kept.any():
+                own = dataclasses.replace(own, layers=own.layers[kept], predicted=own.predicted[:, kept])
+                better.append(dataclasses.replace(own, protocol=RIDGE, choices={}))
         found.append(each)
-    for each in found.copy():
-        wanted = unconverged_layers([each]) if each.protocol == "nested" else ()
-        if wanted:
-            own = by_name[each.variable.name]
-            kept = np.isin(own.layers, wanted)
-            found.append(
-                dataclasses.replace(
-                    own, protocol=RIDGE, layers=own.layers[kept], predicted=own.predicted[:, kept], choices={}
-                )
-            )
-    return found
+    return found + better
