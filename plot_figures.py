@@ -56,7 +56,7 @@ BUILDERS: dict[str, Callable[[Asked], list[Path]]] = {
     "mechanisms": build_mechanisms,
     "report": lambda asked: build_report(asked.results_dir, asked.runs),  # last: it shows what the others have written
 }
-OF_MECHANISMS = {number: partial(build_mechanisms, only=(number,)) for number in MECHANISM_FIGURES}
+OF_MECHANISMS = {number: partial(build_mechanisms, only=number) for number in MECHANISM_FIGURES}
 
 
 def make_parser() -> Parser:

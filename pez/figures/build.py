@@ -394,12 +394,12 @@ def mechanism_runs(results_dir: str | Path, names: Sequence[str] | None = None) 
     return [MechanismRun.open(results_dir, name) for name in found if names is None or name in names]
 
 
-def build_mechanisms(asked: Asked, only: Sequence[str] = ()) -> list[Path]:
-    """Every figure of mechanisms (or `only` these) that there is a table for; the paths written."""
+def build_mechanisms(asked: Asked, only: str = "") -> list[Path]:
+    """Every figure of mechanisms (or `only` this one) that there is a table for; the paths written."""
     written = []
     for run in mechanism_runs(asked.results_dir, asked.runs):
         for number, figure in MECHANISM_FIGURES.items():
-            if only and number not in only:
+            if only not in ("", number):
                 continue
             drawn = figure.draw(run)
             if drawn is not None:

@@ -110,7 +110,7 @@ def compare_table(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 
 def draw_run(rows: pd.DataFrame, path: str | Path) -> Path:
     """Draw one run, a row per sub-task; `rows` as the results table has them, perhaps `with_controls`."""
-    return _draw_grid(rows, f"{_run_title(rows)} probe", _UNPUBLISHED, "", path)
+    return _draw_grid(rows, _run_title(rows), _UNPUBLISHED, "", path)
 
 
 def draw_comparison(table: pd.DataFrame, title: str, missing: Sequence[str], reference: bool, path: str | Path) -> Path:
@@ -142,7 +142,7 @@ def draw_metrics(rows: pd.DataFrame, published: pd.DataFrame, path: str | Path) 
         for each, metric in zip(small, others):
             _draw_small(each, overall, metric, theirs, _limits([overall], others, theirs))
         small[-1].set_xlabel(X_LABEL, fontsize=7.5)
-        lines = titled(f"{_run_title(rows)} probe", overall["weights"].unique())
+        lines = titled(_run_title(rows), overall["weights"].unique())
         figure.suptitle(lines, x=0.01, ha="left", fontsize=10)
         write_notes(figure, _notes(overall, theirs, others), 19)
         drawn = [(spoken(key), STYLES[key].color, shown(overall, key).y[-1])]
@@ -331,4 +331,4 @@ def _notes(overall: pd.DataFrame, published: pd.DataFrame, others: Sequence[str]
 def _run_title(rows: pd.DataFrame) -> str:
     """The movies, the model and the kind of probe."""
     probe = str(rows["probe_set"].iloc[0]).rpartition("_")[2]
-    return f"{dataset_of(rows).title}, possible or impossible{recipe_of(rows)}\n{rows['model'].iloc[0]}, {probe}"
+    return f"{dataset_of(rows).title}, possible or impossible{recipe_of(rows)}\n{rows['model'].iloc[0]}, {probe} probe"

@@ -104,7 +104,7 @@ def control_style(index: int) -> LineStyle:
     return LineStyle(color, marker, dashes)
 
 
-def titled(title: str, weights: Sequence[str] = ()) -> str:
+def titled(title: str, weights: Sequence[str]) -> str:
     """`title`, followed by what must be said of the labels in `weights` (pez/weights.py)."""
     said = caveats(weights)
     return f"{title} — {', '.join(said)}" if said else title

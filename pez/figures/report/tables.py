@@ -28,7 +28,7 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: list[list[str]]
-    numeric: frozenset[int] = frozenset()
+    numeric: range = range(0)
 
     @property
     def broad(self) -> bool:
@@ -53,14 +53,14 @@ def numbers_table(run: Run) -> Table:
             caption = f"{run.name}: what the predictor expects, overall, nothing trained, {clips_of(run)}"
             known = [(curve, curve.peak) for curve in curves if curve.peak is not None]
             rows = [[spoken(curve.name), number(curve.scores[at]), curve.interval(at)] for curve, at in known]
-            return Table(caption, [f"metric (chance {chance})", "score", INTERVAL], rows, frozenset({1, 2}))
+            return Table(caption, [f"metric (chance {chance})", "score", INTERVAL], rows, range(1, 3))
         columns = [f"metric (chance {chance})", "first layer", "highest", "at layer", "pooled there", INTERVAL]
         caption = f"{run.name}: overall, {curves[0].words if curves else ''}, {clips_of(run)}"
     else:
         columns = ["variable", "first layer", "one third", "highest", "at layer", INTERVAL]
         caption = f"{run.name}: {', '.join(dict.fromkeys(curve.words for curve in curves))}"
     rows = [_number_row(curve) for curve in curves]
-    return Table(caption, [*columns, "last layer", "optimism"], rows, frozenset(range(1, 8)))
+    return Table(caption, [*columns, "last layer", "optimism"], rows, range(1, 8))
 
 
 def _number_row(curve: Quoted) -> list[str]:
@@ -92,7 +92,7 @@ def controls_table(run: Run) -> Table:
     of = "metric" if run.kind == MOVIES else "variable"
     columns = [of, "control", "layer", "main, pooled", "control, pooled", INTERVAL, "selectivity", INTERVAL]
     caption = f"{run.name}: controls where the main curve is highest, means over seeds, {clips_of(run)}"
-    return Table(caption, columns, rows, frozenset(range(2, 8)))
+    return Table(caption, columns, rows, range(2, 8))
 
 
 def kept_tables(report: Report) -> list[Table]:
@@ -109,7 +109,7 @@ def kept_tables(report: Report) -> list[Table]:
             rows.append([str(row.layer), number(row.own), str(row.n_readable), beyond])
         columns = ["layer", "direction, the tubelet read", "tubelets readable", "kept beyond it for"]
         caption = f"{run.name}: how long a layer keeps a direction ({run.value('pooling')}; a tubelet is two frames)"
-        found.append(Table(caption, columns, rows, frozenset(range(1, 4))))
+        found.append(Table(caption, columns, rows, range(1, 4)))
     return found
 
 
@@ -226,5 +226,5 @@ def audit_tables(audit: Audit) -> list[Table]:
             of = f"{spoken(measure).capitalize()} of each target with"
         where = f"{audit.name} set" + "".join(f", grouping {grouping}" for grouping in groupings if grouping)
         columns = ["target", *map(spoken, wide.columns)]
-        found.append(Table(f"{of} ({where})", columns, cells, frozenset(range(1, len(columns)))))
+        found.append(Table(f"{of} ({where})", columns, cells, range(1, len(columns))))
     return found
