@@ -99,14 +99,14 @@ def run_audit(args) -> None:
     """Audit every ball set under a root; print its tables and write audit_SET.csv and audit_SET.png."""
     remove_dead_partial(args.results_dir)
     written = []
-    for found, fingerprint in _audits(args):
-        print(f"{found.name}: correlation\n{in_two_digits(found.correlation)}")
-        print(f"{found.name}: R² decoded from it alone, nested\n{in_two_digits(found.r2)}\n")
-        for line in found.found:
+    for audited, fingerprint in _audits(args):
+        print(f"{audited.name}: correlation\n{in_two_digits(audited.correlation)}")
+        print(f"{audited.name}: R² decoded from it alone, nested\n{in_two_digits(audited.r2)}\n")
+        for line in audited.notes:
             print(f"note: {line}")
-        stem = args.results_dir / f"audit_{found.name}"
-        table = found.long().assign(clips_fingerprint=fingerprint)
-        written += [write_csv(stem.with_suffix(".csv"), table), *save_figure(audit_figure(found), stem)]
+        stem = args.results_dir / f"audit_{audited.name}"
+        table = audited.long().assign(clips_fingerprint=fingerprint)
+        written += [write_csv(stem.with_suffix(".csv"), table), *save_figure(audit_figure(audited), stem)]
     print("\n".join(map(str, written)))
 
 

@@ -114,7 +114,7 @@ def run_script(
 
 
 class _LastingFile(io.FileIO):
-    """Standard output or error: once nobody can be told (a reader that closed its pipe, a full disk), words are dropped
+    """Standard output or error: once it cannot be written (a reader closed its pipe, a full disk), words are dropped
     and the work goes on."""
 
     def write(self, words: Any) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 BALLS, MOVIES = "balls", "movies"
 COPY_LAST = "copy_last"
 TOGETHER, UNIQUE = "without_encoder", "unique"
-# no floors, for they read the motion itself: whether a layer beats them is said apart
+# no floors, for they read the motion itself: whether a layer beats them is a question of its own
 BESIDE = ("optical_flow", TOGETHER)
 READ = "_read"  # ends the name of a control that the main curve's probe reads (--control-mode read)
 PARTS = ("position", "pixels", "optical_flow")  # what TOGETHER reads: place, pictures and motion without an encoder
@@ -140,7 +140,7 @@ def frame_orders() -> dict[str, Frames]:
 def is_floor(control: str, pooling: str) -> bool:
     """Whether a high score of `control` is a rival explanation of the main curve under `pooling`.
 
-    Not that of a probe trained on other frames: what it fails to read may be there all the same.
+    Never where the probe was trained on other frames: what it fails to read, the features may hold all the same.
     """
     if control.endswith(READ):
         return False

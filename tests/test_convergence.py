@@ -84,11 +84,11 @@ def test_smallest_cross_entropy_of_a_norm_is_scikit_learns_at_that_norm():
 @pytest.mark.parametrize(
     ("choice", "loss", "expected"),
     [
-        (Choice(0, 9, judges=4, late=0, loss=0.9, ridge_loss=0.1), "mse", True),  # ended by patience
-        (Choice(0, 9, judges=4, late=1, loss=0.9, ridge_loss=0.8), "mse", False),
-        (Choice(0, 9, judges=4, late=4, loss=0.9, ridge_loss=0.87), "mse", True),  # ridge is hardly better
-        (Choice(0, 9, judges=4, late=1, training_loss=0.6, smallest_loss=0.5), "logistic", False),
-        (Choice(0, 9, judges=4, late=1, training_loss=0.6, smallest_loss=0.58), "logistic", True),
+        (Choice(0, 9, inner_probes=4, late=0, loss=0.9, ridge_loss=0.1), "mse", True),  # ended by patience
+        (Choice(0, 9, inner_probes=4, late=1, loss=0.9, ridge_loss=0.8), "mse", False),
+        (Choice(0, 9, inner_probes=4, late=4, loss=0.9, ridge_loss=0.87), "mse", True),  # ridge is hardly better
+        (Choice(0, 9, inner_probes=4, late=1, training_loss=0.6, smallest_loss=0.5), "logistic", False),
+        (Choice(0, 9, inner_probes=4, late=1, training_loss=0.6, smallest_loss=0.58), "logistic", True),
     ],
 )
 def test_the_rule(choice, loss, expected):

@@ -167,10 +167,10 @@ def test_the_audit_finds_each_velocity_in_its_own_two_frames_and_nowhere_else(tu
         pairs = rows[[f"frames {2 * t}, {2 * t + 1}" for t in range(N_TUBELETS)]].to_numpy()
         assert np.diag(pairs).min() > 0.99 and pairs[~np.eye(N_TUBELETS, dtype=bool)].max() < 0.2
     assert found.r2.loc[[name for name in found.r2.index if name[0] in "cs"], "one place, worst frame"].max() < 0.15
-    assert not found.found
+    assert not found.notes
     store = plan(options(turns))[0].store
     store.clips.loc[0, "direction_deg_t3"] += 90
-    assert any("tubelet 3 do not sum to 0" in line for line in audit(store, "position").found)
+    assert any("tubelet 3 do not sum to 0" in line for line in audit(store, "position").notes)
 
 
 def test_turns_have_one_form_of_direction():

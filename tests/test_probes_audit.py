@@ -126,7 +126,7 @@ def test_a_grouping_that_hides_what_place_tells_is_told_of(tmp_path):
     assert found.by_start.grouping == "position"
     assert found.by_start.r2.loc["cos", "start"] > 0.7 and found.r2.loc["cos", "start"] < 0.1
     assert any(
-        line.startswith("last tubelet reads cos") and line.endswith("hides what place tells") for line in found.found
+        line.startswith("last tubelet reads cos") and line.endswith("hides what place tells") for line in found.notes
     )
     long = found.long()
     assert set(long["grouping"]) == {"direction", "position"}
@@ -184,7 +184,7 @@ def test_an_unbalanced_set_of_orbits_is_named(tmp_path):
         return clips, frames[frames["clip_id"].isin(clips["clip_id"])]
 
     whole = audit(make(tmp_path / "whole", orbits), "position")
-    assert not [line for line in whole.found if "do not sum to 0" in line] and whole.by_start is None
+    assert not [line for line in whole.notes if "do not sum to 0" in line] and whole.by_start is None
     spoilt = audit(make(tmp_path / "spoilt", lambda c, f: orbits(c, f, True)), "position")
-    (unit, motion) = [line for line in spoilt.found if "do not sum to 0 at point 0" in line]
+    (unit, motion) = [line for line in spoilt.notes if "do not sum to 0 at point 0" in line]
     assert unit.startswith("unit vectors") and motion.startswith("motions")

@@ -6,8 +6,8 @@ Correlations (Pearson) of every target with
     visible          visible_fraction: share of frames with the whole ball in view
     displacement     end minus start: displacement_x, displacement_y, and its length (px)
 
-and R^2 of every target decoded by readers that know nothing else, in nested grouped cross-validation, pooled over
-clips, with a bootstrap interval over groups (ridge; "quadratic": on numbers, their squares and products; "kernel": on
+and R^2 of every target decoded by readers that know nothing else: ridge in nested grouped cross-validation, pooled over
+clips, with a bootstrap interval over groups ("quadratic": ridge on numbers, their squares and products; "kernel": on
 8 x 8 Gaussian bumps over the picture):
 
     one place        of every frame, of the first and last tubelet, and the mean place; quadratic, of single frames
@@ -18,12 +18,12 @@ clips, with a bootstrap interval over groups (ridge; "quadratic": on numbers, th
     of turns also the two frames of every tubelet: each reads its own velocity and no other
     of accelerations also mean speed, path, and the velocity of the first or last two frames alone
 
-Of labels of one's own (`audit_labels`) the same by what is known of their clips: the other labels, what the clip table
-says of a clip (frames, rate, ...), and, where the clips have ground-truth positions, all of the above.
+`audit_labels` does the same for labels of one's own. Their readers know the other labels, what the clip table says of a
+clip (frames, rate, ...), and, where the clips have ground-truth positions, all of the above.
 
-Each under the run's grouping *and* under one by start draw (`position`): a grouping can hide what place tells (it takes
-away the very sectors that a place reader needs) or invent it (the missing twin of an orbit gives the answer away). On
-sets drawn in orbits (matched, endless, turns) the balance that they promise is checked as well.
+Ball sets are read under the run's grouping *and* under one by start draw (`position`). A grouping can hide what place
+tells: it takes away the very sectors that a place reader needs. Or it can invent it: the missing twin of an orbit gives
+the answer away. On sets drawn in orbits (matched, endless, turns) the balance that they promise is checked as well.
 """
 
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ SOURCES = {
 SETS = ("velocity", "acceleration", "turns")
 BY_START = "position"  # the grouping by start draw
 WORST = "one place, worst frame"
-MOST_APART = 0.1  # R^2 between two groupings that a reader must be told of
+MOST_APART = 0.1  # R^2 by which two groupings may differ without a note
 MOST_OF_PLACE = {"matched": 0.15, "endless": 0.05}  # R^2 of direction from one place that sets in orbits may hold
 _VECTORS = ("vx", "vy", "ax", "ay", "cos", "sin")  # targets, or what their names start with
 _BUMPS = 8  # a side
@@ -70,7 +70,7 @@ _TWIN_M = 0.01  # metres within which twins cross the same places
 class Audit:
     """One clip set's tables, a row per target: `correlation` (a column per number) and `r2`, `low`, `high` (a column
     per reader, under `grouping`); NaN where a number does not vary over the clips. `by_start` is `r2` under
-    the grouping by start draw; `found` says in words what a reader must know."""
+    the grouping by start draw; `notes` say in words what a reader must know."""
 
     name: str
     n_clips: int
@@ -81,7 +81,7 @@ class Audit:
     low: pd.DataFrame
     high: pd.DataFrame
     by_start: "Audit | None" = None
-    found: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def long(self) -> pd.DataFrame:
         """Everything as one table: `set measure target of value low high n_clips n_groups grouping`."""
@@ -107,28 +107,28 @@ def _long(table: pd.DataFrame, value: str) -> pd.DataFrame:
 
 def clip_sets(feature_root: Path | None, data_root: Path | None) -> list[Clips]:
     """The ball sets of a feature root or a data root; UserError if there are none."""
-    found: list[Clips] = []
+    sets: list[Clips] = []
     if feature_root is not None:
-        found += [store for name, store in open_stores(feature_root).items() if name in SETS]
+        sets += [store for name, store in open_stores(feature_root).items() if name in SETS]
     elif data_root is not None:
-        found += [read_clip_set(data_root / name) for name in SETS if (data_root / name / "clipset.json").is_file()]
-    if not found:
+        sets += [read_clip_set(data_root / name) for name in SETS if (data_root / name / "clipset.json").is_file()]
+    if not sets:
         raise UserError(
             f"no {' or '.join(SETS)} set under {feature_root or data_root}: make one with step1_generate.py"
         )
-    return found
+    return sets
 
 
 def labelled_clips(targets: Path, feature_root: Path | None, data_root: Path | None) -> Clips:
-    """The clip set, of any kind, that a file of labels is of; UserError if that is not one."""
-    found: dict[str, Clips] = {}
+    """The clip set, of any kind, whose clips a file of labels names; UserError unless it is exactly one."""
+    sets: dict[str, Clips] = {}
     if feature_root is not None:
-        found |= open_stores(feature_root)
+        sets |= open_stores(feature_root)
     elif data_root is not None:
-        found |= {path.parent.name: read_clip_set(path.parent) for path in sorted(data_root.glob("*/clipset.json"))}
-    if not found:
+        sets |= {path.parent.name: read_clip_set(path.parent) for path in sorted(data_root.glob("*/clipset.json"))}
+    if not sets:
         raise UserError(f"no clip set under {data_root}: make one with step1_generate.py, or name a --feature-root")
-    return labelled_set(targets, found, feature_root or data_root)
+    return labelled_set(targets, sets, feature_root or data_root)
 
 
 def audit(clips: Clips, grouping: str = "direction_spatial_sector", n_folds: int = N_FOLDS, seed: int = 0) -> Audit:
@@ -140,16 +140,16 @@ def audit(clips: Clips, grouping: str = "direction_spatial_sector", n_folds: int
     r2, low, high = decoded(clips.name, clips.clips, targets, read, folds)
     by_start = None
     if "start_index" in clips.clips and clips.clips["start_index"].nunique() >= 3 and grouping != BY_START:
-        again = repeated_folds(clips, BY_START, n_folds, seed, 1)
-        there = decoded(clips.name, clips.clips, targets, read, again)
-        by_start = Audit(clips.name, len(clips.clips), again[0].n_groups, BY_START, correlation.iloc[:0], *there)
-    made = Audit(clips.name, len(clips.clips), folds[0].n_groups, grouping, correlation, r2, low, high, by_start)
-    made.found.extend([*_what_place_tells(made, clips), *_unbalanced(clips)])
+        start_folds = repeated_folds(clips, BY_START, n_folds, seed, 1)
+        tables = decoded(clips.name, clips.clips, targets, read, start_folds)
+        by_start = Audit(clips.name, len(clips.clips), start_folds[0].n_groups, BY_START, correlation.iloc[:0], *tables)
+    audited = Audit(clips.name, len(clips.clips), folds[0].n_groups, grouping, correlation, r2, low, high, by_start)
+    audited.notes.extend([*_what_place_tells(audited, clips), *_unbalanced(clips)])
     if torn := torn_orbit(clips.clips, folds[0].group):
-        made.found.append(
+        audited.notes.append(
             f"{torn[0]} and {torn[1]} are of one orbit and in two groups: regroup with --grouping position"
         )
-    return made
+    return audited
 
 
 def audit_labels(
@@ -218,7 +218,7 @@ def audit_targets(clips: Clips) -> list[Variable]:
 
 
 def confounds(clips: Clips) -> pd.DataFrame:
-    """The numbers of the module's docstring, a row a clip in the order of `clips.clips`; `visible_fraction` only
+    """The numbers of the module's docstring, one row per clip in the order of `clips.clips`; `visible_fraction` only
     where the clips carry it. UserError if a clip has no ground truth."""
     places = places_of(clips, ("x_px", "y_px"))
     start, end = places[:, 0], places[:, -1]
@@ -253,7 +253,7 @@ def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     """What each reader knows of every clip, by name: [clips, any]."""
     places = places_of(clips, ("x_px", "y_px"))
     n_frames = places.shape[1]
-    found = {
+    known = {
         name: place_features(numbers[list(parts)].to_numpy())
         for name, parts in SOURCES.items()
         if set(parts) <= set(numbers.columns)
@@ -261,25 +261,25 @@ def readers(clips: Clips, numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     tubelets = places.reshape(len(places), -1, 2, 2).mean(2) if n_frames % 2 == 0 else places
     single = {"first tubelet": tubelets[:, 0], "last tubelet": tubelets[:, -1], "mean place": places.mean(1)}
     single |= {f"frame {frame}": places[:, frame] for frame in range(n_frames)}
-    found |= {name: place_features(place) for name, place in single.items()}
-    found |= {f"{name}, kernel": _bumps(place, places) for name, place in single.items()}
+    known |= {name: place_features(place) for name, place in single.items()}
+    known |= {f"{name}, kernel": _bumps(place, places) for name, place in single.items()}
     steps, period = np.diff(places, axis=1), step1_settings(clips).get("period_m")
     if period:  # on an endless floor modulo its period
         metres = np.diff(places_of(clips, ("x_m", "y_m")), axis=1)
         steps = np.mod(metres + period / 2, period) - period / 2
-    found["two frames, linear"] = steps[:, -1]
-    found["two frames"] = _with_unit(steps[:, -1])
+    known["two frames, linear"] = steps[:, -1]
+    known["two frames"] = _with_unit(steps[:, -1])
     if clips.name == "turns":  # a turn comes between two tubelets
-        found |= {f"frames {at}, {at + 1}": _with_unit(steps[:, at]) for at in range(0, n_frames - 1, 2)}
+        known |= {f"frames {at}, {at + 1}": _with_unit(steps[:, at]) for at in range(0, n_frames - 1, 2)}
     way = np.concatenate([np.zeros_like(steps[:, :1]), steps.cumsum(1)], axis=1)  # unwrapped
-    found["three places"] = (way[:, -1] - way[:, n_frames // 2]) / (n_frames - 1 - n_frames // 2) - (
+    known["three places"] = (way[:, -1] - way[:, n_frames // 2]) / (n_frames - 1 - n_frames // 2) - (
         way[:, n_frames // 2] - way[:, 0]
     ) / (n_frames // 2)
     if clips.name == "acceleration":
         length = np.linalg.norm(steps, axis=2)
-        found["mean speed, path"] = place_features(np.column_stack([length.mean(1), np.hypot(*way[:, -1].T)]))
-        found["first velocity"], found["last velocity"] = (place_features(steps[:, at]) for at in (0, -1))
-    return found
+        known["mean speed, path"] = place_features(np.column_stack([length.mean(1), np.hypot(*way[:, -1].T)]))
+        known["first velocity"], known["last velocity"] = (place_features(steps[:, at]) for at in (0, -1))
+    return known
 
 
 def _with_unit(vectors: np.ndarray) -> np.ndarray:
@@ -310,8 +310,8 @@ def _correlations(targets: list[Variable], numbers: pd.DataFrame) -> pd.DataFram
 def decoded(
     name: str, clips: pd.DataFrame, targets: list[Variable], read: dict[str, np.ndarray], folds: tuple[Folds, ...]
 ) -> list[pd.DataFrame]:
-    """R^2 of every target (the index) of a set's clips by every reader (a column), and both ends of its interval; with
-    single frames among the readers also by the frame and reader that tells most (WORST)."""
+    """Three tables: R^2 of every target (a row) by every reader (a column), and both ends of its interval. Where single
+    frames are among the readers, WORST is the one that tells most."""
     if folds[0].n_folds < 3:
         raise UserError(
             f"{name}: an audit needs at least 3 folds; its {folds[0].n_groups} groups of clips make "
@@ -322,13 +322,13 @@ def decoded(
     layers = tuple(range(len(features)))  # a reader stands where an encoder has a layer
     data = ProbeData(name, clips, folds[0].group, tuple(targets), layers, len(layers), features.__getitem__)
     scores = score(cross_validate(data, folds, linear_solver("ridge", threads=1), ("nested",)))
-    found = {}
+    rows = {}  # by target: R^2 and both ends of its interval, [readers, 3]
     for target in targets:
         own = scores.main(target.name)
         value_and_ends = np.column_stack([own.pooled("r2"), own.interval("r2")])
-        found[target.name] = np.where(varies[:, None], value_and_ends, np.nan)
+        rows[target.name] = np.where(varies[:, None], value_and_ends, np.nan)
     tables = [
-        pd.DataFrame.from_dict({name: own[:, at] for name, own in found.items()}, orient="index", columns=list(read))
+        pd.DataFrame.from_dict({name: own[:, at] for name, own in rows.items()}, orient="index", columns=list(read))
         for at in range(3)
     ]
     frames = [name for name in read if name.startswith("frame ")]
@@ -342,15 +342,15 @@ def decoded(
 # ---------------------------------------------------------------- what a reader must know
 
 
-def _what_place_tells(made: Audit, clips: Clips) -> list[str]:
+def _what_place_tells(audited: Audit, clips: Clips) -> list[str]:
     """Where the two groupings disagree on what one place tells, and whether a set in orbits keeps its promise."""
     lines = []
-    if made.by_start is not None:
+    if audited.by_start is not None:
         for reader in ("last tubelet", "mean place"):
-            lines += _disagreements(reader, made.grouping, made.r2[reader], made.by_start.r2[reader])
+            lines += _disagreements(reader, audited.grouping, audited.r2[reader], audited.by_start.r2[reader])
     most = MOST_OF_PLACE.get(str(step1_settings(clips).get("start_positions")))
     if most is not None:
-        kept = made if made.grouping == BY_START or made.by_start is None else made.by_start
+        kept = audited if audited.grouping == BY_START or audited.by_start is None else audited.by_start
         for target in [name for name in kept.r2.index if name.split("_")[0] in _VECTORS]:
             if kept.r2.loc[target, WORST] > most:
                 lines.append(f"one place reads {target} at {kept.r2.loc[target, WORST]:.2f}, above {most:.2f}")
@@ -360,8 +360,8 @@ def _what_place_tells(made: Audit, clips: Clips) -> list[str]:
 def _disagreements(reader: str, grouping: str, own: pd.Series, by_start: pd.Series) -> list[str]:
     """Targets of which a reader of place reads more under one grouping than under the other."""
     gap, lines = own - by_start, []
-    told = (gap.abs() > MOST_APART) & (np.maximum(own, by_start) > MOST_APART)
-    for target in gap.index[told]:
+    apart = (gap.abs() > MOST_APART) & (np.maximum(own, by_start) > MOST_APART)
+    for target in gap.index[apart]:
         lines.append(
             f"{reader} reads {target} at {own[target]:.2f} under {grouping} and at {by_start[target]:.2f} by start "
             f"draw: the grouping {'hides' if gap[target] < 0 else 'invents'} what place tells"
@@ -370,7 +370,7 @@ def _disagreements(reader: str, grouping: str, own: pd.Series, by_start: pd.Seri
 
 
 def grouping_notes(clips: FeatureStore, pooling: str, folds: tuple[Folds, ...], grouping: str, seed: int) -> list[str]:
-    """What a run must be told of its grouping: where the place that `pooling` sees tells more or less by start draw."""
+    """Notes on a run's grouping: targets of which the place that `pooling` sees tells more or less by start draw."""
     if not {"start_index", "direction_deg"} <= set(clips.clips.columns) or grouping == BY_START:
         return []
     if folds[0].n_folds < 3 or clips.clips["start_index"].nunique() < 3:
@@ -383,7 +383,7 @@ def grouping_notes(clips: FeatureStore, pooling: str, folds: tuple[Folds, ...], 
 
 
 def _unbalanced(clips: Clips) -> list[str]:
-    """Where orbits are not balanced: unit vectors and motions sum to 0, opposite clips cross the same places."""
+    """Where orbits lack balance: unit vectors and motions must sum to 0, opposite clips cross the same places."""
     if "point" not in clips.clips:
         return []
     table, lines = clips.clips, []

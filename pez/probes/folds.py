@@ -20,7 +20,7 @@ _GROUPS_DEALT = 20_000  # at most, in all of them: dealing takes time
 
 @dataclass(frozen=True)
 class Folds:
-    """`group` [n] names and `fold` [n] numbers of the clips, in the order of the store's clips; NEVER held out: -1."""
+    """The group (name) and fold (number) of every clip, [n], in the order of the store's clips; NEVER: in no fold."""
 
     group: np.ndarray
     fold: np.ndarray
@@ -51,7 +51,7 @@ class Folds:
 
 
 def make_folds(store: Clips, grouping: str, n_folds: int, seed: int = 0, targets: np.ndarray | None = None) -> Folds:
-    """Folds of a store's clips; UserError if the grouping leaves a single group or needs what is not there.
+    """Folds of a store's clips; UserError if the grouping leaves a single group or the clips lack what it needs.
 
     As far as the groups allow, every fold has its share of every direction, and the mean of what is probed (`targets`
     [n, k]): where a fold's mean target lies far from the training mean, R^2 falls below what is readable.
@@ -84,9 +84,9 @@ def repeated_folds(
 
 
 def swapped_folds(clips: pd.DataFrame, group: np.ndarray, factor: str) -> Folds:
-    """A fold per level of a factor that varies (a column of the clip table): the others train, it is read.
+    """A fold per level of `factor`, a column of the clip table: its clips are read, those of other levels train.
 
-    Raises UserError for a factor that does not vary, or a group whose clips have several levels.
+    UserError for a factor that does not vary, or a group whose clips have several levels.
     """
     if factor not in clips or clips[factor].nunique() < 2:
         raise UserError(
@@ -130,8 +130,8 @@ def unshuffled_folds(group: np.ndarray, n_folds: int, what: str) -> np.ndarray:
 
 
 def label_folds(labels: Labels, named: str | None, n_folds: int, seed: int, repeats: int) -> tuple[Folds, ...]:
-    """Folds of clips with labels of one's own: `named` is the column that groups them, None for equal labels; even in
-    the first class and in the mean of numbers."""
+    """Folds of clips with labels of one's own: `named` is the column that groups them, None for equal labels. Folds are
+    even in the first label of kind class, and in the means of numbers."""
     strata = next((v.targets.argmax(1) for v in labels.variables if v.kind == "class"), None)
     numbers = [v.targets for v in labels.variables if v.kind != "class"]
     targets = np.concatenate(numbers, axis=1) if numbers else None
@@ -180,8 +180,7 @@ def grouped_folds(
 ) -> np.ndarray:
     """Fold number of every clip, [n]: groups whole; folds even in size, and in `strata` [n] if given.
 
-    With `targets` [n, k], of several such divisions the one whose folds' means are nearest to the mean of all clips,
-    in standard deviations, the largest over folds and columns.
+    With `targets` [n, k] several such divisions are drawn, and the one whose `unevenness` is least is taken.
 
     With fewer groups than `n_folds` there are as many folds as groups. Where every stratum has fewer clips than there
     are folds, none can be spread and `strata` has no say. UserError for a single group.

@@ -123,28 +123,28 @@ def write_movie_run(
         pd.DataFrame() if with_epoch else run_convergence(scores),
         movie_predictions(predictions, with_epoch),
     )
-    answered = []
+    answer_paths = []
     if args.leaderboard is not None:
-        found, told = _answered(args.leaderboard, predictions, curve, solver, held_out)
-        record["leaderboard"] = {"file": args.leaderboard.name, **told}
-        answered = [write_leaderboard(args.leaderboard, found, told["task"])]
+        answer_rows, facts = _leaderboard_answers(args.leaderboard, predictions, curve, solver, held_out)
+        record["leaderboard"] = {"file": args.leaderboard.name, **facts}
+        answer_paths = [write_leaderboard(args.leaderboard, answer_rows, facts["task"])]
     results, controls, convergence, predicted = (table.assign(recipe=options.recipe) for table in tables)
-    made = Tables(results, controls, convergence, predicted, record)
-    for path in [*write_tables(options.results_dir, options.run_name, MOVIES, made)[::-1], *answered]:
+    run_tables = Tables(results, controls, convergence, predicted, record)
+    for path in [*write_tables(options.results_dir, options.run_name, MOVIES, run_tables)[::-1], *answer_paths]:
         print(f"wrote {path}")
-    return made
+    return run_tables
 
 
 def answers(predictions: Sequence[Predictions]) -> pd.DataFrame:
-    """Out-of-fold `score` of every movie (`clip_id`) of a main curve, by the protocol to quote: of each fold at the
-    layer whose pairwise accuracy is highest on the other folds, the first of equals. First repeat only."""
+    """Out-of-fold `score` of every movie (`clip_id`) of a main curve, by the protocol to quote; first repeat only. Each
+    fold is answered at the layer whose pairwise accuracy is highest on the other folds (the first of equals)."""
     curve = _quoted_main(predictions)
-    fold, found = curve.fold[0], np.zeros(len(curve.clips))
+    fold, scores = curve.fold[0], np.zeros(len(curve.clips))
     for number in range(curve.n_folds):
         held = np.flatnonzero(fold == number)
         best = int(np.argmax(_pairwise_accuracy(curve, 0, np.flatnonzero(fold != number))))
-        found[held] = curve.predicted[0, best, held, 0]
-    return pd.DataFrame({"clip_id": curve.clips["clip_id"], "score": found})
+        scores[held] = curve.predicted[0, best, held, 0]
+    return pd.DataFrame({"clip_id": curve.clips["clip_id"], "score": scores})
 
 
 def _quoted_main(predictions: Sequence[Predictions]) -> Predictions:
@@ -162,9 +162,9 @@ def _pairwise_accuracy(curve: Predictions, repeat: int, rows: np.ndarray) -> lis
 def chosen_over_folds(predictions: Sequence[Predictions], solver: Solver) -> tuple[int, Choice]:
     """The layer and setting for movies that no fold holds, from what the folds of a main curve chose.
 
-    By the protocol to quote: the layer whose out-of-fold pairwise accuracy is highest (the mean over repeats, the first
-    of equals); there the setting that most folds chose (of equals the first of the grid), for the mean of the epochs
-    that they chose with it.
+    By the protocol to quote. The layer is the one whose out-of-fold pairwise accuracy is highest (the mean over
+    repeats, the first of equals). The setting is the one that most folds chose at that layer (of equals the
+    first of the grid), for the mean of the epochs that they chose with it.
     """
     curve = _quoted_main(predictions)
     repeats = range(len(curve.fold))
@@ -181,7 +181,7 @@ def chosen_over_folds(predictions: Sequence[Predictions], solver: Solver) -> tup
     return layer, Choice(number, epochs, chosen.learning_rate, chosen.weight_decay)
 
 
-def _answered(
+def _leaderboard_answers(
     path: Path, predictions: Sequence[Predictions], curve: Curve, solver: Solver, held_out: FeatureStore | None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Answers for a leaderboard's file, `clip_id score`, and what the record says of them.
@@ -189,11 +189,11 @@ def _answered(
     Out of fold; or of `held_out` movies, by a probe trained on all movies of the main curve.
     """
     if held_out is None:
-        found = answers(predictions)
-        possible = curve.data.clips.set_index("clip_id")["possible"][found["clip_id"]]
-        right = video_accuracy(possible, found["score"] > 0)
+        out_of_fold = answers(predictions)
+        possible = curve.data.clips.set_index("clip_id")["possible"][out_of_fold["clip_id"]]
+        right = video_accuracy(possible, out_of_fold["score"] > 0)
         print(f"{path}: out-of-fold answers of {MAIN_SPLIT}, {right:.3f} of the videos right")
-        return found, {"task": MAIN_SPLIT, "video_accuracy": right}
+        return out_of_fold, {"task": MAIN_SPLIT, "video_accuracy": right}
     layer, choice = chosen_over_folds(predictions, solver)
     if isinstance(solver, LinearSolver):  # --until-converged may have chosen more epochs than it was given
         solver = dataclasses.replace(solver, epochs=max(solver.epochs, choice.epochs))
@@ -205,15 +205,15 @@ def _answered(
         f"weight decay {choice.weight_decay:g}, {choice.epochs} epochs; {protocol} choice on {MAIN_SPLIT}'s folds), "
         f"trained on all {n_movies} movies of {MAIN_SPLIT}"
     )
-    told = {"task": HELD_OUT_SPLIT, "protocol": protocol, "trained_on": n_movies, "layer": layer}
-    told |= {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epochs": choice.epochs}
-    return pd.DataFrame({"clip_id": held_out.clips["clip_id"], "score": scores}), told
+    facts = {"task": HELD_OUT_SPLIT, "protocol": protocol, "trained_on": n_movies, "layer": layer}
+    facts |= {"lr": choice.learning_rate, "weight_decay": choice.weight_decay, "epochs": choice.epochs}
+    return pd.DataFrame({"clip_id": held_out.clips["clip_id"], "score": scores}), facts
 
 
 def run_movies(args: argparse.Namespace) -> Tables:
     """The linear probe of movies, as the command line says."""
     options = from_arguments(MovieOptions, args)
-    chosen_protocols(options.protocol, options.folds)  # bad options are told before any work
+    chosen_protocols(options.protocol, options.folds)  # bad options stop the run before any work
     with run_lock(options.results_dir, options.run_name):
         features = movie_features(args, POOLING_OF_LINEAR, options.control)
         curve = movie_curve(options, features, args, POOLING_OF_LINEAR)
@@ -256,15 +256,16 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
     """The main curve and its controls as pez/probes/validation/checkpoints.py trains them."""
 
     def described(data: ProbeData, protocols: tuple[str, ...]) -> dict[str, Any]:
-        made = {key: data.described[key] for key in ("model", "weights_sha256", "transform", "frame_order", "clip_set")}
+        of_features = ("model", "weights_sha256", "transform", "frame_order", "clip_set")
+        features = {key: data.described[key] for key in of_features}
         asked = {"capture": curve.capture, "pooling": curve.pooling, "n_folds": options.folds}
-        chosen = {
+        choice = {
             "settings": [[setting.learning_rate, setting.weight_decay] for setting in solver.settings],
             "selection_metric": options.selection_metric,
         }
-        whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
+        control = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
         recipe = {} if options.recipe == OURS else {"recipe": options.recipe}
-        return {**made, **asked, **solver.recipe.told(), **chosen, **whose, **recipe, "store": data.described}
+        return {**features, **asked, **solver.recipe.told(), **choice, **control, **recipe, "store": data.described}
 
     work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
     return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
@@ -273,7 +274,7 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
 def run_attentive(args: argparse.Namespace) -> Tables | None:
     """The attentive probe of movies, as the command line says; None if pieces are left to other shards."""
     options = from_arguments(AttentiveOptions, args)
-    solver = attentive_solver(options)  # bad options are told before any work
+    solver = attentive_solver(options)  # bad options stop the run before any work
     with_fixed(options.protocol, options.folds, len(solver.settings))
     shard = check_shard(args.num_shards, args.shard_index)
     locks = options.results_dir / ".locks" / options.run_name
@@ -284,8 +285,8 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
         curves, directory = long_curves(curve, solver, options), options.results_dir / f"layers_{options.run_name}"
         predictions = cross_validate_long(curves, directory, solver, METRIC_OF[options.selection_metric], shard)
         if predictions is None:
-            there, total = count_pieces(curves, directory)
-            print(f"{directory}: {there} of {total} layers x folds; the shard that completes them writes the results")
+            done, total = count_pieces(curves, directory)
+            print(f"{directory}: {done} of {total} layers x folds; the shard that completes them writes the results")
             return None
         several = options.selection_metric if len(solver.settings) > 1 else ""
         chosen = choice_words(curve.protocols, solver.stops_by, several, "scenes")

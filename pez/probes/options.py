@@ -299,17 +299,17 @@ def by_recipe(options: Options, given: Collection[str] | None = None) -> Options
     for name, value in values.items():
         own = getattr(options, name)
         if name in given and own != value:
-            said = "" if isinstance(own, bool) else f" {own}"
+            shown = "" if isinstance(own, bool) else f" {own}"
             means = "" if isinstance(value, bool) else f", which means {value}"
             option_name = _names(fields[name])[0]
-            raise UserError(f"{option_name}{said} does not go with --recipe published{means}: leave one of them out")
+            raise UserError(f"{option_name}{shown} does not go with --recipe published{means}: leave one of them out")
     if isinstance(options, AttentiveOptions):
         values |= {name: value for name, value in PUBLISHED_DEFAULTS.items() if name not in given}
     return dataclasses.replace(options, **values)
 
 
 def check_ranges(options: RunOptions) -> None:
-    """UserError for the first option whose value is out of its range: of options that no parser has checked."""
+    """UserError for the first option whose value is out of its range, for options that no parser has checked."""
     for field in dataclasses.fields(options):
         kind, value = field.metadata["option"]["type"], getattr(options, field.name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -36,16 +36,17 @@ _OF_PROBE = ("layer", "score", "rounding", "lr", "weight_decay", "epoch", "kind"
 class Choice(NamedTuple):
     """What was chosen for one variable in one fold: the setting, by number and values, and the epochs it trains.
 
-    How its training went, where that is known: `judges` inner probes of that setting, of which `late` ended because
-    their epochs did; their mean validation `loss`, and that of the best ridge on the same rows, `ridge_loss`; whether
-    the setting lies `at_edge` of the grid; the refit's `training_loss`, and the `smallest_loss` of its norm.
+    The rest says how training went, where that is known. `inner_probes` had that setting, each with a validation fold
+    of its own; `late` of them were ended by the number of epochs. `loss` is their mean validation loss, `ridge_loss`
+    that of the best ridge on the same rows. `at_edge`: the setting lies at an edge of the grid. `training_loss` is the
+    refit's, `smallest_loss` the least that weights of its norm reach.
     """
 
     setting: int
     epochs: int
     learning_rate: float = float("nan")
     weight_decay: float = float("nan")
-    judges: int = 0
+    inner_probes: int = 0
     late: int = 0
     loss: float = float("nan")
     ridge_loss: float = float("nan")
@@ -59,9 +60,9 @@ class Predictions:
     """One variable of one curve under one protocol; n clips, k components, L layers, R repeats.
 
     `layers` [L]; `clips` a row per clip with `clip_id`; `group` [n]; `fold` [R, n], NEVER for a clip never held out;
-    `predicted` [R, L, n, k], NaN there; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer, fold)
-    -> Choice, empty where they were not kept; `parts` rows by name of a part of the clips; `rounding` [R, L, n], the
-    size of a score's rounding error, NaN where it is not known.
+    `predicted` [R, L, n, k], NaN where NEVER; `control` and `control_seed` as of ProbeData; `choices` (repeat, layer,
+    fold) -> Choice, empty where they were not kept; `parts` rows by name of a part of the clips; `rounding` [R, L, n],
+    the size of a score's rounding error, NaN where it is not known.
     """
 
     variable: Variable

@@ -47,21 +47,21 @@ def with_fixed(protocol: str, n_folds: int, n_settings: int) -> tuple[str, ...]:
 
 
 def quoted_protocol(names: Iterable[str]) -> str:
-    """Of the protocols that a curve was probed by, the one to quote; any where none is known."""
-    there = set(names)
-    return next((name for name in PREFERRED if name in there), min(there))
+    """Of the protocols that a curve was probed by, the one to quote; of unknown ones the first by name."""
+    probed = set(names)
+    return next((name for name in PREFERRED if name in probed), min(probed))
 
 
 def choice_words(protocols: Iterable[str], epoch: str, setting: str, what: str) -> str:
-    """What was chosen on what, for people: `epoch` and `setting` say by what each is chosen ("" where there is one
-    only), `what` is held out together: "scenes", "clips"."""
+    """For people: what each protocol chose, and on which clips. `epoch` and `setting` name the measure that chooses
+    each ("" where there is only one); `what` is held out together: "scenes", "clips"."""
     chosen = [f"{name} by {how.replace('_', ' ')}" for name, how in (("epoch", epoch), ("setting", setting)) if how]
     where = {"paper": f"on the reported {what}", "nested": f"on {what} of the training folds"}
-    said = [f"{name}: {' and '.join(chosen)}, {where[name]}" for name in protocols if name in where]
-    return "; ".join(said) or "nothing is chosen"
+    clauses = [f"{name}: {' and '.join(chosen)}, {where[name]}" for name in protocols if name in where]
+    return "; ".join(clauses) or "nothing is chosen"
 
 
 def spoken_protocol(protocols: Iterable[str]) -> str:
     """What tables call the protocols of a run: "both", or the only one."""
-    there = list(protocols)
-    return "both" if len(there) > 1 else there[0]
+    names = list(protocols)
+    return "both" if len(names) > 1 else names[0]

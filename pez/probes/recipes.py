@@ -2,7 +2,7 @@
 
 `--recipe published` is for comparing numbers with those that PEZ-Reproduction published: what is left between two such
 curves is error, not recipe (docs/differences.md says what each choice does). It is never the default and never what to
-quote. Its choices are values of options where there are such (`PUBLISHED_OPTIONS`); the others are made
+quote. Those of its choices that are options are in `PUBLISHED_OPTIONS`; the others are made in
 
     folds, groups          pez/probes/folds.py: unshuffled, in the order of the groups; five sectors on the picture
     targets, scores        kinds of their own (pez/probes/scores/kinds.py), which `as_published` gives to variables

@@ -8,8 +8,8 @@
                            checksum of every file above
 
 A results table names, in `features_fingerprint` and `predictions_fingerprint`, the features (`FeatureStore.content`)
-and the file of predictions that it was made from. Files that are not those of one run are refused where they are read;
-runs of versions that wrote no checksums are read without.
+and the file of predictions that it was made from. Files of different runs are refused when they are read; runs of
+versions that wrote no checksums are read without that check.
 
 Inside, a score has a protocol and one name. In the tables, columns without a protocol's name are of
 
@@ -17,8 +17,8 @@ Inside, a score has a protocol and one name. In the tables, columns without a pr
     movies               `nested`, or the only protocol that was run; METRIC_paper_... are of `paper`
 
 `optimism` is what `paper` claims more than `nested`. Under "fixed setting" nothing is chosen, so paper and nested are
-one: the same columns, an optimism of 0. METRIC_mean and METRIC_std are over folds; METRIC_pooled is over all held-out
-clips, and intervals (balls: METRIC_pooled_low, METRIC_pooled_high; movies: METRIC_low, METRIC_high) are of that.
+equal, with an optimism of 0. METRIC_mean and METRIC_std are over folds; METRIC_pooled is over all held-out clips, and
+intervals (balls: METRIC_pooled_low, METRIC_pooled_high; movies: METRIC_low, METRIC_high) are of that.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def convergence_rows(scored: Scored) -> pd.DataFrame:
                 "lr": choice.learning_rate,
                 "weight_decay": choice.weight_decay,
                 "epochs": choice.epochs,
-                "n_inner_probes": choice.judges,
+                "n_inner_probes": choice.inner_probes,
                 "n_at_last_epoch": choice.late,
                 "at_grid_edge": choice.at_edge,
                 "training_loss": choice.training_loss,
@@ -145,8 +145,8 @@ def over_layers(rows: pd.DataFrame, layers: np.ndarray, depth: int) -> pd.DataFr
     if len(set(rows["layer"])) > 1 or len(layers) == 1:
         return rows
     fractions = layer_fraction(np.asarray(layers), depth)
-    found = [rows.assign(layer=layer, layer_fraction=at) for layer, at in zip(layers, fractions)]
-    return pd.concat(found, ignore_index=True)
+    copies = [rows.assign(layer=layer, layer_fraction=at) for layer, at in zip(layers, fractions)]
+    return pd.concat(copies, ignore_index=True)
 
 
 # ---------------------------------------------------------------- balls and own labels
@@ -177,7 +177,7 @@ def ball_results(
 ) -> pd.DataFrame:
     """Rows of results_RUN.csv, by variable and layer.
 
-    `depths` and `described` (what the rows of one variable say of how they were made) are by variable.
+    `depths` and `described` (the columns that say how a variable's rows were made) are by variable.
     """
     tables = []
     for name in scores.variables():
@@ -210,11 +210,11 @@ def ball_controls(
     scores: Scores,
     depths: Mapping[str, int],
     described: Mapping[str, Mapping[str, Any]],
-    made: Mapping[tuple[str, str, int], Mapping[str, Any]],
+    encoders: Mapping[tuple[str, str, int], Mapping[str, Any]],
 ) -> pd.DataFrame:
     """Rows of controls_RUN.csv: a row per control, seed, variable and layer; empty without controls.
 
-    `depths` and `described` as of `ball_results`; `made` is what a control's features are (`model weights`), by
+    `depths` and `described` as of `ball_results`; `encoders` is what a control's features are (`model weights`), by
     variable, control and seed.
     """
     tables = []
@@ -237,12 +237,12 @@ def ball_controls(
         rows = pd.DataFrame({**named, "layer": scored.layers})
         rows["layer_fraction"] = layer_fraction(rows["layer"], depths[name])
         columns = ball_columns(scored)
-        if control == UNIQUE:  # of the layer and the others together: what is told is what it adds
+        if control == UNIQUE:  # scored with the others together; the table has what the layer adds
             gained, curve = scores.unique(name)
             stem, ends = f"{main.kind.headline}_pooled", ends_of(curve, len(gained))
             columns = pd.DataFrame({stem: gained, f"{stem}_low": ends[:, 0], f"{stem}_high": ends[:, 1]})
         rows = pd.concat([rows.assign(protocol=predictions.protocol), columns], axis=1)
-        rows = over_layers(rows.assign(**made[name, control, seed]), main.layers, depths[name])
+        rows = over_layers(rows.assign(**encoders[name, control, seed]), main.layers, depths[name])
         compared = control in BESIDE or is_floor(control, described[name]["pooling"])
         if compared and len(rows) == len(main.layers):
             gained, ends = scores.selectivity(name, control)
@@ -274,8 +274,7 @@ def movie_protocols(by_protocol: Sequence[Scored], depth: int, with_epoch: bool)
     quoted = by_protocol[-1]
     rows = movie_columns(quoted, depth, with_epoch)
     if not with_epoch:  # a linear probe
-        told = convergence_columns(quoted).set_index(quoted.layers)
-        rows = rows.join(told, on="layer")
+        rows = rows.join(convergence_columns(quoted).set_index(quoted.layers), on="layer")
     paper = rows if quoted.predictions.protocol == FIXED else None
     if len(by_protocol) > 1:
         paper = movie_columns(by_protocol[0], depth, with_epoch)
@@ -338,9 +337,9 @@ class Tables:
 def write_tables(directory: Path, run_name: str, kind: str, tables: Tables) -> list[Path]:
     """Write a run's tables and its record, each whole; returns their paths, the results table last."""
     record_path = directory / f"{RECORDS[kind]}_{run_name}.json"
-    made = write_parquet(directory / f"predictions_{run_name}.parquet", tables.predictions)
-    made_print = fingerprint_of_files([made])
-    results = tables.results.assign(predictions_fingerprint=made_print)
+    parquet = write_parquet(directory / f"predictions_{run_name}.parquet", tables.predictions)
+    parquet_print = fingerprint_of_files([parquet])
+    results = tables.results.assign(predictions_fingerprint=parquet_print)
     texts = {}
     for stem, rows in (("controls", tables.controls), ("convergence", tables.convergence), ("results", results)):
         path = directory / f"{stem}_{run_name}.csv"
@@ -349,10 +348,10 @@ def write_tables(directory: Path, run_name: str, kind: str, tables: Tables) -> l
         else:
             texts[path] = rows.to_csv(index=False)
     files = {path.name: fingerprint_of_bytes(text.encode()) for path, text in texts.items()}
-    record = {**tables.record, "provenance": provenance(), "files": {**files, made.name: made_print}}
-    *others, last = texts  # the results come last: what they are made from is there
+    record = {**tables.record, "provenance": provenance(), "files": {**files, parquet.name: parquet_print}}
+    *others, last = texts  # the results come last: what they are made from is on the disk by then
     written = [write_text(path, texts[path]) for path in others]
-    return [*written, made, write_json(record_path, record), write_text(last, texts[last])]
+    return [*written, parquet, write_json(record_path, record), write_text(last, texts[last])]
 
 
 def movie_predictions(predictions: Sequence[Predictions], with_epoch: bool) -> pd.DataFrame:
@@ -379,7 +378,8 @@ def result_paths(results_dir: str | Path) -> list[Path]:
 class Run:
     """A run in a results folder: its results table and when it was written (seconds); the rest is read when asked.
 
-    Whatever is not there is empty; what is damaged, or was not written with the rest, is a UserError that names it.
+    A part that is missing is empty; a file that is damaged, or was not written with the rest, is a UserError that
+    names it.
     """
 
     directory: Path
@@ -398,7 +398,7 @@ class Run:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Of several runs the one that ranks highest is shown: the newest, and before all those of another recipe."""
+        """Of several runs the one that ranks highest is shown: this project's recipe before others, then the newest."""
         return self.value("recipe", OURS) == OURS, self.written
 
     @cached_property
@@ -426,18 +426,18 @@ class Run:
 
         Of a run of an earlier version only what its record says is checked.
         """
-        results, made = self.path("results", ".csv"), self.path("predictions", ".parquet")
+        results, predictions = self.path("results", ".csv"), self.path("predictions", ".parquet")
         if "predictions_fingerprint" in self.table and not self.record.get("files"):
             missing = self.path(RECORDS[self.kind], ".json")
             raise UserError(f"{missing} is missing, or is of another run than {results.name}: rerun {self.step}")
         self.check_file(results)
-        if made.is_file():
-            self.check_file(made)
+        if predictions.is_file():
+            self.check_file(predictions)
         return self
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """config_RUN.json or summary_RUN.json; empty if it is not there."""
+        """config_RUN.json or summary_RUN.json; empty if it is missing."""
         path = self.path(RECORDS[self.kind], ".json")
         return read_record(path, BallRunRecord if self.kind == BALL else MovieRunRecord) if path.is_file() else {}
 
@@ -499,9 +499,9 @@ def read_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> It
             continue
         kind = MOVIES if "subtask" in table else BALL
         run = Run(Path(results_dir), name, kind, checked(path, RESULTS, table), path.stat().st_mtime).check()
-        told = run.record.get("provenance", {}).get("written")
-        if told is not None:  # a copied file has another date
-            run = dataclasses.replace(run, written=datetime.strptime(str(told), "%Y-%m-%dT%H:%M:%S%z").timestamp())
+        written = run.record.get("provenance", {}).get("written")
+        if written is not None:  # a copied file has another date
+            run = dataclasses.replace(run, written=datetime.strptime(str(written), "%Y-%m-%dT%H:%M:%S%z").timestamp())
         yield run
 
 

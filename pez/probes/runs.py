@@ -87,8 +87,8 @@ def validated(
     """Predictions of main curves, then of their controls, under one progress bar; and, by name, the weights of the main
     curves' nested refits, if the probes are linear.
 
-    Linear main curves are checked for convergence; with --until-converged layers that had not are probed again, for
-    more epochs.
+    Linear main curves are checked for convergence. With --until-converged, layers that had not converged are probed
+    again, for more epochs.
     """
     work = [(curve, curve.data, curve.protocols, solver) for curve in curves]
     controls = [
@@ -98,26 +98,26 @@ def validated(
     ]
     work += sorted(controls, key=lambda each: each[3] is not solver)  # those with a solver of their own come last
     total = sum(count_steps(by, own, len(data.layers), curve.repeats) for curve, data, own, by in work)
-    found: list[Predictions] = []
+    predictions: list[Predictions] = []
     probes: Probes = {}
     with progress(total=total, description=options.run_name, unit="probe") as bar:
         for curve, data, own, by in work:
             if data.control or not isinstance(by, LinearSolver):
-                found += cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update)
+                predictions += cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update)
                 continue
             new = cross_validate(data, curve.repeats, by, own, metric=metric, step=bar.update, probes=probes)
             new = beside_ridge(data, curve.repeats, by, new)
             if options.until_converged:
                 new = _until_converged(curve, by, metric, probes, new)
-            found += new
-    return found, probes
+            predictions += new
+    return predictions, probes
 
 
 def _until_converged(
-    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, found: list[Predictions]
+    curve: Curve, solver: LinearSolver, metric: str | None, probes: Probes, predictions: list[Predictions]
 ) -> list[Predictions]:
-    """`found`, with the layers that had not converged probed again, each time for MORE_EPOCHS times as many epochs."""
-    while (layers := unconverged_layers([each for each in found if each.protocol == "nested"])) and (
+    """`predictions`; layers that had not converged are probed again, each time for MORE_EPOCHS times as many epochs."""
+    while (layers := unconverged_layers([each for each in predictions if each.protocol == "nested"])) and (
         solver.epochs * MORE_EPOCHS <= MOST_EPOCHS
     ):
         solver = dataclasses.replace(solver, epochs=solver.epochs * MORE_EPOCHS)
@@ -125,9 +125,9 @@ def _until_converged(
         data = dataclasses.replace(curve.data, layers=layers)
         again = cross_validate(data, curve.repeats, solver, curve.protocols, metric=metric, probes=probes)
         again = beside_ridge(data, curve.repeats, solver, again)
-        found = [each.with_layers_of(again) for each in found if each.protocol != RIDGE]
-        found += [each for each in again if each.protocol == RIDGE]
-    return found
+        predictions = [each.with_layers_of(again) for each in predictions if each.protocol != RIDGE]
+        predictions += [each for each in again if each.protocol == RIDGE]
+    return predictions
 
 
 # ---------------------------------------------------------------- balls
@@ -197,18 +197,18 @@ def _curve(
     grouping: str,
 ) -> Curve:
     """A curve of some clips of a store, checked against what the options say of the features."""
-    capture, there = options.residual_capture, store.settings["captures"]
-    if capture not in there:
+    capture, stored = options.residual_capture, store.settings["captures"]
+    if capture not in stored:
         raise UserError(
-            f"{store.directory} holds {', '.join(there)}, but --residual-capture says {capture}: "
-            f"say {there[0]}, or extract with --capture {capture}"
+            f"{store.directory} holds {', '.join(stored)}, but --residual-capture says {capture}: "
+            f"say {stored[0]}, or extract with --capture {capture}"
         )
     pooling = store.check(capture, options.pooling)
-    made_with = store.settings["transform"]
-    if options.preprocessing != made_with:
+    transform = store.settings["transform"]
+    if options.preprocessing != transform:
         raise UserError(
-            f"{store.directory} was preprocessed with {made_with}, but --preprocessing says {options.preprocessing}: "
-            f"say {made_with}, or extract with --transform {options.preprocessing}"
+            f"{store.directory} was preprocessed with {transform}, but --preprocessing says {options.preprocessing}: "
+            f"say {transform}, or extract with --transform {options.preprocessing}"
         )
     losses = {KINDS[variable.kind].loss for variable in probed}
     if len(losses) > 1:
@@ -273,17 +273,17 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
     scores = score(predictions, options.bootstrap)
     depths: dict[str, int] = {}
     described: dict[str, dict[str, Any]] = {}
-    made: dict[tuple[str, str, int], dict[str, Any]] = {}
+    encoders: dict[tuple[str, str, int], dict[str, Any]] = {}
     for curve in curves:
         for variable in curve.data.variables:
             depths[variable.name] = curve.store.depth
             described[variable.name] = _described(options, curve, variable)
             for data in curve.controls:
-                told = {"model": data.described.get("model", ""), "weights": data.described.get("weights_label", "")}
-                made[variable.name, data.control, data.control_seed] = told
+                model, weights = data.described.get("model", ""), data.described.get("weights_label", "")
+                encoders[variable.name, data.control, data.control_seed] = {"model": model, "weights": weights}
     tables = (
         ball_results(options.run_name, scores, depths, described),
-        ball_controls(options.run_name, scores, depths, described, made),
+        ball_controls(options.run_name, scores, depths, described, encoders),
         run_convergence(scores),
         pd.concat([ball_rows(options.run_name, each) for each in predictions], ignore_index=True),
     )
@@ -293,7 +293,7 @@ def probe_balls(options: BallOptions, curves: Sequence[Curve]) -> Tables:
 
 
 def _described(options: BallOptions, curve: Curve, variable: Variable) -> dict[str, Any]:
-    """What the rows of one variable say of how they were made."""
+    """Columns that say how one variable's rows were made."""
     folds, settings = curve.folds, curve.store.settings
     least = LEAST_VARIANCE * variable.targets.var(0)
     direction = check_direction_target(options.probe_set, options.direction_target) if options.probe_set else ""
@@ -358,12 +358,12 @@ def _ball_record(options: BallOptions, curves: Sequence[Curve], solver: Solver) 
 def run_balls(args: argparse.Namespace) -> Tables:
     """Probe as the command line says and write the run's files; UserError before any work for bad options."""
     options = from_arguments(BallOptions, args)
-    curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store is said before any work
+    curves = [with_controls(options, curve) for curve in plan(options)]  # a missing store stops it before any work
     for curve in curves:
-        said = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]
+        control_notes = [f"note: {data.note} (seed {data.control_seed})" for data in curve.controls if data.note]
         asked = (curve.store, curve.pooling, curve.repeats, curve.grouping, options.seed)
-        place = [] if options.swap else grouping_notes(*asked)
-        for line in [*notes(options, curve), *place, *said]:
+        place_notes = [] if options.swap else grouping_notes(*asked)
+        for line in [*notes(options, curve), *place_notes, *control_notes]:
             print(line)
     with run_lock(options.results_dir, options.run_name):
         tables = probe_balls(options, curves)

@@ -2,7 +2,7 @@
 
 `r2_*`, `onset_layer` and `peak_layer` are of the plain columns' r2_mean (the published protocol, or the only one);
 `r2_nested_pooled_*`, `nested_half_rise_layer` and `nested_peak_layer` of r2_nested_pooled, the curve that figures show.
-Where R^2 is not what a kind of target is quoted by (classes: auc), its columns stand in the place of r2's. Onset and
+A kind of target that is quoted by another score (classes: auc) has that score's columns in place of r2's. Onset and
 half-rise here are the first layer at which the score has covered half of the way from chance to its peak; curves that
 never rise above chance have none. They describe a curve and test nothing: onsets with intervals,
 by the rules of pez/probes/scores/onset.py, are in the verdict files.
@@ -35,7 +35,7 @@ def ball_tables(results_dir: str | Path) -> pd.DataFrame:
 
 
 def summarize_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a run, protocol and variable from the rows of `ball_tables`."""
+    """One row per run, protocol and variable, from the rows of `ball_tables`."""
     runs = runs.assign(protocol=runs.get("protocol", "paper"))
     keys = ["run_name", "protocol", "variable"]
     table = pd.DataFrame([summarize_curve(curve) for _, curve in runs.groupby(keys, sort=False)])

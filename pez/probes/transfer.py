@@ -2,7 +2,7 @@
 
     python step3_probe.py transfer --run-name R --feature-root ROOT --probe-set fig2b_velocity_xy --pooling mean
 
-The nested protocol's refits are trained once a layer and fold, as `run` trains them; their weights then read the clips
+The nested protocol's refits are trained per layer and fold, as `run` trains them; their weights then read the clips
 of their fold, which they never saw, from every layer. By default each layer is put on the probe's scale first: every
 feature of layer j gets the mean and spread (over the fold's training clips) that it has at layer i, since a residual
 stream grows with depth and a probe that fails on a larger copy of the same code would say little. `--align none` reads
@@ -106,7 +106,7 @@ def read_from_every_layer(
     """Predictions of the probes of `layer` from every layer's features, [repeats, layers, n, k], each clip by the probe
     of its fold; NaN for clips that are never held out."""
     n, k = curve.data.targets.shape
-    found = np.full((len(curve.repeats), len(features), n, k), np.nan)
+    predicted = np.full((len(curve.repeats), len(features), n, k), np.nan)
     for repeat, folds in enumerate(curve.repeats):
         for fold, (train, held) in enumerate(folds.splits()):
             weight, bias = (
@@ -119,5 +119,5 @@ def read_from_every_layer(
                     own = other[train].std(0, correction=0)
                     scale = torch.where(own > 0, spread / torch.where(own > 0, own, 1.0), 0.0)
                     seen = (seen - other[train].mean(0)) * scale + mean
-                found[repeat, place, held] = (seen @ weight.T + bias).numpy()
-    return found
+                predicted[repeat, place, held] = (seen @ weight.T + bias).numpy()
+    return predicted

@@ -24,9 +24,9 @@ DIRECTION_TARGETS = ("angle", "sincos", "vxy")
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """What is probed together: the clip sets it needs, and `variables` (store of one of them, direction target) of it.
+    """What is probed together: its clip sets, and a function of one of them and a direction target to `variables`.
 
-    `direction_target` is the one that is meant where none is named; but for "angle" it is the only one of its set.
+    `direction_target` is the default; where it is not "angle", the set takes no other.
     """
 
     clip_sets: tuple[str, ...]
@@ -96,7 +96,7 @@ def check_direction_target(probe_set: str, direction_target: str | None) -> str:
 
 
 def variables(probe_set: str, store: Clips, direction_target: str) -> list[Variable]:
-    """Variables of `probe_set` that `store`'s clip set carries, with one row a clip in the order of `store.clips`.
+    """Variables of `probe_set` that `store`'s clip set carries, with one row per clip in the order of `store.clips`.
 
     Beside a direction stands its partner, the same in another form; after those of object 1, those of the other balls
     of a clip. Raises UserError if the store has no ground truth, or a clip has none.
@@ -130,8 +130,8 @@ def n_objects(clips: Clips) -> int:
 def direction_partner(store: Clips, direction_target: str) -> Variable:
     """The direction target to read beside the one asked for: `direction_sincos`, or `direction_angle` beside sincos."""
     partner = "angle" if direction_target == "sincos" else "sincos"
-    found = _direction(store, np.zeros((len(store.clips), 2)), partner)
-    return dataclasses.replace(found, name=f"direction_{partner}")
+    direction = _direction(store, np.zeros((len(store.clips), 2)), partner)
+    return dataclasses.replace(direction, name=f"direction_{partner}")
 
 
 def _direction(store: Clips, velocity: np.ndarray, target: str) -> Variable:

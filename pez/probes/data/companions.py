@@ -26,7 +26,7 @@ class Companions:
     control_seeds: int
 
     def __call__(self, control: str) -> list[tuple[FeatureStore, int]]:
-        """Its stores, with the seed of each; UserError, with the command that makes them, if there is none."""
+        """Its stores, with the seed of each; UserError, with the command that makes them, if there are none."""
         if not CONTROLS[control].seeded:
             return [(self.open(control, control), 0)]
         seeds = {
@@ -58,13 +58,13 @@ class Companions:
             keys += ["n_patches", "model"]
         if CONTROLS[control].encoder == "main":
             keys.append("weights_sha256")
-        there, wanted = (
+        own, main = (
             {**each.settings, "clip set fingerprint": each.settings.get("clip_set", {}).get("fingerprint")}
             for each in (store, self.store)
         )
         for key in keys:
-            if there.get(key) != wanted.get(key):
-                raise self._other(control, store, f"has {key} {there.get(key)}, the main features {wanted.get(key)}")
+            if own.get(key) != main.get(key):
+                raise self._other(control, store, f"has {key} {own.get(key)}, the main features {main.get(key)}")
         return store
 
     def _other(self, control: str, store: FeatureStore, what: str) -> UserError:

@@ -4,17 +4,16 @@ What each control means, and for which data, is in the one table pez/controls.py
 
     shuffled_labels    targets of other clips, permuted so that the true ones do not tell them (permutations.py)
     position           where the ball is, x_px and y_px, with squares and products (speed is even in where a ball has
-                       come to, so a linear reader of x and y misses it); one layer. A point a tubelet, the mean over
+                       come to, so a linear reader of x and y misses it); one layer. A point per tubelet, the mean over
                        its frames: two frames side by side would hold their difference, which is motion. The tubelet
                        that the pooling sees; of `mean` and `all` the mean over all tubelets: place alone, a floor.
-                       `temporal_diff` sees
-                       the first and the last tubelet, and so do two points, which hold motion: no floor
+                       `temporal_diff` sees the first and the last tubelet: two points, which hold motion, no floor
     reversed           a transfer: the probe trained on the features of the clips as they are reads the held-out clips
                        played backwards, scored against targets turned around. High: it reads motion; negative: place
-    all others         features of another store: of every layer, or of the one that there is without an encoder.
-                       Those of frames in another order also read by the probe of the clips as they are, against the
-                       targets as they are (`--control-mode read`, curves named NAME_read): how far the code itself
-                       changes where motion is gone. No floor: what another probe could read is in the refitted curve
+    all others         features of another store, of every layer (without an encoder there is one). With
+                       `--control-mode read` the probe of the clips as they are also reads frames in another order,
+                       against the targets as they are (curves NAME_read): how far the code itself changes where
+                       motion is gone. No floor: what another probe could read is in the refitted curve
 
 `--unique` asks what a layer tells beyond position, pixels and optical flow together: banded ridge reads those alone
 ("without_encoder") and with the layer; R^2 of the second less that of the first is "unique"
@@ -64,7 +63,7 @@ class ControlSource:
 
 
 def known_control(name: str, kind: str) -> str:
-    """`name` if it is a control of `kind`; else UserError, with the reason where there is one."""
+    """`name` if it is a control of `kind`; else UserError, with the reason where one is known."""
     if name in CONTROLS and kind in CONTROLS[name].not_for:
         raise UserError(f"--control {name} is not for IntPhys: {CONTROLS[name].not_for[kind]}: leave it out")
     if name in CONTROLS and CONTROLS[name].option:
@@ -74,12 +73,12 @@ def known_control(name: str, kind: str) -> str:
 
 def control_data(main: ProbeData, names: Sequence[str], source: ControlSource) -> list[ProbeData]:
     """The data of the controls `names`, each once; UserError, with the command that makes it, for a missing store."""
-    found: list[ProbeData] = []
+    data: list[ProbeData] = []
     for name in dict.fromkeys(names):
         known_control(name, source.kind)
         make = {"shuffled_labels": _shuffled_labels, "position": _position}.get(name, _of_other_stores)
-        found += make(dataclasses.replace(main, control=name), source)
-    return found
+        data += make(dataclasses.replace(main, control=name), source)
+    return data
 
 
 def beyond_data(main: ProbeData, source: ControlSource) -> tuple[ProbeData, ProbeData, list[tuple[int, str]]]:
@@ -132,10 +131,10 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
     in_other_order = control.frames is not None and control.encoder == "main"
     for store, seed in source.stores(base.control):
         features = store_features(store, source.capture, source.pooling, base.clips["clip_id"])
-        made: dict[str, Any] = {"control_seed": seed, "described": store.settings}
-        made["norm_mode"] = control.norm_mode or base.norm_mode
-        made["precision"] = feature_precision(store.settings, source.pooling)
-        read: dict[str, Any] = {"read_features": features, "stores": (*base.stores, store), **made}
+        changes: dict[str, Any] = {"control_seed": seed, "described": store.settings}
+        changes["norm_mode"] = control.norm_mode or base.norm_mode
+        changes["precision"] = feature_precision(store.settings, source.pooling)
+        read: dict[str, Any] = {"read_features": features, "stores": (*base.stores, store), **changes}
         if control.reads_back:
             yield dataclasses.replace(base, read_variables=played_backwards(base.variables), **read)
             continue
@@ -143,7 +142,7 @@ def _of_other_stores(base: ProbeData, source: ControlSource) -> Iterator[ProbeDa
             yield dataclasses.replace(base, control=f"{base.control}{READ}", **read)
         if not in_other_order or REFIT in source.modes:
             layers = base.layers if store.depth == source.store.depth else tuple(range(store.depth))
-            yield dataclasses.replace(base, features=features, layers=layers, stores=(store,), **made)
+            yield dataclasses.replace(base, features=features, layers=layers, stores=(store,), **changes)
 
 
 def played_backwards(variables: Sequence[Variable]) -> tuple[Variable, ...]:
@@ -151,7 +150,7 @@ def played_backwards(variables: Sequence[Variable]) -> tuple[Variable, ...]:
 
     UserError for labels whose meaning backwards nobody knows.
     """
-    by_name, found = {variable.name: variable for variable in variables}, []
+    by_name, backwards = {variable.name: variable for variable in variables}, []
     for variable in variables:
         if variable.clip_set not in ("velocity", "acceleration", "turns"):
             raise UserError(
@@ -161,8 +160,8 @@ def played_backwards(variables: Sequence[Variable]) -> tuple[Variable, ...]:
         if tubelet := re.fullmatch(r"(.*_t)(\d+)", variable.name):
             n_tubelets = sum(name.startswith(tubelet[1]) for name in by_name)
             source = by_name[f"{tubelet[1]}{n_tubelets - 1 - int(tubelet[2])}"]
-        found.append(dataclasses.replace(time_reversed(source), name=variable.name))
-    return tuple(found)
+        backwards.append(dataclasses.replace(time_reversed(source), name=variable.name))
+    return tuple(backwards)
 
 
 def time_reversed(variable: Variable) -> Variable:

@@ -3,9 +3,9 @@
 Groupings (a group is in one fold only):
     position                  start index of the grid. Starts `paper` and `in_view` are drawn afresh for each condition,
                               so a group shares an index and a rank, not a place; of sets drawn in orbits (`matched`,
-                              `endless`) it is the point, so that orbits stay whole. The default there: any other
-                              grouping but axis tears orbits, and is refused, because which clip of an orbit is missing
-                              from the training folds gives the answer away
+                              `endless`) it is the point, so that orbits stay whole. It is the default of such sets:
+                              any other grouping but axis tears orbits, and is refused, because which clip of an orbit
+                              is missing from the training folds gives the answer away
     condition                 direction x magnitude
     video                     every clip its own group: plain cross-validation
     direction, magnitude      one condition factor; tests the probe on values it never saw

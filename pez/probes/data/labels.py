@@ -103,15 +103,16 @@ def read_labels(
     rows, notes = _matched(path, clips, table, known, skip_unlabelled)
     ids = called(clips, table["clip_id"]).to_numpy()[rows]
     place = pd.Series(table.index, index=table["clip_id"])[ids].to_numpy()
-    made = [_variable(name, kind, columns[name].loc[place].set_axis(ids), clip_set, path) for name, kind in specified]
-    notes += [note for name, kind in specified for note in _angle_notes(name, kind, columns[name].loc[place])]
+    columns = {name: each.loc[place].set_axis(ids) for name, each in columns.items()}
+    variables = [_variable(name, kind, columns[name], clip_set, path) for name, kind in specified]
+    notes += [note for name, kind in specified for note in _angle_notes(name, kind, columns[name])]
     if group:
         names = table[group].loc[place]
         if names.isna().any():
             raise UserError(f"{path}: clip {ids[names.isna().to_numpy()][0]} has no {group}: fill it in")
         groups = names.astype(str).to_numpy()
     else:
-        targets = np.concatenate([variable.targets for variable in made], axis=1)
+        targets = np.concatenate([variable.targets for variable in variables], axis=1)
         targets = pd.DataFrame(targets).round(9)
         numbers = targets.groupby(list(targets.columns), sort=True).ngroup()
         groups = np.array([f"labels {number}" for number in numbers])
@@ -120,7 +121,7 @@ def read_labels(
             "clips). Clips that share a scene, an object or a recording must too, or the score is of recognising them"
         )
     whole = np.full(len(rows), True)
-    for variable in made:
+    for variable in variables:
         if variable.kind == "pair":
             both = pd.Series(variable.targets[:, 0]).groupby(groups).transform("nunique").to_numpy() == 2
             if not both.all() and (not skip_unlabelled or not both.any()):
@@ -134,9 +135,10 @@ def read_labels(
             f"note: left out: {(~whole).sum()} of {len(rows)} clips without a mate, of group {groups[~whole][0]}"
         )
         rows, groups = rows[whole], groups[whole]
-        made = [replace(variable, targets=variable.targets[whole]) for variable in made]
-    notes += [note for variable in made if variable.kind == "class" for note in _class_notes(variable, groups, path)]
-    return Labels(rows, tuple(made), groups, tuple(notes))
+        variables = [replace(variable, targets=variable.targets[whole]) for variable in variables]
+    classes = [variable for variable in variables if variable.kind == "class"]
+    notes += [note for variable in classes for note in _class_notes(variable, groups, path)]
+    return Labels(rows, tuple(variables), groups, tuple(notes))
 
 
 def called(clips: pd.DataFrame, known: Iterable[str]) -> pd.Series:
@@ -228,12 +230,12 @@ def _read_lines(path: Path) -> pd.DataFrame:
 def _with_metadata(path: Path, line: dict[str, Any]) -> dict[str, Any]:
     """A line with its scene's metadata, flat; without a `clip_id` that is what its video is called: the scene's folder,
     or the file where that is not called video; and without a video its scene."""
-    found = _flat(line)
-    video = next((str(found[key]) for key in ("video", "video_path", "path") if isinstance(found.get(key), str)), None)
-    scene = next((found[key] for key in ("clip_id", "scene_id", "scene", "id") if found.get(key) is not None), None)
+    flat = _flat(line)
+    video = next((str(flat[key]) for key in ("video", "video_path", "path") if isinstance(flat.get(key), str)), None)
+    scene = next((flat[key] for key in ("clip_id", "scene_id", "scene", "id") if flat.get(key) is not None), None)
     film = Path("videos", str(scene), "video.mp4") if video is None else Path(video.replace("\\", "/"))
     if video is None and scene is None:
-        return found
+        return flat
     metadata = path.parent / film.parent / "metadata.json"
     if metadata.is_file():
         try:
@@ -246,10 +248,10 @@ def _with_metadata(path: Path, line: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"{metadata} holds {type(inside).__name__} instead of an object: write one JSON object a scene"
             )
-        found = {**_flat(inside), **found}
+        flat = {**_flat(inside), **flat}
     by_folder = film.stem == "video" or metadata.is_file()
     clip = line.get("clip_id")
-    return {**found, "clip_id": str(clip) if clip is not None else film.parent.name if by_folder else film.stem}
+    return {**flat, "clip_id": str(clip) if clip is not None else film.parent.name if by_folder else film.stem}
 
 
 def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -287,9 +289,9 @@ def _columns(table: pd.DataFrame, name: str, kind: str, path: Path) -> pd.DataFr
         rows = [[math.nan] * length if value is None else value for value in lists]
         return pd.DataFrame(rows, index=table.index, columns=[f"{name}_{part}" for part in range(length)], dtype=object)
     for parts in (("x", "y", "z"), tuple(map(str, range(64)))):
-        there = [f"{name}_{part}" for part in parts if f"{name}_{part}" in table.columns]
-        if len(there) >= 2:
-            return _without_none(table[there])
+        named = [f"{name}_{part}" for part in parts if f"{name}_{part}" in table.columns]
+        if len(named) >= 2:
+            return _without_none(table[named])
     raise UserError(
         f"--variables {name}:vector: {path} has neither {name}_x, {name}_y nor a column {name} of lists: add one"
     )
@@ -321,22 +323,22 @@ def _matched(
     ids = called(clips, table["clip_id"])
     without = ids[~ids.isin(known["clip_id"])]
     strangers = table["clip_id"][~table["clip_id"].isin(ids)]
-    said = []
+    gaps = []
     if len(without):
-        said.append(f"{len(without)} of {len(ids)} clips have no label, first {without.iloc[0]}")
+        gaps.append(f"{len(without)} of {len(ids)} clips have no label, first {without.iloc[0]}")
     if len(strangers):
         first = strangers.iloc[0]
         alike = next((clip for clip in ids if clip.casefold() in (first.casefold(), Path(first).stem.casefold())), None)
         meant = f" (a clip is called {alike})" if alike is not None else ""
-        said.append(f"{len(strangers)} of {len(table)} labels are of no clip of the features, first {first}{meant}")
+        gaps.append(f"{len(strangers)} of {len(table)} labels are of no clip of the features, first {first}{meant}")
     rows = np.flatnonzero(ids.isin(known["clip_id"]))
     if not len(rows):
         raise UserError(
-            f"{path}: {'; '.join(said)}: no label fits: give clip_ids that are the clips' folder or file names"
+            f"{path}: {'; '.join(gaps)}: no label fits: give clip_ids that are the clips' folder or file names"
         )
-    if said and not skip_unlabelled:
-        raise UserError(f"{path}: {'; '.join(said)}: complete it, or leave them out with --skip-unlabelled")
-    return rows, [f"note: left out: {each}" for each in said]
+    if gaps and not skip_unlabelled:
+        raise UserError(f"{path}: {'; '.join(gaps)}: complete it, or leave them out with --skip-unlabelled")
+    return rows, [f"note: left out: {each}" for each in gaps]
 
 
 def _numbers(column: pd.Series, name: str, path: Path) -> np.ndarray:

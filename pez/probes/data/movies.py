@@ -104,10 +104,9 @@ def add_movie_arguments(parser: argparse.ArgumentParser, heads_option: str = "--
 def movie_source(
     dataset: MovieDataset, movies: pd.DataFrame, n_frames_sample: int, sampling: Sampling = EVENLY
 ) -> ClipSource:
-    """Sampled frames of every movie as clips to encode; with a window as `sampling` (of films) of each of its windows.
+    """Sampled frames of every movie as clips to encode; where `sampling` has a window (of films), of each window.
 
-    What the store records of them changes with the movies, labels (where there are some), frames taken and sizes of
-    their files.
+    What the store records of them changes with the movies, their labels, the frames taken and the sizes of files.
     """
     paths = {row.clip_id: dataset.frames(row, n_frames_sample) for row in movies.itertuples()}
     content = [
@@ -150,10 +149,10 @@ def _windows(
         for number, taken in enumerate(sampling.of(path, movie["n_frames"], None, n_frames)):
             clip = f"{movie['clip_id']}@{number:05d}"
             indices[clip] = taken
-            told = {"video": movie["clip_id"], "window": number, "frame_indices": " ".join(map(str, taken))}
-            told |= {"window_start_frame": taken[0], "window_end_frame": taken[-1], "frame_times_s": ""}
+            columns = {"video": movie["clip_id"], "window": number, "frame_indices": " ".join(map(str, taken))}
+            columns |= {"window_start_frame": taken[0], "window_end_frame": taken[-1], "frame_times_s": ""}
             rows.append(
-                {**movie, "clip_id": clip, **told, "window_start_s": float("nan"), "window_end_s": float("nan")}
+                {**movie, "clip_id": clip, **columns, "window_start_s": float("nan"), "window_end_s": float("nan")}
             )
     clips = pd.DataFrame(rows)
     return clips, {row.clip_id: paths[row.video] for row in clips.itertuples()}, indices
@@ -161,8 +160,8 @@ def _windows(
 
 @dataclass(frozen=True)
 class MovieFeatures:
-    """Features of a benchmark's movies: the main store, for each control that needs a pass its stores and seeds, and
-    the store of movies without labels, if they were asked for."""
+    """Features of a benchmark's movies: the main `store`; for each control that needs a pass, its stores with their
+    seeds; and `held_out`, the store of movies without labels, if they were asked for."""
 
     dataset: MovieDataset
     store: FeatureStore
@@ -173,7 +172,7 @@ class MovieFeatures:
 def movie_features(
     args: argparse.Namespace, pooling: str, asked: Sequence[str] = (), shard: Shard = WHOLE
 ) -> MovieFeatures:
-    """Features of the movies that the options name, made or reused, of those of --held-out and of the controls `asked`.
+    """Features of the movies that the options name, of those of --held-out and of the controls `asked`: made or reused.
 
     A control's complete store is always reused; beside other shards so is the main one. Raises UserError for a damaged
     tree, an encoder that cannot be had, a folder with other features, naming the first setting (model, weights,
@@ -208,14 +207,14 @@ def movie_features(
     if unlabelled is not None:
         print(f"{HELD_OUT}: {len(others)} movies without labels")
         held_out = _store(args, encoder, unlabelled, root / "held_out", pooling, shard, remake=not args.reuse_features)
-    found: dict[str, list[tuple[FeatureStore, int]]] = {}
+    stores: dict[str, list[tuple[FeatureStore, int]]] = {}
     passes = [name for name in controls_for(MOVIES) if name in asked and CONTROLS[name].needs_pass]
     for control in controls(encoder, passes, args.frame_order, args.control_seeds):
         print(f"control {control.name}")
         directory = control_directory(root, control.name)
         store = _store(args, control.encoder, source, directory, pooling, shard, control.frame_order)
-        found.setdefault(control.kind, []).append((store, control.seed))  # not the control: it holds an encoder
-    return MovieFeatures(dataset, main, found, held_out)
+        stores.setdefault(control.kind, []).append((store, control.seed))  # not the control: it holds an encoder
+    return MovieFeatures(dataset, main, stores, held_out)
 
 
 def _store(
@@ -237,7 +236,7 @@ def _store(
     if remake and shard.is_whole:
         described = ("captures", "poolings", "transform", "frame_order", "dtype", "store_dtype")
         settings = store_settings(encoder, source, **{name: options[name] for name in described})
-        with suppress(UserError):  # missing, incomplete or damaged: extract_features makes of it what can be made
+        with suppress(UserError):  # missing, incomplete or damaged: extract_features goes on with it, or refuses it
             overwrite |= FeatureStore.open(directory).settings == settings
     options |= {"reuse_existing": args.reuse_features, "overwrite": overwrite, "shard": shard}
     store = extract_features(encoder, source, directory, finish=True, **options)

@@ -4,7 +4,7 @@ Where a variable is constant inside every group, whole groups swap their labels;
 directions, 3 speeds), and among few permutations many are the identity, its mirror image or a shift: features that hold
 the true labels hold such "shuffled" ones as well, and the control's R^2 is then a copy of the curve's. So a permutation
 counts only if a least-squares map from the true labels of all variables of the clip set explains at most MOST_READABLE
-of every permuted column. Where no permutation does, one of those that explain least is taken, and the set is told so.
+of every permuted column. Where no permutation does, one of those that explain least is taken, and a note says so.
 
 Labels of movies are permuted within their scene, and those of pairs within their group: a scene still has two possible
 and two impossible movies, so every metric keeps its chance level.
@@ -20,9 +20,8 @@ import numpy as np
 
 from pez.probes.data.probe_data import LEAST_VARIANCE, Variable
 
-MOST_READABLE = (
-    0.15  # R^2; of the 40,320 orders of 8 directions 0.5 % pass as angle, cosine and sine at once (0.1: two)
-)
+# R^2; of the 40,320 orders of 8 directions 0.5 % pass as angle, cosine and sine at once (0.1: two)
+MOST_READABLE = 0.15
 FEW_TO_SWAP = 6  # groups; with fewer no permutation is free of the truth
 _TRIES = 2000  # permutations drawn where there are more than that
 
@@ -42,7 +41,7 @@ def shuffled_variables(variables: Sequence[Variable], group: np.ndarray, seed: i
     Variables of one kind (constant in groups, or not) and seed are permuted alike, so that two forms of a direction
     stay two forms of one direction. Deterministic in `seed`.
     """
-    group, found = np.asarray(group), list(variables)
+    group, shuffled = np.asarray(group), list(variables)
     truth = np.concatenate([variable.targets for variable in variables], axis=1)
     whole = [constant_in_groups(variable.targets, group) for variable in variables]
     for kind in set(whole):
@@ -52,8 +51,8 @@ def shuffled_variables(variables: Sequence[Variable], group: np.ndarray, seed: i
         permuted = _permuted(targets, truth, unit, seed)
         ends = np.cumsum([0, *(len(variables[place].components) for place in places)])
         for place, start, end in zip(places, ends, ends[1:]):
-            found[place] = dataclasses.replace(variables[place], targets=permuted[:, start:end])
-    return found
+            shuffled[place] = dataclasses.replace(variables[place], targets=permuted[:, start:end])
+    return shuffled
 
 
 def constant_in_groups(targets: np.ndarray, group: np.ndarray) -> bool:

@@ -151,7 +151,7 @@ def feature_precision(settings: dict[str, Any], pooling: str) -> float:
 
 
 def check_layers(layers: Iterable[int] | None, depth: int, where: object = "the encoder") -> tuple[int, ...]:
-    """The layers asked for, in order and each once; all for None. UserError for one that is not there."""
+    """The layers asked for, in order and each once; all for None. UserError for one that does not exist."""
     chosen = range(depth) if layers is None else sorted(set(layers))
     outside = [layer for layer in chosen if not 0 <= layer < depth]
     if outside or not chosen:

@@ -248,7 +248,7 @@ def choose(
                 max(1, round(float(epochs.double().mean()))),
                 values.learning_rate,
                 values.weight_decay,
-                judges=len(judged),
+                inner_probes=len(judged),
                 late=int((epochs > solver.last_epoch - solver.patience).sum()),
                 loss=float(loss[setting, variable]),
                 at_edge=_at_edge(values, solver.settings),
