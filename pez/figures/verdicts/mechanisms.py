@@ -2,7 +2,8 @@
 
 A claim holds, or does not, where the intervals in the tables say so without overlapping; else it is undecided. Where
 two intervals are compared, each is of its own quantity: a difference that only a paired test would show is undecided.
-Claims whose tables are not there are left out.
+Claims whose tables are not there are left out. Edits are judged by `split`; without it by `paper`, in sample, as the
+claim then says; without both claims about them are left out.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from pez.figures.plots.mechanisms import MechanismRun, of_statistic, where
+from pez.figures.plots.mechanisms import MechanismRun, judge_of_nulls, of_statistic, shown_judge, where
 from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED, Checked, Finding, decided
 from pez.figures.verdicts.verdict import rule_lines, statement_lines, write_verdict
 
 Interval = tuple[float, float, float]  # value, low, high
 FEW, MANY = 1, 20  # probes: the paper's 1 to 5 do not steer, 20 do
+IN_SAMPLE = "judged in sample, on the edited clips themselves as in C.12: not the number to quote"
 
 
 def below(one: Interval, other: Interval) -> str:
@@ -85,34 +87,43 @@ def _overlap(run: MechanismRun, table: pd.DataFrame, dims: pd.DataFrame) -> list
 
 
 def _steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -> list[Checked]:
-    rows = where(table, control="", judge="split", target="all", arm="probes").set_index("n_probes")
+    judge = shown_judge(table)
+    checks = [] if judge is None else _edits(table, nulls if judge == judge_of_nulls(run) else nulls.iloc[:0], judge)
+    later = run.table("steering_downstream")
+    if later is not None:
+        last = later[(later["read_layer"] == later["read_layer"].max()) & (later["arm"] == "probes")]
+        kept = last.loc[last["n_probes"].idxmax()]
+        measured = (
+            f"{kept['retained']:.0%} of the effect of {kept['n_probes']} probes is left at layer {kept['read_layer']}"
+        )
+        finding = Finding("the layer edited", UNDECIDED, f"{measured} (no interval)")
+        checks.append(decided("edits that run on", "an edit survives the later blocks", [finding]))
+    return checks
+
+
+def _edits(table: pd.DataFrame, nulls: pd.DataFrame, judge: str) -> list[Checked]:
+    """Claims about edits of stored features by the readings of `judge`; `nulls` of the same judge, or empty."""
+    rows = where(table, control="", judge=judge, target="all", arm="probes").set_index("n_probes")
     many = min(MANY, rows.index.max())
+    of, in_sample = "edits of stored features", f" ({IN_SAMPLE})" if judge == "paper" else ""
 
     def error(n: int) -> Interval:
         row = rows.loc[n]
         return float(row["mae_target"]), float(row["low"]), float(row["high"])
 
     few, most = error(FEW), error(many)
-    null = where(nulls, null="random_sequence", n_probes=many).iloc[0]
-    said = f"{most[0]:.1f}°, random subspaces {null['mae_target']:.1f}° (p = {null['p']:.3f})"
     less = Finding("50 degrees", below((50.0,) * 3, few), words("error to the target", few, "°"))
     enough = Finding("20 degrees", below(most, (20.0,) * 3), words("error to the target", most, "°"))
-    better = Finding("random subspaces of as many dimensions", HOLDS if null["p"] < 0.05 else UNDECIDED, said)
-    found = [
-        decided("edits of stored features", f"{FEW} probe does not steer", [less]),
-        decided("edits of stored features", f"{many} probes steer", [enough]),
-        decided("edits of stored features", f"{many} probes steer better than chance", [better]),
+    checks = [
+        decided(of, f"{FEW} probe does not steer{in_sample}", [less]),
+        decided(of, f"{many} probes steer{in_sample}", [enough]),
     ]
-    later = run.table("steering_downstream")
-    if later is not None:
-        last = later[(later["read_layer"] == later["read_layer"].max()) & (later["arm"] == "probes")]
-        kept = last.loc[last["n_probes"].idxmax()]
-        said = (
-            f"{kept['retained']:.0%} of the effect of {kept['n_probes']} probes is left at layer {kept['read_layer']}"
-        )
-        finding = Finding("the layer edited", UNDECIDED, f"{said} (no interval)")
-        found.append(decided("edits that run on", "an edit survives the later blocks", [finding]))
-    return found
+    for null in where(nulls, null="random_sequence", n_probes=many).itertuples():
+        measured = f"{most[0]:.1f}°, random subspaces {null.mae_target:.1f}° (p = {null.p:.3f})"
+        better = HOLDS if null.p < 0.05 else UNDECIDED
+        finding = Finding("random subspaces of as many dimensions", better, measured)
+        checks.append(decided(of, f"{many} probes steer better than chance{in_sample}", [finding]))
+    return checks
 
 
 def _patches(run: MechanismRun, table: pd.DataFrame) -> list[Checked]:
