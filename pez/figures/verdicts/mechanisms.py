@@ -2,8 +2,8 @@
 
 A claim holds, or does not, where the intervals in the tables say so without overlapping; else it is undecided. Where
 two intervals are compared, each is of its own quantity: a difference that only a paired test would show is undecided.
-Claims whose tables are not there are left out. Edits are judged by `split`; without it by `paper`, in sample, as the
-claim then says; without both claims about them are left out.
+Claims whose tables are not there are left out. Edits are judged by `split`; without it by `paper`, in sample, and
+the claim says so; with neither, claims about stored features are left out.
 """
 
 from collections.abc import Callable
