@@ -75,12 +75,12 @@ def make_parser() -> Parser:
 
 def check_runs(results_dir: Path, runs: list[str] | None, option: str) -> None:
     """UserError if the folder or a named run is not there."""
-    there = [path.stem.removeprefix("results_") for path in result_paths(results_dir)]
-    there += [run.name for run in mechanism_runs(results_dir)]
-    if not there:
+    existing = [path.stem.removeprefix("results_") for path in result_paths(results_dir)]
+    existing += [run.name for run in mechanism_runs(results_dir)]
+    if not existing:
         raise UserError(f"no results in {results_dir}: make some with step3_probe.py run or step_intphys_probe.py")
     for run in runs or []:
-        check_choice(option, run, there)
+        check_choice(option, run, existing)
 
 
 def main(args) -> None:

@@ -132,7 +132,7 @@ def test_decisions_above_rounding_at_layer_0_are_counted(capsys):
     said = "At layer 0: 70 ties and 88 such near-ties in 90 scenes. 20 of the 90 decisions are above rounding."
     assert said in verdict("Figure 6", [rows], published_movies("linear"), [])
     assert "at layer 0 20 of 90 decisions are above rounding" in movie_text(rows)
-    (ties,) = next(caveat for caveat in CAVEATS if caveat.subject == "Ties and near-ties").found([run(rows)], [])
+    (ties,) = next(caveat for caveat in CAVEATS if caveat.subject == "Ties and near-ties").places_in([run(rows)], [])
     assert ties.endswith("at layer 0, 70 and 88 of 90, so that 20 decisions are above rounding.")
 
 

@@ -133,6 +133,39 @@ def test_verdicts_and_the_chapter_of_the_report(folder):
     assert 'id="mechanisms"' in render(report)
 
 
+@pytest.mark.parametrize(
+    ("options", "in_sample", "with_nulls"),
+    [
+        (["--split", "paper70"], True, True),  # the judge `paper` instead, and nulls by it
+        (["--judge", "paper", "mlp"], True, False),  # nulls are by `split`: not beside another judge
+        (["--judge", "own"], False, False),
+    ],
+)
+def test_steering_without_the_split_half_judge(folder, tmp_path, options, in_sample, with_nulls):
+    results = ["--results-dir", str(tmp_path)]
+    words = ["--run-name", "other", *results, "--feature-root", str(folder / "features"), "--layer", "2"]
+    assert step4("steer", *words, "--null-draws", "5", "--bootstrap", "20", *options) == 0
+    assert run_script(plot_figures.make_parser(), plot_figures.main, [*results, "--figures", "mechanisms"]) == 0
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn == {"figure24_steering_other", *(["figure24_targets_other"] if in_sample else [])}
+    run = MechanismRun.open(tmp_path, "other")
+    figure = FIGURES["24"].draw(run)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles[:1] == (["Judge fitted on the edited clips (C.12)"] if in_sample else ["Who judges"])
+    assert "Split-half judge" not in titles and "Who judges" in titles
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert ("random sequence" in labels) == with_nulls
+    assert ("in sample: not the numbers to quote" in figure.get_supxlabel()) == in_sample
+    if in_sample:
+        assert "edited clips (C.12). Its readings are in sample" in FIGURES["24targets"].draw(run).get_supxlabel()
+        record = json.loads((tmp_path / "mechanisms_verdict_other.json").read_text())
+        claims = [each["claim"] for each in record["statements"] if each["of"] == "edits of stored features"]
+        assert len(claims) == 2 + with_nulls
+        assert all("judged in sample" in claim and "not the number to quote" in claim for claim in claims)
+    else:
+        assert FIGURES["24targets"].draw(run) is None and not list(tmp_path.glob("mechanisms_verdict_*"))
+
+
 def test_an_edit_stands_beside_its_null_in_one_table(folder):
     steering = pd.read_csv(folder / "results" / "steering_stored.csv", keep_default_na=False, na_values=[""])
     nulls = pd.read_csv(folder / "results" / "steering_nulls_stored.csv").query("null == 'random_sequence'")

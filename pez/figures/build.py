@@ -124,9 +124,9 @@ def build_labels(asked: Asked) -> list[Path]:
     known = {name for run in every for name in run.variables}
     strangers = [each.variable for each in asked.statements if each.figure == LABELS and each.variable not in known]
     if strangers:
-        there = f"only {', '.join(sorted(known))}" if known else "nor any run of own labels"
+        probed = f"only {', '.join(sorted(known))}" if known else "nor any run of own labels"
         where = asked.results_dir
-        raise UserError(f"--statements: no run in {where} has {strangers[0]}, {there}: name one that was probed")
+        raise UserError(f"--statements: no run in {where} has {strangers[0]}, {probed}: name one that was probed")
     curves = [[(run, name) for name in run.variables] for run in every]
     return [path for each in curves for path in build_verdict(asked.results_dir, LABELS, each, asked.statements)]
 
@@ -138,20 +138,20 @@ def ball_runs(results_dir: str | Path, probe_set_prefix: str, names: Sequence[st
 
 
 def newest_of_each(runs: Sequence[Run], wanted: Sequence[Sequence[str]]) -> tuple[list[tuple[Run, str]], list[str]]:
-    """The newest run of every quantity with the variable's name, quantities in order, and those without a run.
+    """The newest run of every quantity with the variable's name, in order; and the quantities without a run.
 
-    `wanted` as FIGURE_2C; a variable's partner comes from its run.
+    `wanted` is as FIGURE_2C. The partner of a variable comes from the variable's own run.
     """
-    found, absent = [], []
+    curves, absent = [], []
     for first, *others in wanted:
-        there = {name: [run for run in runs if name in run.variables] for name in (first, *others)}
-        chosen = [name for name in ([first] if there[first] else others) if there[name]]
+        runs_with = {name: [run for run in runs if name in run.variables] for name in (first, *others)}
+        chosen = [name for name in ([first] if runs_with[first] else others) if runs_with[name]]
         for name in chosen:
-            run = max(there[name], key=lambda run: run.rank)
+            run = max(runs_with[name], key=lambda run: run.rank)
             partner = PARTNERS.get(name)
-            found += [(run, each) for each in (name, partner) if each in run.variables]
+            curves += [(run, each) for each in (name, partner) if each in run.variables]
         absent += [] if chosen else [first]
-    return found, absent
+    return curves, absent
 
 
 def _build_balls(asked: Asked, figure: str, title: str, wanted: Sequence[Sequence[str]]) -> list[Path]:
@@ -207,10 +207,10 @@ def _by_readout(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of the results and of the controls tables (empty without) of several runs, variables named by `_named`."""
     tables: list[list[pd.DataFrame]] = [[], []]
     for run in runs:
-        for found, table in zip(tables, (run.table, run.controls)):
+        for parts, table in zip(tables, (run.table, run.controls)):
             if len(table):
-                found.append(table.assign(variable=[_named(run, name) for name in table["variable"]]))
-    rows, controls = (pd.concat(found, ignore_index=True) if found else pd.DataFrame() for found in tables)
+                parts.append(table.assign(variable=[_named(run, name) for name in table["variable"]]))
+    rows, controls = (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in tables)
     return rows, controls
 
 
@@ -223,7 +223,7 @@ def build_varied(asked: Asked) -> list[Path]:
         names = [_named(run, name) for name in group[0].variables for run in group if name in run.variables]
         rows = rows.set_index("variable").loc[names].reset_index()
         controls = controls[controls["control"].isin(BESIDE_VARIED)] if len(controls) else controls
-        note = " ".join(f"{capital(name)}: {said}" for name, said in plain_beside_varied(group))
+        note = " ".join(f"{capital(name)}: {sentence}" for name, sentence in plain_beside_varied(group))
         figure = curve_figure(rows, "Plain and varied clips", note=note, controls=controls, columns=len(group))
         written += _write(asked.results_dir / f"figure_varied_{group[0].name}", figure, rows)
     return written
@@ -272,13 +272,13 @@ def build_turns(asked: Asked) -> list[Path]:
 
 def build_figure1(asked: Asked) -> list[Path]:
     """Figure 1 of one linear run: one named intphys_possible_impossible... if any, then Large, then the newest."""
-    found = movie_runs(asked.results_dir, "linear", asked.runs)
-    if not found:
+    runs = movie_runs(asked.results_dir, "linear", asked.runs)
+    if not runs:
         print(f"Figure 1 (IntPhys): {_NO_MOVIES} step_intphys_probe.py)")
         return []
-    chosen = [run for run in found if run.name.startswith(FIGURE_1_RUNS)]
-    chosen = chosen or [run for run in found if run.value("model") == dataset_of(run.table).models_shown[0]]
-    run = max(chosen or found, key=lambda run: run.rank)
+    chosen = [run for run in runs if run.name.startswith(FIGURE_1_RUNS)]
+    chosen = chosen or [run for run in runs if run.value("model") == dataset_of(run.table).models_shown[0]]
+    run = max(chosen or runs, key=lambda run: run.rank)
     frames = run.value("n_frames_sample", 16)
     path = asked.results_dir / f"figure_intphys_possible_impossible_full_metrics{frames}.png"
     published = published_movies("linear")
@@ -331,15 +331,15 @@ def newest_by_model(runs: Sequence[Run]) -> list[Run]:
 
 
 def _build_comparison(asked: Asked, number: int, probe: str, script: str) -> list[Path]:
-    found = movie_runs(asked.results_dir, probe, asked.runs)
-    if not found:
+    every = movie_runs(asked.results_dir, probe, asked.runs)
+    if not every:
         print(f"Figure {number}: {_NO_MOVIES} {script})")
         return []
-    runs = newest_by_model(found)
+    runs = newest_by_model(every)
     datasets = [dataset_of(run.table) for run in runs]
     title = f"Figure {number}: {probe} probe, {' and '.join(sorted({dataset.title for dataset in datasets}))}"
-    there = {run.value("model") for run in runs}
-    missing = [model for model in datasets[0].models_shown if model not in there]
+    present = {run.value("model") for run in runs}
+    missing = [model for model in datasets[0].models_shown if model not in present]
     if missing:
         print(f"Figure {number}: no run of {', '.join(missing)}; left out (make one with {script} --model ...)")
     published = published_movies(probe)
@@ -390,8 +390,8 @@ def build_compare(results_dir: str | Path, names: Sequence[str]) -> list[Path]:
 def mechanism_runs(results_dir: str | Path, names: Sequence[str] | None = None) -> list[MechanismRun]:
     """Runs of step4_mechanisms.py (all, or those named), by name."""
     paths = sorted(Path(results_dir).glob("config_mechanisms_*.json"))
-    found = [path.stem.removeprefix("config_mechanisms_") for path in paths]
-    return [MechanismRun.open(results_dir, name) for name in found if names is None or name in names]
+    every = [path.stem.removeprefix("config_mechanisms_") for path in paths]
+    return [MechanismRun.open(results_dir, name) for name in every if names is None or name in names]
 
 
 def build_mechanisms(asked: Asked, only: str = "") -> list[Path]:

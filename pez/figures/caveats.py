@@ -26,31 +26,34 @@ from pez.weights import CARD, TRAINED_HERE, comes_with_project, is_random
 
 OF_SURPRISE = (COPY_LAST, "random_weights")  # the baselines of step_surprise.py
 Check = Callable[[Run], Iterable[str]]
-Found = Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
+PlacesIn = Callable[[Sequence[Run], Sequence[ClipSet]], Iterable[str]]
 
 
 @dataclass(frozen=True)
 class Banner:
-    """What must be known before any number: the runs it `applies` to; `said` of them, after "Run NAME"; the line `told`
-    in verdict files, if any."""
+    """What must be known before any number of the runs that it `applies` to.
+
+    `sentence_end` follows "Run NAME" in the report; `in_verdict` is its line in verdict files, or "".
+    """
 
     subject: str
     applies: Callable[[Run], bool]
-    said: str
-    told: str = ""
+    sentence_end: str
+    in_verdict: str = ""
 
 
 @dataclass(frozen=True)
 class Caveat:
-    """A caveat: `subject`, `why` it matters, and where it is `found` in runs and clip sets, in words.
+    """A caveat: `subject`, and `why` it matters.
 
-    `told`: its sentence in the verdict file of a variable that it holds of, else "".
+    `places_in` says in words where in runs and clip sets it holds. `in_verdict` is its sentence in the verdict file of
+    a variable that it holds of, else "".
     """
 
     subject: str
     why: str
-    found: Found
-    told: Callable[[Judged], str] = lambda item: ""
+    places_in: PlacesIn
+    in_verdict: Callable[[Judged], str] = lambda item: ""
 
 
 BANNERS = (
@@ -77,11 +80,11 @@ BANNERS = (
 
 def verdict_notes(judged: Sequence[Judged]) -> list[str]:
     """Lines that a verdict file of ball curves says first."""
-    notes = [banner.told for banner in BANNERS if banner.told and any(banner.applies(item.run) for item in judged)]
-    notes += [NO_CONTROLS.told(item) for item in judged]
+    notes = [banner.in_verdict for banner in BANNERS if any(banner.applies(item.run) for item in judged)]
+    notes += [NO_CONTROLS.in_verdict(item) for item in judged]
     for item in judged:
-        told = [caveat.told(item) for caveat in (ALONE, RECIPE, OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
-        notes += [f"{item.of}: {sentence}" for sentence in told if sentence]
+        sentences = [caveat.in_verdict(item) for caveat in (ALONE, RECIPE, OPTIMISTIC, FEW, UNCONVERGED, ANGLE)]
+        notes += [f"{item.of}: {sentence}" for sentence in sentences if sentence]
     return [note for note in notes if note]
 
 
@@ -90,8 +93,8 @@ def run_words(item: Judged) -> list[str]:
     first = f"Statements and onsets below: protocol {item.protocol}, resamples of {item.n_groups} scenes."
     chosen = item.run.value("chosen")
     chosen = [f"Chosen, {chosen}."] if chosen else []
-    told = [caveat.told(item) for caveat in (ALONE, RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
-    return [first, *chosen, *_beside_key(item.run), *(capital(sentence) for sentence in told if sentence)]
+    sentences = [caveat.in_verdict(item) for caveat in (ALONE, RECIPE, FEW, UNCONVERGED, OPTIMISTIC, NO_CONTROLS)]
+    return [first, *chosen, *_beside_key(item.run), *(capital(sentence) for sentence in sentences if sentence)]
 
 
 # ---------------------------------------------------------------- in a verdict file
@@ -110,7 +113,7 @@ def _beside_key(run: Run) -> Iterator[str]:
         yield f"{highest}; {spoken('auc')} is {auc} there."
 
 
-def _few_told(item: Judged) -> str:
+def _few_in_verdict(item: Judged) -> str:
     n, movies = item.n_groups, item.run.kind == MOVIES
     if item.too_few:
         few = f"{n} {'scenes' if movies else 'groups'}; with fewer than {FEWEST_GROUPS}, nothing is tested and every "
@@ -124,7 +127,7 @@ def _few_told(item: Judged) -> str:
     return f"{counts}; with fewer than {FEW_GROUPS}, intervals are too short." if counts else ""
 
 
-def _no_controls_told(item: Judged) -> str:
+def _no_controls_in_verdict(item: Judged) -> str:
     if item.controls or not item.key:
         return ""
     if item.run.kind == MOVIES:
@@ -140,8 +143,8 @@ _JUMP = "the target is an angle with a jump at ±180°; R² understates what is 
 # ---------------------------------------------------------------- in the files of a folder
 
 
-def _each(balls: Check | None, movies: Check | None = None) -> Found:
-    """`found` of a caveat that is looked for in every run, of balls and of movies."""
+def _each(balls: Check | None, movies: Check | None = None) -> PlacesIn:
+    """`places_in` of a caveat that is looked for in every run, by a check of balls and one of movies."""
     checks = [(kind, check) for kind, check in ((BALL, balls), (MOVIES, movies)) if check]
     return lambda runs, _: [
         f"{run.name}: {text}" for kind, check in checks for run in runs if run.kind == kind for text in check(run)
@@ -186,12 +189,12 @@ def _reads_position(run: Run) -> Iterator[str]:
     if not pooling.startswith(("temporal_last", "temporal_first")):
         return
     curves = [(curve, curve.controls(int(curve.scores.index[0]))) for curve in quoted(run)]
-    there = [
+    scores = [
         f"{spoken(curve.name)} {number(rows.loc['position', 'pooled'])}"
         for curve, rows in curves
         if "position" in rows.index
     ]
-    yield f"{pooling}. {spoken(curves[0][0].metric)} from position alone: {', '.join(there) or 'not run'}."
+    yield f"{pooling}. {spoken(curves[0][0].metric)} from position alone: {', '.join(scores) or 'not run'}."
 
 
 def _alone(run: Run) -> Iterator[str]:
@@ -251,9 +254,9 @@ def _no_intervals(run: Run) -> Iterator[str]:
 
 def _fewer_folds(run: Run) -> Iterator[str]:
     asked = run.record.get("options", {}).get("folds")
-    made = run.table["n_folds"].min() if "n_folds" in run.table else None
-    if asked and made is not None and made < asked and not str(run.value("grouping")).startswith("held_out"):
-        yield f"{made} folds instead of {asked}."
+    fewest = run.table["n_folds"].min() if "n_folds" in run.table else None
+    if asked and fewest is not None and fewest < asked and not str(run.value("grouping")).startswith("held_out"):
+        yield f"{fewest} folds instead of {asked}."
 
 
 def _unscored_folds(run: Run) -> Iterator[str]:
@@ -270,8 +273,8 @@ def _bare(runs: Sequence[Run], _clip_sets: Sequence[ClipSet]) -> Iterator[str]:
         by_missing: dict[tuple[str, ...], list[str]] = {}
         for run in (run for run in runs if run.kind == kind):
             wanted = OF_SURPRISE if run.value("probe_set") == SURPRISE else controls_for(data)
-            there = set(run.controls["control"]) if "control" in run.controls else set()
-            by_missing.setdefault(tuple(name for name in wanted if name not in there), []).append(run.name)
+            control_names = set(run.controls["control"]) if "control" in run.controls else set()
+            by_missing.setdefault(tuple(name for name in wanted if name not in control_names), []).append(run.name)
         for missing, names in by_missing.items():
             if missing:
                 none = len(missing) == len(controls_for(data))
@@ -334,7 +337,7 @@ FEW = Caveat(
     "Few groups",
     f"Intervals resample groups; with fewer than {FEW_GROUPS}, intervals are too short.",
     _each(_few_groups, _few_scenes),
-    _few_told,
+    _few_in_verdict,
 )
 _ONE_BY_ONE = "the encoder saw every frame on its own, so that motion is read off where things are in several frames."
 ALONE = Caveat(
@@ -347,7 +350,7 @@ NO_CONTROLS = Caveat(
     "Controls not run",
     "A curve is worth little without what an encoder that knows nothing scores.",
     _bare,
-    _no_controls_told,
+    _no_controls_in_verdict,
 )
 CAVEATS = (
     Caveat("Clips leave the view", "How long a ball is seen goes along with how fast it is.", _leaves_view),

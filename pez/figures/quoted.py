@@ -14,7 +14,7 @@ from pez.probes.results import MOVIES, Run
 from pez.probes.scores.kinds import headline
 from pez.probes.scores.possibility import METRICS, OVERALL
 
-BESIDE_VARIED = ("pixels", "position")  # the controls that are told on plain and on varied clips
+BESIDE_VARIED = ("pixels", "position")  # controls that stand beside plain and varied clips
 _ENDS = ("pooled", "low", "high", "selectivity", "selectivity_low", "selectivity_high")
 
 
@@ -36,7 +36,7 @@ def readout(run: Run) -> str:
     """The pooling of a run of balls, and what its clips are if they are not plain: `mean, varied clips, 2 balls`."""
     balls, factors = variation(run)
     parts = {"varied clips": bool(factors), f"{balls} balls": balls > 1}
-    return ", ".join([str(run.value("pooling")), *(part for part, said in parts.items() if said)])
+    return ", ".join([str(run.value("pooling")), *(part for part, applies in parts.items() if applies)])
 
 
 def newest_readouts(runs: Sequence[Run]) -> list[Run]:
@@ -69,7 +69,7 @@ def plain_and_varied(runs: Sequence[Run]) -> list[list[Run]]:
 def plain_beside_varied(group: Sequence[Run]) -> list[tuple[str, str]]:
     """Of each variable of a group of `plain_and_varied` its name, and one sentence on what the encoder, pixels and
     position read on each set of clips."""
-    found = []
+    sentences = []
     for variable in group[0].variables:
         parts = []
         for run in group:
@@ -86,8 +86,8 @@ def plain_beside_varied(group: Sequence[Run]) -> list[tuple[str, str]]:
             reads = f"the encoder reads {number(curve.scores[peak], 2)}{sure} at layer {peak}"
             parts.append(f"on {run.value('n_clips', '?')} {clips} {reads}, {' and '.join(floors)}")
         if len(parts) > 1:
-            found.append((f"{spoken(variable)}, {group[0].value('pooling')}", f"{'; '.join(parts)}."))
-    return found
+            sentences.append((f"{spoken(variable)}, {group[0].value('pooling')}", f"{'; '.join(parts)}."))
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class Quoted:
         stems = {"pooled": f"{self.metric}_pooled"}
         stems |= {end: f"{self.metric}_{end}" if movies else f"{self.metric}_pooled_{end}" for end in ("low", "high")}
         stems |= {end: f"{self.metric}_{end}" if movies else end for end in _ENDS[3:]}
-        found = {end: over_seeds(rows, column, [])["mean"] for end, column in stems.items() if column in rows}
-        return pd.DataFrame(found).reindex(columns=_ENDS).assign(seeds=rows.groupby("control", sort=False).size())
+        means = {end: over_seeds(rows, column, [])["mean"] for end, column in stems.items() if column in rows}
+        return pd.DataFrame(means).reindex(columns=_ENDS).assign(seeds=rows.groupby("control", sort=False).size())
 
 
 def quoted(run: Run) -> list[Quoted]:
     """The curves of a run: of balls and own labels one per variable; of movies one per metric, over all movies."""
-    found = []
+    curves = []
     if run.kind == MOVIES:
         rows = run.table[run.table["subtask"] == OVERALL].sort_values("layer").set_index("layer", drop=False)
         protocol = {"both": "nested"}.get(str(run.value("protocol")), str(run.value("protocol", "unknown")))
@@ -147,8 +147,8 @@ def quoted(run: Run) -> list[Quoted]:
             if len(rows) and f"{metric}_mean" in rows:
                 ends = rows.reindex(columns=[f"{metric}_{end}" for end in _ENDS[:3]]).set_axis(_ENDS[:3], axis=1)
                 words = f"means over folds, {protocol} protocol"
-                found.append(Quoted(run, metric, metric, rows, rows[f"{metric}_mean"], ends, words))
-        return found
+                curves.append(Quoted(run, metric, metric, rows, rows[f"{metric}_mean"], ends, words))
+        return curves
     for name in run.variables:
         rows = run.table[run.table["variable"] == name].sort_values("layer").set_index("layer", drop=False)
         curve = shown(rows.reset_index(drop=True))
@@ -156,8 +156,8 @@ def quoted(run: Run) -> list[Quoted]:
         how = "pooled" if curve.pooled else "mean over folds of"
         words = f"{how} {spoken(curve.metric)}, {curve.protocol}"
         scores = pd.Series(curve.y, index=curve.layers)
-        found.append(Quoted(run, name, curve.metric, rows, scores, ends if curve.pooled else ends * np.nan, words))
-    return found
+        curves.append(Quoted(run, name, curve.metric, rows, scores, ends if curve.pooled else ends * np.nan, words))
+    return curves
 
 
 def key_curve(run: Run) -> Quoted | None:

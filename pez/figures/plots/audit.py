@@ -27,7 +27,7 @@ _NARROWEST = 7  # cells, so that a title fits above
 
 
 def shown_readers(names: Iterable[str]) -> list[str]:
-    """Readers of an audit that are shown: of the single frames only the one that tells most, and no kernels."""
+    """Readers of an audit that are shown: no kernels, and of the single frames only the worst."""
     return [name for name in names if not name.startswith("frame ") and not name.endswith(", kernel")]
 
 

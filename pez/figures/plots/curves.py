@@ -250,8 +250,8 @@ def _draw_controls(ax: Axes, controls: pd.DataFrame, metric: str, ends: list[End
             ax.fill_between(x, rows["min"], rows["max"], color=style.color, alpha=0.2, lw=0, zorder=1.2)
         means.append(rows["mean"].to_numpy())
         if np.isfinite(means[-1][-1]):
-            said = f" ({n} seeds)" if n > 1 else ""
-            ends.append((x[-1], means[-1][-1], spoken(name) + said, style.color))
+            suffix = f" ({n} seeds)" if n > 1 else ""
+            ends.append((x[-1], means[-1][-1], spoken(name) + suffix, style.color))
     return means
 
 

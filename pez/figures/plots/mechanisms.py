@@ -56,8 +56,8 @@ class MechanismRun:
 
     def tables(self, stems: Sequence[str]) -> list[pd.DataFrame]:
         """These tables; none of them if one is not there."""
-        found = [table for table in map(self.table, stems) if table is not None]
-        return found if len(found) == len(stems) else []
+        existing = [table for table in map(self.table, stems) if table is not None]
+        return existing if len(existing) == len(stems) else []
 
     def about(self, command: str) -> dict[str, Any]:
         """What the record says of a sub-command; empty if it was not run."""
@@ -85,10 +85,10 @@ class Plot:
     title: str
     command: str
     tables: tuple[str, ...]
-    of_tables: Callable[..., Figure]
+    of_tables: Callable[..., Figure | None]
 
     def draw(self, run: MechanismRun) -> Figure | None:
-        """The figure of a run; None where it has not all of the tables."""
+        """The figure of a run; None where it has not all of the tables, or they have nothing to draw."""
         tables = run.tables(self.tables)
         with drawing_style():
             return self.of_tables(run, *tables) if tables else None
@@ -341,20 +341,59 @@ def _subspace(name: str) -> str:
 # ---------------------------------------------------------------- steering
 
 
+SHOWN_JUDGES = {"split": "Split-half judge", "paper": "Judge fitted on the edited clips (C.12)"}
+_IN_SAMPLE = "Its readings are in sample: not the numbers to quote."
+
+
+def shown_judge(table: pd.DataFrame) -> str | None:
+    """The judge whose readings of edits are shown: `split`, without it `paper`; None where neither was asked for."""
+    return next((judge for judge in SHOWN_JUDGES if judge in set(table["judge"])), None)
+
+
+def judge_of_nulls(run: MechanismRun) -> str:
+    """The judge of steering_nulls_RUN.csv: it follows from --split; --judge does not change it."""
+    return "paper" if run.about("steer")["options"].get("split") else "split"
+
+
 def draw_steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -> Figure:
-    """Figure 24: error to the target and to the truth against the number of probes; nulls; other edits."""
-    rows = where(table, target="all", judge="split")
-    main, about = where(rows, control=""), run.about("steer")
-    probes = where(main, arm="probes")
-    others = {"covariance_edit": "1 probe along the covariance", "mean_difference": "class means",
-              "plane_rotation": "turned in the ring's plane", "mlp_ring": "set in the plane of the MLP's ring",
-              "transplant": "another clip"}  # fmt: skip
-    figure, axes = _figure(1, 3, 12, 3.6)
-    ax = axes[0, 0]
-    unedited = where(main, arm="none").iloc[0]
-    ax.axhline(unedited["mae_target"], **_DOTTED)
+    """Figure 24: error to the target and to the truth against the number of probes; nulls; other edits.
+
+    Two of three panels are of `shown_judge`, and left out without one; nulls of another judge are left out.
+    """
+    rows, judge, about = where(table, target="all"), shown_judge(table), run.about("steer")
+    split = about["options"].get("split")
+    main = where(rows, control="")
+    edited = f"{about['n_folds']} folds" if split is None else f"some edited once (--split {split})"
+    notes = [f"All 8 directions as targets; {about['n_clips']} clips, {edited}; bands: 95 %."]
+    figure, axes = _figure(1, 3 if judge else 1, 12 if judge else 6.8, 3.6)
+    if judge is not None:
+        own_nulls = nulls if judge == judge_of_nulls(run) else nulls.iloc[:0]
+        _draw_errors(axes[0, 0], where(rows, judge=judge), own_nulls, SHOWN_JUDGES[judge])
+        _draw_lengths(axes[0, 2], where(main, judge=judge))
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=7, loc="outside right center")
+        if judge == "paper":
+            notes += [f"Left and right: judge fitted on the edited clips (C.12). {_IN_SAMPLE}"]
+        if len(own_nulls) < len(nulls):
+            notes += ["Without nulls: those are of the split-half judge."]
+    _draw_judges(axes[0, 1 if judge else 0], where(main, arm="probes"))
+    for ax in axes[0]:
+        ax.set_ylim(0, 100)
+    notes += [
+        "Stored vectors are edited and read at the same layer: the network does not run on.",
+        "Paper, Large, in-sample judge: 82.9° to 11.9° with 20 probes.",
+    ]
+    title, options = f"Figure 24: edits of stored features, layer {about['layer']}", {} if judge else {"fontsize": 9}
+    return _titled(run, figure, title, " ".join(notes), **options)
+
+
+def _draw_errors(ax: Axes, rows: pd.DataFrame, nulls: pd.DataFrame, title: str) -> None:
+    """One judge's error to the target and to the truth, by the number of probes, with nulls and controls."""
+    main = where(rows, control="")
+    probes, unedited = where(main, arm="probes"), where(main, arm="none")
+    ax.axhline(unedited["mae_target"].iloc[0], **_DOTTED)
     _curve(ax, probes, 0, "to the target", x="n_probes", y="mae_target")
-    truth = pd.concat([where(main, arm="none"), probes])
+    truth = pd.concat([unedited, probes])
     ax.plot(truth["n_probes"], truth["mae_truth"], color="#D55E00", ls="--", marker="s", label="to its own label")
     for number, (name, own) in enumerate(nulls.groupby("null", sort=False)):
         style, own = control_style(number), own.sort_values("n_probes")
@@ -364,19 +403,27 @@ def draw_steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -
     for number, (name, own) in enumerate(controls.groupby("control")):
         means, line = own.groupby("n_probes")["mae_target"].mean(), control_style(number).line
         ax.plot(means.index, means, color="#009E73", lw=1, ls=line, label=f"{spoken(name)}: to the target")
-    ax.set(xlabel="Probes N (0: unedited)", ylabel="Angular error (degrees)", title="Split-half judge")
-    handles, labels = ax.get_legend_handles_labels()
-    ax = axes[0, 1]
-    own = where(table, target="all", control="", arm="probes")
+    ax.set(xlabel="Probes N (0: unedited)", ylabel="Angular error (degrees)", title=title)
+
+
+def _draw_judges(ax: Axes, probes: pd.DataFrame) -> None:
+    """Every judge's error to the target, by the number of probes."""
     names = {"split": "ridge, other clips (quote)", "mlp": "MLP, other clips", "paper": "in sample (C.12)",
              "own": "own first probe"}  # fmt: skip
     for number, (judge, label) in enumerate(names.items()):
-        part, style = where(own, judge=judge).sort_values("n_probes"), line_style(number)
+        part, style = where(probes, judge=judge).sort_values("n_probes"), line_style(number)
         if len(part):
             ax.plot(part["n_probes"], part["mae_target"], **style.look, label=label)
     ax.set(xlabel="Probes N", ylabel="Error to the target (degrees)", title="Who judges")
     ax.legend(fontsize=7)
-    ax = axes[0, 2]
+
+
+def _draw_lengths(ax: Axes, main: pd.DataFrame) -> None:
+    """One judge's error to the target, by the length of the edit, of probes and of other edits."""
+    others = {"covariance_edit": "1 probe along the covariance", "mean_difference": "class means",
+              "plane_rotation": "turned in the ring's plane", "mlp_ring": "set in the plane of the MLP's ring",
+              "transplant": "another clip"}  # fmt: skip
+    probes = where(main, arm="probes")
     ax.plot(probes["edit_ratio"], probes["mae_target"], color="#0072B2", marker="o")
     for row in probes.itertuples():
         at = (row.edit_ratio, row.mae_target)
@@ -391,20 +438,14 @@ def draw_steering(run: MechanismRun, table: pd.DataFrame, nulls: pd.DataFrame) -
     ax.set_xscale("log")  # late probes read next to nothing: edits that move them are orders of magnitude longer
     ax.set(xlabel="Length of the edit / of the features", ylabel="Error to the target (degrees)",
            title="Edits of other kinds (N beside the line)")  # fmt: skip
-    for ax in axes[0]:
-        ax.set_ylim(0, 100)
-    figure.legend(handles, labels, fontsize=7, loc="outside right center")
-    note = (
-        f"All 8 directions as targets; {about['n_clips']} clips, {about['n_folds']} folds; bands: 95 %. "
-        "Stored vectors are edited and read at the same layer: the network does not run on. "
-        "Paper, Large, in-sample judge: 82.9° to 11.9° with 20 probes."
-    )
-    return _titled(run, figure, f"Figure 24: edits of stored features, layer {about['layer']}", note)
 
 
-def draw_steering_targets(run: MechanismRun, table: pd.DataFrame) -> Figure:
-    """Error to every target, by number of probes."""
-    rows = table[(table["target"] != "all") & (table["judge"] == "split") & (table["control"] == "")]
+def draw_steering_targets(run: MechanismRun, table: pd.DataFrame) -> Figure | None:
+    """Error to every target, by number of probes; None without a judge that is shown."""
+    judge = shown_judge(table)
+    if judge is None:
+        return None
+    rows = where(table[table["target"] != "all"], judge=judge, control="")
     rows = rows[rows["arm"].isin(["none", "probes"])].assign(degrees=lambda own: own["target"].astype(float))
     grid = rows.pivot_table(index="n_probes", columns="degrees", values="mae_target")
     figure, axes = _figure(1, 1, 6, 3.6)
@@ -415,7 +456,8 @@ def draw_steering_targets(run: MechanismRun, table: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(grid)), [f"{value}" for value in grid.index])
     ax.set(xlabel="Target direction", ylabel="Probes N")
     figure.colorbar(image, ax=ax, label="Error to the target (degrees)")
-    note = "Split-half judge. 90° on average is no steering."
+    in_sample = f" {_IN_SAMPLE}" if judge == "paper" else ""
+    note = f"{SHOWN_JUDGES[judge]}.{in_sample} 90° on average is no steering."
     return _titled(run, figure, "Figure 24: every target", note, fontsize=9)
 
 

@@ -176,8 +176,8 @@ def _draw_grid(table: pd.DataFrame, title: str, published: pd.DataFrame, note: s
                 ax.tick_params(labelleft=column == 0, labelbottom=last)
                 ax.set_xlabel(X_LABEL if last else "")
                 if row == 0:
-                    made = f"{model}, {dataset_of(run).title}{recipe_of(run)}\n{run['weights'].iloc[0]}"
-                    ax.set_title(made, fontsize=9)
+                    column_title = f"{model}, {dataset_of(run).title}{recipe_of(run)}\n{run['weights'].iloc[0]}"
+                    ax.set_title(column_title, fontsize=9)
                 for index, metric in enumerate(BESIDE):
                     small = figure.add_subplot(grid[first + index, 2 * column + 1])
                     _draw_small(small, part, metric, theirs, limits[1])

@@ -106,8 +106,8 @@ def control_style(index: int) -> LineStyle:
 
 def titled(title: str, weights: Sequence[str]) -> str:
     """`title`, followed by what must be said of the labels in `weights` (pez/weights.py)."""
-    said = caveats(weights)
-    return f"{title} — {', '.join(said)}" if said else title
+    remarks = caveats(weights)
+    return f"{title} — {', '.join(remarks)}" if remarks else title
 
 
 def draw_band(ax: Axes, label: bool = True) -> None:

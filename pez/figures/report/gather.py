@@ -136,8 +136,8 @@ def gather(results_dir: str | Path, runs: Sequence[str] | None = None) -> Report
 
 
 def _runs(report: Report, wanted: Sequence[str] | None) -> list[Run]:
-    """Every run of the folder; of one whose files are damaged or missing, `absent` says which."""
-    found = []
+    """The runs of the folder that can be read; `absent` names files of a run that are damaged or missing."""
+    readable = []
     for path in result_paths(report.results_dir):
         name = path.stem.removeprefix("results_")
         if wanted and name not in wanted:
@@ -145,12 +145,12 @@ def _runs(report: Report, wanted: Sequence[str] | None) -> list[Run]:
         try:
             for run in read_runs(report.results_dir, [name]):
                 _ = run.controls  # damaged ones are found here
-                found.append(run)
+                readable.append(run)
                 if not run.record:
                     report.absent.append(f"Settings of run {name}: no {RECORDS[run.kind]}_{name}.json")
         except UserError as error:
             report.absent.append(str(error))
-    return sorted(found, key=lambda run: -run.written)
+    return sorted(readable, key=lambda run: -run.written)
 
 
 def _figures(report: Report) -> tuple[list[Picture], list[Verdict]]:
@@ -180,16 +180,16 @@ def _figures(report: Report) -> tuple[list[Picture], list[Verdict]]:
 def _clip_sets(report: Report) -> list[ClipSet]:
     """The ball sets beside the results folder, or where constants.py has them."""
     root = _beside(report.results_dir, "data", constants.DATA_DIR)
-    found = []
+    clip_sets = []
     # behind the two main ones sets that were asked for besides, such as data_matched/velocity
     more = sorted([*root.glob("turns/clipset.json"), *root.parent.glob(f"{root.name}_*/*/clipset.json")])
     named = {root / name: f"the {name} set" for name in CLIP_SETS} | {path.parent: f"{path.parent}" for path in more}
     for folder, words in named.items():
         try:
-            found.append(read_clip_set(folder))
+            clip_sets.append(read_clip_set(folder))
         except UserError as error:
             report.absent.append(f"Clips of {words}: {error}")
-    return found
+    return clip_sets
 
 
 def _movies(report: Report) -> list[Movies]:
@@ -198,19 +198,19 @@ def _movies(report: Report) -> list[Movies]:
     if runs and all(dataset_of(run.table) is not INTPHYS_MINI for run in runs):
         return []
     root = _beside(report.results_dir, "intphys_mini", constants.INTPHYS_MINI_ROOT.parent) / "dev"
-    found = []
+    previews = []
     for block, subtask in SUBTASKS.items():
         animation, sheet = root / f"sample_{block}.gif", root / f"contact_sheet_{block}.png"
         if animation.is_file():
-            found.append(Movies(block, INTPHYS_MINI.words(subtask), animation, sheet if sheet.is_file() else None))
-    if not found and runs:
+            previews.append(Movies(block, INTPHYS_MINI.words(subtask), animation, sheet if sheet.is_file() else None))
+    if not previews and runs:
         report.absent.append(f"Previews of the IntPhys stand-in: none in {root} (step1_generate.py)")
-    return found
+    return previews
 
 
 def _audits(report: Report) -> list[Audit]:
     stems = {path.stem for suffix in ("csv", "png") for path in report.results_dir.glob(f"audit_*.{suffix}")}
-    found = []
+    audits = []
     for stem in sorted(stems, key=lambda stem: (stem != f"audit_{CLIP_SETS[0]}", stem)):
         table, picture = report.results_dir / f"{stem}.csv", report.results_dir / f"{stem}.png"
         rows = None
@@ -220,20 +220,20 @@ def _audits(report: Report) -> list[Audit]:
             report.absent.append(str(error))
         name = stem.removeprefix("audit_")
         clips = next((each for each in report.clip_sets if each.name == name), None)
-        # of earlier versions no fingerprint is known
-        told = set(rows["clips_fingerprint"]) if rows is not None and "clips_fingerprint" in rows else set()
-        if clips is not None and told and told != {truth_fingerprint(clips)}:
+        # audits of earlier versions have no fingerprint
+        fingerprints = set(rows["clips_fingerprint"]) if rows is not None and "clips_fingerprint" in rows else set()
+        if clips is not None and fingerprints and fingerprints != {truth_fingerprint(clips)}:
             report.absent.append(f"{table} is of other clips than {clips.directory}: rerun step3_probe.py audit")
             continue
-        found.append(Audit(name, rows, picture if picture.is_file() else None))
-    if not found:
+        audits.append(Audit(name, rows, picture if picture.is_file() else None))
+    if not audits:
         report.absent.append("Confound audit: no audit_*.csv (step3_probe.py audit)")
-    return found
+    return audits
 
 
 def _mechanisms(report: Report) -> list[Mechanisms]:
     """Figures and verdicts of the runs of step4_mechanisms.py that have some."""
-    found = []
+    runs = []
     for record in sorted(report.results_dir.glob("config_mechanisms_*.json")):
         name = record.stem.removeprefix("config_mechanisms_")
         drawn = [(each.title, report.results_dir / f"{each.stem}_{name}.png") for each in MECHANISM_FIGURES.values()]
@@ -241,8 +241,8 @@ def _mechanisms(report: Report) -> list[Mechanisms]:
         text = verdict.read_text(encoding="utf-8", errors="replace") if verdict.is_file() else None
         figures = tuple((title, path) for title, path in drawn if path.is_file())
         if figures or text:
-            found.append(Mechanisms(name, figures, text))
-    return found
+            runs.append(Mechanisms(name, figures, text))
+    return runs
 
 
 def _beside(results_dir: Path, name: str, otherwise: Path) -> Path:

@@ -24,7 +24,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Said:
+class StatementNote:
     """A statement in one sentence: the paper's `claim`, our `verdict`, and what was `measured`."""
 
     claim: str
@@ -37,29 +37,29 @@ class Said:
 
 def banners(report: Report) -> list[Note]:
     """What must be known before any number: encoders that were never trained, movies that stand in for others."""
-    found = []
+    notes = []
     for banner in BANNERS:
         runs = [run for run in report.runs if banner.applies(run)]
         if runs:
-            whose = f"{'Run' if len(runs) == 1 else 'Runs'} {listed(run.name for run in runs)}"
-            whose = "Every run" if len(runs) == len(report.runs) else whose
-            found.append(Note(banner.subject, f"{whose} {banner.said}"))
-    return found
+            which_runs = f"{'Run' if len(runs) == 1 else 'Runs'} {listed(run.name for run in runs)}"
+            which_runs = "Every run" if len(runs) == len(report.runs) else which_runs
+            notes.append(Note(banner.subject, f"{which_runs} {banner.sentence_end}"))
+    return notes
 
 
 def warnings(report: Report) -> list[tuple[Caveat, list[str]]]:
     """The caveats that the files of a report show, each with every place in which it was found."""
-    found = [(each, list(dict.fromkeys(each.found(report.runs, report.clip_sets)))) for each in CAVEATS]
-    return [(each, places) for each, places in found if places]
+    caveats = [(each, list(dict.fromkeys(each.places_in(report.runs, report.clip_sets)))) for each in CAVEATS]
+    return [(each, places) for each, places in caveats if places]
 
 
 # ---------------------------------------------------------------- statements
 
 
-def statements(verdict: Verdict) -> list[Said]:
+def statements(verdict: Verdict) -> list[StatementNote]:
     """The statements of a verdict file, in a sentence each, with the finding that decided; then what it says of layers
     and controls without an encoder."""
-    found = []
+    notes = []
     for each in [*verdict.record.get("statements", []), *verdict.record.get("beyond", [])]:
         deciding = next((one for one in each.get("findings", []) if one["verdict"] == each["verdict"]), None)
         measured = each.get("why", "")
@@ -69,12 +69,12 @@ def statements(verdict: Verdict) -> list[Said]:
         of, claim = each["of"], each["claim"]
         is_verb = claim.split()[0] in ("is", "appears", "peaks", "fades")
         sentence = f"{capital(of)} {claim}" if is_verb else f"{of}: {claim}"
-        found.append(Said(sentence, each["verdict"], measured))
-    return found
+        notes.append(StatementNote(sentence, each["verdict"], measured))
+    return notes
 
 
 def counted(verdict: Verdict) -> str:
-    """How many statements of a verdict file hold, of those on what layers tell beyond flow and controls also, and its
+    """How many statements of a verdict file hold; the same of what layers add to what needs no encoder; and the
     status against published values."""
     parts = []
     for kind, named in (("statements", "statements"), ("beyond", "on what a layer adds to what needs no encoder")):
@@ -92,9 +92,9 @@ def varied(report: Report) -> list[Note]:
     """What is read on plain clips and on varied ones, a sentence a variable."""
     groups = plain_and_varied(report.of_kind(BALL))
     return [
-        Note(name, said, f"R² of runs {listed(run.name for run in group)}")
+        Note(name, sentence, f"R² of runs {listed(run.name for run in group)}")
         for group in groups
-        for name, said in plain_beside_varied(group)
+        for name, sentence in plain_beside_varied(group)
     ]
 
 
@@ -130,7 +130,7 @@ def _movie_notes(report: Report) -> Iterator[Note]:
             continue
         assert key.peak is not None
         done.add((probe, model))
-        beside = _there(curves["auc"], key.peak) if "auc" in curves else ""
+        beside = _beside(curves["auc"], key.peak) if "auc" in curves else ""
         course, how = _course(key, _sure(key)), f"{probe} probe"
         if probe == SURPRISE:
             course, how = f"{number(key.scores[key.peak])}{_sure(key)}.", "the surprise of the model's own predictor"
@@ -151,7 +151,7 @@ def _course(curve: Quoted, sure: str) -> str:
     )
 
 
-def _there(curve: Quoted, layer: int) -> str:
+def _beside(curve: Quoted, layer: int) -> str:
     """Another metric at a layer, in a sentence."""
     ends = curve.interval(layer)
     pooled = curve.ends["pooled"].get(layer)

@@ -70,7 +70,7 @@ def render(report: Report) -> str:
         report=report,
         main=report.pictures[0] if report.pictures else None,
         pictured=[run for run in report.runs if run.path("figure", ".png").is_file()],
-        made=provenance(),
+        provenance=provenance(),
         records={run.name: json.dumps(run.record, indent=1, ensure_ascii=False) for run in report.runs if run.record},
         files=files(report.results_dir),
         too_large=pictures.left_out,
@@ -114,8 +114,8 @@ def soft(text: str) -> Markup:
 
 def files(results_dir: Path) -> list[tuple[Path, str]]:
     """The files of a results folder that a report links to, with their sizes in words."""
-    found = [path for path in sorted(results_dir.iterdir()) if path.suffix in _LISTED_SUFFIXES and path.is_file()]
-    sizes = [(path, path.stat().st_size) for path in found if _LISTED.match(path.name)]
+    paths = [path for path in sorted(results_dir.iterdir()) if path.suffix in _LISTED_SUFFIXES and path.is_file()]
+    sizes = [(path, path.stat().st_size) for path in paths if _LISTED.match(path.name)]
     return [(path, f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{max(1, round(n / 1e3))} kB") for path, n in sizes]
 
 

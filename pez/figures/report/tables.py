@@ -97,7 +97,7 @@ def controls_table(run: Run) -> Table:
 
 def kept_tables(report: Report) -> list[Table]:
     """How long each layer keeps a direction, of every run of the turns set."""
-    found = []
+    tables = []
     for run in report.of_kind(BALL):
         if run.value("probe_set") != "turns":
             continue
@@ -109,8 +109,8 @@ def kept_tables(report: Report) -> list[Table]:
             rows.append([str(row.layer), number(row.own), str(row.n_readable), beyond])
         columns = ["layer", "direction, the tubelet read", "tubelets readable", "kept beyond it for"]
         caption = f"{run.name}: how long a layer keeps a direction ({run.value('pooling')}; a tubelet is two frames)"
-        found.append(Table(caption, columns, rows, range(1, 4)))
-    return found
+        tables.append(Table(caption, columns, rows, range(1, 4)))
+    return tables
 
 
 def control_tables(report: Report) -> list[Table]:
@@ -120,9 +120,9 @@ def control_tables(report: Report) -> list[Table]:
 
 def control_meanings(report: Report) -> dict[str, str]:
     """What each control is, of those that were run."""
-    there = {name for run in report.runs if "control" in run.controls for name in run.controls["control"]}
+    names = {name for run in report.runs if "control" in run.controls for name in run.controls["control"]}
     order = [each for name in CONTROLS for each in (name, f"{name}{READ}")]
-    return {spoken(name): meaning(name) for name in order if name in there}
+    return {spoken(name): meaning(name) for name in order if name in names}
 
 
 # ---------------------------------------------------------------- what was run, and how
@@ -171,11 +171,11 @@ def provenance_table(report: Report) -> Table:
     columns = ["run", "written", "code", "libraries", "machine"]
     rows = []
     for run in report.runs:
-        made = run.record.get("provenance", {})
-        libraries = [f"Python {made['python']}"] if "python" in made else []
-        libraries += [f"{name} {version}" for name, version in made.get("libraries", {}).items()]
-        written, code = moment(made.get("written", NONE)), made.get("code_version", NONE)
-        rows.append([run.name, written, code, ", ".join(libraries) or NONE, made.get("machine", NONE)])
+        provenance = run.record.get("provenance", {})
+        libraries = [f"Python {provenance['python']}"] if "python" in provenance else []
+        libraries += [f"{name} {version}" for name, version in provenance.get("libraries", {}).items()]
+        written, code = moment(provenance.get("written", NONE)), provenance.get("code_version", NONE)
+        rows.append([run.name, written, code, ", ".join(libraries) or NONE, provenance.get("machine", NONE)])
     return Table("How each run was made", columns, rows)
 
 
@@ -216,7 +216,7 @@ def audit_tables(audit: Audit) -> list[Table]:
     if audit.table is None or audit.table.empty:
         return []
     keys = ["measure", *(["grouping"] if "grouping" in audit.table else [])]
-    found = []
+    tables = []
     for (measure, *groupings), rows in audit.table.groupby(keys, sort=False):
         rows = rows[rows["of"].isin(shown_readers(rows["of"].unique()))]
         wide = rows.pivot_table(index="target", columns="of", values="value", sort=False)
@@ -226,5 +226,5 @@ def audit_tables(audit: Audit) -> list[Table]:
             of = f"{spoken(measure).capitalize()} of each target with"
         where = f"{audit.name} set" + "".join(f", grouping {grouping}" for grouping in groupings if grouping)
         columns = ["target", *map(spoken, wide.columns)]
-        found.append(Table(f"{of} ({where})", columns, cells, range(1, len(columns))))
-    return found
+        tables.append(Table(f"{of} ({where})", columns, cells, range(1, len(columns))))
+    return tables

@@ -70,7 +70,7 @@ class Judged:
 
     @property
     def too_few(self) -> str:
-        """Why nothing is said of this variable; empty where something is."""
+        """Why no statement about this variable is checked; empty where they are."""
         unit = "scenes" if self.run.kind == MOVIES else "groups"
         if self.n_groups < FEWEST_GROUPS:
             return f"too few {unit}: {self.n_groups}"
@@ -85,22 +85,22 @@ class Judged:
 
     def checked(self, figure: str, statements: Sequence[Statement] = STATEMENTS) -> list[Checked]:
         """Those of `statements` (by default the paper's) of `figure` about this variable, each with its verdict."""
-        variable = re.sub(r"^object_\d+_", "", self.variable)  # what is said of a ball is said of each
+        variable = re.sub(r"^object_\d+_", "", self.variable)  # a statement holds of every ball alike
         mine = [each for each in statements if (each.figure, each.variable) == (figure, variable)]
         mine = [each for each in mine if each.check != "kept" or (self.key and self.key.kept_with)]
         own = spoken(self.scored.kind.headline)  # of movies in numbered pairs another than the paper's
         mine = [replace(each, claim=each.claim.replace("relative accuracy", own)) for each in mine]
-        found = [checked(self.of, statement, self.key, self.too_few) for statement in mine]
+        claims = [checked(self.of, statement, self.key, self.too_few) for statement in mine]
         if self.too_few or not self.training:
-            return found
-        return [replace(each, verdict=UNDECIDED, why=self.training) for each in found]
+            return claims
+        return [replace(each, verdict=UNDECIDED, why=self.training) for each in claims]
 
     def beyond(self) -> list[Checked]:
         """Whether its layers read more than the controls without an encoder that were run, or than is expected."""
-        found = [] if self.too_few or self.key is None else beyond(self.of, self.key)
+        claims = [] if self.too_few or self.key is None else beyond(self.of, self.key)
         if self.run.kind == MOVIES:
-            found = [replace(each, claim=f"possible versus impossible {each.claim}") for each in found]
-        return [replace(each, verdict=UNDECIDED, why=self.training) for each in found] if self.training else found
+            claims = [replace(each, claim=f"possible versus impossible {each.claim}") for each in claims]
+        return [replace(each, verdict=UNDECIDED, why=self.training) for each in claims] if self.training else claims
 
     def emergence(self) -> Emergence | None:
         """The criterion of the paper's authors on the curve that is quoted; None where it has too few layers."""
@@ -121,8 +121,8 @@ class Judged:
 def judge(run: Run, variable: str, of: str, expected: Run | None = None) -> Judged:
     """Evidence of one variable of a run from its predictions; UserError if they are not there.
 
-    Of movies every metric over all of them, and the one to quote of every sub-task; `expected`: a run of
-    step_surprise.py with the same ones.
+    Of movies: every metric over all movies, and for each sub-task the metric to quote. `expected` is a run of
+    step_surprise.py with the same movies.
     """
     scores = run.scores
     main = scores.main(variable)
@@ -152,9 +152,12 @@ def judge(run: Run, variable: str, of: str, expected: Run | None = None) -> Judg
 
 
 def with_tubelets(judged: Sequence[Judged]) -> list[Judged]:
-    """`judged`; of a tubelet's direction also the evidence of those from it to the one whose tokens its run reads."""
+    """`judged`, with `kept_with` where the variable is a tubelet's direction.
+
+    That is the evidence of every tubelet from it to the one whose tokens the run reads.
+    """
     by_name = {(item.run.name, item.variable): item for item in judged}
-    found = []
+    completed = []
     for item in judged:
         named, own = re.fullmatch(r"direction_t(\d+)", item.variable), read_tubelet(item.run)
         if named and own is not None and item.key:
@@ -165,5 +168,5 @@ def with_tubelets(judged: Sequence[Judged]) -> list[Judged]:
             if len(keys) == len(others):
                 headline = (OVERALL, item.scored.kind.headline)
                 item = replace(item, curves={**item.curves, headline: replace(item.key, kept_with=keys)})
-        found.append(item)
-    return found
+        completed.append(item)
+    return completed

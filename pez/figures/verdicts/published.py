@@ -101,14 +101,14 @@ def _emergence_line(overall: pd.DataFrame, depth: int, metric: str) -> str:
 
 def _difference_line(overall: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> str:
     theirs = theirs[theirs["metric"] == metric]
-    there, here = curve_facts(theirs["layer"], theirs["mean"]), facts_of(overall, metric)
-    blind = " (0 is what ties counted as wrong give)" if there["first"] == 0 else ""
+    published, own = curve_facts(theirs["layer"], theirs["mean"]), facts_of(overall, metric)
+    blind = " (0 is what ties counted as wrong give)" if published["first"] == 0 else ""
     return (
-        f"- {capital(spoken(metric))} minus published: first layer {here['first'] - there['first']:+.3f}{blind}, peak "
-        f"{here['peak'] - there['peak']:+.3f} (layer {here['peak_layer']}, published {there['peak_layer']}), last "
-        f"{here['last'] - there['last']:+.3f}; onset at layer {_layer(here['onset_layer'], here)}, published "
-        f"{_layer(there['onset_layer'], there)}; late decline {here['late_decline']:.3f}, "
-        f"published {there['late_decline']:.3f}."
+        f"- {capital(spoken(metric))} minus published: first layer {own['first'] - published['first']:+.3f}{blind}, "
+        f"peak {own['peak'] - published['peak']:+.3f} (layer {own['peak_layer']}, published {published['peak_layer']})"
+        f", last {own['last'] - published['last']:+.3f}; onset at layer {_layer(own['onset_layer'], own)}, published "
+        f"{_layer(published['onset_layer'], published)}; late decline {own['late_decline']:.3f}, "
+        f"published {published['late_decline']:.3f}."
     )
 
 
@@ -130,11 +130,11 @@ def _agrees(run: Run, published: pd.DataFrame) -> bool:
     key = dataset_of(run.table).key_score
     theirs = theirs_of(run, published)
     theirs = theirs[theirs["metric"] == key]
-    here, there = facts_of(part_of(run), key), curve_facts(theirs["layer"], theirs["mean"])
-    if here["onset_layer"] is None:
+    own, published_facts = facts_of(part_of(run), key), curve_facts(theirs["layer"], theirs["mean"])
+    if own["onset_layer"] is None:
         return False
-    shift = abs(here["onset_layer"] / run.depth - there["onset_layer"] / (there["last_layer"] + 1))
-    return bool(abs(here["peak"] - there["peak"]) <= PEAK_TOLERANCE and shift <= ONSET_TOLERANCE)
+    shift = abs(own["onset_layer"] / run.depth - published_facts["onset_layer"] / (published_facts["last_layer"] + 1))
+    return bool(abs(own["peak"] - published_facts["peak"]) <= PEAK_TOLERANCE and shift <= ONSET_TOLERANCE)
 
 
 def _shows(run: Run, subtask: str) -> bool:

@@ -56,8 +56,10 @@ READABLE = 0.1  # least R^2 above control that would count as readable
 
 @dataclass(frozen=True)
 class Statement:
-    """What is said of a variable of a figure (MOVIES: of both figures of movies; LABELS: of runs of own labels):
-    `claim` in words, `check` a key of CHECKS."""
+    """A claim about a variable of a figure: `claim` in words, `check` a key of CHECKS.
+
+    The figure MOVIES stands for both figures of movies, LABELS for every run of own labels.
+    """
 
     figure: str
     variable: str
@@ -168,17 +170,17 @@ def decided(of: str, claim: str, findings: Sequence[Finding]) -> Checked:
 def beyond(of: str, evidence: Evidence) -> list[Checked]:
     """Of what reads the motion without an encoder, or what the predictor expects, where it was run: whether some layer
     reads more, tested over all layers together; and whether some layer adds to the controls without an encoder."""
-    found = []
+    claims = []
     for name in [name for name in evidence.beside if name != TOGETHER]:
         rise = rise_above(evidence.main, evidence.beside[name], evidence.chance)
         verdict, words = _is_above(evidence.layers, rise)
         claim = f"is read by some layer beyond {name.replace('_', ' ')}"
-        found.append(decided(of, claim, [Finding(name, verdict, words)]))
+        claims.append(decided(of, claim, [Finding(name, verdict, words)]))
     if evidence.unique is not None:
         verdict, words = _is_above(evidence.layers, evidence.unique)
         claim = "is told by some layer beyond position, pixels and optical flow together (R² that it adds)"
-        found.append(decided(of, claim, [Finding(TOGETHER, verdict, words)]))
-    return found
+        claims.append(decided(of, claim, [Finding(TOGETHER, verdict, words)]))
+    return claims
 
 
 def _is_above(layers: np.ndarray, rise: BootstrapCurve) -> tuple[str, str]:

@@ -84,13 +84,13 @@ def build_verdict(
         except UserError as error:
             notes.append(f"{of} left out: {error}")
     judged = with_tubelets(judged)
-    found = [each for item in judged for each in item.checked(figure, statements)]
+    claims = [each for item in judged for each in item.checked(figure, statements)]
     more = [asdict(each) for item in judged for each in item.beyond()]
-    told = {"beyond": more} if more else {}
-    told |= _made_from([run for run, _ in curves], judged)
+    about = {"beyond": more} if more else {}
+    about |= _made_from([run for run, _ in curves], judged)
     stem = f"_{curves[0][0].name}" if figure == LABELS else figure
     text = verdict_text(figure, judged, notes, statements)
-    return write_verdict(Path(results_dir) / f"figure{stem}_verdict.md", text, found, told)
+    return write_verdict(Path(results_dir) / f"figure{stem}_verdict.md", text, claims, about)
 
 
 def build_movie_verdict(
@@ -112,12 +112,12 @@ def build_movie_verdict(
         except UserError as error:
             judged.append(error)
     shown = [item for item in judged if isinstance(item, Judged)]
-    found = [each for item in shown for each in item.checked(MOVIES, statements)]
+    claims = [each for item in shown for each in item.checked(MOVIES, statements)]
     more = [asdict(each) for item in shown for each in expected_of(item, expected.get(item.run.name))]
-    told = {"status": published.status(runs, theirs), **_made_from([*runs, *expected.values()], shown)}
-    told |= {"beyond": more} if more else {}
+    about = {"status": published.status(runs, theirs), **_made_from([*runs, *expected.values()], shown)}
+    about |= {"beyond": more} if more else {}
     text = movie_verdict_text(title, runs, judged, theirs, missing, statements, expected)
-    return write_verdict(Path(results_dir) / f"figure{figure}_verdict.md", text, found, told)
+    return write_verdict(Path(results_dir) / f"figure{figure}_verdict.md", text, claims, about)
 
 
 def expected_of(item: Judged, surprise: Run | None) -> list[Checked]:
@@ -133,14 +133,14 @@ def _made_from(runs: Sequence[Run], judged: Sequence[Judged]) -> dict[str, Any]:
     """What each run was made from, by its name, and what the criterion of the paper's authors says."""
     columns = ("features_fingerprint", "predictions_fingerprint")
     made_from = {run.name: {column: str(run.value(column)) for column in columns} for run in runs}
-    found = [(item.of, item.emergence()) for item in judged]
-    emergence = [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in found if each is not None]
+    emergences = [(item.of, item.emergence()) for item in judged]
+    emergence = [{"of": of, "emerges": each.emerges, **asdict(each)} for of, each in emergences if each is not None]
     return {"made_from": made_from, "emergence": emergence}
 
 
-def write_verdict(path: Path, text: str, statements: Sequence[Checked], told: Mapping[str, Any]) -> list[Path]:
-    """Write a verdict file, and beside it as data what is `told` and the `statements` with their findings."""
-    record = {**told, "statements": [asdict(each) for each in statements]}
+def write_verdict(path: Path, text: str, statements: Sequence[Checked], about: Mapping[str, Any]) -> list[Path]:
+    """Write a verdict file, and beside it as data `about` and the `statements` with their findings."""
+    record = {**about, "statements": [asdict(each) for each in statements]}
     return [write_text(path, text), write_json(path.with_suffix(".json"), record)]
 
 
@@ -151,8 +151,8 @@ def verdict_text(
     figure: str, judged: Sequence[Judged], notes: Sequence[str] = (), statements: Sequence[Statement] = STATEMENTS
 ) -> str:
     """The Markdown of a verdict file of ball curves, or of own labels; `notes` are further lines about it."""
-    whose = "statements" if figure in (LABELS, TURNS) or statements is not STATEMENTS else "the paper's statements"
-    lines = [f"# {TITLES.get(figure, figure)}, {whose} checked", ""]
+    heading = "statements" if figure in (LABELS, TURNS) or statements is not STATEMENTS else "the paper's statements"
+    lines = [f"# {TITLES.get(figure, figure)}, {heading} checked", ""]
     lines += ["| variable | run | model | weights | protocol | clips | groups | controls |", "|---" * 8 + "|"]
     for item in judged:
         controls = []
@@ -170,7 +170,7 @@ def verdict_text(
     if figure == LABELS and not checked:
         lines += ["None is about these variables. Write some and name their file with `--statements` (docs/labels.md)."]
     else:
-        lines += statement_lines(checked, named=True, says="it is said" if whose == "statements" else "")
+        lines += statement_lines(checked, named=True, says="it is said" if heading == "statements" else "")
     if more := [each for item in judged for each in item.beyond()]:
         lines += ["", "## Beyond what needs no encoder", "", *statement_lines(more, named=True, says="statement")]
     lines += ["", "## Onset of every curve", "", *onset_lines(judged, ("variable",), lambda item, *_: (item.of,))]
@@ -234,13 +234,15 @@ def _expected_lines(surprise: Run) -> list[str]:
 
 
 def statement_lines(checked: Sequence[Checked], named: bool, says: str = "") -> list[str]:
-    """A table of statements and the findings behind each; `named`: with a column that says of what; `says` heads the
-    statements, if not as what the paper says."""
+    """A table of statements and the findings behind each.
+
+    `named` adds a column: what each statement is of. `says` is the heading of the statements ("": the paper says it).
+    """
     head, of = (f"| variable | {says or 'the paper says it'}", "| ") if named else (f"| {says or 'the paper says'}", "")
     lines = [f"{head} | verdict | against | measured (95 % interval) |", "|---" * (4 + named) + "|"]
     for item in checked:
         lines.append(f"| {item.of + ' | ' if named else ''}{item.claim} | **{item.verdict}** | | {item.why} |")
-        lines += [f"{of}| | {found.verdict} | {spoken(found.against)} | {found.measured} |" for found in item.findings]
+        lines += [f"{of}| | {each.verdict} | {spoken(each.against)} | {each.measured} |" for each in item.findings]
     return lines
 
 
@@ -266,9 +268,9 @@ def emergence_lines(judged: Sequence[Judged], column: str) -> list[str]:
     lines = ["", "## Emergence by the criterion of the paper's authors", ""]
     lines += [f"| {column} | emerges | why |", "|---|---|---|"]
     for item in judged:
-        found = item.emergence()
-        why = "too few layers for four parameters" if found is None else found.text()
-        lines.append(f"| {item.of} | {'yes' if found and found.emerges else 'no'} | {why} |")
+        emergence = item.emergence()
+        why = "too few layers for four parameters" if emergence is None else emergence.text()
+        lines.append(f"| {item.of} | {'yes' if emergence and emergence.emerges else 'no'} | {why} |")
     return lines
 
 
