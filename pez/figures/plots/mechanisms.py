@@ -290,8 +290,10 @@ def draw_sequence(run: MechanismRun, table: pd.DataFrame) -> Figure:
         ax.set_xlim(-1, len(main) + 1)
     _legend(figure, axes[0, 1])
     about = run.about("sequence")
+    split = about["options"].get("split")
+    held_out = f"bands: smallest and largest of {about['n_folds']} folds" if split is None else f"once, --split {split}"
     note = (
-        f"{probe} probes; bands: smallest and largest of {about['n_folds']} folds; dotted: chance. "
+        f"{probe} probes; {held_out}; dotted: chance. "
         "A sawtooth appears only where refit and stale scores are drawn as one curve."
     )
     return _titled(run, figure, f"Figures 4(c), 23: orthogonal probes at layer {layer}", note)
