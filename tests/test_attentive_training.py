@@ -11,7 +11,7 @@ from pez.errors import UserError
 from pez.probes.protocols import FIXED
 from pez.probes.scores.possibility import score_movies
 from pez.probes.solvers import attentive_training
-from pez.probes.solvers.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, learning_rate, stacks, train, train_stack
 
 RECIPE = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=3, batch_size=8)
 N, TOKENS, WIDTH = 30, 6, 16
@@ -31,7 +31,7 @@ def toy(n_layers=2, seed=0):
 def problems(settings=((1e-3, 0.1),), n_train=(22,)):
     rows = np.arange(N)
     return [
-        Problem(layer, fold, lr, wd, np.roll(rows, fold)[:n], np.roll(rows, fold)[n:])
+        AttentiveProbe(layer, fold, lr, wd, np.roll(rows, fold)[:n], np.roll(rows, fold)[n:])
         for layer in range(2)
         for fold in range(2)
         for lr, wd in settings

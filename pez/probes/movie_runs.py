@@ -43,7 +43,7 @@ from pez.probes.scores.score import score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
 from pez.probes.solvers.linear import LinearSolver, linear_solver
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Solver
 from pez.probes.summary import movie_facts
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import softplus
 
-from pez.probes.solvers.problems import Problem, linear_start, there
+from pez.probes.solvers.regression import Regression, linear_start, there
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
 _KEEP_BELOW = 0.8  # drop stopped rows once fewer than this share of the rows still train
@@ -33,7 +33,7 @@ class Trained:
 
 @torch.no_grad()
 def train_together(
-    batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, device: str | torch.device
+    batch: list[Regression], *, epochs: int, patience: int, keep_weights: bool, device: str | torch.device
 ) -> Trained:
     """Train every setting of every problem; see pez/probes/solvers/sweep.py for what is trained."""
     data, state = _Data(batch, device), _State(batch, keep_weights, device)
@@ -69,7 +69,7 @@ def _stack(parts: list[torch.Tensor], dim: int, device: str | torch.device) -> t
 class _Data:
     """Inputs and targets of a batch, and what is computed from them: gradient, predictions, losses."""
 
-    def __init__(self, batch: list[Problem], device: str | torch.device) -> None:
+    def __init__(self, batch: list[Regression], device: str | torch.device) -> None:
         def stacked(name: str, dim: int = 0) -> torch.Tensor:
             return _stack([there(getattr(problem, name)) for problem in batch], dim, device)
 
@@ -151,7 +151,7 @@ class _Data:
 class _State:
     """Weights, moments of the gradient and best-so-far of the rows that still train."""
 
-    def __init__(self, batch: list[Problem], keep_weights: bool, device: str | torch.device) -> None:
+    def __init__(self, batch: list[Regression], keep_weights: bool, device: str | torch.device) -> None:
         first, self.device = batch[0], torch.device(device)
         settings, self.k = len(first.settings), sum(first.outputs)
         shape = (len(batch), settings * self.k, first.evaluation.shape[1])

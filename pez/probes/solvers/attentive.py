@@ -19,8 +19,8 @@ from pez.probes.predictions import Choice
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.attentive_model import check_sizes
 from pez.probes.solvers.attentive_stack import stack_size
-from pez.probes.solvers.attentive_training import Problem, Recipe, train
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, train
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, PredictsOnly, Step, Trials
 
 POOLINGS = ("temporal_last_patch", "temporal_diff_patch", "all")  # those that keep tokens apart
@@ -99,7 +99,7 @@ class AttentiveSolver:
         for fit, own in zip(fits, problems):
             yield AttentiveFitted(fit, own, [scores[id(problem)] for problem in own], labels, judge)
 
-    def _problems(self, fit: Fit, folds: Folds) -> list[Problem]:
+    def _problems(self, fit: Fit, folds: Folds) -> list[AttentiveProbe]:
         """One probe per setting; start and batch order go by the fold that is reported in the end."""
         train_rows = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
         if len(fit.left_out) > 1:
@@ -114,7 +114,7 @@ class AttentiveSolver:
         else:
             chosen = [(self.settings[choice.setting], (choice.epochs,)) for choice in fit.choices]
         return [
-            Problem(fit.layer, reported, s.learning_rate, s.weight_decay, train_rows, read, epochs, fit.repeat)
+            AttentiveProbe(fit.layer, reported, s.learning_rate, s.weight_decay, train_rows, read, epochs, fit.repeat)
             for s, epochs in chosen
         ]
 
@@ -138,7 +138,7 @@ class AttentiveFitted(PredictsOnly):
     """
 
     fit: Fit
-    problems: list[Problem]
+    problems: list[AttentiveProbe]
     scores: list[np.ndarray]
     labels: torch.Tensor
     judge: Judge | None = None

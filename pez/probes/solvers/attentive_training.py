@@ -67,7 +67,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Problem:
+class AttentiveProbe:
     """One probe: a layer's tokens, a setting, the clips (rows) that it learns from and those that it scores.
 
     `epochs`, ascending from 1: after which of them it scores; it stops after the last. None: after the recipe's last.
@@ -87,7 +87,7 @@ class Problem:
         return int(np.random.SeedSequence([seed + self.repeat, self.layer, self.fold]).generate_state(1)[0])
 
 
-def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
+def stacks(problems: Iterable[AttentiveProbe], size: int) -> list[list[AttentiveProbe]]:
     """Problems in groups of at most `size` that take the same steps: same setting, as many training clips."""
     alike = defaultdict(list)
     for problem in problems:
@@ -96,13 +96,13 @@ def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
 
 
 def train(
-    problems: list[Problem],
+    problems: list[AttentiveProbe],
     tokens: Tokens,
     labels: torch.Tensor,
     recipe: Recipe,
     device: str | torch.device = "cpu",
     size: int = 1,
-) -> Iterator[tuple[Problem, np.ndarray]]:
+) -> Iterator[tuple[AttentiveProbe, np.ndarray]]:
     """Train the problems in stacks of at most `size` and yield each with its scores (see `train_stack`).
 
     On a CPU small probes (those that are stacked at all) train one thread a stack, with stacks spread over the
@@ -129,7 +129,7 @@ def train(
             pool.shutdown(cancel_futures=True)
 
 
-def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.ndarray]:
+def _train_halving(problems: list[AttentiveProbe], options: dict[str, Any]) -> list[np.ndarray]:
     """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
     mend = (
         f"{options['device']} has not enough memory for one attentive probe: free it, or lower --probe-batch-size or "
@@ -139,7 +139,7 @@ def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.
 
 
 def train_stack(
-    problems: list[Problem],
+    problems: list[AttentiveProbe],
     tokens: Tokens,
     labels: torch.Tensor,
     recipe: Recipe,
@@ -180,7 +180,7 @@ def train_stack(
 class _Stack:
     """The probes of one stack: their parameters, and what they say of clips."""
 
-    def __init__(self, problems: Sequence[Problem], tokens: Tokens, recipe: Recipe, device: str | torch.device):
+    def __init__(self, problems: Sequence[AttentiveProbe], tokens: Tokens, recipe: Recipe, device: str | torch.device):
         self.problems, self.tokens, self.recipe, self.device = problems, tokens, recipe, device
         sizes = recipe.sizes(tokens(problems[0].layer).shape[-1])
         self.parameters = initial_parameters([problem.seed(recipe.seed) for problem in problems], sizes, device)
@@ -216,7 +216,7 @@ class _Stack:
         logits = torch.cat(parts, dim=1).double().cpu().numpy()
         return [own[:size] for own, size in zip(logits, sizes)]
 
-    def _gathered(self, problem: Problem, rows: torch.Tensor) -> torch.Tensor:
+    def _gathered(self, problem: AttentiveProbe, rows: torch.Tensor) -> torch.Tensor:
         features = self.tokens(problem.layer)
         return features[rows.to(features.device)].to(self.device, torch.float32)
 
@@ -236,7 +236,7 @@ def learning_rate(step: int, n_steps: int, peak: float, recipe: Recipe) -> float
     return peak * 0.5 * (1 + math.cos(math.pi * (number - warmup) / max(1, n_steps - warmup)))
 
 
-def _batch_order(problem: Problem, recipe: Recipe) -> list[torch.Tensor]:
+def _batch_order(problem: AttentiveProbe, recipe: Recipe) -> list[torch.Tensor]:
     """Rows of every step: each epoch a fresh permutation, the last batch of an epoch may be smaller."""
     generator = torch.Generator().manual_seed(problem.seed(recipe.seed))
     rows = torch.as_tensor(problem.train_rows)

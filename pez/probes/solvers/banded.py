@@ -22,7 +22,7 @@ import torch
 from pez.errors import UserError
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, FittedTogether, Step, TrainedTogether, Trials
 
 SHARES = (0.0, *(1 / (1 + 10.0 ** (-power / 2)) for power in range(-5, 6)))  # of the layer; 0: the others alone

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 
-from pez.probes.solvers.problems import Problem, there
+from pez.probes.solvers.regression import Regression, there
 
 _BISECTIONS = 60
 _NEWTON_STEPS = 50
@@ -19,7 +19,7 @@ _STRENGTHS = (1e-9, 1e6)  # of the penalty in a logistic loss, between which the
 _FIRST = 1e-2  # where the search begins
 
 
-def training_losses(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def training_losses(problem: Regression, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean training loss of each output's `weights` [k, D], for the problem's normalised features, and the smallest
     that weights of the same norm reach: [k] and [k], float64."""
     weights = weights.double().cpu()
@@ -63,7 +63,7 @@ def _smallest(
     return (squares - fitted) / count
 
 
-def _logistic(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _logistic(problem: Regression, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, labels = there(problem.rows).double().cpu(), there(problem.y).double().cpu()
     # weights outside of the rows' span change norms only: work in the span, where there are at most n coordinates
     left, singular, right = torch.linalg.svd(rows, full_matrices=False)

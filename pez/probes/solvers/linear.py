@@ -20,7 +20,15 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.recipes import OURS
 from pez.probes.scores.kinds import KINDS
-from pez.probes.solvers.problems import Moments, Problem, Setting, Training, moment_problem, paper_settings, row_problem
+from pez.probes.solvers.regression import (
+    Moments,
+    Regression,
+    Setting,
+    Training,
+    moment_regression,
+    paper_settings,
+    row_regression,
+)
 from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
 from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
 from pez.probes.solvers.sweep import SweepResult, blas_threads, solve
@@ -61,7 +69,7 @@ class LinearSolver(TrainedTogether):
         """Train `fits` in order, a layer's features at a time."""
         fits = list(fits)
 
-        def problems() -> Iterator[Problem]:
+        def problems() -> Iterator[Regression]:
             for number, of_layer in itertools.groupby(fits, key=lambda fit: fit.layer):
                 layer = _Layer(self, data, folds, number)
                 yield from map(layer.problem, of_layer)
@@ -71,7 +79,7 @@ class LinearSolver(TrainedTogether):
             yield LinearFitted(fit, result, data, folds, again, exact=self.training == Training())
 
     def _twice(
-        self, problems: Iterator[Problem], data: ProbeData, told: bool
+        self, problems: Iterator[Regression], data: ProbeData, told: bool
     ) -> Iterator[tuple[SweepResult, SweepResult | None]]:
         """Every problem's result; where patches judge also that of what it chose, variable v at setting v."""
         first = next(problems, None)
@@ -82,7 +90,7 @@ class LinearSolver(TrainedTogether):
         problems, judged = itertools.tee(problems)
         results, found = itertools.tee(self._solved(problems, data, told))
 
-        def chosen() -> Iterator[Problem]:
+        def chosen() -> Iterator[Regression]:
             for result, problem in zip(results, judged):
                 training = replace(problem.training, l2=False)
                 yield replace(problem, settings=tuple(result.best_setting()), training=training)
@@ -90,7 +98,7 @@ class LinearSolver(TrainedTogether):
         for again, result in zip(self._solved(chosen(), data, told), found):
             yield result, again
 
-    def _solved(self, problems: Iterable[Problem], data: ProbeData, told: bool) -> Iterator[SweepResult]:
+    def _solved(self, problems: Iterable[Regression], data: ProbeData, told: bool) -> Iterator[SweepResult]:
         if self.closed_form:
             # small problems on busy cores are fastest on one thread
             with blas_threads(min(self.threads or torch.get_num_threads(), available_cores())):
@@ -225,7 +233,7 @@ class _Layer:
             read = read.float().mean(1) if read.ndim == 3 else read
             self.features, self.shift = torch.cat([features, read]), len(features)
 
-    def problem(self, fit: Fit) -> Problem:
+    def problem(self, fit: Fit) -> Regression:
         """What the sweep or ridge solves for a Fit."""
         none = np.zeros(0, dtype=np.int64)
         parts = [self.folds.rows(fold) for fold in fit.validated_on]
@@ -247,11 +255,11 @@ class _Layer:
             epochs.diagonal().copy_(torch.tensor([choice.epochs for choice in fit.choices]))
         if self.moments is None:
             train = np.flatnonzero(~np.isin(self.folds.fold, fit.left_out))
-            return row_problem(self.features, self.targets, train, validation, read, loss=self.loss, **options)
+            return row_regression(self.features, self.targets, train, validation, read, loss=self.loss, **options)
         rest = [part for fold, part in self.moments.items() if fold not in fit.left_out]
         moments = sum(rest[1:], start=rest[0])
         if self.scatters and len(fit.validated_on) == 1:
             options["scatter"] = self.scatters[fit.validated_on[0]]
-        return moment_problem(
+        return moment_regression(
             moments, self.features[validation], self.targets[validation], self.features[read], **options
         )

@@ -20,7 +20,7 @@ from pez.errors import UserError
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.scores.kinds import KINDS
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, FittedTogether, Step, TrainedTogether, Trials
 from pez.probes.solvers.sweep import blas_threads
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from pez.probes.solvers.problems import Problem, Setting, there
+from pez.probes.solvers.regression import Regression, Setting, there
 from pez.probes.solvers.sweep import SweepResult
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 13))  # 0.01 ... 1e6, two a decade
@@ -20,7 +20,7 @@ def ridge_settings(strengths: Iterable[float] = STRENGTHS) -> tuple[Setting, ...
     return tuple(Setting(math.nan, float(strength)) for strength in strengths)  # one NaN: no grid of several rates
 
 
-def solve_ridge(problems: Iterable[Problem]) -> Iterator[SweepResult]:
+def solve_ridge(problems: Iterable[Regression]) -> Iterator[SweepResult]:
     """Solve least-squares problems made with `settings=ridge_settings(...)` (and best with dtype=torch.float64)."""
     for problem in problems:
         weights, bias = ridge_weights(problem)
@@ -48,7 +48,7 @@ def solve_ridge(problems: Iterable[Problem]) -> Iterator[SweepResult]:
         )
 
 
-def ridge_weights(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+def ridge_weights(problem: Regression) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [S, k, d] and bias [S, k] for the problem's normalised features and standardised targets.
 
     With fewer rows than features the small n x n matrix is decomposed, else the d x d one.

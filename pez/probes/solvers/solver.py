@@ -15,7 +15,7 @@ import torch
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 
 Step = Callable[[], object]
 

@@ -1,10 +1,10 @@
 """The linear sweep: many probes and AdamW settings trained together, each as `torch.optim.AdamW` would alone.
 
-    problems = (row_problem(features, targets, train, validation) for train, validation in splits)
+    problems = (row_regression(features, targets, train, validation) for train, validation in splits)
     for result in solve(problems): result.chosen(result.prediction); result.best_setting()
 
 Probe f(h) = W h + b (paper, appendix B), full batch, weights and bias from zero, so nothing is random (on the bias
-see pez/probes/solvers/problems.py, where `Training` is what a problem may have otherwise). AdamW has torch's defaults
+see pez/probes/solvers/regression.py, where `Training` is what a problem may have otherwise). AdamW has torch's defaults
 (betas 0.9, 0.999, eps 1e-8) and one parameter group: decay acts on W and b alike. The loss is the mean over rows and
 over a variable's outputs of the squared error of standardised targets, or of the binary cross-entropy. After every
 epoch, from the first, the validation loss is read; a setting stops when it has not fallen for `patience` epochs and is
@@ -30,7 +30,7 @@ from pez.errors import UserError
 from pez.machine import available_cores
 from pez.probes.solvers.adamw import Trained, train_together
 from pez.probes.solvers.convergence import training_losses
-from pez.probes.solvers.problems import Problem, Setting, there
+from pez.probes.solvers.regression import Regression, Setting, there
 
 _GPU_SHARE = 0.4  # of all of a GPU's memory, not of what is free: other batches would round otherwise
 _CACHE_BYTES = 8_000_000  # of a CPU batch (`_bytes`): stays near a core, and makes small problems share calls
@@ -92,7 +92,7 @@ class SweepResult:
 
 
 def solve(
-    problems: Iterable[Problem],
+    problems: Iterable[Regression],
     *,
     epochs: int = PROBE_EPOCHS,
     patience: int = PROBE_PATIENCE,
@@ -126,7 +126,7 @@ def solve(
 
 
 def _solve_on_cpu(
-    problems: Iterable[Problem], threads: int, limit: float | None, options: dict[str, Any]
+    problems: Iterable[Regression], threads: int, limit: float | None, options: dict[str, Any]
 ) -> Iterator[SweepResult]:
     ahead: collections.deque[tuple[Future[list[SweepResult]], int]] = collections.deque()  # to come, with their bytes
     busy = 0  # bytes of all of them
@@ -159,7 +159,7 @@ def blas_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[SweepResult]:
+def _solve_mixed(problems: list[Regression], options: dict[str, Any]) -> list[SweepResult]:
     """Results in the problems' order, like ones solved together, in halves where a GPU's memory runs out.
 
     UserError if it does with one problem.
@@ -176,13 +176,13 @@ def _solve_mixed(problems: list[Problem], options: dict[str, Any]) -> list[Sweep
 
 
 def _batches(
-    problems: Iterable[Problem], limit: float, memory_gib: float | None = None, alike: bool = True
-) -> Iterator[list[Problem]]:
+    problems: Iterable[Regression], limit: float, memory_gib: float | None = None, alike: bool = True
+) -> Iterator[list[Regression]]:
     """Runs of (like) problems whose working set stays under `limit` bytes (at least one problem each).
 
     Raises UserError for a problem that needs more than `memory_gib`.
     """
-    batch: list[Problem] = []
+    batch: list[Regression] = []
     size = 0
     for problem in problems:
         needed = _bytes(problem)
@@ -200,7 +200,7 @@ def _batches(
         yield batch
 
 
-def _likeness(problem: Problem) -> tuple[object, ...]:
+def _likeness(problem: Regression) -> tuple[object, ...]:
     return (
         problem.loss,
         problem.outputs,
@@ -215,7 +215,7 @@ def _likeness(problem: Problem) -> tuple[object, ...]:
     )
 
 
-def _bytes(problem: Problem) -> int:
+def _bytes(problem: Regression) -> int:
     """What a problem takes while it is trained: its own tensors, those of one that is made meanwhile for the next
     batch, and what pez.probes.solvers.adamw makes of them."""
     inputs = there(problem.rows) if problem.gram is None else problem.gram
@@ -229,14 +229,14 @@ def _bytes(problem: Problem) -> int:
 
 
 def _solve_batch(
-    batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, tell_losses: bool, device: torch.device
+    batch: list[Regression], *, epochs: int, patience: int, keep_weights: bool, tell_losses: bool, device: torch.device
 ) -> list[SweepResult]:
     keep = keep_weights and not batch[0].judges  # weights are those of one best epoch
     found = train_together(batch, epochs=epochs, patience=patience, keep_weights=keep, device=device)
     return [_result(problem, found, index, tell_losses) for index, problem in enumerate(batch)]
 
 
-def _result(problem: Problem, found: Trained, index: int, tell_losses: bool) -> SweepResult:
+def _result(problem: Regression, found: Trained, index: int, tell_losses: bool) -> SweepResult:
     settings, variables, k = len(problem.settings), len(problem.outputs), sum(problem.outputs)
     mean, scale = problem.target_mean.cpu(), problem.target_scale.cpu()
     rows = torch.unflatten(found.prediction[index].cpu().double(), 0, (settings, k)).mT * scale + mean

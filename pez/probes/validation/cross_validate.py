@@ -27,7 +27,7 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Choice, Predictions
 from pez.probes.protocols import FIXED
 from pez.probes.scores.kinds import KINDS
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, Fitted, Solver, Step, Trials
 
 Report = tuple[int, int]  # layer, fold

@@ -104,8 +104,8 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What `pez.probes.solvers.sweep.solve` solves; build it with `row_problem` or `moment_problem`.
+class Regression:
+    """What `pez.probes.solvers.sweep.solve` solves; build it with `row_regression` or `moment_regression`.
 
     With d features, k outputs in V variables, n training, m validation, p prediction rows, and D = d, or d + 1 with
     a column of ones last (`has_bias`):
@@ -159,7 +159,7 @@ def there(part: torch.Tensor | None) -> torch.Tensor:
     return part
 
 
-def row_problem(
+def row_regression(
     features: torch.Tensor | np.ndarray,
     targets: torch.Tensor | np.ndarray,
     train: npt.ArrayLike,
@@ -172,7 +172,7 @@ def row_problem(
     dtype: torch.dtype = torch.float32,
     training: Training = Training(),
     **options: Any,
-) -> Problem:
+) -> Regression:
     """A problem from `features` [n, d] and `targets` [n, k] and integer row indices (or None for no rows).
 
     Normalisation of features ("zscore" | "center" | "none") and, for "mse", standardisation of targets use
@@ -182,7 +182,7 @@ def row_problem(
 
     Of the `options`, `settings` are the paper's by default; `outputs` are the sizes of the variables that share the
     features (default: one of size k); each has its own loss, early stopping and best setting; so has each of the
-    `judges`. `stop_epochs` as of `Problem`.
+    `judges`. `stop_epochs` as of `Regression`.
 
     Raises UserError for features or targets that are not finite.
     """
@@ -197,7 +197,7 @@ def row_problem(
         raise UserError("features or targets of a probe are not finite: rerun step2_extract.py with --overwrite")
     options |= {"normalise": normalise, "dtype": dtype, "training": training}
     if loss == "mse" and (gram if gram is not None else 2 * len(x) > _GRAM_GAIN * x.shape[1]):
-        return moment_problem(Moments.of(x, y), features[held], targets[held], features[read], **options)
+        return moment_regression(Moments.of(x, y), features[held], targets[held], features[read], **options)
     x, y = x.double(), y.double()
     scaling = _scalings(x.mean(0), x.var(0, correction=0), y.mean(0), y.var(0, correction=0), loss, normalise, training)
     form = {
@@ -208,7 +208,7 @@ def row_problem(
     return _finished(form | scaling, features[torch.cat([held, read])], targets[held], loss, **options)
 
 
-def moment_problem(
+def moment_regression(
     moments: Moments,
     validation_features: torch.Tensor,
     validation_targets: torch.Tensor,
@@ -219,12 +219,12 @@ def moment_problem(
     training: Training = Training(),
     scatter: torch.Tensor | None = None,
     **options: Any,
-) -> Problem:
-    """A least-squares problem from the training rows' `moments`; `options` as of `row_problem`.
+) -> Regression:
+    """A least-squares problem from the training rows' `moments`; `options` as of `row_regression`.
 
     For patch features: train on patches, judge and predict clips by the mean over their patches. A linear
     probe's mean prediction is its prediction for the mean patch, so [m, d] and [p, d] are patch means here. With
-    `scatter` [d, d] of the validation clips' patches about their means it is judged by patches too (Problem).
+    `scatter` [d, d] of the validation clips' patches about their means it is judged by patches too (Regression).
     """
     n = moments.count
     x_mean, y_mean = moments.x / n, moments.y / n
@@ -266,7 +266,7 @@ def _scalings(
     normalise: str,
     training: Training,
 ) -> dict[str, torch.Tensor]:
-    """What is taken off features and targets, and what they are divided by then, as `Problem` names it."""
+    """What is taken off features and targets, and what they are divided by then, as `Regression` names it."""
     check_choice("norm mode", normalise, NORM_MODES)
     of_targets = normalise if training.targets_as_features else "zscore"
     feature_mean, feature_scale = _scaling(mean, variance, normalise)
@@ -307,7 +307,7 @@ def _finished(
     outputs: tuple[int, ...] | None = None,
     stop_epochs: torch.Tensor | None = None,
     judges: tuple[int, ...] = (),
-) -> Problem:
+) -> Regression:
     y_mean, y_scale = form["target_mean"], form["target_scale"]
     y_validation = torch.as_tensor(y_validation, device=y_mean.device)
     y_validation = y_validation.reshape(len(y_validation), len(y_mean)).double()
@@ -318,7 +318,7 @@ def _finished(
         raise ValueError(f"judges of {judges} rows do not make {len(y_validation)} validation rows")
     if not len(y_validation) and stop_epochs is None:
         raise UserError("a probe has no clip to validate on: use fewer --folds or another --grouping")
-    return Problem(
+    return Regression(
         **form,
         evaluation=_normalised(evaluation, form, dtype, _needs_bias(loss, normalise, training)),
         y_validation=((y_validation - y_mean) / y_scale).T.to(dtype).contiguous(),
