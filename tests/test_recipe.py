@@ -32,7 +32,7 @@ from pez.probes.options import BallOptions
 from pez.probes.predictions import from_table
 from pez.probes.recipes import as_published
 from pez.probes.results import movie_predictions, movie_results, read_runs
-from pez.probes.runs import probe_curves
+from pez.probes.runs import plan, probe_curves
 from pez.probes.scores.circular import angular_error
 from pez.probes.scores.possibility import probability, score_movies
 from pez.probes.scores.score import Scored, score
@@ -230,6 +230,15 @@ def test_patches_choose_by_their_own_loss_and_are_trained_again(tmp_path):
         prediction = fitted(*data, *best, l2=False, **loss)[0] + repeated[train].mean(0)
         scores.append(r2_of(y[fold == number], prediction.reshape(-1, 4, 2).mean(1)))
     assert found == pytest.approx(np.mean(scores), abs=CLOSE)
+
+
+def test_patches_are_not_validated_in_nested_folds(tmp_path):
+    root = planted_root(tmp_path, depth=1, width=12, patches=4, pooling="temporal_last_patch")
+    (curve,) = plan(asked(root, probe_set="fig2b_velocity_xy"))
+    solver = linear_solver("trainable", 2, "published", threads=1)
+    for protocols in (("nested",), ("paper", "nested")):
+        with pytest.raises(UserError, match="one fold each: use --protocol paper"):
+            cross_validate(curve.data, curve.repeats, solver, protocols)
 
 
 def test_the_start_is_a_seeded_linear_layers():

@@ -247,6 +247,8 @@ class _Layer:
             "training": self.solver.training,
         }
         if len(parts) > 1:
+            if self.scatters:
+                raise UserError("--recipe published validates probes of patches on one fold each: use --protocol paper")
             options["judges"] = tuple(map(len, parts))
         if fit.choices is not None:
             # variable v at setting v, for its own number of epochs; other pairs train one epoch and are not read
