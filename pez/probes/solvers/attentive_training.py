@@ -10,10 +10,13 @@ setting and epoch are reported: pez/probes/validation/cross_validate.py.
 """
 
 import math
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,13 +123,34 @@ def train(
         for group in groups:
             yield from zip(group, _train_halving(group, options))
         return
+    numbers: list[int] = []  # of the pool's threads, as the system counts them
+
+    def start_thread() -> None:
+        torch.set_num_threads(1)
+        numbers.append(threading.get_native_id())
+
     with blas_threads(1):
-        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(threads, initializer=start_thread)
         try:
             for group, scores in zip(groups, pool.map(lambda group: train_stack(group, **options), groups)):
                 yield from zip(group, scores)
         finally:
             pool.shutdown(cancel_futures=True)
+            _wait_until_gone(numbers)
+
+
+def _wait_until_gone(threads: Iterable[int]) -> None:
+    """Wait until the system has ended these threads of this process, at most a second each.
+
+    Before Python 3.13 a join returns a little earlier. A thread that ran a backward pass then still lets go of a Python
+    object that PyTorch keeps for it (torch.autograd.graph, `_engine_run_backward`), for which it needs the interpreter;
+    if that ends meanwhile, the process aborts.
+    """
+    for number in threads:
+        for _ in range(1000):
+            time.sleep(1e-3)  # gives the interpreter to the thread, also where the system does not list threads
+            if not Path(f"/proc/self/task/{number}").exists():
+                break
 
 
 def _train_halving(problems: list[AttentiveProbe], options: dict[str, Any]) -> list[np.ndarray]:
