@@ -155,14 +155,14 @@ def test_each_judge_finds_what_it_would_alone(data, solver, monkeypatch):
     folds = [(VALIDATION, PREDICT[:7]), (PREDICT[:9], VALIDATION[:6])]  # two sweeps of one batch, judges of all sizes
     alone = [[row_regression(x, y, TRAIN, rows, **shared) for rows in pair] for pair in folds]
     together = [
-        row_regression(x, y, TRAIN, np.concatenate(pair), judges=tuple(map(len, pair)), **shared) for pair in folds
+        row_regression(x, y, TRAIN, np.concatenate(pair), fold_sizes=tuple(map(len, pair)), **shared) for pair in folds
     ]
     monkeypatch.setattr(sweep, "_CACHE_BYTES", 1e12)
     solving = solve_ridge if solver == "ridge" else functools.partial(solve, epochs=300, patience=5)
     for result, problems in zip(solving(together), alone):
-        parts, expected = result.by_judge(), list(solving(problems))
+        parts, expected = result.by_fold(), list(solving(problems))
         for own, one in zip(parts, expected, strict=True):
-            assert torch.equal(own.best_epoch, one.best_epoch) and not own.judges
+            assert torch.equal(own.best_epoch, one.best_epoch) and not own.fold_sizes
             for name in ("validation_loss", "validation_prediction"):
                 torch.testing.assert_close(getattr(own, name), getattr(one, name), rtol=1e-9, atol=1e-9)
         if solver != "ridge":  # else each could be the other's by chance
@@ -171,8 +171,8 @@ def test_each_judge_finds_what_it_would_alone(data, solver, monkeypatch):
 
 def test_judges_must_be_all_of_the_validation_rows_and_keep_no_weights(data):
     with pytest.raises(ValueError, match="judges of"):
-        row_regression(*data, TRAIN, VALIDATION, judges=(3, 4))
-    problem = row_regression(*data, TRAIN, VALIDATION, judges=(3, len(VALIDATION) - 3), settings=FEW)
+        row_regression(*data, TRAIN, VALIDATION, fold_sizes=(3, 4))
+    problem = row_regression(*data, TRAIN, VALIDATION, fold_sizes=(3, len(VALIDATION) - 3), settings=FEW)
     (result,) = solve([problem], keep_weights=True)
     assert result.weights is None and result.bias is None
 
@@ -307,7 +307,7 @@ def unlike_problems(data):
         rows = np.roll(np.arange(N), shift)
         train, validation, read = rows[:70], rows[70:95], rows[95:]
         yield row_regression(x, y, train, validation, read, settings=FEW, outputs=(1, 2))
-        yield row_regression(x, y, train, validation, settings=FEW, outputs=(1, 2), judges=(10, 15))
+        yield row_regression(x, y, train, validation, settings=FEW, outputs=(1, 2), fold_sizes=(10, 15))
 
 
 def test_like_problems_share_a_batch_wherever_they_stand(data, monkeypatch):
@@ -323,7 +323,7 @@ def test_like_problems_share_a_batch_wherever_they_stand(data, monkeypatch):
     together = sweep._solve_mixed(list(unlike_problems(data)), options)
     assert sizes == [3, 3]
     for own, other in zip(together, alone, strict=True):
-        assert own.judges == other.judges
+        assert own.fold_sizes == other.fold_sizes
         assert torch.equal(own.best_epoch, other.best_epoch)
         assert torch.allclose(own.validation_prediction, other.validation_prediction, rtol=1e-5)
         assert torch.allclose(own.prediction, other.prediction, rtol=1e-5)

@@ -36,7 +36,7 @@ from pez.probes.runs import plan, probe_curves
 from pez.probes.scores.circular import angular_error
 from pez.probes.scores.possibility import probability, score_movies
 from pez.probes.scores.score import Scored, score
-from pez.probes.solvers.attentive import AttentiveFitted, AttentiveSolver, judged_by
+from pez.probes.solvers.attentive import AttentiveFitted, AttentiveSolver, epoch_metric
 from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, train_stack
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.solvers.regression import Setting, linear_start
@@ -371,7 +371,7 @@ def test_attentive_epochs_are_chosen_by_relative_accuracy_within_patience(tmp_pa
     )
     data = dataclasses.replace(data, clips=movies, variables=(as_published(possible_variable(possible)),))
     problem = AttentiveProbe(0, 0, 1e-3, 0.01, np.arange(4), np.arange(12), tuple(range(1, 9)))
-    judge = judged_by("relative_accuracy", data)
+    judge = epoch_metric("relative_accuracy", data)
     trials = AttentiveFitted(Fit(0, (0,), (0,)), [problem], [scores], labels, judge).trials(0)
     assert trials.epoch.item() == 2 and trials.loss.item() == pytest.approx(2 / 3)
 

@@ -264,7 +264,7 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
         }
         whose = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
         recipe = {} if options.recipe == OURS else {"recipe": options.recipe}
-        return {**made, **asked, **solver.recipe.told(), **chosen, **whose, **recipe, "store": data.described}
+        return {**made, **asked, **solver.recipe.recorded(), **chosen, **whose, **recipe, "store": data.described}
 
     work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
     return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
@@ -289,7 +289,7 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
             return None
         several = options.selection_metric if len(solver.settings) > 1 else ""
         chosen = choice_words(curve.protocols, solver.stops_by, several, "scenes")
-        settings = {**solver.recipe.told(), "chosen": chosen}
+        settings = {**solver.recipe.recorded(), "chosen": chosen}
         with describing(locks, shard):
             tables = write_movie_run(args, options, curve, solver, predictions, features.held_out, settings)
             solver.release()
