@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pez.probes.solvers.attentive_model import AttentiveClassifier
 from pez.probes.solvers.attentive_stack import stack_size
-from pez.probes.solvers.attentive_training import Problem, Recipe, _batch_order, learning_rate, train
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, _batch_order, learning_rate, train
 
 
 @dataclass(frozen=True)
 class Task:
     """Random tokens [layers, clips, tokens, width] and labels [clips], and a probe for each layer and fold."""
 
-    problems: list[Problem]
+    problems: list[AttentiveProbe]
     tokens: torch.Tensor
     labels: torch.Tensor
     recipe: Recipe
@@ -47,11 +47,11 @@ class Task:
         return stack_size(self.recipe.sizes(width), self.recipe.batch_size, tokens, "cpu", 3 * 2**30)
 
 
-def make_problems(layers: int, folds: int, clips: int) -> list[Problem]:
+def make_problems(layers: int, folds: int, clips: int) -> list[AttentiveProbe]:
     """One problem a layer and fold."""
     fold = np.arange(clips) % folds
     rows = [(np.flatnonzero(fold != index), np.flatnonzero(fold == index)) for index in range(folds)]
-    return [Problem(layer, index, 1e-3, 0.1, *rows[index]) for layer in range(layers) for index in range(folds)]
+    return [AttentiveProbe(layer, index, 1e-3, 0.1, *rows[index]) for layer in range(layers) for index in range(folds)]
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def one_at_a_time(**size) -> Iterator[Callable]:
     yield lambda: np.concatenate([train_alone(problem, task) for problem in task.problems])
 
 
-def train_alone(problem: Problem, task: Task) -> np.ndarray:
+def train_alone(problem: AttentiveProbe, task: Task) -> np.ndarray:
     """Scores of one probe's held-out clips."""
     tokens, recipe = task.tokens[problem.layer], task.recipe
     torch.manual_seed(problem.seed(recipe.seed))

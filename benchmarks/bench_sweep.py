@@ -6,7 +6,7 @@ A problem is one layer and fold with two variables; "one at a time" is the usual
 every problem, variable and setting, on all threads. Then Figure 2(c) at Large size: 24 layers, 5 folds, 20 settings, 3
 variables, with and without early stopping. Writes nothing.
 
-The bias's gradient is zero here in exact arithmetic (pez/probes/solvers/problems.py); `--with-bias` leaves it to
+The bias's gradient is zero here in exact arithmetic (pez/probes/solvers/regression.py); `--with-bias` leaves it to
 float32 in the one-at-a-time fits, which then wander by some 1e-4.
 """
 
@@ -23,7 +23,7 @@ from torch.nn.functional import mse_loss
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from constants import PROBE_EPOCHS, PROBE_PATIENCE
-from pez.probes.solvers.problems import Problem, Setting, paper_settings, row_problem
+from pez.probes.solvers.regression import Regression, Setting, paper_settings, row_regression
 from pez.probes.solvers.sweep import solve
 
 
@@ -39,13 +39,13 @@ def planted(layers: int, clips: int, width: int, variables: int) -> list[tuple[t
     return pairs
 
 
-def problems_of(pairs: list[tuple[torch.Tensor, torch.Tensor]], folds: int, **options) -> Iterator[Problem]:
+def problems_of(pairs: list[tuple[torch.Tensor, torch.Tensor]], folds: int, **options) -> Iterator[Regression]:
     """The problem of every layer and fold, each variable by itself, built one at a time."""
     for features, targets in pairs:
         fold = np.arange(len(features)) % folds
         for held_out in range(folds):
             rows = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
-            yield row_problem(features, targets, *rows, outputs=(1,) * targets.shape[1], **options)
+            yield row_regression(features, targets, *rows, outputs=(1,) * targets.shape[1], **options)
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def one_at_a_time(
     yield lambda: fit_all_alone(list(problems_of(pairs, folds, gram=False)), bias)
 
 
-def fit_alone(problem: Problem, variable: int, setting: Setting, bias: bool) -> float:
+def fit_alone(problem: Regression, variable: int, setting: Setting, bias: bool) -> float:
     """Lowest validation loss of one probe on one variable."""
     x, y = problem.rows, problem.y[variable][:, None]
     x_validation, y_validation = problem.evaluation, problem.y_validation[variable][:, None]
@@ -98,7 +98,7 @@ def fit_alone(problem: Problem, variable: int, setting: Setting, bias: bool) -> 
     return best
 
 
-def fit_all_alone(problems: list[Problem], bias: bool) -> np.ndarray:
+def fit_all_alone(problems: list[Regression], bias: bool) -> np.ndarray:
     """Losses of every problem, setting and variable, [problems, S, V]."""
     settings = paper_settings()
     return np.array([[[fit_alone(p, v, s, bias) for v in range(len(p.outputs))] for s in settings] for p in problems])

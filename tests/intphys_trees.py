@@ -18,7 +18,7 @@ from pez.probes.folds import repeated_scene_folds
 from pez.probes.results import movie_predictions
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.validation.checkpoints import LongCurve, cross_validate_long
 from pez.shards import WHOLE, Shard
 from pez.store import FeatureStore, tensor_name

@@ -24,7 +24,7 @@ from pez.probes.results import movie_columns, movie_results
 from pez.probes.scores.possibility import score_movies
 from pez.probes.scores.score import Scored, score
 from pez.probes.solvers import attentive_training
-from pez.probes.solvers.attentive_training import Problem, Recipe, train_stack
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, train_stack
 from pez.shards import Shard
 
 SETTINGS = ((1e-3, 0.01), (1e-2, 0.4))
@@ -98,7 +98,7 @@ def test_both_protocols_against_probes_trained_by_the_book(store, tmp_path, sett
         fits = {"nested": [], "paper": []}
         for setting in settings:
             for name, rows in (("nested", (inside, validation)), ("paper", (np.flatnonzero(folds != fold), reported))):
-                problem = Problem(1, fold, *setting, *rows)
+                problem = AttentiveProbe(1, fold, *setting, *rows)
                 fits[name].append((setting, rows[1], scores_by_epoch(problem, tokens, labels, recipe)))
         outer = {setting: scores for setting, _, scores in fits["paper"]}
         for protocol, own in fits.items():
@@ -149,7 +149,7 @@ def test_epochs_that_are_asked_for_are_those_of_the_book():
     tokens, labels = torch.randn(1, 20, 3, 8, generator=generator), (torch.arange(20) % 2).float()
     rows = np.arange(14), np.arange(14, 20)
     recipe = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=4, batch_size=6)
-    problems = [Problem(0, fold, 3e-3, 0.1, *rows, epochs) for fold, epochs in enumerate([(2,), (1, 3), None])]
+    problems = [AttentiveProbe(0, fold, 3e-3, 0.1, *rows, epochs) for fold, epochs in enumerate([(2,), (1, 3), None])]
     scores = train_stack(problems, tokens.__getitem__, labels, recipe)
     for problem, own, wanted in zip(problems, scores, ([1], [0, 2], [3])):
         np.testing.assert_allclose(own, scores_by_epoch(problem, tokens, labels, recipe)[wanted], rtol=2e-4, atol=2e-5)

@@ -1,5 +1,9 @@
 """Stacked training: equal to PyTorch's own loop one probe at a time, resumable, and right on planted data."""
 
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +15,7 @@ from pez.errors import UserError
 from pez.probes.protocols import FIXED
 from pez.probes.scores.possibility import score_movies
 from pez.probes.solvers import attentive_training
-from pez.probes.solvers.attentive_training import Problem, Recipe, learning_rate, stacks, train, train_stack
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, learning_rate, stacks, train, train_stack
 
 RECIPE = Recipe(num_probe_blocks=2, num_heads=2, num_epochs=3, batch_size=8)
 N, TOKENS, WIDTH = 30, 6, 16
@@ -31,7 +35,7 @@ def toy(n_layers=2, seed=0):
 def problems(settings=((1e-3, 0.1),), n_train=(22,)):
     rows = np.arange(N)
     return [
-        Problem(layer, fold, lr, wd, np.roll(rows, fold)[:n], np.roll(rows, fold)[n:])
+        AttentiveProbe(layer, fold, lr, wd, np.roll(rows, fold)[:n], np.roll(rows, fold)[n:])
         for layer in range(2)
         for fold in range(2)
         for lr, wd in settings
@@ -61,6 +65,28 @@ def test_scores_do_not_depend_on_the_size_of_stacks_and_threads(size, monkeypatc
     for problem, scores in found:
         (alone,) = train_stack([problem], tokens.__getitem__, labels, RECIPE)
         np.testing.assert_allclose(scores, alone, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads")
+def test_threads_are_gone_when_training_is(monkeypatch):
+    """PyTorch's state of a thread ends with it, and needs the interpreter: at exit the process would abort."""
+    numbers = set()
+
+    def stack(problems, **options):
+        numbers.add(threading.get_native_id())
+        return train_stack(problems, **options)
+
+    monkeypatch.setattr(attentive_training, "available_cores", lambda: 2)
+    monkeypatch.setattr(attentive_training, "train_stack", stack)
+    tokens, labels = toy()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5)  # the threads get the interpreter where it is given up, not in time
+    try:
+        list(train(problems(), tokens.__getitem__, labels, RECIPE, size=2))
+        left = [number for number in numbers if Path(f"/proc/self/task/{number}").exists()]
+    finally:
+        sys.setswitchinterval(before)
+    assert numbers and threading.get_native_id() not in numbers and not left
 
 
 def test_a_stack_holds_only_problems_that_take_the_same_steps():

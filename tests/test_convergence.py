@@ -13,7 +13,7 @@ from pez.probes.options import BallOptions
 from pez.probes.predictions import Choice, Predictions
 from pez.probes.runs import probe_curves
 from pez.probes.solvers.convergence import training_losses
-from pez.probes.solvers.problems import Moments, Setting, moment_problem, row_problem
+from pez.probes.solvers.regression import Moments, Setting, moment_regression, row_regression
 from pez.probes.solvers.ridge import ridge_settings
 from pez.probes.validation.convergence import converged
 
@@ -32,8 +32,8 @@ def planted(n, d, k=2, seed=0):
 def test_smallest_squared_error_of_a_norm_is_a_constrained_minimum(n, d, gram):
     """Against a general optimiser under the constraint, from rows, from their Gram matrix, and with few rows."""
     x, y = planted(n, d)
-    problem = row_problem(x, y, np.arange(n - 5), np.arange(n - 5, n), gram=gram, dtype=torch.float64)
-    plain = row_problem(x, y, np.arange(n - 5), np.arange(n - 5, n), gram=False, dtype=torch.float64)
+    problem = row_regression(x, y, np.arange(n - 5), np.arange(n - 5, n), gram=gram, dtype=torch.float64)
+    plain = row_regression(x, y, np.arange(n - 5), np.arange(n - 5, n), gram=False, dtype=torch.float64)
     rows, targets = plain.rows.numpy(), plain.y.numpy()
     weights = 0.1 * torch.randn(2, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     loss, smallest = training_losses(problem, weights)
@@ -55,7 +55,7 @@ def test_smallest_squared_error_of_a_norm_is_a_constrained_minimum(n, d, gram):
 def test_a_probe_on_the_ridge_path_is_as_good_as_its_norm_allows():
     x, y = planted(80, 12, k=1)
     moments = Moments.of(x[:70], y[:70])
-    same = moment_problem(moments, x[70:], y[70:], dtype=torch.float64)
+    same = moment_regression(moments, x[70:], y[70:], dtype=torch.float64)
     gram, xy = same.gram, same.xy
     ridge = torch.linalg.solve(gram + 3.0 * torch.eye(12, dtype=torch.float64), xy[0])[None]
     loss, smallest = training_losses(same, ridge)
@@ -66,7 +66,7 @@ def test_smallest_cross_entropy_of_a_norm_is_scikit_learns_at_that_norm():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(90, 40, generator=generator)
     y = (torch.randn(90, generator=generator) + x[:, 0] > 0).float()
-    problem = row_problem(x, y, np.arange(80), np.arange(80, 90), loss="logistic")
+    problem = row_regression(x, y, np.arange(80), np.arange(80, 90), loss="logistic")
     weights = 0.05 * torch.randn(1, 41, generator=generator)
     loss, smallest = training_losses(problem, weights)
     rows, labels = problem.rows.double().numpy(), problem.y[0].double().numpy()

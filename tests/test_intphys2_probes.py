@@ -30,7 +30,7 @@ from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.possibility import score_movies
 from pez.probes.scores.score import Scored
 from pez.probes.solvers.linear import LinearSolver
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.validation.cross_validate import read_others
 from pez.store import FeatureStore
 

@@ -19,7 +19,7 @@ from pez.probes.results import movie_columns, movie_predictions, movie_results
 from pez.probes.scores.possibility import METRICS
 from pez.probes.scores.score import Scored, score
 from pez.probes.solvers.linear import LinearSolver
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.validation.cross_validate import cross_validate
 
 FEW = (Setting(1e-3, 0.01), Setting(5e-3, 0.01))

@@ -35,7 +35,7 @@ from pez.mechanisms.sequence import (
 )
 from pez.probes.data.ball import variables
 from pez.probes.data.probe_data import Variable
-from pez.probes.solvers.problems import row_problem
+from pez.probes.solvers.regression import row_regression
 from pez.probes.solvers.ridge import ridge_at, ridge_settings, ridge_weights
 from pez.store import open_stores
 
@@ -183,7 +183,7 @@ def test_ridge_at_is_ridge_weights():
     rng = np.random.default_rng(4)
     for n, d in ((20, 50), (50, 20)):
         x, y = rng.normal(size=(n, d)), rng.normal(size=(n, 3))
-        problem = row_problem(
+        problem = row_regression(
             x, y, np.arange(n), np.arange(3), settings=ridge_settings([0.5, 20.0]), dtype=torch.float64
         )
         expected, _ = ridge_weights(problem)

@@ -14,7 +14,7 @@ from pez.probes.folds import Folds
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.solvers.mlp import MLPSolver, _train
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.validation.cross_validate import cross_validate
 
 N, WIDTH = 120, 6

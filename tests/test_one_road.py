@@ -36,7 +36,7 @@ from pez.probes.folds import Folds
 from pez.probes.options import SOLVERS
 from pez.probes.scores.bootstrap import bootstrap_mean
 from pez.probes.scores.kinds import KINDS, Kind, Pooled
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, PredictsOnly, TrainedTogether, Trials
 from pez.store import open_stores
 

@@ -24,7 +24,7 @@ from pez.probes.scores.circular import angular_error, circular_correlation
 from pez.probes.scores.r2 import r2
 from pez.probes.scores.score import Scored
 from pez.probes.solvers.linear import LinearSolver
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.validation.cross_validate import cross_validate
 
 DEPTH, WIDTH = 4, 24

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 
 import pez.probes.solvers.sweep as sweep
 from pez.errors import UserError
-from pez.probes.solvers.problems import Moments, Setting, moment_problem, paper_settings, row_problem
+from pez.probes.solvers.regression import Moments, Setting, moment_regression, paper_settings, row_regression
 from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
 from pez.probes.solvers.sweep import solve
 
@@ -102,7 +102,7 @@ def assert_equals_reference(result, loss, outputs, dtype, tolerance, **options):
 @pytest.mark.parametrize("gram", [False, True])
 def test_all_twenty_settings_equal_adamw_in_float32(data, gram):
     x, y = data[0].float(), data[1].float()
-    problem = row_problem(x, y, TRAIN, VALIDATION, PREDICT, outputs=(1, 2), gram=gram)
+    problem = row_regression(x, y, TRAIN, VALIDATION, PREDICT, outputs=(1, 2), gram=gram)
     (result,) = solve([problem])
     assert len(result.settings) == 20
     assert_equals_reference(result, "mse", (1, 2), torch.float32, 1e-4)
@@ -113,19 +113,19 @@ def test_float64_equals_adamw_to_rounding(data, loss, gram):
     x, y = data
     y = y if loss == "mse" else (y > 7).double()
     options = {"outputs": (1, 1, 1), "gram": gram, "loss": loss, "settings": FEW, "dtype": torch.float64}
-    (result,) = solve([row_problem(x, y, TRAIN, VALIDATION, PREDICT, **options)])
+    (result,) = solve([row_regression(x, y, TRAIN, VALIDATION, PREDICT, **options)])
     assert_equals_reference(result, loss, (1, 1, 1), torch.float64, 1e-9)
 
 
 def test_logistic_equals_adamw_in_float32(data):
     x, y = data[0], (data[1][:, :1] > 7).double()
-    (result,) = solve([row_problem(x.float(), y.float(), TRAIN, VALIDATION, PREDICT, loss="logistic")])
+    (result,) = solve([row_regression(x.float(), y.float(), TRAIN, VALIDATION, PREDICT, loss="logistic")])
     assert_equals_reference(result, "logistic", (1,), torch.float32, 1e-4)
 
 
 def test_short_patience_and_few_epochs_stop_as_adamw_does(data):
     x, y = data
-    problem = row_problem(x, y, TRAIN, VALIDATION, PREDICT, outputs=(3,), settings=FEW, dtype=torch.float64)
+    problem = row_regression(x, y, TRAIN, VALIDATION, PREDICT, outputs=(3,), settings=FEW, dtype=torch.float64)
     (result,) = solve([problem], epochs=100, patience=3)
     assert_equals_reference(result, "mse", (3,), torch.float64, 1e-9, epochs=100, patience=3)
 
@@ -136,7 +136,7 @@ def test_batching_and_threads_change_nothing(data, loss, monkeypatch):
     y = y if loss == "mse" else (y > 7).double()
     shared = {"loss": loss, "outputs": (1, 2), "settings": FEW, "dtype": torch.float64, "gram": False}
     splits = [(TRAIN, VALIDATION, PREDICT), (TRAIN[:51], PREDICT, VALIDATION[:3]), (PREDICT, TRAIN, None)]
-    problems = [row_problem(x, y, *split, **shared) for split in splits]
+    problems = [row_regression(x, y, *split, **shared) for split in splits]
     alone = [next(solve([problem], threads=1, keep_weights=True)) for problem in problems]
     for limit, threads in ((1, 2), (1e12, 1)):  # every problem its own batch; all padded into one
         monkeypatch.setattr(sweep, "_CACHE_BYTES", limit)
@@ -153,16 +153,16 @@ def test_each_judge_finds_what_it_would_alone(data, solver, monkeypatch):
     shared = {"loss": "logistic" if solver == "logistic" else "mse", "outputs": (1, 2), "dtype": torch.float64}
     shared |= {"gram": solver == "gram", "settings": ridge_settings() if solver == "ridge" else FEW}
     folds = [(VALIDATION, PREDICT[:7]), (PREDICT[:9], VALIDATION[:6])]  # two sweeps of one batch, judges of all sizes
-    alone = [[row_problem(x, y, TRAIN, rows, **shared) for rows in pair] for pair in folds]
+    alone = [[row_regression(x, y, TRAIN, rows, **shared) for rows in pair] for pair in folds]
     together = [
-        row_problem(x, y, TRAIN, np.concatenate(pair), judges=tuple(map(len, pair)), **shared) for pair in folds
+        row_regression(x, y, TRAIN, np.concatenate(pair), fold_sizes=tuple(map(len, pair)), **shared) for pair in folds
     ]
     monkeypatch.setattr(sweep, "_CACHE_BYTES", 1e12)
     solving = solve_ridge if solver == "ridge" else functools.partial(solve, epochs=300, patience=5)
     for result, problems in zip(solving(together), alone):
-        parts, expected = result.by_judge(), list(solving(problems))
+        parts, expected = result.by_fold(), list(solving(problems))
         for own, one in zip(parts, expected, strict=True):
-            assert torch.equal(own.best_epoch, one.best_epoch) and not own.judges
+            assert torch.equal(own.best_epoch, one.best_epoch) and not own.fold_sizes
             for name in ("validation_loss", "validation_prediction"):
                 torch.testing.assert_close(getattr(own, name), getattr(one, name), rtol=1e-9, atol=1e-9)
         if solver != "ridge":  # else each could be the other's by chance
@@ -171,15 +171,15 @@ def test_each_judge_finds_what_it_would_alone(data, solver, monkeypatch):
 
 def test_judges_must_be_all_of_the_validation_rows_and_keep_no_weights(data):
     with pytest.raises(ValueError, match="judges of"):
-        row_problem(*data, TRAIN, VALIDATION, judges=(3, 4))
-    problem = row_problem(*data, TRAIN, VALIDATION, judges=(3, len(VALIDATION) - 3), settings=FEW)
+        row_regression(*data, TRAIN, VALIDATION, fold_sizes=(3, 4))
+    problem = row_regression(*data, TRAIN, VALIDATION, fold_sizes=(3, len(VALIDATION) - 3), settings=FEW)
     (result,) = solve([problem], keep_weights=True)
     assert result.weights is None and result.bias is None
 
 
 def test_weights_give_the_predictions(data):
     x, y = data
-    problem = row_problem(x, y, TRAIN, VALIDATION, PREDICT, outputs=(1, 2), settings=FEW, dtype=torch.float64)
+    problem = row_regression(x, y, TRAIN, VALIDATION, PREDICT, outputs=(1, 2), settings=FEW, dtype=torch.float64)
     (result,) = solve([problem], keep_weights=True)
     for index in range(len(FEW)):
         predicted = x[PREDICT] @ result.weights[index].T + result.bias[index]
@@ -189,8 +189,8 @@ def test_weights_give_the_predictions(data):
 def test_refit_stops_at_the_given_epochs(data):
     x, y = data
     options = {"outputs": (1, 2), "settings": FEW, "dtype": torch.float64}
-    (chosen,) = solve([row_problem(x, y, TRAIN, VALIDATION, PREDICT, **options)])
-    refit = row_problem(x, y, TRAIN, None, PREDICT, stop_epochs=chosen.best_epoch, **options)
+    (chosen,) = solve([row_regression(x, y, TRAIN, VALIDATION, PREDICT, **options)])
+    refit = row_regression(x, y, TRAIN, None, PREDICT, stop_epochs=chosen.best_epoch, **options)
     (result,) = solve([refit])
     assert torch.equal(result.best_epoch, chosen.best_epoch)
     torch.testing.assert_close(result.prediction, chosen.prediction)
@@ -198,7 +198,7 @@ def test_refit_stops_at_the_given_epochs(data):
 
 def test_best_setting_is_chosen_for_each_variable(data):
     x, y = data
-    (result,) = solve([row_problem(x, y, TRAIN, VALIDATION, PREDICT, outputs=(1, 2))])
+    (result,) = solve([row_regression(x, y, TRAIN, VALIDATION, PREDICT, outputs=(1, 2))])
     best = result.best()
     assert [result.settings[i] for i in best] == result.best_setting()
     assert all(result.validation_loss[i, v] == result.validation_loss[:, v].min() for v, i in enumerate(best))
@@ -221,9 +221,9 @@ def test_moment_problem_equals_training_on_every_patch(normalise):
     shared = {"settings": FEW, "normalise": normalise, "dtype": torch.float64}
     rows, targets = patches[train].flatten(0, 1), y[train].repeat_interleave(6, 0)
     moments = Moments.of(rows[:80], targets[:80]) + Moments.of(rows[80:], targets[80:])
-    (by_moments,) = solve([moment_problem(moments, patches[held_out].mean(1), y[held_out], **shared)], epochs=60)
+    (by_moments,) = solve([moment_regression(moments, patches[held_out].mean(1), y[held_out], **shared)], epochs=60)
     rows, targets = torch.cat([rows, patches[held_out].mean(1)]), torch.cat([targets, y[held_out]])
-    problem = row_problem(rows, targets, np.arange(180), np.arange(180, 190), gram=False, **shared)
+    problem = row_regression(rows, targets, np.arange(180), np.arange(180, 190), gram=False, **shared)
     (by_rows,) = solve([problem], epochs=60)
     assert torch.equal(by_moments.best_epoch, by_rows.best_epoch)
     torch.testing.assert_close(by_moments.validation_prediction, by_rows.validation_prediction, rtol=0, atol=1e-8)
@@ -258,7 +258,7 @@ def test_constant_columns_do_no_harm(data):
     x, y = data[0].clone(), data[1].clone()
     x[:, 3], y[:, 1] = 5.0, 0.1
     for gram in (False, True):
-        (result,) = solve([row_problem(x, y, TRAIN, VALIDATION, outputs=(1, 1, 1), gram=gram)])
+        (result,) = solve([row_regression(x, y, TRAIN, VALIDATION, outputs=(1, 1, 1), gram=gram)])
         assert torch.isfinite(result.validation_prediction).all()
         torch.testing.assert_close(
             result.validation_prediction[:, :, 1], torch.full((20, 25), 0.1).double(), atol=1e-6, rtol=0
@@ -270,7 +270,7 @@ def test_constant_columns_do_no_harm(data):
 def test_ridge_equals_scikit_learn(data, rows, gram):
     x, y = data
     options = {"settings": ridge_settings(), "outputs": (1, 2), "gram": gram, "dtype": torch.float64}
-    (result,) = solve_ridge([row_problem(x, y, rows, VALIDATION, PREDICT, **options)])
+    (result,) = solve_ridge([row_regression(x, y, rows, VALIDATION, PREDICT, **options)])
     mean, scale = x[rows].mean(0), x[rows].std(0, correction=0)
     y_mean, y_scale = y[rows].mean(0), y[rows].std(0, correction=0)
     for index, strength in enumerate(STRENGTHS):
@@ -291,13 +291,13 @@ def test_paper_settings_are_the_papers():
 def test_bad_problems_are_refused(data):
     x, y = data
     with pytest.raises(UserError, match="finite"):
-        row_problem(torch.where(x == x[0, 0], torch.nan, x), y, TRAIN, VALIDATION)
+        row_regression(torch.where(x == x[0, 0], torch.nan, x), y, TRAIN, VALIDATION)
     with pytest.raises(UserError, match="train on"):
-        row_problem(x, y, [], VALIDATION)
+        row_regression(x, y, [], VALIDATION)
     with pytest.raises(UserError, match="validate on"):
-        row_problem(x, y, TRAIN, [])
+        row_regression(x, y, TRAIN, [])
     with pytest.raises(UserError, match="zscore"):
-        row_problem(x, y, TRAIN, VALIDATION, normalise="zscored")
+        row_regression(x, y, TRAIN, VALIDATION, normalise="zscored")
 
 
 def unlike_problems(data):
@@ -306,8 +306,8 @@ def unlike_problems(data):
     for shift in range(3):
         rows = np.roll(np.arange(N), shift)
         train, validation, read = rows[:70], rows[70:95], rows[95:]
-        yield row_problem(x, y, train, validation, read, settings=FEW, outputs=(1, 2))
-        yield row_problem(x, y, train, validation, settings=FEW, outputs=(1, 2), judges=(10, 15))
+        yield row_regression(x, y, train, validation, read, settings=FEW, outputs=(1, 2))
+        yield row_regression(x, y, train, validation, settings=FEW, outputs=(1, 2), fold_sizes=(10, 15))
 
 
 def test_like_problems_share_a_batch_wherever_they_stand(data, monkeypatch):
@@ -323,7 +323,7 @@ def test_like_problems_share_a_batch_wherever_they_stand(data, monkeypatch):
     together = sweep._solve_mixed(list(unlike_problems(data)), options)
     assert sizes == [3, 3]
     for own, other in zip(together, alone, strict=True):
-        assert own.judges == other.judges
+        assert own.fold_sizes == other.fold_sizes
         assert torch.equal(own.best_epoch, other.best_epoch)
         assert torch.allclose(own.validation_prediction, other.validation_prediction, rtol=1e-5)
         assert torch.allclose(own.prediction, other.prediction, rtol=1e-5)

@@ -32,14 +32,14 @@ from pez.probes.options import BallOptions
 from pez.probes.predictions import from_table
 from pez.probes.recipes import as_published
 from pez.probes.results import movie_predictions, movie_results, read_runs
-from pez.probes.runs import probe_curves
+from pez.probes.runs import plan, probe_curves
 from pez.probes.scores.circular import angular_error
 from pez.probes.scores.possibility import probability, score_movies
 from pez.probes.scores.score import Scored, score
-from pez.probes.solvers.attentive import AttentiveFitted, AttentiveSolver, judged_by
-from pez.probes.solvers.attentive_training import Problem, Recipe, train_stack
+from pez.probes.solvers.attentive import AttentiveFitted, AttentiveSolver, epoch_metric
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, train_stack
 from pez.probes.solvers.linear import linear_solver
-from pez.probes.solvers.problems import Setting, linear_start
+from pez.probes.solvers.regression import Setting, linear_start
 from pez.probes.solvers.solver import Fit
 from pez.probes.validation.cross_validate import cross_validate
 from pez.store import open_stores
@@ -232,6 +232,15 @@ def test_patches_choose_by_their_own_loss_and_are_trained_again(tmp_path):
     assert found == pytest.approx(np.mean(scores), abs=CLOSE)
 
 
+def test_patches_are_not_validated_in_nested_folds(tmp_path):
+    root = planted_root(tmp_path, depth=1, width=12, patches=4, pooling="temporal_last_patch")
+    (curve,) = plan(asked(root, probe_set="fig2b_velocity_xy"))
+    solver = linear_solver("trainable", 2, "published", threads=1)
+    for protocols in (("nested",), ("paper", "nested")):
+        with pytest.raises(UserError, match="one fold each: use --protocol paper"):
+            cross_validate(curve.data, curve.repeats, solver, protocols)
+
+
 def test_the_start_is_a_seeded_linear_layers():
     start = linear_start(7, (1, 3), 42)
     for rows, size in ((start[:1], 1), (start[1:], 3)):
@@ -361,8 +370,8 @@ def test_attentive_epochs_are_chosen_by_relative_accuracy_within_patience(tmp_pa
         planted_store(tmp_path / "intphys", n_scenes=1, tokens=1), INTPHYS, "resid_pre", "temporal_last_patch"
     )
     data = dataclasses.replace(data, clips=movies, variables=(as_published(possible_variable(possible)),))
-    problem = Problem(0, 0, 1e-3, 0.01, np.arange(4), np.arange(12), tuple(range(1, 9)))
-    judge = judged_by("relative_accuracy", data)
+    problem = AttentiveProbe(0, 0, 1e-3, 0.01, np.arange(4), np.arange(12), tuple(range(1, 9)))
+    judge = epoch_metric("relative_accuracy", data)
     trials = AttentiveFitted(Fit(0, (0,), (0,)), [problem], [scores], labels, judge).trials(0)
     assert trials.epoch.item() == 2 and trials.loss.item() == pytest.approx(2 / 3)
 
@@ -372,7 +381,7 @@ def test_tokens_are_scaled_by_training_clips_and_the_rate_is_constant():
     tokens = {0: torch.randn(20, 3, 8, generator=generator) * torch.arange(1, 9) + 5}
     labels = (torch.arange(20) % 2).float()
     recipe = Recipe(2, 2, num_epochs=2, batch_size=4, token_norm="zscore", schedule="constant")
-    problem = Problem(0, 0, 1e-3, 0.01, np.arange(12), np.arange(12, 20), (1, 2))
+    problem = AttentiveProbe(0, 0, 1e-3, 0.01, np.arange(12), np.arange(12, 20), (1, 2))
     (found,) = train_stack([problem], tokens.__getitem__, labels, recipe)
     own = tokens[0][:12].flatten(0, 1)
     by_hand = (tokens[0] - own.mean(0)) / own.std(0, correction=0)
@@ -469,7 +478,7 @@ def test_an_attentive_solver_by_the_recipe_judges_by_relative_accuracy(tmp_path)
     for number in range(repeats[0].n_folds):
         train = np.flatnonzero(repeats[0].fold != number)
         held = repeats[0].rows(number)
-        problem = Problem(0, number, 1e-3, 0.01, train, held, (1, 2, 3, 4))
+        problem = AttentiveProbe(0, number, 1e-3, 0.01, train, held, (1, 2, 3, 4))
         (every,) = train_stack([problem], tokens.__getitem__, data.targets[:, 0].float(), recipe)
         by_epoch = [movies_scored(data.clips.iloc[held].assign(p=probability(own)))[2] for own in every]
         assert found.choices[0, 0, number].epochs == 1 + int(np.argmax(by_epoch))

@@ -10,7 +10,7 @@ import torch
 from benchmarks.measure import measure
 from pez.errors import UserError
 from pez.probes.solvers import sweep
-from pez.probes.solvers.problems import row_problem
+from pez.probes.solvers.regression import row_regression
 from pez.probes.solvers.sweep import solve
 
 TRAIN, VALIDATION, PREDICT = np.arange(300), np.arange(300, 350), np.arange(350, 400)
@@ -24,7 +24,7 @@ def problems(count: int = N_PROBLEMS):
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         features = torch.randn(400, WIDTH, generator=generator)
-        yield row_problem(features, features[:, :2], TRAIN, VALIDATION, PREDICT, outputs=(1, 1), gram=False)
+        yield row_regression(features, features[:, :2], TRAIN, VALIDATION, PREDICT, outputs=(1, 1), gram=False)
 
 
 @contextlib.contextmanager

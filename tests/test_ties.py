@@ -12,7 +12,7 @@ from pez.probes.folds import repeated_scene_folds
 from pez.probes.predictions import from_table, movie_rows
 from pez.probes.scores.score import Scored
 from pez.probes.solvers.linear import LinearSolver
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.validation.cross_validate import cross_validate
 from pez.store import FeatureStore, tensor_name
 

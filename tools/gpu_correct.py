@@ -29,9 +29,9 @@ from pez.probes.data.movies import movie_data
 from pez.probes.data.probe_data import ProbeData, Variable
 from pez.probes.folds import Folds, repeated_scene_folds
 from pez.probes.scores.score import Scored
-from pez.probes.solvers.attentive_training import Problem, Recipe, train
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, train
 from pez.probes.solvers.linear import LinearSolver, linear_solver
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.validation.cross_validate import cross_validate
 from pez.store import FeatureStore, tensor_name
 
@@ -260,7 +260,7 @@ def attentive(bench: Bench) -> None:
     drawn[..., 0] += labels[:, None]
     fold = np.arange(clips) % 3
     problems = [
-        Problem(layer, k, 1e-4, 0.1, np.flatnonzero(fold != k), np.flatnonzero(fold == k))
+        AttentiveProbe(layer, k, 1e-4, 0.1, np.flatnonzero(fold != k), np.flatnonzero(fold == k))
         for layer in range(layers)
         for k in range(3)
     ]

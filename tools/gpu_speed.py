@@ -21,7 +21,7 @@ from pez.mechanisms.geometry import Condition, token_grid
 from pez.probes.solvers import sweep as solver_sweep
 from pez.probes.solvers.attentive_model import AttentiveClassifier
 from pez.probes.solvers.attentive_stack import initial_parameters, stack_size
-from pez.probes.solvers.attentive_training import Problem, Recipe, _batch_order, learning_rate, train
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, _batch_order, learning_rate, train
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate
 from pez.store import FeatureStore
@@ -224,7 +224,7 @@ def attentive(bench: Bench) -> None:
     labels = (torch.arange(clips_) // 2 % 2).float()
     fold = np.arange(clips_) % n_folds
     problems = [
-        Problem(layer, k, 1e-4, 0.01, np.flatnonzero(fold != k), np.flatnonzero(fold == k))
+        AttentiveProbe(layer, k, 1e-4, 0.01, np.flatnonzero(fold != k), np.flatnonzero(fold == k))
         for layer in range(n_layers)
         for k in range(n_folds)
     ]
@@ -263,7 +263,7 @@ def attentive(bench: Bench) -> None:
         bench.add(f"Figure 8 of Large, projected, {dtype}", minutes=whole, stacked_is_faster_by=ratio)
 
 
-def _alone(problem: Problem, tokens, labels: torch.Tensor, recipe: Recipe, device) -> None:
+def _alone(problem: AttentiveProbe, tokens, labels: torch.Tensor, recipe: Recipe, device) -> None:
     """The usual loop: a module and its own optimiser."""
     torch.manual_seed(0)
     with torch.device(device):

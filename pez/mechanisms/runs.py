@@ -42,7 +42,7 @@ from pez.probes.data.probe_data import (
 )
 from pez.probes.folds import Folds, make_folds, scene_folds
 from pez.probes.scores.bootstrap import BootstrapCurve
-from pez.probes.solvers.problems import NORM_MODES
+from pez.probes.solvers.regression import NORM_MODES
 from pez.probes.solvers.sweep import blas_threads
 from pez.records import MechanismRecord, read_record
 from pez.runs import provenance

@@ -68,7 +68,7 @@ from pez.probes.scores.circular import angular_error, predicted_angle
 from pez.probes.scores.possibility import auc
 from pez.probes.scores.r2 import r2
 from pez.probes.solvers.linear import linear_solver
-from pez.probes.solvers.problems import row_problem
+from pez.probes.solvers.regression import row_regression
 from pez.probes.solvers.ridge import ridge_at
 from pez.probes.validation.cross_validate import cross_validate
 from pez.runs import progress
@@ -326,7 +326,7 @@ def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, de
             raise UserError(f"{data.name}: patches are kept apart: choose a --pooling with one vector a clip")
         normalise = scaling_of(norm)
         problems.append(
-            row_problem(features, data.targets, train, held, normalise=normalise, gram=False, dtype=torch.float64)
+            row_regression(features, data.targets, train, held, normalise=normalise, gram=False, dtype=torch.float64)
         )
     x, kept = (torch.stack([getattr(each, name) for each in problems]) for name in ("rows", "evaluation"))
     first = problems[0]

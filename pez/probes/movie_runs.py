@@ -43,7 +43,7 @@ from pez.probes.scores.score import score
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.attentive_training import Recipe
 from pez.probes.solvers.linear import LinearSolver, linear_solver
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Solver
 from pez.probes.summary import movie_facts
 from pez.probes.validation.checkpoints import LongCurve, count_pieces, cross_validate_long
@@ -265,7 +265,7 @@ def long_curves(curve: Curve, solver: AttentiveSolver, options: AttentiveOptions
         }
         control = {"control": data.control, "control_seed": data.control_seed, "protocols": list(protocols)}
         recipe = {} if options.recipe == OURS else {"recipe": options.recipe}
-        return {**features, **asked, **solver.recipe.told(), **choice, **control, **recipe, "store": data.described}
+        return {**features, **asked, **solver.recipe.recorded(), **choice, **control, **recipe, "store": data.described}
 
     work = [(curve.data, curve.protocols), *((data, curve.protocols[-1:]) for data in curve.controls)]
     return [LongCurve(data, curve.repeats, own, described(data, own)) for data, own in work]
@@ -290,7 +290,7 @@ def run_attentive(args: argparse.Namespace) -> Tables | None:
             return None
         several = options.selection_metric if len(solver.settings) > 1 else ""
         chosen = choice_words(curve.protocols, solver.stops_by, several, "scenes")
-        settings = {**solver.recipe.told(), "chosen": chosen}
+        settings = {**solver.recipe.recorded(), "chosen": chosen}
         with describing(locks, shard):
             tables = write_movie_run(args, options, curve, solver, predictions, features.held_out, settings)
             solver.release()

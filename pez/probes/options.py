@@ -31,7 +31,7 @@ from pez.probes.solvers.attentive import POOLINGS as TOKEN_POOLINGS
 from pez.probes.solvers.attentive_training import SCHEDULES, TOKEN_NORMS
 from pez.probes.solvers.linear import LINEAR, linear_solver
 from pez.probes.solvers.mlp import EPOCHS, MLP, MLPSolver
-from pez.probes.solvers.problems import NORM_MODES
+from pez.probes.solvers.regression import NORM_MODES
 from pez.probes.solvers.solver import Solver
 from pez.stimuli.variation import FACTORS
 from pez.store import CAPTURES, TRANSFORM_NAMES

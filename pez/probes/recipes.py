@@ -6,7 +6,7 @@ quote. Those of its choices that are options are in `PUBLISHED_OPTIONS`; the oth
 
     folds, groups          pez/probes/folds.py: unshuffled, in the order of the groups; five sectors on the picture
     targets, scores        kinds of their own (pez/probes/scores/kinds.py), which `as_published` gives to variables
-    training               pez.probes.solvers.problems.Training; pez.probes.solvers.linear.linear_solver
+    training               pez.probes.solvers.regression.Training; pez.probes.solvers.linear.linear_solver
     attentive training     pez/probes/solvers/attentive.py: the epoch, by the relative accuracy of the reported scenes
 """
 

@@ -209,9 +209,9 @@ def bootstrap_balanced_accuracy(
     right = np.stack([_group_sums(of_class * (layer == label)[:, None], index, n_groups) for layer in predicted])
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        there = counts @ n  # [rows, C]
-        share = np.einsum("bg,lgc->blc", counts, right, optimize=True) / np.maximum(there, 1e-12)[:, None]
-        return cast(np.ndarray, share.sum(2) / (there > 0).sum(1)[:, None])
+        of_classes = counts @ n  # [rows, C]
+        share = np.einsum("bg,lgc->blc", counts, right, optimize=True) / np.maximum(of_classes, 1e-12)[:, None]
+        return cast(np.ndarray, share.sum(2) / (of_classes > 0).sum(1)[:, None])
 
     return bootstrap(statistic, resamples, 0.0, 1.0)
 

@@ -371,12 +371,12 @@ def headline(table: pd.DataFrame) -> str:
     Of several kinds, the one with most of its metrics there.
     """
 
-    def there(metric: str) -> bool:
+    def has_scores(metric: str) -> bool:
         columns = [f"{metric}_{end}" for end in ("mean", "pooled", "nested_pooled")]
         return any(column in table and table[column].notna().any() for column in columns)
 
-    known = [kind for kind in KINDS.values() if there(kind.headline)] or list(KINDS.values())[:1]
-    return max(known, key=lambda kind: sum(map(there, kind.over_folds))).headline
+    known = [kind for kind in KINDS.values() if has_scores(kind.headline)] or list(KINDS.values())[:1]
+    return max(known, key=lambda kind: sum(map(has_scores, kind.over_folds))).headline
 
 
 def chance_of(metric: str) -> float:

@@ -112,8 +112,8 @@ def _scene_numbers(table: pd.DataFrame) -> tuple[np.ndarray, int]:
     """Scene of every movie as a number from 0, [movies], and how many there are."""
     block, _ = pd.factorize(table["block"])
     scene, names = pd.factorize(table["scene"])
-    found = np.unique(block * len(names) + scene, return_inverse=True)[1]
-    return found, int(found.max()) + 1
+    numbers = np.unique(block * len(names) + scene, return_inverse=True)[1]
+    return numbers, int(numbers.max()) + 1
 
 
 def auc(scores: np.ndarray, possible: np.ndarray) -> float:

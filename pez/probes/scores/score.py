@@ -162,19 +162,19 @@ class Scores:
         A control has the protocol asked for, else what it was probed by. UserError if there is no such curve.
         """
         wanted = variable, control
-        found = [each for each in self.scored if (each.predictions.variable.name, each.predictions.control) == wanted]
-        if not found:
+        curves = [each for each in self.scored if (each.predictions.variable.name, each.predictions.control) == wanted]
+        if not curves:
             raise UserError(
                 f"the predictions hold no {variable}{f' of {control}' if control else ''}: "
                 "rerun the step that made them"
             )
-        protocols = list(dict.fromkeys(each.predictions.protocol for each in found))
+        protocols = list(dict.fromkeys(each.predictions.protocol for each in curves))
         chosen = protocol if protocol in protocols else quoted_protocol(protocols)
         if protocol is not None and control == MAIN and chosen != protocol:
             raise UserError(
                 f"the predictions hold no {variable} with protocol {protocol}: rerun the step that made them"
             )
-        return [each for each in found if each.predictions.protocol == chosen]
+        return [each for each in curves if each.predictions.protocol == chosen]
 
     def main(self, variable: str, protocol: str | None = None) -> Scored:
         """The main curve of a variable."""

@@ -1,8 +1,8 @@
-"""AdamW on a batch of like probe problems at once: the inner loop of pez/probes/solvers/sweep.py.
+"""AdamW on a batch of like regressions at once: the inner loop of pez/probes/solvers/sweep.py.
 
-Names of sizes: B problems; C rows, one for each setting and output; D features (and a column of ones); n training,
-m validation, p prediction rows; U = settings x variables units, each with its own early stopping by each of J judges.
-Shorter problems are padded with rows of zeros (in the column of ones too), which predict 0 and pull at nothing.
+Names of sizes: B regressions; C rows, one for each setting and output; D features (and a column of ones); n training,
+m validation, p prediction rows; U = settings x variables units, each stopped early on each of J validation folds.
+Shorter ones are padded with rows of zeros (in the column of ones too), which predict 0 and add no gradient.
 Update: Loshchilov & Hutter, Decoupled Weight Decay Regularization, algorithm 2, as torch.optim.AdamW has it; with
 `Training.l2` torch.optim.Adam's, whose decay is a part of the gradient.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import softplus
 
-from pez.probes.solvers.problems import Problem, linear_start, there
+from pez.probes.solvers.regression import Regression, linear_start, not_none
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
 _KEEP_BELOW = 0.8  # drop stopped rows once fewer than this share of the rows still train
@@ -33,21 +33,21 @@ class Trained:
 
 @torch.no_grad()
 def train_together(
-    batch: list[Problem], *, epochs: int, patience: int, keep_weights: bool, device: str | torch.device
+    batch: list[Regression], *, epochs: int, patience: int, keep_weights: bool, device: str | torch.device
 ) -> Trained:
-    """Train every setting of every problem; see pez/probes/solvers/sweep.py for what is trained."""
+    """Train every setting of every regression; see pez/probes/solvers/sweep.py for what is trained."""
     data, state = _Data(batch, device), _State(batch, keep_weights, device)
     data.select(state.output)
     look = 1 if state.device.type == "cpu" else _GPU_LOOK
-    stops = [int(stop.max()) for problem in batch if (stop := problem.stop_epochs) is not None]
+    stops = [int(stop.max()) for regression in batch if (stop := regression.stop_epochs) is not None]
     for epoch in range(1, max(stops, default=epochs) + 1):
         state.step(data.gradient(state), epoch)
         predicted = data.predict(state)
         if data.stop_epochs is None:
-            improved = state.judge(data.losses(predicted, state), epoch, patience)
+            improved = state.compare(data.losses(predicted, state), epoch, patience)
         else:
             improved = state.follow(data.stop_epochs, epoch)
-        state.keep(improved, predicted, data.judge)
+        state.keep(improved, predicted, data.fold)
         if epoch % look == 0:
             if not state.active.any():
                 break
@@ -69,29 +69,29 @@ def _stack(parts: list[torch.Tensor], dim: int, device: str | torch.device) -> t
 class _Data:
     """Inputs and targets of a batch, and what is computed from them: gradient, predictions, losses."""
 
-    def __init__(self, batch: list[Problem], device: str | torch.device) -> None:
+    def __init__(self, batch: list[Regression], device: str | torch.device) -> None:
         def stacked(name: str, dim: int = 0) -> torch.Tensor:
-            return _stack([there(getattr(problem, name)) for problem in batch], dim, device)
+            return _stack([not_none(getattr(regression, name)) for regression in batch], dim, device)
 
         first, dtype = batch[0], batch[0].evaluation.dtype
         self.loss, self.by_gram, self.stops_by = first.loss, first.gram is not None, first.training.stops_by
-        counts = [float(problem.count) for problem in batch]
+        counts = [float(regression.count) for regression in batch]
         self.count = torch.tensor(counts, dtype=dtype, device=device)[:, None, None]
         self.stop_epochs = None if first.stop_epochs is None else stacked("stop_epochs").flatten(1)
-        validation = _stack([problem.evaluation[: problem.n_validation] for problem in batch], 0, device)
-        rest = _stack([problem.evaluation[problem.n_validation :] for problem in batch], 0, device)
+        validation = _stack([regression.evaluation[: regression.n_validation] for regression in batch], 0, device)
+        rest = _stack([regression.evaluation[regression.n_validation :] for regression in batch], 0, device)
         self.n_validation = validation.shape[1]
         self.evaluation = torch.cat([validation, rest], dim=1)
         self.y_validation = stacked("y_validation", 1)
         self.scatter = None if first.scatter is None else stacked("scatter")
-        # weight of a validation row for each judge, [B, J, m], and the judge of every column, [B, m + p]
-        sizes = torch.tensor([problem.judge_sizes for problem in batch], device=device)
+        # weight of a validation row in each validation fold, [B, J, m], and the fold of every column, [B, m + p]
+        sizes = torch.tensor([regression.validation_sizes for regression in batch], device=device)
         column = torch.arange(self.evaluation.shape[1], device=device).expand(len(sizes), -1).contiguous()
-        judge = torch.searchsorted(sizes.cumsum(1), column, right=True)
-        inside = judge[:, None, : self.n_validation] == torch.arange(sizes.shape[1], device=device)[:, None]
+        fold = torch.searchsorted(sizes.cumsum(1), column, right=True)
+        inside = fold[:, None, : self.n_validation] == torch.arange(sizes.shape[1], device=device)[:, None]
         self.share = inside.to(dtype) / sizes.clamp_min(1)[:, :, None]
         self.sizes = sizes.clamp_min(1).to(dtype)
-        self.judge = judge.clamp_max(sizes.shape[1] - 1)
+        self.fold = fold.clamp_max(sizes.shape[1] - 1)
         if self.by_gram:
             self.inputs, self.targets = stacked("gram"), stacked("xy")
             return
@@ -100,8 +100,8 @@ class _Data:
         self.inputs = torch.cat([rows, self.evaluation], dim=1)  # one product predicts all rows
         self.targets = stacked("y", 1)
         if self.loss == "logistic":  # a padded row predicts sigmoid(0)
-            for target, problem in zip(self.targets, batch):
-                target[:, problem.count :] = 0.5
+            for target, regression in zip(self.targets, batch):
+                target[:, regression.count :] = 0.5
 
     def select(self, output: torch.Tensor) -> None:
         """Lay out the targets for rows of these outputs, [C]; to be called whenever the rows change."""
@@ -127,7 +127,7 @@ class _Data:
         return self.predicted[:, :, self.n_train :]
 
     def losses(self, predicted: torch.Tensor, state: "_State") -> torch.Tensor:
-        """Validation loss of every unit for every judge, [B, U, J]."""
+        """Validation loss of every unit on every validation fold, [B, U, J]."""
         predicted, y = predicted[:, :, : self.n_validation], self.row_validation
         if self.stops_by == "accuracy":  # counts are exact, so that equal shares are equal
             wrong = ((predicted.sigmoid() >= 0.5) != (y > 0.5)).to(predicted.dtype)
@@ -151,7 +151,7 @@ class _Data:
 class _State:
     """Weights, moments of the gradient and best-so-far of the rows that still train."""
 
-    def __init__(self, batch: list[Problem], keep_weights: bool, device: str | torch.device) -> None:
+    def __init__(self, batch: list[Regression], keep_weights: bool, device: str | torch.device) -> None:
         first, self.device = batch[0], torch.device(device)
         settings, self.k = len(first.settings), sum(first.outputs)
         shape = (len(batch), settings * self.k, first.evaluation.shape[1])
@@ -168,12 +168,12 @@ class _State:
         self.unit = (self.row // self.k) * len(outputs) + variable.to(self.device)[self.output]
         self._set_places()
         self.loss_scale = (1.0 / outputs[variable].to(dtype)).to(self.device)[self.output][None, :, None]
-        grids = [[(s.learning_rate, s.weight_decay) for s in problem.settings] for problem in batch]
+        grids = [[(s.learning_rate, s.weight_decay) for s in regression.settings] for regression in batch]
         rates = torch.tensor(grids, dtype=torch.float64).repeat_interleave(self.k, dim=1)[..., None]
         self.rate = rates[:, :, 0].to(dtype).to(self.device)
         self.decay = (1 - rates[:, :, 0] * rates[:, :, 1]).to(dtype).to(self.device)
         self.penalty = rates[:, :, 1].to(dtype).to(self.device)
-        units = (len(batch), settings * len(first.outputs), len(first.judge_sizes))
+        units = (len(batch), settings * len(first.outputs), len(first.validation_sizes))
         self.best_loss = first.evaluation.new_full(units, float("inf"), device=device)
         self.best_epoch = torch.zeros(units, dtype=torch.int64, device=device)
         self.active = torch.ones(units, dtype=torch.bool, device=device)
@@ -201,7 +201,7 @@ class _State:
             self.weights.mul_(self.decay)
         self.weights.addcmul_(gradient, self.rate, value=-second / first)
 
-    def judge(self, loss: torch.Tensor, epoch: int, patience: int) -> torch.Tensor:
+    def compare(self, loss: torch.Tensor, epoch: int, patience: int) -> torch.Tensor:
         """Which units have their best validation loss so far, [B, U, J]; stops those out of patience."""
         improved = (loss + self.training.least_gain < self.best_loss) & self.active
         torch.where(improved, loss, self.best_loss, out=self.best_loss)
@@ -218,16 +218,16 @@ class _State:
         self.active = stop_epochs > epoch
         return improved
 
-    def keep(self, improved: torch.Tensor, predicted: torch.Tensor, judge: torch.Tensor) -> None:
-        """Remember predictions (and weights) of rows whose unit improved, those of each column by its `judge`."""
+    def keep(self, improved: torch.Tensor, predicted: torch.Tensor, fold: torch.Tensor) -> None:
+        """Remember predictions (and weights) of rows whose unit improved, those of each column by its `fold`."""
         rows = improved[:, self.unit]
-        columns = rows if rows.shape[2] == 1 else rows.gather(2, judge[:, None].expand(-1, rows.shape[1], -1))
+        columns = rows if rows.shape[2] == 1 else rows.gather(2, fold[:, None].expand(-1, rows.shape[1], -1))
         torch.where(columns, predicted, self.saved, out=self.saved)
         if self.kept is not None:
             torch.where(rows, self.weights, self.kept, out=self.kept)
 
     def drop_stopped(self) -> bool:
-        """Leave out rows that have stopped in every problem, if that is worth the copying; True if it was."""
+        """Leave out rows that have stopped in every regression, if that is worth the copying; True if it was."""
         rows = self.active.any(2).any(0)[self.unit].nonzero()[:, 0]
         if len(rows) >= _KEEP_BELOW * len(self.row):
             return False

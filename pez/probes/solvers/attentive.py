@@ -19,14 +19,14 @@ from pez.probes.predictions import Choice
 from pez.probes.scores.kinds import KINDS
 from pez.probes.solvers.attentive_model import check_sizes
 from pez.probes.solvers.attentive_stack import stack_size
-from pez.probes.solvers.attentive_training import Problem, Recipe, train
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.attentive_training import AttentiveProbe, Recipe, train
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, PredictsOnly, Step, Trials
 
 POOLINGS = ("temporal_last_patch", "temporal_diff_patch", "all")  # those that keep tokens apart
 CPU_MEMORY_BYTES = 3 * 2**30
 PUBLISHED_PATIENCE = 5  # epochs
-Judge = Callable[[np.ndarray, np.ndarray], float]
+EpochMetric = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass
@@ -88,18 +88,18 @@ class AttentiveSolver:
         fits = list(fits)
         features = self._features(data, sorted({fit.layer for fit in fits}))
         labels = data.targets[:, 0].float()
-        problems = [self._problems(fit, folds) for fit in fits]
-        every = [problem for own in problems for problem in own]
+        probes = [self._probes(fit, folds) for fit in fits]
+        every = [probe for own in probes for probe in own]
         stacked, _ = self.at_once(data, fits[0].layer) if fits else (1, 1)
-        scores: dict[int, np.ndarray] = {}
-        for problem, found in train(every, features.__getitem__, labels, self.recipe, self.device, stacked):
-            scores[id(problem)] = found
+        scores_of: dict[int, np.ndarray] = {}
+        for probe, scores in train(every, features.__getitem__, labels, self.recipe, self.device, stacked):
+            scores_of[id(probe)] = scores
             step()
-        judge = None if self.stops_by == "loss" else judged_by(self.stops_by, data)
-        for fit, own in zip(fits, problems):
-            yield AttentiveFitted(fit, own, [scores[id(problem)] for problem in own], labels, judge)
+        metric = None if self.stops_by == "loss" else epoch_metric(self.stops_by, data)
+        for fit, own in zip(fits, probes):
+            yield AttentiveFitted(fit, own, [scores_of[id(probe)] for probe in own], labels, metric)
 
-    def _problems(self, fit: Fit, folds: Folds) -> list[Problem]:
+    def _probes(self, fit: Fit, folds: Folds) -> list[AttentiveProbe]:
         """One probe per setting; start and batch order go by the fold that is reported in the end."""
         train_rows = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
         if len(fit.left_out) > 1:
@@ -114,7 +114,7 @@ class AttentiveSolver:
         else:
             chosen = [(self.settings[choice.setting], (choice.epochs,)) for choice in fit.choices]
         return [
-            Problem(fit.layer, reported, s.learning_rate, s.weight_decay, train_rows, read, epochs, fit.repeat)
+            AttentiveProbe(fit.layer, reported, s.learning_rate, s.weight_decay, train_rows, read, epochs, fit.repeat)
             for s, epochs in chosen
         ]
 
@@ -134,25 +134,25 @@ class AttentiveSolver:
 class AttentiveFitted(PredictsOnly):
     """See pez.probes.solvers.solver.Fitted: its probes, and the `scores` [epochs, rows] of each.
 
-    `judge` (rows, scores) -> what chooses the epoch, the higher the better; None: the loss.
+    `metric` (rows, scores) -> what chooses the epoch, the higher the better; None: the loss.
     """
 
     fit: Fit
-    problems: list[Problem]
+    probes: list[AttentiveProbe]
     scores: list[np.ndarray]
     labels: torch.Tensor
-    judge: Judge | None = None
+    metric: EpochMetric | None = None
 
     def trials(self, fold: int) -> Trials:
-        """Of every setting at its epoch of smallest loss; by a judge the loss is 1 less what that says."""
-        rows = self.problems[0].predict_rows
+        """Of every setting at its epoch of smallest loss; by a metric the loss is 1 less its value."""
+        rows = self.probes[0].predict_rows
         possible = self.labels[torch.as_tensor(rows)].bool().numpy()
-        if self.judge is None:
+        if self.metric is None:
             likely = 1 / (1 + np.exp(-np.clip(self.scores, -500, 500)))  # [S, epochs, rows]
             losses = np.array([[log_loss(possible, one, labels=[False, True]) for one in own] for own in likely])
             best = losses.argmin(1)
         else:
-            losses = 1 - np.array([[self.judge(rows, scores) for scores in own] for own in self.scores])
+            losses = 1 - np.array([[self.metric(rows, scores) for scores in own] for own in self.scores])
             best = np.array([_patient_best(own) for own in losses])
         at_best = np.stack([own[epoch] for own, epoch in zip(self.scores, best)])
         return Trials(
@@ -165,21 +165,21 @@ class AttentiveFitted(PredictsOnly):
         """[m, 1], at the setting and epoch chosen."""
         (choice,) = choices
         number = 0 if self.fit.choices is not None else choice.setting
-        epochs = self.problems[number].epochs or ()
+        epochs = self.probes[number].epochs or ()
         return torch.from_numpy(self.scores[number][epochs.index(choice.epochs)])[:, None]
 
 
-def judged_by(metric: str, data: ProbeData) -> Judge:
+def epoch_metric(metric: str, data: ProbeData) -> EpochMetric:
     """(rows, their scores) -> a metric of the kind of movies."""
     variable = data.variables[0]
     value = KINDS[variable.kind].value
     assert value is not None
 
-    def judge(rows: np.ndarray, scores: np.ndarray) -> float:
-        found = value(metric, data.clips.iloc[rows], variable.targets[rows], scores[:, None])
-        return found[0] if isinstance(found, tuple) else found
+    def value_of(rows: np.ndarray, scores: np.ndarray) -> float:
+        score = value(metric, data.clips.iloc[rows], variable.targets[rows], scores[:, None])
+        return score[0] if isinstance(score, tuple) else score
 
-    return judge
+    return value_of
 
 
 def _patient_best(losses: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Many attentive probes at once: parameters with a leading problem dimension, one batched product for all.
+"""Many attentive probes at once: parameters with a leading probe dimension, one batched product for all.
 
 `torch.func.vmap` over the module would need no second forward, but PyTorch has no batching rule for CPU
 attention and falls back to a loop (measured: 0.3 to 0.7 times the speed of one probe after another), so
@@ -20,9 +20,9 @@ CPU_ACTIVATION_BYTES = 16 * 2**20  # the widest activation stays in cache and un
 def initial_parameters(
     seeds: Sequence[int], sizes: dict[str, int], device: str | torch.device = "cpu"
 ) -> dict[str, torch.Tensor]:
-    """Stack freshly initialised probes: each tensor is [problems, ...] and a leaf that wants gradients.
+    """Stack freshly initialised probes: each tensor is [probes, ...] and a leaf that wants gradients.
 
-    `sizes` are the arguments of AttentiveClassifier; problem i starts as a module made after
+    `sizes` are the arguments of AttentiveClassifier; probe i starts as a module made after
     `torch.manual_seed(seeds[i])` whatever it is stacked with. The caller's random state is untouched.
     """
 
@@ -31,34 +31,34 @@ def initial_parameters(
 
     own = list(dict.fromkeys(seeds))  # settings of a fold share theirs
     with ThreadPoolExecutor(min(len(own), available_cores())) as pool:  # a Large's probe: 50 million draws
-        made = dict(zip(own, pool.map(seeded_state, own)))
-    states = [made[seed] for seed in seeds]
+        state_of = dict(zip(own, pool.map(seeded_state, own)))
+    states = [state_of[seed] for seed in seeds]
     return {name: torch.stack([state[name] for state in states]).to(device).requires_grad_() for name in states[0]}
 
 
 def stacked_forward(parameters: dict[str, torch.Tensor], tokens: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Logits [problems, clips, 1] of tokens [problems, clips, tokens, embed_dim], probe i on tokens[i]."""
-    problems, clips, length, width = tokens.shape
+    """Logits [probes, clips, 1] of tokens [probes, clips, tokens, embed_dim], probe i on tokens[i]."""
+    probes, clips, length, width = tokens.shape
     depth = 1 + sum(name.endswith("attn.proj.weight") for name in parameters)
-    x = tokens.reshape(problems, clips * length, width)
+    x = tokens.reshape(probes, clips * length, width)
     for number in range(depth - 1):
         block = _Part(parameters, f"pooler.blocks.{number}.")
         qkv = block.linear("attn.qkv", block.norm("norm1", x)).chunk(3, dim=-1)
         query, key, value = (_split_heads(part, clips, num_heads) for part in qkv)
-        x = x + block.linear("attn.proj", _join_heads(F.scaled_dot_product_attention(query, key, value), problems))
+        x = x + block.linear("attn.proj", _join_heads(F.scaled_dot_product_attention(query, key, value), probes))
         x = x + block.mlp(block.norm("norm2", x))
     block = _Part(parameters, "pooler.cross_attention_block.")
-    pooled = parameters["pooler.query_tokens"].reshape(problems, 1, width).expand(-1, clips, -1)
+    pooled = parameters["pooler.query_tokens"].reshape(probes, 1, width).expand(-1, clips, -1)
     query = _split_heads(block.linear("xattn.q", pooled), clips, num_heads)
     kv = block.linear("xattn.kv", block.norm("norm1", x)).chunk(2, dim=-1)
     key, value = (_split_heads(part, clips, num_heads) for part in kv)
-    pooled = pooled + _join_heads(F.scaled_dot_product_attention(query, key, value), problems)
+    pooled = pooled + _join_heads(F.scaled_dot_product_attention(query, key, value), probes)
     pooled = pooled + block.mlp(block.norm("norm2", pooled))
     return _Part(parameters, "").linear("linear", pooled)
 
 
 class _Part:
-    """The parameters below one prefix, and the layers made of them; x is [problems, rows, channels]."""
+    """The parameters below one prefix, and the layers made of them; x is [probes, rows, channels]."""
 
     def __init__(self, parameters: dict[str, torch.Tensor], prefix: str):
         self.parameters = parameters
@@ -79,15 +79,15 @@ class _Part:
 
 
 def _split_heads(x: torch.Tensor, clips: int, num_heads: int) -> torch.Tensor:
-    # [problems, clips * tokens, channels] -> [problems * clips, heads, tokens, channels of a head]
-    problems, rows, channels = x.shape
-    x = x.reshape(problems * clips, rows // clips, num_heads, channels // num_heads)
+    # [probes, clips * tokens, channels] -> [probes * clips, heads, tokens, channels of a head]
+    probes, rows, channels = x.shape
+    x = x.reshape(probes * clips, rows // clips, num_heads, channels // num_heads)
     return x.transpose(1, 2)
 
 
-def _join_heads(x: torch.Tensor, problems: int) -> torch.Tensor:
+def _join_heads(x: torch.Tensor, probes: int) -> torch.Tensor:
     _, heads, _, channels = x.shape
-    return x.transpose(1, 2).reshape(problems, -1, heads * channels)
+    return x.transpose(1, 2).reshape(probes, -1, heads * channels)
 
 
 def stack_size(

@@ -1,4 +1,4 @@
-"""Training attentive probes: layers x folds x settings are independent problems, trained stacked.
+"""Training attentive probes: one probe for each layer, fold and setting, trained in stacks.
 
 What the paper leaves open follows V-JEPA 2's public frozen evaluation (evals/video_classification_frozen):
 AdamW with one parameter group and PyTorch's other defaults, batches of 16, 20 epochs, cosine decay of the
@@ -10,10 +10,13 @@ setting and epoch are reported: pez/probes/validation/cross_validate.py.
 """
 
 import math
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +49,7 @@ class Recipe:
     seed: int = 0
     schedule: str = "cosine"
 
-    def told(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Its fields as runs record them; `schedule` only where it is not the cosine that runs have always had."""
         fields = asdict(self)
         return {name: value for name, value in fields.items() if name != "schedule" or value != "cosine"}
@@ -67,7 +70,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Problem:
+class AttentiveProbe:
     """One probe: a layer's tokens, a setting, the clips (rows) that it learns from and those that it scores.
 
     `epochs`, ascending from 1: after which of them it scores; it stops after the last. None: after the recipe's last.
@@ -87,23 +90,23 @@ class Problem:
         return int(np.random.SeedSequence([seed + self.repeat, self.layer, self.fold]).generate_state(1)[0])
 
 
-def stacks(problems: Iterable[Problem], size: int) -> list[list[Problem]]:
-    """Problems in groups of at most `size` that take the same steps: same setting, as many training clips."""
+def stacks(probes: Iterable[AttentiveProbe], size: int) -> list[list[AttentiveProbe]]:
+    """Probes in groups of at most `size` that take the same steps: same setting, as many training clips."""
     alike = defaultdict(list)
-    for problem in problems:
-        alike[problem.lr, problem.weight_decay, len(problem.train_rows)].append(problem)
+    for probe in probes:
+        alike[probe.lr, probe.weight_decay, len(probe.train_rows)].append(probe)
     return [group[start : start + size] for group in alike.values() for start in range(0, len(group), size)]
 
 
 def train(
-    problems: list[Problem],
+    probes: list[AttentiveProbe],
     tokens: Tokens,
     labels: torch.Tensor,
     recipe: Recipe,
     device: str | torch.device = "cpu",
     size: int = 1,
-) -> Iterator[tuple[Problem, np.ndarray]]:
-    """Train the problems in stacks of at most `size` and yield each with its scores (see `train_stack`).
+) -> Iterator[tuple[AttentiveProbe, np.ndarray]]:
+    """Train the probes in stacks of at most `size` and yield each with its scores (see `train_stack`).
 
     On a CPU small probes (those that are stacked at all) train one thread a stack, with stacks spread over the
     cores: threads that share operators this short would spend their time waiting for each other. A probe that
@@ -111,8 +114,8 @@ def train(
     """
     on_cpu = torch.device(device).type == "cpu"
     threads = min(available_cores(), size) if on_cpu else 1
-    size = max(1, min(size // threads, -(-len(problems) // threads)))
-    groups = stacks(problems, size)
+    size = max(1, min(size // threads, -(-len(probes) // threads)))
+    groups = stacks(probes, size)
     options: dict[str, Any] = {"tokens": tokens, "labels": labels, "recipe": recipe, "device": device}
     if threads == 1:
         if not on_cpu:
@@ -120,81 +123,102 @@ def train(
         for group in groups:
             yield from zip(group, _train_halving(group, options))
         return
+    numbers: list[int] = []  # of the pool's threads, as the system counts them
+
+    def start_thread() -> None:
+        torch.set_num_threads(1)
+        numbers.append(threading.get_native_id())
+
     with blas_threads(1):
-        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(threads, initializer=start_thread)
         try:
             for group, scores in zip(groups, pool.map(lambda group: train_stack(group, **options), groups)):
                 yield from zip(group, scores)
         finally:
             pool.shutdown(cancel_futures=True)
+            _wait_until_gone(numbers)
 
 
-def _train_halving(problems: list[Problem], options: dict[str, Any]) -> list[np.ndarray]:
+def _wait_until_gone(threads: Iterable[int]) -> None:
+    """Wait until the system has ended these threads of this process, at most a second each.
+
+    Before Python 3.13 a join returns a little earlier. A thread that ran a backward pass then still lets go of a Python
+    object that PyTorch keeps for it (torch.autograd.graph, `_engine_run_backward`), for which it needs the interpreter;
+    if that ends meanwhile, the process aborts.
+    """
+    for number in threads:
+        for _ in range(1000):
+            time.sleep(1e-3)  # gives the interpreter to the thread, also where the system does not list threads
+            if not Path(f"/proc/self/task/{number}").exists():
+                break
+
+
+def _train_halving(probes: list[AttentiveProbe], options: dict[str, Any]) -> list[np.ndarray]:
     """`train_stack`, in halves where a GPU's memory runs out; UserError if it does with one probe."""
     mend = (
         f"{options['device']} has not enough memory for one attentive probe: free it, or lower --probe-batch-size or "
         "--num-probe-blocks"
     )
-    return in_halves(lambda group: train_stack(group, **options), problems, mend)
+    return in_halves(lambda group: train_stack(group, **options), probes, mend)
 
 
 def train_stack(
-    problems: list[Problem],
+    probes: list[AttentiveProbe],
     tokens: Tokens,
     labels: torch.Tensor,
     recipe: Recipe,
     device: str | torch.device = "cpu",
 ) -> list[np.ndarray]:
-    """Train the problems of one stack (see `stacks`) together and score their clips.
+    """Train the probes of one stack (see `stacks`) together and score their clips.
 
     Args:
         tokens: layer -> features of all clips, [clips, tokens, width], of any floating type and device.
         labels: 1.0 for possible, 0.0 for impossible, [clips].
 
     Returns:
-        For each problem the logits of its `predict_rows` after each epoch that it scores, float64 [epochs, rows].
+        For each probe the logits of its `predict_rows` after each epoch that it scores, float64 [epochs, rows].
     """
-    first, stack = problems[0], _Stack(problems, tokens, recipe, device)
+    first, stack = probes[0], _Stack(probes, tokens, recipe, device)
     parameters = stack.parameters.values()
     optimizer = torch.optim.AdamW(parameters, lr=first.lr, weight_decay=first.weight_decay, fused=True)
-    orders = [_batch_order(problem, recipe) for problem in problems]
-    n_steps, wanted = len(orders[0]), [problem.epochs or (recipe.num_epochs,) for problem in problems]
-    found: list[list[np.ndarray]] = [[] for _ in problems]
+    orders = [_batch_order(probe, recipe) for probe in probes]
+    n_steps, wanted = len(orders[0]), [probe.epochs or (recipe.num_epochs,) for probe in probes]
+    scores: list[list[np.ndarray]] = [[] for _ in probes]
     for step, batch in enumerate(zip(*orders)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, n_steps, first.lr, recipe)
         truth = torch.stack([labels[rows] for rows in batch]).to(device)
         losses = F.binary_cross_entropy_with_logits(stack.logits(batch), truth, reduction="none").mean(dim=1)
-        torch.autograd.backward(losses.sum())  # of a sum over problems each keeps its own gradient
+        torch.autograd.backward(losses.sum())  # of a sum over probes each keeps its own gradient
         optimizer.step()
         optimizer.zero_grad()
         epoch, rest = divmod((step + 1) * recipe.num_epochs, n_steps)
         if rest == 0 and any(epoch in own for own in wanted):
-            for kept, own, score in zip(found, wanted, stack.scores()):
+            for kept, own, score in zip(scores, wanted, stack.scores()):
                 kept += [score] if epoch in own else []
             if epoch == max(map(max, wanted)):
                 break
-    return [np.stack(kept) for kept in found]
+    return [np.stack(kept) for kept in scores]
 
 
 class _Stack:
     """The probes of one stack: their parameters, and what they say of clips."""
 
-    def __init__(self, problems: Sequence[Problem], tokens: Tokens, recipe: Recipe, device: str | torch.device):
-        self.problems, self.tokens, self.recipe, self.device = problems, tokens, recipe, device
-        sizes = recipe.sizes(tokens(problems[0].layer).shape[-1])
-        self.parameters = initial_parameters([problem.seed(recipe.seed) for problem in problems], sizes, device)
-        if recipe.token_norm == "zscore":  # every channel's over the tokens of a problem's training clips
+    def __init__(self, probes: Sequence[AttentiveProbe], tokens: Tokens, recipe: Recipe, device: str | torch.device):
+        self.probes, self.tokens, self.recipe, self.device = probes, tokens, recipe, device
+        sizes = recipe.sizes(tokens(probes[0].layer).shape[-1])
+        self.parameters = initial_parameters([probe.seed(recipe.seed) for probe in probes], sizes, device)
+        if recipe.token_norm == "zscore":  # every channel's over the tokens of a probe's training clips
             moments = []
-            for problem in problems:
-                own = self._gathered(problem, torch.as_tensor(problem.train_rows)).flatten(0, 1)
+            for probe in probes:
+                own = self._gathered(probe, torch.as_tensor(probe.train_rows)).flatten(0, 1)
                 scale = own.std(0, correction=0)
                 moments.append((own.mean(0), torch.where(scale < _LEAST_SCALE, 1.0, scale)))
             self.mean, self.scale = (torch.stack(each)[:, None, None] for each in zip(*moments))
 
     def logits(self, batch: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Logits [problems, clips] of each problem's own layer at its own rows."""
-        inputs = torch.stack([self._gathered(problem, rows) for problem, rows in zip(self.problems, batch)])
+        """Logits [probes, clips] of each probe's own layer at its own rows."""
+        inputs = torch.stack([self._gathered(probe, rows) for probe, rows in zip(self.probes, batch)])
         if self.recipe.token_norm == "layer":
             inputs = F.layer_norm(inputs, inputs.shape[-1:])
         if self.recipe.token_norm == "zscore":
@@ -205,19 +229,19 @@ class _Stack:
 
     @torch.no_grad()
     def scores(self) -> list[np.ndarray]:
-        """Logits of each problem's `predict_rows`, float64."""
+        """Logits of each probe's `predict_rows`, float64."""
         # Folds may differ by a few clips: the short ones are filled up with their first row, and cut again.
-        sizes = [len(problem.predict_rows) for problem in self.problems]
+        sizes = [len(probe.predict_rows) for probe in self.probes]
         filled = []
-        for problem, size in zip(self.problems, sizes):
-            rows = torch.as_tensor(problem.predict_rows)
+        for probe, size in zip(self.probes, sizes):
+            rows = torch.as_tensor(probe.predict_rows)
             filled.append(torch.cat([rows, rows[:1].expand(max(sizes) - size)]))
         parts = [self.logits(part) for part in torch.split(torch.stack(filled), self.recipe.batch_size, dim=1)]
         logits = torch.cat(parts, dim=1).double().cpu().numpy()
         return [own[:size] for own, size in zip(logits, sizes)]
 
-    def _gathered(self, problem: Problem, rows: torch.Tensor) -> torch.Tensor:
-        features = self.tokens(problem.layer)
+    def _gathered(self, probe: AttentiveProbe, rows: torch.Tensor) -> torch.Tensor:
+        features = self.tokens(probe.layer)
         return features[rows.to(features.device)].to(self.device, torch.float32)
 
 
@@ -236,10 +260,10 @@ def learning_rate(step: int, n_steps: int, peak: float, recipe: Recipe) -> float
     return peak * 0.5 * (1 + math.cos(math.pi * (number - warmup) / max(1, n_steps - warmup)))
 
 
-def _batch_order(problem: Problem, recipe: Recipe) -> list[torch.Tensor]:
+def _batch_order(probe: AttentiveProbe, recipe: Recipe) -> list[torch.Tensor]:
     """Rows of every step: each epoch a fresh permutation, the last batch of an epoch may be smaller."""
-    generator = torch.Generator().manual_seed(problem.seed(recipe.seed))
-    rows = torch.as_tensor(problem.train_rows)
+    generator = torch.Generator().manual_seed(probe.seed(recipe.seed))
+    rows = torch.as_tensor(probe.train_rows)
     batches: list[torch.Tensor] = []
     for _ in range(recipe.num_epochs):
         batches.extend(torch.split(rows[torch.randperm(len(rows), generator=generator)], recipe.batch_size))

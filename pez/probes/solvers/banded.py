@@ -22,7 +22,7 @@ import torch
 from pez.errors import UserError
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, FittedTogether, Step, TrainedTogether, Trials
 
 SHARES = (0.0, *(1 / (1 + 10.0 ** (-power / 2)) for power in range(-5, 6)))  # of the layer; 0: the others alone
@@ -89,13 +89,13 @@ class BandedSolver(TrainedTogether):
         mean = targets[train].mean(0)
         centred = targets[train] - mean
         strengths = torch.tensor(self.strengths, dtype=torch.float64)[:, None, None]
-        found = []
+        predictions = []
         for share in self.shares:
             kernel = share * layer + (1 - share) * other
             values, vectors = torch.linalg.eigh(kernel[: len(train)])
             dual = vectors @ ((vectors.T @ centred) / (values.clamp_min(0)[:, None] + strengths))  # [A, n, k]
-            found.append(kernel[len(train) :] @ dual + mean)
-        return torch.cat(found)
+            predictions.append(kernel[len(train) :] @ dual + mean)
+        return torch.cat(predictions)
 
     def kernels(self, features: torch.Tensor, train: np.ndarray, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Kernels of the layer and of the others between `rows` and the training rows, [rows, train] each."""

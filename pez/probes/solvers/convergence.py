@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 
-from pez.probes.solvers.problems import Problem, there
+from pez.probes.solvers.regression import Regression, not_none
 
 _BISECTIONS = 60
 _NEWTON_STEPS = 50
@@ -19,14 +19,14 @@ _STRENGTHS = (1e-9, 1e6)  # of the penalty in a logistic loss, between which the
 _FIRST = 1e-2  # where the search begins
 
 
-def training_losses(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean training loss of each output's `weights` [k, D], for the problem's normalised features, and the smallest
+def training_losses(regression: Regression, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean training loss of each output's `weights` [k, D], for the regression's normalised features, and the smallest
     that weights of the same norm reach: [k] and [k], float64."""
     weights = weights.double().cpu()
-    if problem.loss == "logistic":
-        return _logistic(problem, weights)
-    if problem.gram is None:
-        rows, y = there(problem.rows).double().cpu(), there(problem.y).double().cpu()
+    if regression.loss == "logistic":
+        return _logistic(regression, weights)
+    if regression.gram is None:
+        rows, y = not_none(regression.rows).double().cpu(), not_none(regression.y).double().cpu()
         loss = (weights @ rows.T - y).square().mean(1)
         if len(rows) < rows.shape[1]:
             values, vectors = torch.linalg.eigh(rows @ rows.T)
@@ -34,7 +34,7 @@ def training_losses(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tens
             return loss, _smallest(values, projected, y.square().sum(1), len(rows), weights)
         gram, xy, squares, count = rows.T @ rows, y @ rows, y.square().sum(1), len(rows)
     else:
-        gram, xy, count = problem.gram.double().cpu(), there(problem.xy).double().cpu(), problem.count
+        gram, xy, count = regression.gram.double().cpu(), not_none(regression.xy).double().cpu(), regression.count
         squares = torch.full((len(xy),), float(count), dtype=torch.float64)  # targets are standardised
         loss = ((weights @ gram) * weights).sum(1) - 2 * (weights * xy).sum(1) + squares
         loss = loss / count
@@ -63,8 +63,8 @@ def _smallest(
     return (squares - fitted) / count
 
 
-def _logistic(problem: Problem, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, labels = there(problem.rows).double().cpu(), there(problem.y).double().cpu()
+def _logistic(regression: Regression, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, labels = not_none(regression.rows).double().cpu(), not_none(regression.y).double().cpu()
     # weights outside of the rows' span change norms only: work in the span, where there are at most n coordinates
     left, singular, right = torch.linalg.svd(rows, full_matrices=False)
     usable = singular > 1e-10 * singular.max()
@@ -82,12 +82,12 @@ def _cross_entropy(logits: np.ndarray, y: np.ndarray) -> float:
 
 def _smallest_logistic(x: np.ndarray, y: np.ndarray, norm: float) -> float:
     """Smallest mean cross-entropy of weights of at most this norm."""
-    found = np.zeros(x.shape[1])
+    weights = np.zeros(x.shape[1])
 
     def at(strength: float) -> np.ndarray:
-        nonlocal found
-        found = _newton(x, y, strength, found)
-        return found
+        nonlocal weights
+        weights = _newton(x, y, strength, weights)
+        return weights
 
     def excess(log: float) -> float:
         return float(np.log(np.linalg.norm(at(float(np.exp(log))))) - np.log(norm))
@@ -98,7 +98,7 @@ def _smallest_logistic(x: np.ndarray, y: np.ndarray, norm: float) -> float:
     while weakest < near + towards < strongest and excess(near + towards) * towards > 0:
         near += towards
     if not weakest < near + towards < strongest:  # as strong or as weak as it gets: the norm does not bind
-        return _cross_entropy(x @ found, y)
+        return _cross_entropy(x @ weights, y)
     root = brentq(excess, *sorted((near, near + towards)), xtol=0.02)
     return _cross_entropy(x @ at(float(np.exp(root))), y)
 

@@ -20,7 +20,15 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
 from pez.probes.recipes import OURS
 from pez.probes.scores.kinds import KINDS
-from pez.probes.solvers.problems import Moments, Problem, Setting, Training, moment_problem, paper_settings, row_problem
+from pez.probes.solvers.regression import (
+    Moments,
+    Regression,
+    Setting,
+    Training,
+    moment_regression,
+    paper_settings,
+    row_regression,
+)
 from pez.probes.solvers.ridge import STRENGTHS, ridge_settings, solve_ridge
 from pez.probes.solvers.solver import Fit, Step, TrainedTogether, Trials
 from pez.probes.solvers.sweep import SweepResult, blas_threads, solve
@@ -35,7 +43,7 @@ class LinearSolver(TrainedTogether):
 
     `closed_form`: ridge, whose strengths stand where AdamW has its weight decay; `threads`, `memory_gib` as of
     pez.probes.solvers.sweep.solve. `training`: how a probe is trained by gradient. `by_patches`: probes of patches are
-    judged by the patches' loss, and what it chose is trained once more, with decoupled decay, before it is read.
+    validated by the patches' loss, and what it chose is trained once more, with decoupled decay, before it is read.
     """
 
     settings: tuple[Setting, ...] = ()
@@ -61,50 +69,50 @@ class LinearSolver(TrainedTogether):
         """Train `fits` in order, a layer's features at a time."""
         fits = list(fits)
 
-        def problems() -> Iterator[Problem]:
+        def regressions() -> Iterator[Regression]:
             for number, of_layer in itertools.groupby(fits, key=lambda fit: fit.layer):
                 layer = _Layer(self, data, folds, number)
-                yield from map(layer.problem, of_layer)
+                yield from map(layer.regression, of_layer)
 
-        for (result, again), fit in zip(self._twice(problems(), data, keep_weights), fits):
+        for (result, again), fit in zip(self._twice(regressions(), data, keep_weights), fits):
             step()
             yield LinearFitted(fit, result, data, folds, again, exact=self.training == Training())
 
     def _twice(
-        self, problems: Iterator[Problem], data: ProbeData, told: bool
+        self, regressions: Iterator[Regression], data: ProbeData, keep_weights: bool
     ) -> Iterator[tuple[SweepResult, SweepResult | None]]:
-        """Every problem's result; where patches judge also that of what it chose, variable v at setting v."""
-        first = next(problems, None)
-        problems = problems if first is None else itertools.chain([first], problems)
+        """Every regression's result. Where patches validate, also that of the chosen, variable v at setting v."""
+        first = next(regressions, None)
+        regressions = regressions if first is None else itertools.chain([first], regressions)
         if first is None or first.scatter is None:
-            yield from ((result, None) for result in self._solved(problems, data, told))
+            yield from ((result, None) for result in self._solved(regressions, data, keep_weights))
             return
-        problems, judged = itertools.tee(problems)
-        results, found = itertools.tee(self._solved(problems, data, told))
+        regressions, to_refit = itertools.tee(regressions)
+        results, first_results = itertools.tee(self._solved(regressions, data, keep_weights))
 
-        def chosen() -> Iterator[Problem]:
-            for result, problem in zip(results, judged):
-                training = replace(problem.training, l2=False)
-                yield replace(problem, settings=tuple(result.best_setting()), training=training)
+        def chosen() -> Iterator[Regression]:
+            for result, regression in zip(results, to_refit):
+                training = replace(regression.training, l2=False)
+                yield replace(regression, settings=tuple(result.best_setting()), training=training)
 
-        for again, result in zip(self._solved(chosen(), data, told), found):
+        for again, result in zip(self._solved(chosen(), data, keep_weights), first_results):
             yield result, again
 
-    def _solved(self, problems: Iterable[Problem], data: ProbeData, told: bool) -> Iterator[SweepResult]:
+    def _solved(self, regressions: Iterable[Regression], data: ProbeData, keep_weights: bool) -> Iterator[SweepResult]:
         if self.closed_form:
-            # small problems on busy cores are fastest on one thread
+            # small regressions on busy cores are fastest on one thread
             with blas_threads(min(self.threads or torch.get_num_threads(), available_cores())):
-                yield from solve_ridge(problems)
+                yield from solve_ridge(regressions)
             return
         yield from solve(
-            problems,
+            regressions,
             epochs=self.epochs,
             patience=self.patience,
             device=self.device,
             threads=self.threads,
             memory_gib=self.memory_gib,
-            keep_weights=told or KINDS[data.variables[0].kind].loss == "logistic",
-            tell_losses=told,
+            keep_weights=keep_weights or KINDS[data.variables[0].kind].loss == "logistic",
+            tell_losses=keep_weights,
         )
 
 
@@ -146,7 +154,7 @@ class LinearFitted:
 
     def trials(self, fold: int) -> Trials:
         """Of every setting, as validated on `fold`."""
-        own = self.result.by_judge()[self.fit.validated_on.index(fold)]
+        own = self.result.by_fold()[self.fit.validated_on.index(fold)]
         return Trials(own.validation_loss, own.best_epoch, own.validation_prediction)
 
     def prediction(self, choices: tuple[Choice, ...]) -> torch.Tensor:
@@ -161,17 +169,17 @@ class LinearFitted:
         A score's rounding goes with the sum of |w x|, not with the score: it is the root of the sum of squares of w x,
         times the features' precision. None where weights were not kept.
         """
-        found = self._weights(choices) if self.exact else None
-        if found is None:
+        kept = self._weights(choices) if self.exact else None
+        if kept is None:
             return None
-        weights, bias = found
+        weights, bias = kept
         fold = self.fit.read if self.fit.read is not None else self.fit.validated_on[0]
         source = self.data.features if self.data.read_features is None else self.data.read_features
         features = source(self.fit.layer)[torch.from_numpy(self.folds.rows(fold))].double()
         rounding = (features.square() @ weights.T.square()).sum(1).sqrt() * self.data.precision
         return features @ weights.T + bias, rounding
 
-    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    def with_training_losses(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         """With the training loss of every variable's refit, and the smallest of its norm."""
         trained, smallest = self.result.training_loss, self.result.smallest_loss
         if trained is None or smallest is None:
@@ -225,7 +233,7 @@ class _Layer:
             read = read.float().mean(1) if read.ndim == 3 else read
             self.features, self.shift = torch.cat([features, read]), len(features)
 
-    def problem(self, fit: Fit) -> Problem:
+    def regression(self, fit: Fit) -> Regression:
         """What the sweep or ridge solves for a Fit."""
         none = np.zeros(0, dtype=np.int64)
         parts = [self.folds.rows(fold) for fold in fit.validated_on]
@@ -239,7 +247,9 @@ class _Layer:
             "training": self.solver.training,
         }
         if len(parts) > 1:
-            options["judges"] = tuple(map(len, parts))
+            if self.scatters:
+                raise UserError("--recipe published validates probes of patches on one fold each: use --protocol paper")
+            options["fold_sizes"] = tuple(map(len, parts))
         if fit.choices is not None:
             # variable v at setting v, for its own number of epochs; other pairs train one epoch and are not read
             options["settings"] = tuple(self.solver.settings[choice.setting] for choice in fit.choices)
@@ -247,11 +257,11 @@ class _Layer:
             epochs.diagonal().copy_(torch.tensor([choice.epochs for choice in fit.choices]))
         if self.moments is None:
             train = np.flatnonzero(~np.isin(self.folds.fold, fit.left_out))
-            return row_problem(self.features, self.targets, train, validation, read, loss=self.loss, **options)
+            return row_regression(self.features, self.targets, train, validation, read, loss=self.loss, **options)
         rest = [part for fold, part in self.moments.items() if fold not in fit.left_out]
         moments = sum(rest[1:], start=rest[0])
         if self.scatters and len(fit.validated_on) == 1:
             options["scatter"] = self.scatters[fit.validated_on[0]]
-        return moment_problem(
+        return moment_regression(
             moments, self.features[validation], self.targets[validation], self.features[read], **options
         )

@@ -1,10 +1,10 @@
-"""A probe with one hidden layer: what is there but not linear. Same folds and protocols as the linear ones.
+"""A probe with one hidden layer: what features hold, but not linearly. Same folds and protocols as the linear ones.
 
     f(h) = V gelu(W h + b) + c
 
 with HIDDEN units, trained on all training clips at once by AdamW on mean squared errors or, for classes, cross-entropy;
 every variable has a network of its own. All settings start from the same weights and train together, as a batch of
-networks; each is judged at its own best epoch.
+networks; each is scored at its own best epoch.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from pez.errors import UserError
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.scores.kinds import KINDS
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, FittedTogether, Step, TrainedTogether, Trials
 from pez.probes.solvers.sweep import blas_threads
 
@@ -68,7 +68,7 @@ class MLPSolver(TrainedTogether):
         self, fit: Fit, data: ProbeData, folds: Folds, features: torch.Tensor, read: torch.Tensor
     ) -> FittedTogether:
         train = np.flatnonzero(~np.isin(folds.fold, fit.left_out))
-        judged = [folds.rows(fold) for fold in fit.validated_on]
+        validation_rows = [folds.rows(fold) for fold in fit.validated_on]
         mean, scale = _scaling(features[train], data.norm_mode)
         inside = (features - mean) / scale
         outside = (read[folds.rows(fit.read)] - mean) / scale if fit.read is not None else inside[:0]
@@ -81,7 +81,7 @@ class MLPSolver(TrainedTogether):
             loss = KINDS[variable.kind].loss
             shift, spread = _scaling(targets[train], "zscore") if loss == "mse" else (0.0, 1.0)
             targets = (targets - shift) / spread
-            rows = [inside[own] for own in judged], [targets[own] for own in judged]
+            rows = [inside[own] for own in validation_rows], [targets[own] for own in validation_rows]
             own, last = _train(
                 inside[train], targets[train], *rows, outside, chosen, stop, self.hidden, self.seed, loss
             )
@@ -89,8 +89,8 @@ class MLPSolver(TrainedTogether):
             of_variables.append([Trials(one.loss.double().cpu(), one.epoch.cpu(), at) for one, at in zip(own, raw)])
             predicted.append((last * spread + shift).double().cpu())
         tried = []
-        for of_judge in zip(*of_variables):
-            losses, epochs, predictions = (torch.cat(parts, dim=-1) for parts in zip(*of_judge))
+        for of_fold in zip(*of_variables):
+            losses, epochs, predictions = (torch.cat(parts, dim=-1) for parts in zip(*of_fold))
             tried.append(Trials(losses, epochs, predictions))
         outcome = torch.cat(predicted, dim=2) if fit.read is not None else tried[0].prediction
         if fit.choices is not None:  # every variable was trained at its choice alone
@@ -109,7 +109,7 @@ def _scaling(values: torch.Tensor, norm_mode: str) -> tuple[torch.Tensor, torch.
 def _train(
     x: torch.Tensor,
     y: torch.Tensor,
-    judged: Sequence[torch.Tensor],
+    validation: Sequence[torch.Tensor],
     targets: Sequence[torch.Tensor],
     read: torch.Tensor,
     settings: Sequence[Setting],
@@ -118,10 +118,10 @@ def _train(
     seed: int,
     loss: str,
 ) -> tuple[list[Trials], torch.Tensor]:
-    """Train a network per setting on x [n, d], y [n, k] for `epochs`, looking at every judge after each.
+    """Train a network per setting on x [n, d], y [n, k] for `epochs`, reading every validation fold after each.
 
-    How every judge found them at its own best epoch; and predictions [S, p, k] of the rows to `read`, at the first
-    judge's best epoch, without a judge after the last.
+    Returns every validation fold's Trials, at its own best epoch; and predictions [S, p, k] of the rows to `read`, at
+    the first fold's best epoch, or after the last epoch if there is no validation fold.
     """
     width, k, generator = x.shape[1], y.shape[1], torch.Generator().manual_seed(seed)
     rate = torch.tensor([[[one.learning_rate]] for one in settings], device=x.device)
@@ -142,10 +142,10 @@ def _train(
             return binary_cross_entropy_with_logits(predicted, truth, reduction="none").mean((1, 2))
         return (predicted - truth).square().mean((1, 2))
 
-    sizes = [len(rows) for rows in judged]
-    together = torch.cat([*judged, read])
-    best = [torch.full((len(settings),), float("inf"), device=x.device) for _ in judged]
-    epoch_of = [torch.zeros(len(settings), dtype=torch.int64, device=x.device) for _ in judged]
+    sizes = [len(rows) for rows in validation]
+    together = torch.cat([*validation, read])
+    best = [torch.full((len(settings),), float("inf"), device=x.device) for _ in validation]
+    epoch_of = [torch.zeros(len(settings), dtype=torch.int64, device=x.device) for _ in validation]
     kept = [torch.zeros(len(settings), size, k, device=x.device) for size in [*sizes, len(read)]]
     for epoch in range(1, epochs + 1):
         gradients = torch.autograd.grad(losses(forward(x), y).sum(), parameters)
@@ -162,7 +162,7 @@ def _train(
                 best[place] = torch.where(better, now, best[place])
                 epoch_of[place][better] = epoch
                 kept[place][better] = parts[place][better]
-            kept[-1][better] = last[better]  # the first judge's say
+            kept[-1][better] = last[better]  # the first fold decides
     return [Trials(loss[:, None], at[:, None], part) for loss, at, part in zip(best, epoch_of, kept)], kept[-1]
 
 

@@ -1,7 +1,7 @@
 """What a solver is: it trains the probes that validation asks for, a Fit each, and tells how they did.
 
 linear       pez/probes/solvers/linear.py: 20 settings of AdamW together, or ridge in closed form
-mlp          pez/probes/solvers/mlp.py: one hidden layer, for what is there but not linear
+mlp          pez/probes/solvers/mlp.py: one hidden layer, for what features hold, but not linearly
 banded       pez/probes/solvers/banded.py: ridge on a layer and on what it is compared with, a penalty each
 attentive    pez/probes/solvers/attentive.py: V-JEPA 2's attentive classifier, stacked
 """
@@ -15,7 +15,7 @@ import torch
 from pez.probes.data.probe_data import ProbeData
 from pez.probes.folds import Folds
 from pez.probes.predictions import Choice
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 
 Step = Callable[[], object]
 
@@ -59,7 +59,7 @@ class Fitted(Protocol):
     def exactly(self, choices: tuple[Choice, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Of logistic probes, the prediction in float64 and each row's rounding [m]; None where it is not known."""
 
-    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    def with_training_losses(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         """`choices` of a Fit with choices, with the training losses of its probes where they are known."""
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -72,7 +72,7 @@ class PredictsOnly:
     def exactly(self, choices: tuple[Choice, ...]) -> None:
         """Not known."""
 
-    def told(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    def with_training_losses(self, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
         """As they are."""
         return choices
 

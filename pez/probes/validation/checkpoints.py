@@ -91,11 +91,11 @@ class Pieces:
             if not path.is_file():
                 write_json(path, depends_on)
                 return
-        there = read_record(path, PieceRecord)
-        unknown = sorted(set(depends_on) - set(there))
+        recorded = read_record(path, PieceRecord)
+        unknown = sorted(set(depends_on) - set(recorded))
         if unknown:
             raise UserError(f"{path} was made by an earlier version, which had no {unknown[0]}: {PieceRecord.mend}")
-        different = first_difference({name: there[name] for name in depends_on}, depends_on)
+        different = first_difference({name: recorded[name] for name in depends_on}, depends_on)
         if different:
             name, held, asked = different
             what = f"{name} = {held!r}, now asked for {asked!r}"
@@ -122,8 +122,8 @@ class Pieces:
                 raise UserError(f"{path} is not of the layer and fold of its name: {PIECE.mend}")
             movies = data.clips.iloc[self.curve.repeats[piece.repeat].rows(piece.fold)]
             expected = pd.concat([movies] * len(self.curve.protocols), ignore_index=True)
-            there = table.reindex(columns=expected.columns).astype(object)
-            if len(there) != len(expected) or not ((there == expected) | (there.isna() & expected.isna())).all(
+            stored = table.reindex(columns=expected.columns).astype(object)
+            if len(stored) != len(expected) or not ((stored == expected) | (stored.isna() & expected.isna())).all(
                 axis=None
             ):
                 raise UserError(f"{path} is not of the movies of its fold: {PIECE.mend}")
@@ -158,7 +158,7 @@ def cross_validate_long(
         _make(every, set(own), solver, metric)
     if any(pieces.missing() for pieces in every):
         return None
-    return [found for pieces in every for found in pieces.read()]
+    return [predictions for pieces in every for predictions in pieces.read()]
 
 
 def count_pieces(curves: Sequence[LongCurve], directory: str | Path) -> tuple[int, int]:
@@ -210,11 +210,11 @@ def _probed(
         reports = [(piece.layer, piece.fold) for piece in chunk if piece.repeat == repeat]
         if not reports:
             continue
-        found: dict[Piece, dict[str, pd.DataFrame]] = {}
+        tables: dict[Piece, dict[str, pd.DataFrame]] = {}
         for each in outcomes(data, folds, solver, protocols, reports, repeat=repeat, metric=metric, step=step):
             (choice,) = each.choices
             piece = Piece(each.layer, repeat, each.fold)
-            own = found.setdefault(piece, {})
+            own = tables.setdefault(piece, {})
             own[each.protocol] = data.clips.iloc[folds.rows(each.fold)].assign(
                 layer=each.layer,
                 fold=each.fold,

@@ -48,13 +48,13 @@ def converged(choice: Choice, loss: str) -> bool:
 
 def unconverged_layers(predictions: Sequence[Predictions]) -> tuple[int, ...]:
     """Layers at which some fold of some variable had not converged."""
-    found = {
+    layers = {
         layer
         for each in predictions
         for (_, layer, _), choice in each.choices.items()
         if not converged(choice, KINDS[each.variable.kind].loss)
     }
-    return tuple(sorted(found))
+    return tuple(sorted(layers))
 
 
 def beside_ridge(
@@ -69,18 +69,18 @@ def beside_ridge(
     ridge = linear_solver("ridge", device=solver.device, threads=solver.threads)
     closed = cross_validate(dataclasses.replace(data, layers=layers), repeats, ridge, ("nested",))
     by_name = {each.variable.name: each for each in closed}
-    found, better = [], []
+    completed, better = [], []
     for each in predictions:
         if each.protocol == "nested":
             own = by_name[each.variable.name]
-            told = {
+            choices = {
                 key: choice._replace(ridge_loss=own.choices[key].loss) if key in own.choices else choice
                 for key, choice in each.choices.items()
             }
-            each = dataclasses.replace(each, choices=told)
+            each = dataclasses.replace(each, choices=choices)
             kept = np.isin(own.layers, unconverged_layers([each]))
             if kept.any():
                 own = dataclasses.replace(own, layers=own.layers[kept], predicted=own.predicted[:, kept])
                 better.append(dataclasses.replace(own, protocol=RIDGE, choices={}))
-        found.append(each)
-    return found + better
+        completed.append(each)
+    return completed + better

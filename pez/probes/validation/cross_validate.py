@@ -11,8 +11,8 @@ fixed     one setting, trained for all its epochs
 
 Inner folds are the outer ones without the reported, so groups stay whole inside as well and patch features need their
 Gram matrix once per fold. A probe that reports fold a and is validated on b has the training rows of one that reports
-b and is validated on a: where both are wanted it is trained once, and each fold judges it for the other. All protocols
-share the passes over the features.
+b and is validated on a: where both are wanted it is trained once, and each fold validates it for the other.
+All protocols share the passes over the features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Choice, Predictions
 from pez.probes.protocols import FIXED
 from pez.probes.scores.kinds import KINDS
-from pez.probes.solvers.problems import Setting
+from pez.probes.solvers.regression import Setting
 from pez.probes.solvers.solver import Fit, Fitted, Solver, Step, Trials
 
 Report = tuple[int, int]  # layer, fold
@@ -83,11 +83,11 @@ def cross_validate(
             if probes is not None and outcome.weights is not None:
                 for what, value in zip(("weight", "bias"), outcome.weights):
                     probes[probe_name(data, outcome.layer, repeat, outcome.fold, what)] = value
-    found, end = [], 0
+    predictions, end = [], 0
     for number, variable in enumerate(data.scored):
         start, end = end, end + len(variable.components)
         for protocol in protocols:
-            found.append(
+            predictions.append(
                 Predictions(
                     variable=variable,
                     protocol=protocol,
@@ -103,7 +103,7 @@ def cross_validate(
                     rounding=rounding[protocol],
                 )
             )
-    return found
+    return predictions
 
 
 def probe_name(data: ProbeData, layer: int, repeat: int, fold: int, what: str) -> str:
@@ -141,9 +141,9 @@ def outcomes(
     outer: dict[Report, Fitted] = {}
     for fit, fitted in zip(fits, solver.solve(data, folds, fits, step), strict=True):
         if len(fit.left_out) > 1:
-            for judge in fit.validated_on:
-                (reported,) = set(fit.left_out) - {judge}
-                inner.setdefault((fit.layer, reported), []).append((judge, fitted.trials(judge)))
+            for validation_fold in fit.validated_on:
+                (reported,) = set(fit.left_out) - {validation_fold}
+                inner.setdefault((fit.layer, reported), []).append((validation_fold, fitted.trials(validation_fold)))
             continue
         (fold,) = fit.left_out
         if fit.choices is not None:
@@ -166,7 +166,7 @@ def outcomes(
         assert fit.choices is not None
         weights = fitted.weights() if keep else None
         prediction, rounding = _read(data, fitted, fit.choices)
-        choices = fitted.told(fit.choices) if keep else fit.choices
+        choices = fitted.with_training_losses(fit.choices) if keep else fit.choices
         yield Outcome("nested", fit.layer, fit.left_out[0], prediction, choices, weights, rounding)
 
 
@@ -220,41 +220,44 @@ def _first_fits(
             elif protocol == "paper":
                 fits += [Fit(layer, (f,), (f,), f if reads_other else None, None, repeat) for f in own]
             else:
-                judges: dict[tuple[int, ...], list[int]] = {}
+                validated_on: dict[tuple[int, ...], list[int]] = {}
                 for fold in own:
-                    for judge in solver.validation_folds(fold, n_folds):
-                        judges.setdefault(tuple(sorted((fold, judge))), []).append(judge)
-                fits += [Fit(layer, pair, tuple(sorted(judges[pair])), None, None, repeat) for pair in sorted(judges)]
+                    for other in solver.validation_folds(fold, n_folds):
+                        validated_on.setdefault(tuple(sorted((fold, other))), []).append(other)
+                fits += [
+                    Fit(layer, pair, tuple(sorted(validated_on[pair])), None, None, repeat)
+                    for pair in sorted(validated_on)
+                ]
     return fits
 
 
 def choose(
-    data: ProbeData, folds: Folds, solver: Solver, judged: Sequence[tuple[int, Trials]], metric: str | None
+    data: ProbeData, folds: Folds, solver: Solver, fold_trials: Sequence[tuple[int, Trials]], metric: str | None
 ) -> tuple[Choice, ...]:
     """The setting of each variable that did best over these validation folds, for the mean of its best epochs there.
 
     By the mean loss; by `metric` of all their rows together where one is given, equal ones by loss. Of equals the
     first. A metric takes few values on few clips.
     """
-    loss = torch.stack([trials.loss.nan_to_num(nan=float("inf")) for _, trials in judged]).mean(0)
-    every = torch.stack([trials.epoch for _, trials in judged])
-    best = loss.argmin(0).tolist() if metric is None else _best_by(metric, data, folds, judged, loss)
-    found = []
+    loss = torch.stack([trials.loss.nan_to_num(nan=float("inf")) for _, trials in fold_trials]).mean(0)
+    every = torch.stack([trials.epoch for _, trials in fold_trials])
+    best = loss.argmin(0).tolist() if metric is None else _best_by(metric, data, folds, fold_trials, loss)
+    choices = []
     for variable, setting in enumerate(best):
         epochs, values = every[:, setting, variable], solver.settings[setting]
-        found.append(
+        choices.append(
             Choice(
                 setting,
                 max(1, round(float(epochs.double().mean()))),
                 values.learning_rate,
                 values.weight_decay,
-                inner_probes=len(judged),
+                inner_probes=len(fold_trials),
                 late=int((epochs > solver.last_epoch - solver.patience).sum()),
                 loss=float(loss[setting, variable]),
                 at_edge=_at_edge(values, solver.settings),
             )
         )
-    return tuple(found)
+    return tuple(choices)
 
 
 def _at_edge(chosen: Setting, settings: Sequence[Setting]) -> bool:
@@ -267,10 +270,10 @@ def _at_edge(chosen: Setting, settings: Sequence[Setting]) -> bool:
 
 
 def _best_by(
-    metric: str, data: ProbeData, folds: Folds, judged: Sequence[tuple[int, Trials]], loss: torch.Tensor
+    metric: str, data: ProbeData, folds: Folds, fold_trials: Sequence[tuple[int, Trials]], loss: torch.Tensor
 ) -> list[int]:
-    rows = np.concatenate([folds.rows(fold) for fold, _ in judged])
-    predictions = torch.cat([trials.prediction for _, trials in judged], dim=1).double().numpy()
+    rows = np.concatenate([folds.rows(fold) for fold, _ in fold_trials])
+    predictions = torch.cat([trials.prediction for _, trials in fold_trials], dim=1).double().numpy()
     clips, best, end = data.clips.iloc[rows], [], 0
     for number, variable in enumerate(data.variables):
         start, end = end, end + len(variable.components)

@@ -1,6 +1,6 @@
-"""Probe problems: one layer's features and targets, split into rows to train on, to judge by and to predict.
+"""Regressions: one layer's features and targets, split into rows to train on, to validate on and to predict.
 
-A problem is stored the way the sweep (pez/probes/solvers/sweep.py) eats it: features normalised with the training
+A regression is stored the way the sweep (pez/probes/solvers/sweep.py) eats it: features normalised with the training
 rows' statistics, targets standardised, and either the training rows themselves or, where that is cheaper an
 epoch, their Gram matrix X'X and X'Y.
 
@@ -60,7 +60,7 @@ def paper_settings() -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over rows that decide a least-squares problem; float64, so that they add exactly enough.
+    """Sums over rows that decide a least-squares regression; float64, so that they add exactly enough.
 
     `count`; `x` [d], `xx` [d, d], `xy` [d, k], `y` [k], `yy` [k]: sums of x, xx', xy', y, y*y.
     """
@@ -104,16 +104,16 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What `pez.probes.solvers.sweep.solve` solves; build it with `row_problem` or `moment_problem`.
+class Regression:
+    """What `pez.probes.solvers.sweep.solve` solves; build it with `row_regression` or `moment_regression`.
 
     With d features, k outputs in V variables, n training, m validation, p prediction rows, and D = d, or d + 1 with
     a column of ones last (`has_bias`):
     `rows` [n, D] and `y` [k, n], or `gram` [D, D] and `xy` [k, D] instead; `count` training rows;
     `evaluation` [m + p, D]; `y_validation` [k, m]; `outputs` sizes of the variables, summing to k; `settings`;
     `target_mean`, `target_scale` [k], which undo the standardisation; `stop_epochs` [S, V] or None: with it the
-    sweep ignores validation and stops each setting and variable after that many epochs (a refit). `judges`: sizes of
-    groups of validation rows, one after another, that each find a best epoch of their own; empty: one, of all rows.
+    sweep ignores validation and stops each setting and variable after that many epochs (a refit). `fold_sizes`: rows
+    of validation folds, one after another, that each find a best epoch of their own; empty: one, of all rows.
     `scatter` [D, D]: where validation rows are means (of patches), the mean outer product of what they are means of,
     less the mean: with it the loss is that of those, not of the means. `training`: how it is trained.
     """
@@ -133,14 +133,14 @@ class Problem:
     gram: torch.Tensor | None = None
     xy: torch.Tensor | None = None
     stop_epochs: torch.Tensor | None = None
-    judges: tuple[int, ...] = ()
+    fold_sizes: tuple[int, ...] = ()
     scatter: torch.Tensor | None = None
     training: Training = Training()
 
     @property
-    def judge_sizes(self) -> tuple[int, ...]:
-        """Validation rows of every judge."""
-        return self.judges or (self.n_validation,)
+    def validation_sizes(self) -> tuple[int, ...]:
+        """Rows of every validation fold."""
+        return self.fold_sizes or (self.n_validation,)
 
     @property
     def has_bias(self) -> bool:
@@ -153,13 +153,13 @@ class Problem:
         return self.y_validation.shape[1]
 
 
-def there(part: torch.Tensor | None) -> torch.Tensor:
-    """A part of a problem that problems of this form have."""
+def not_none(part: torch.Tensor | None) -> torch.Tensor:
+    """A part that regressions of this form have."""
     assert part is not None
     return part
 
 
-def row_problem(
+def row_regression(
     features: torch.Tensor | np.ndarray,
     targets: torch.Tensor | np.ndarray,
     train: npt.ArrayLike,
@@ -172,8 +172,8 @@ def row_problem(
     dtype: torch.dtype = torch.float32,
     training: Training = Training(),
     **options: Any,
-) -> Problem:
-    """A problem from `features` [n, d] and `targets` [n, k] and integer row indices (or None for no rows).
+) -> Regression:
+    """A regression from `features` [n, d] and `targets` [n, k] and integer row indices (or None for no rows).
 
     Normalisation of features ("zscore" | "center" | "none") and, for "mse", standardisation of targets use
     training rows only; a constant column is centred and left at that. "logistic" takes targets of 0 and 1 and
@@ -182,7 +182,7 @@ def row_problem(
 
     Of the `options`, `settings` are the paper's by default; `outputs` are the sizes of the variables that share the
     features (default: one of size k); each has its own loss, early stopping and best setting; so has each of the
-    `judges`. `stop_epochs` as of `Problem`.
+    `fold_sizes`. `stop_epochs` as of `Regression`.
 
     Raises UserError for features or targets that are not finite.
     """
@@ -197,7 +197,7 @@ def row_problem(
         raise UserError("features or targets of a probe are not finite: rerun step2_extract.py with --overwrite")
     options |= {"normalise": normalise, "dtype": dtype, "training": training}
     if loss == "mse" and (gram if gram is not None else 2 * len(x) > _GRAM_GAIN * x.shape[1]):
-        return moment_problem(Moments.of(x, y), features[held], targets[held], features[read], **options)
+        return moment_regression(Moments.of(x, y), features[held], targets[held], features[read], **options)
     x, y = x.double(), y.double()
     scaling = _scalings(x.mean(0), x.var(0, correction=0), y.mean(0), y.var(0, correction=0), loss, normalise, training)
     form = {
@@ -208,7 +208,7 @@ def row_problem(
     return _finished(form | scaling, features[torch.cat([held, read])], targets[held], loss, **options)
 
 
-def moment_problem(
+def moment_regression(
     moments: Moments,
     validation_features: torch.Tensor,
     validation_targets: torch.Tensor,
@@ -219,12 +219,12 @@ def moment_problem(
     training: Training = Training(),
     scatter: torch.Tensor | None = None,
     **options: Any,
-) -> Problem:
-    """A least-squares problem from the training rows' `moments`; `options` as of `row_problem`.
+) -> Regression:
+    """A least-squares regression from the training rows' `moments`; `options` as of `row_regression`.
 
-    For patch features: train on patches, judge and predict clips by the mean over their patches. A linear
+    For patch features: train on patches, validate on and predict clips by the mean over their patches. A linear
     probe's mean prediction is its prediction for the mean patch, so [m, d] and [p, d] are patch means here. With
-    `scatter` [d, d] of the validation clips' patches about their means it is judged by patches too (Problem).
+    `scatter` [d, d] of the validation clips' patches about their means it is validated on patches too (see Regression).
     """
     n = moments.count
     x_mean, y_mean = moments.x / n, moments.y / n
@@ -266,7 +266,7 @@ def _scalings(
     normalise: str,
     training: Training,
 ) -> dict[str, torch.Tensor]:
-    """What is taken off features and targets, and what they are divided by then, as `Problem` names it."""
+    """What is taken off features and targets, and what they are divided by then, as `Regression` names it."""
     check_choice("norm mode", normalise, NORM_MODES)
     of_targets = normalise if training.targets_as_features else "zscore"
     feature_mean, feature_scale = _scaling(mean, variance, normalise)
@@ -306,19 +306,19 @@ def _finished(
     settings: tuple[Setting, ...] | None = None,
     outputs: tuple[int, ...] | None = None,
     stop_epochs: torch.Tensor | None = None,
-    judges: tuple[int, ...] = (),
-) -> Problem:
+    fold_sizes: tuple[int, ...] = (),
+) -> Regression:
     y_mean, y_scale = form["target_mean"], form["target_scale"]
     y_validation = torch.as_tensor(y_validation, device=y_mean.device)
     y_validation = y_validation.reshape(len(y_validation), len(y_mean)).double()
     outputs = tuple(outputs) if outputs else (len(y_mean),)
     if sum(outputs) != len(y_mean):
         raise ValueError(f"variables of sizes {outputs} do not make {len(y_mean)} outputs")
-    if judges and sum(judges) != len(y_validation):
-        raise ValueError(f"judges of {judges} rows do not make {len(y_validation)} validation rows")
+    if fold_sizes and sum(fold_sizes) != len(y_validation):
+        raise ValueError(f"judges of {fold_sizes} rows do not make {len(y_validation)} validation rows")
     if not len(y_validation) and stop_epochs is None:
         raise UserError("a probe has no clip to validate on: use fewer --folds or another --grouping")
-    return Problem(
+    return Regression(
         **form,
         evaluation=_normalised(evaluation, form, dtype, _needs_bias(loss, normalise, training)),
         y_validation=((y_validation - y_mean) / y_scale).T.to(dtype).contiguous(),
@@ -326,7 +326,7 @@ def _finished(
         settings=tuple(settings) if settings else paper_settings(),
         loss=loss,
         stop_epochs=None if stop_epochs is None else torch.as_tensor(stop_epochs, dtype=torch.int64),
-        judges=tuple(judges),
+        fold_sizes=tuple(fold_sizes),
         training=training,
     )
 
