@@ -104,10 +104,10 @@ def describing(directory: str | Path, shard: Shard) -> contextlib.AbstractContex
     return locked(Path(directory) / FOLDER / "describing", quietly=True)
 
 
-def whose(directory: str | Path, missing: Sequence[int]) -> str:
+def shard_options(directory: str | Path, missing: Sequence[int]) -> str:
     """Which shards have the items numbered `missing`, in words for an error; empty if the folder was never sharded."""
     names = [path.name for path in (Path(directory) / FOLDER).glob("*-of-*")]
-    counts = {int(found[1]) for name in names if (found := re.fullmatch(r"\d+-of-(\d+)", name))}
+    counts = {int(match[1]) for name in names if (match := re.fullmatch(r"\d+-of-(\d+)", name))}
     if len(counts) != 1:
         return ""
     (count,) = counts

@@ -74,7 +74,7 @@ def _config(module: nn.Module) -> PreTrainedConfig:
 
 def attention_modules(encoder: Encoder) -> list[nn.Module]:
     """Each block's attention; UserError for an encoder whose attention does not go through transformers' interface."""
-    found = []
+    modules = []
     for block in encoder.blocks:
         own = [
             module
@@ -87,8 +87,8 @@ def attention_modules(encoder: Encoder) -> list[nn.Module]:
                 f"the attention of {encoder.title or type(encoder).__name__} is not accessible: it does not go through "
                 "transformers' attention interface (or is set to eager): use a V-JEPA 2 encoder, as it is loaded here"
             )
-        found += own
-    return found
+        modules += own
+    return modules
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
     def _exact(self, hidden: torch.Tensor) -> torch.Tensor:
         attention = self.attention
         n_tokens, device = hidden.shape[1], hidden.device
-        cos, sin = self._made(("whole", n_tokens, device), lambda: _cos_sin(attention, n_tokens, device))
+        cos, sin = self._table(("whole", n_tokens, device), lambda: _cos_sin(attention, n_tokens, device))
         x = self.norm1(hidden)
         query, key, value = (
             part(x).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
@@ -124,13 +124,13 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
                 every = {"qkv": (weight, bias)}
                 for name, module in (("proj", attention.proj), ("fc1", self.mlp.fc1), ("fc2", self.mlp.fc2)):
                     every[name] = (module.weight, module.bias)
-                made = {
+                weights = {
                     name: cast(Weights, tuple(None if own is None else own.detach().to(dtype) for own in pair))
                     for name, pair in every.items()
                 }
-            if isinstance(made["proj"][0], FakeTensor):  # where operations are only counted
-                return made
-            self.kept[place] = made
+            if isinstance(weights["proj"][0], FakeTensor):  # where operations are only counted
+                return weights
+            self.kept[place] = weights
         return self.kept[place]
 
     def _halves(self, n_tokens: int, like: torch.Tensor, dtype: torch.dtype) -> Pair:
@@ -143,15 +143,15 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
             cos, sin = _cos_sin(self.attention, n_tokens, like.device)
             return cos[:, None, order].to(dtype), sin[:, None, order].to(dtype)
 
-        return self._made((dtype, n_tokens, like.device), make)
+        return self._table((dtype, n_tokens, like.device), make)
 
-    def _made(self, place: _Place, make: Callable[[], Pair]) -> Pair:
+    def _table(self, place: _Place, make: Callable[[], Pair]) -> Pair:
         if place not in self.tables:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(place[-1].type, enabled=False):
-                made = make()
-            if isinstance(made[0], FakeTensor):
-                return made
-            self.tables[place] = made
+                table = make()
+            if isinstance(table[0], FakeTensor):
+                return table
+            self.tables[place] = table
         return self.tables[place]
 
 

@@ -39,15 +39,15 @@ def compiled(
     blocks = {block: cast(nn.Module, torch.compile(block, backend=BACKEND)) for block in encoder.blocks}
     fast = dataclasses.replace(encoder, module=_with_modules(encoder.module, blocks))
     try:
-        found = run(fast)
+        states = run(fast)
     except RuntimeError as error:  # of torch._dynamo and its backends: no compiler, no Triton, a graph it cannot make
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return encoder, lines[0] if lines else type(error).__name__
-    off = {name: _share(found[name], expected[name]) for name in expected if name in found}
+    off = {name: _share(states[name], expected[name]) for name in expected if name in states}
     wrong = max(off, key=lambda name: off[name], default=None)
     if wrong is not None and off[wrong] > MOST_OFF[dtype]:
         return encoder, f"compiled, state {wrong} is off by {off[wrong]:.2g} of its size"
-    if set(found) != set(expected):
+    if set(states) != set(expected):
         return encoder, "compiled, the encoder does not call its hooks"
     return fast, ""
 
@@ -63,9 +63,9 @@ def _with_modules(module: nn.Module, others: dict[nn.Module, nn.Module]) -> nn.M
     return module
 
 
-def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _share(state: torch.Tensor, expected: torch.Tensor) -> float:
     """The root mean square difference as a share of what is expected."""
-    off = (found.double() - expected.double()).square().mean() / expected.double().square().mean()
+    off = (state.double() - expected.double()).square().mean() / expected.double().square().mean()
     return float(off.sqrt().nan_to_num(nan=float("inf")))
 
 

@@ -116,13 +116,13 @@ def dense_flow(frames: torch.Tensor) -> torch.Tensor:
     """
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setFinestScale(0)
-    found = np.empty((len(frames), frames.shape[1] - 1, 2, *frames.shape[3:]), dtype=np.float32)
+    flows = np.empty((len(frames), frames.shape[1] - 1, 2, *frames.shape[3:]), dtype=np.float32)
     for clip, own in enumerate(frames.permute(0, 1, 3, 4, 2).cpu().numpy()):
         grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in own]
         for pair, (before, after) in enumerate(zip(grey, grey[1:])):
             flow = search.calc(before, after, None)  # type: ignore[call-overload]  # its stubs leave out None
-            found[clip, pair] = flow.transpose(2, 0, 1)
-    return torch.from_numpy(found)
+            flows[clip, pair] = flow.transpose(2, 0, 1)
+    return torch.from_numpy(flows)
 
 
 @dense_flow.register_fake

@@ -115,9 +115,9 @@ def extract_features(
                     # workers several times; the others come from a batch of that worker that was on its way
                     if processes == 0 and not isinstance(error, RuntimeError):
                         raise
-                    told = _without_workers(error, store)
+                    warning = _worker_warning(error, store)
                     if processes != 0:
-                        print(told)
+                        print(warning)
         if not store.missing_shards():
             return FeatureStore.open(directory)
     return store
@@ -135,12 +135,12 @@ def _compiled(
     return fast, settings if why_not else {**settings, "compiled": True}
 
 
-def _without_workers(error: Exception, store: FeatureStore) -> str:
+def _worker_warning(error: Exception, store: FeatureStore) -> str:
     """What to say of a decoding process that died, if it is right to go on without; else raises."""
     if not isinstance(error, RuntimeError):
         return "a decoding process died: going on as with --workers 0"
-    told = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause names the signal
-    reason = str(told).split(". ")[0].rstrip(".")
+    original = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause names the signal
+    reason = str(original).split(". ")[0].rstrip(".")
     if not reason.startswith("DataLoader worker"):
         raise error
     if any(signal in reason for signal in ("Segmentation fault", "Aborted", "Illegal instruction", "Floating point")):
@@ -215,16 +215,16 @@ def _holds(directory: Path, wanted: dict[str, Any], clips: pd.DataFrame) -> bool
     """Whether a store there was made the same way of the same frames, with the wanted captures, poolings and more."""
     if not (directory / "features.json").is_file():
         return False
-    there = read_record(directory / "features.json", FeatureRecord)["settings"]
-    wanted = as_recorded(there, wanted)
-    if there == wanted:
+    recorded = read_record(directory / "features.json", FeatureRecord)["settings"]
+    wanted = as_recorded(recorded, wanted)
+    if recorded == wanted:
         return False  # it may be incomplete: whoever plans it goes on with it
     several = ("captures", "poolings")
-    same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
+    same = all(recorded.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
     columns = ["clip_id", "content"]
     table = read_parquet(directory / "clips.parquet", STORE_CLIPS).reindex(columns=columns)
     same &= set(table.itertuples(index=False, name=None)) == set(clips[columns].itertuples(index=False, name=None))
-    return same and all(set(wanted[key]) <= set(there[key]) for key in several)
+    return same and all(set(wanted[key]) <= set(recorded[key]) for key in several)
 
 
 def _fill(
@@ -316,14 +316,14 @@ def _batches(
             print(f"no decoding processes here ({error.strerror}): going on as with --workers 0")
             return started(0)
 
-    told = False
+    warned = False
     for batch in started(min(workers, len(batches))):  # nothing else refers to it: its workers end with the loop
         if isinstance(batch, Exception):
             raise batch
         if isinstance(batch, np.ndarray):
-            if not told:
+            if not warned:
                 print("shared memory, /dev/shm, is full: batches come through pipes, or try --workers 0")
-            batch, told = torch.from_numpy(batch), True
+            batch, warned = torch.from_numpy(batch), True
         yield batch
 
 

@@ -164,7 +164,7 @@ class Film:
             "transparent, laid on black": self.is_transparent,
             "several video streams, the default one is read": self.n_streams > 1,
         }
-        return [remark for remark, said in holds.items() if said]
+        return [remark for remark, applies in holds.items() if applies]
 
 
 def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
@@ -231,10 +231,10 @@ def _read_film(path: Path, n_frames: int, mend: str, chosen: list[int] | None) -
         film = look_at_film(path, mend)
     else:
         try:
-            found = path.stat()
+            status = path.stat()
         except FileNotFoundError:
             raise UserError(f"{path} is missing: {mend}") from None
-        film = _known_film(path, mend, found.st_size, found.st_mtime_ns)
+        film = _known_film(path, mend, status.st_size, status.st_mtime_ns)
     if film.n_frames < n_frames or (chosen and film.n_frames <= max(chosen)):
         raise UserError(f"{path} has {film.n_frames} frames, {n_frames} are wanted: {mend}, or lower --num-frames")
     indices = film.sampled(n_frames) if chosen is None else chosen
@@ -242,13 +242,13 @@ def _read_film(path: Path, n_frames: int, mend: str, chosen: list[int] | None) -
     with _one_line_errors(path, mend):
         kept = _from_keyframes(path, film, indices, pixel_format, everywhere=chosen is not None)
         if len(kept) < len(set(indices)):
-            wanted, n_there = set(indices), 0
+            wanted, n_decoded = set(indices), 0
             for frame in _decoded(path):  # one at a time: a whole film would not fit in memory
-                if n_there in wanted:
-                    kept[n_there] = frame.to_ndarray(format=pixel_format)
-                n_there += 1
-            if n_there != film.n_frames:
-                raise _Damaged(f"it lists {film.n_frames} frames, of which {n_there} can be decoded")
+                if n_decoded in wanted:
+                    kept[n_decoded] = frame.to_ndarray(format=pixel_format)
+                n_decoded += 1
+            if n_decoded != film.n_frames:
+                raise _Damaged(f"it lists {film.n_frames} frames, of which {n_decoded} can be decoded")
         sizes = {array.shape for array in kept.values()}
         if len(sizes) > 1:
             raise _Damaged("its frames change their size: " + ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)))

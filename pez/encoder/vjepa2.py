@@ -189,7 +189,7 @@ def original_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of an encoder under Meta's names, if they are under transformers' own: the inverse of `convert_keys`."""
     if _HUGGING_FACE not in tensors:
         return tensors
-    back = [(here, there) for there, here in NAMES]
+    back = [(new, old) for old, new in NAMES]
     named = {renamed(name, back): tensor for name, tensor in tensors.items()}
     joined = {}
     for name, tensor in named.items():

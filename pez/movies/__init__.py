@@ -19,8 +19,8 @@ def dataset_at(root: str | Path) -> MovieDataset:
 
 def dataset_titled(title: str) -> MovieDataset:
     """The benchmark that the column `data` of a table calls `title`; UserError if there is none."""
-    found = next((dataset for dataset in MOVIE_DATASETS.values() if dataset.title == title), None)
-    if found is None:
+    dataset = next((dataset for dataset in MOVIE_DATASETS.values() if dataset.title == title), None)
+    if dataset is None:
         known = ", ".join(dataset.title for dataset in MOVIE_DATASETS.values())
         raise UserError(f"no benchmark is called {title!r} (known: {known}): make the run again with this version")
-    return found
+    return dataset

@@ -127,13 +127,13 @@ class MovieDataset(ABC):
 
     def parts(self, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """Rows of `table` by name of sub-task, overall first; sub-tasks without a row are left out."""
-        found = {subtask.name: subtask.of(table) for subtask in self.subtasks}
-        return {name: part for name, part in found.items() if len(part)}
+        parts = {subtask.name: subtask.of(table) for subtask in self.subtasks}
+        return {name: part for name, part in parts.items() if len(part)}
 
     def rows_of_parts(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
         """The same as row numbers of `table`, [rows of the part], without the overall one."""
-        found = self.parts(table.assign(_row=range(len(table))))
-        return {name: part["_row"].to_numpy() for name, part in found.items() if name != OVERALL}
+        parts = self.parts(table.assign(_row=range(len(table))))
+        return {name: part["_row"].to_numpy() for name, part in parts.items() if name != OVERALL}
 
     def words(self, subtask: str) -> str:
         """A sub-task's name for people."""

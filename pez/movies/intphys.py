@@ -54,8 +54,8 @@ class IntPhys(MovieDataset):
 
     def is_at(self, root: Path) -> bool:
         """Whether blocks O1, O2 or O3 are there (or the stand-in's own file, which alone tells a stand-in)."""
-        said = (root / STAND_IN_FILE).is_file()
-        return said if self.is_stand_in else bool(_blocks(root)) and not said
+        has_stand_in_file = (root / STAND_IN_FILE).is_file()
+        return has_stand_in_file if self.is_stand_in else bool(_blocks(root)) and not has_stand_in_file
 
     def frames(self, movie: Any, n_sample: int) -> list[Path]:
         """Files of `n_sample` frames of a movie, evenly from its first to its last; see `MovieDataset.frames`."""
@@ -161,8 +161,8 @@ def scan(
     scenes, problems, passed = _find_scenes(root, blocks)
     movies = []
     for (block, scene), folder in scenes.items():
-        found, wrong = _find_movies(block, scene, folder)
-        movies += found
+        of_scene, wrong = _find_movies(block, scene, folder)
+        movies += of_scene
         problems += wrong
     if movies and not any((movie.folder / "status.json").is_file() for movie in movies):
         raise UserError(_without_labels(root, movies))
@@ -222,24 +222,24 @@ def _find_scenes(root: Path, blocks: dict[str, Path]) -> tuple[dict[tuple[str, s
 
 def _find_movies(block: str, scene: str, folder: Path) -> tuple[list[Movie], list[Problem]]:
     """The four movies of a scene, numbered 1 to 4 or 0 to 3."""
-    key, there, problems = (block, scene), defaultdict(list), []
+    key, folders, problems = (block, scene), defaultdict(list), []
     for each in _subfolders(folder):
         if each.name.isdecimal():
-            there[int(each.name)].append(each)
-    first = 0 if 0 in there and len(MOVIES) not in there else 1
+            folders[int(each.name)].append(each)
+    first = 0 if 0 in folders and len(MOVIES) not in folders else 1
     numbers = range(first, first + len(MOVIES))
-    for number in sorted(set(there) - set(numbers)):
+    for number in sorted(set(folders) - set(numbers)):
         what = f"unexpected folder; a scene has movies {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
-        problems.append(Problem(key, there[number][0], "unexpected movies", what))
+        problems.append(Problem(key, folders[number][0], "unexpected movies", what))
     movies = []
     for number in numbers:
-        if number not in there:
+        if number not in folders:
             problems.append(Problem(key, folder / str(number), "missing movies", "missing movie"))
             continue
-        if len(there[number]) > 1:
-            names = " and ".join(each.name for each in there[number])
+        if len(folders[number]) > 1:
+            names = " and ".join(each.name for each in folders[number])
             problems.append(Problem(key, folder, "movies that are there twice", f"one movie twice, as {names}"))
-        movie, own = there[number][0], there[number][0] / "scene"
+        movie, own = folders[number][0], folders[number][0] / "scene"
         directory = movie if not own.is_dir() and frame_files(movie) else own
         movies.append(Movie(block, scene, number, movie, directory))
     return movies, problems
@@ -352,11 +352,11 @@ def _picture_size(path: Path) -> tuple[tuple[int, int] | None, bool]:
 
 
 def _missing_scenes(
-    root: Path, blocks: dict[str, Path], there: set[tuple[str, str]], n_scenes: int | None
+    root: Path, blocks: dict[str, Path], keys: set[tuple[str, str]], n_scenes: int | None
 ) -> list[Problem]:
     """Scenes that a block lacks or has too many: of the archive's 30, or in a stand-in of those it was to have."""
     numbers = defaultdict(set)
-    for block, scene in there:
+    for block, scene in keys:
         numbers[block].add(int(scene))
     known = n_scenes is not None
     count = n_scenes
@@ -365,7 +365,7 @@ def _missing_scenes(
     every = set().union(*numbers.values())
     first = 0 if 0 in every and count not in every else 1
     expected = set(range(first, first + count)) | (set() if known else every)
-    digits = max([2, *(len(scene) for _, scene in there)])
+    digits = max([2, *(len(scene) for _, scene in keys)])
     problems = []
     for block, own in numbers.items():  # an empty block has its line already
         tail = f"; {block} has {len(own)} scenes" + (f" instead of {count}" if known else "")
@@ -398,12 +398,12 @@ def _wrong_counts(movies: list[Movie], right: int | None) -> list[Problem]:
             continue
         expected = set(range(usual, usual + right))
         missing, extra = sorted(expected - movie.frames), sorted(movie.frames - expected)
-        there = f"{len(movie.frames)} frames instead of {right}"
+        count = f"{len(movie.frames)} frames instead of {right}"
         if missing:
-            what = f"{there}: {len(missing)} missing ({_ranges(missing)})"
+            what = f"{count}: {len(missing)} missing ({_ranges(missing)})"
             problems.append(Problem(movie.scene_key, movie.directory, kind, what))
         if extra:
-            what = f"{there}: {len(extra)} extra ({_ranges(extra)})"
+            what = f"{count}: {len(extra)} extra ({_ranges(extra)})"
             problems.append(Problem(movie.scene_key, movie.directory, "movies with too many frames", what))
     return problems
 

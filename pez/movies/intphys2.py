@@ -228,8 +228,8 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
 def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Problem]]:
     """The table with `possible` and `pair`, in which every possible video has its mate; what is wrong otherwise."""
     path, problems = folder / METADATA, []
-    found = [_TYPE.fullmatch(each) for each in table["type"]]
-    for row, match in zip(table.itertuples(), found):
+    matches = [_TYPE.fullmatch(each) for each in table["type"]]
+    for row, match in zip(table.itertuples(), matches):
         key = (row.condition, row.SceneIndex)
         if match is None:
             what = f"type {row.type!r} of {row.name} in scene {row.SceneIndex} is not 1_Possible, 1_Impossible, ..."
@@ -255,8 +255,8 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
             keys = dict.fromkeys(zip(rows["condition"], rows["SceneIndex"]))
             problems += [Problem(key, path, "scenes that are not of one kind", what) for key in keys]
     rows = table.assign(
-        number=[int(match[1]) if match else -1 for match in found],
-        possible=[match is not None and match[2].lower() == "possible" for match in found],
+        number=[int(match[1]) if match else -1 for match in matches],
+        possible=[match is not None and match[2].lower() == "possible" for match in matches],
     )
     generation = rows.groupby(["SceneIndex", "number", "possible"]).cumcount()
     rows["pair"] = rows["number"] + generation * (rows["number"].max() + 1)

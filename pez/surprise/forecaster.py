@@ -174,8 +174,8 @@ def _meta_predictor(content: dict, path: Path, config, heads: int, mask_token: i
     bare.pop("predictor_pos_embed", None)  # left over from training with absolute positions; it uses RoPE
     state, tokens = converted(bare, _NAMES, FUSED), {}
     for name in list(state):
-        if found := re.fullmatch(r"mask_tokens\.(\d+)", name):
-            tokens[int(found[1])] = state.pop(name)
+        if match := re.fullmatch(r"mask_tokens\.(\d+)", name):
+            tokens[int(match[1])] = state.pop(name)
     embed, mlp = state.get("embeddings.predictor_embeddings.weight"), state.get("layer.0.mlp.fc1.weight")
     if embed is None or mlp is None or not tokens:
         lacking = "mask_tokens" if embed is not None and mlp is not None else "predictor_embed or predictor_blocks"

@@ -151,11 +151,11 @@ def fill(
     try:
         with bar:
             for movie, frames in _read_ahead(forecaster, dataset, missing, windows, transform):
-                found = movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
-                rows = [(movie.clip_id, control, seed, start, context, own) for start, context, own, _ in found]
+                surprises = movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
+                rows = [(movie.clip_id, control, seed, start, context, own) for start, context, own, _ in surprises]
                 if not control:
                     rows += [
-                        (movie.clip_id, COPY_LAST, 0, start, context, copied) for start, context, _, copied in found
+                        (movie.clip_id, COPY_LAST, 0, start, context, copied) for start, context, _, copied in surprises
                     ]
                 table.add(rows)
                 bar.update(1)
@@ -297,9 +297,9 @@ def beside(probe: Scores, surprise: Scores, dataset: MovieDataset) -> pd.DataFra
         of = curve.predictions
         rows = score_rows(curve, dataset).assign(layer=-1, way=of.control or "predictor", control_seed=of.control_seed)
         tables.append(rows)
-    found = pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
     first = ["way", "control_seed", "layer", "subtask"]
-    return found[[*first, *(name for name in found if name not in first)]]
+    return table[[*first, *(name for name in table if name not in first)]]
 
 
 def write_results(
