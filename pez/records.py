@@ -254,9 +254,9 @@ def shown(value: Any) -> str:
 
 
 def first_difference(recorded: dict[str, Any], wanted: dict[str, Any], within: str = "") -> tuple[str, Any, Any] | None:
-    """(name, value there, value wanted) of the first setting in which two files differ; names of nested ones dotted.
+    """(name, recorded value, wanted value) of the first setting that differs; names of nested settings are dotted.
 
-    A fingerprint says least of what is different, so it comes last.
+    A fingerprint says least about the difference, so it comes last.
     """
     names = dict.fromkeys([*wanted, *recorded])
     for name in sorted(names, key=lambda name: name in ("fingerprint", "content")):

@@ -139,7 +139,7 @@ class FeatureStore:
         return store
 
     def _write_tables(self, tables: dict[str, pd.DataFrame]) -> None:
-        """Write the tables, then what says that they are there, with their checksums."""
+        """Write the tables, then features.json with their checksums."""
         for name, table in tables.items():
             if not _holds_table(self.directory / name, table):
                 write_parquet(self.directory / name, table)
@@ -289,7 +289,7 @@ class FeatureStore:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         header = {"fingerprint": self._fingerprint(shard), "checksums": _checksums(contiguous)}
         metadata = {"shard": json.dumps(header)}  # one entry: several have no fixed order on disk
-        if self._due:  # what is there was whole until now
+        if self._due:  # until now the old tables and shards were a whole store
             self._write_tables(self._due)
             self._due = {}
         with atomic_path(self.shard_path(shard), self.writer.owner) as temporary:
@@ -302,7 +302,7 @@ class FeatureStore:
     def check(self, capture: str, pooling: str | None = None) -> str:
         """Check that this store has `capture` and `pooling` and return the pooling.
 
-        With `pooling` None the store's only one is meant. Raises UserError naming what there is.
+        With `pooling` None the store's only one is meant. Raises UserError naming what the store has.
         """
         if capture not in self.settings["captures"]:
             captures = ", ".join(self.settings["captures"])
@@ -378,7 +378,7 @@ def _checksums(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A shard to read, and its header: `fingerprint` and, unless an earlier version wrote it, `checksums` by tensor
-    name; empty if it is not to be understood. UserError for a damaged one."""
+    name; empty if it cannot be understood. UserError for a damaged one."""
     if not path.is_file():  # a pipe would never answer
         raise UserError(f"{path} cannot be read (it is no file): {_AGAIN}")
     try:
@@ -440,7 +440,7 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
 
 
 def as_recorded(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """`wanted` without what the version that made a store `recorded` did not record yet."""
+    """`wanted` without the settings that an earlier version, which wrote `recorded`, did not record yet."""
     return wanted if "encoder" in recorded else {key: value for key, value in wanted.items() if key != "encoder"}
 
 

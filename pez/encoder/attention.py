@@ -1,9 +1,8 @@
 """The attention inside an encoder's blocks, read or masked while a context lasts.
 
-Blocks of transformers' models look their attention function up by the name in their configuration, on every call. Here
-a function of ours is registered once under a name of its own; inside `attention_plans` the configurations say that
-name, afterwards what they said before. No class is patched, and a block that is only read computes what it always did,
-to the bit.
+Blocks of transformers' models look their attention function up by the name in their configuration, on every call. This
+module registers one function under a name of its own. Inside `attention_plans` the configurations have that name;
+afterwards they have their earlier one. No class is patched. A block that is only read computes the same bits as ever.
 
     with attention_plans(encoder, {8: Plan(receive=collect), 9: Plan(keep=mask, silent=empty)}):
         encoder.forward(frames)
@@ -137,8 +136,8 @@ def run_from(
 ) -> torch.Tensor:
     """Blocks `state`, `state` + 1, ... on h_state [B, tokens, width]; `receive(i, h_i)` of each; returns the last.
 
-    What blocks other than those of V-JEPA 2 need beside the state is not known here; whoever calls checks once that
-    this gives what a whole pass does.
+    Blocks of other families than V-JEPA 2 may need more than the state. The caller checks once that the result equals
+    that of a whole pass.
     """
     for number in range(state, encoder.depth):
         output = encoder.blocks[number](hidden)

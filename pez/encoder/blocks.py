@@ -46,7 +46,7 @@ class OwnPatches(VJEPA2PatchEmbeddings3D):
     """[B, 3, T, H, W] -> [B, tokens, width], as transformers' VJEPA2PatchEmbeddings3D."""
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Frames that are no whole number of patches are transformers' business."""
+        """transformers' own forward takes frames that are no whole number of patches."""
         proj, kind = self.proj, pixel_values_videos.device.type
         sizes = cast(tuple[int, int, int], proj.kernel_size)
         whole = all(length % size == 0 for length, size in zip(pixel_values_videos.shape[2:], sizes))
@@ -68,8 +68,8 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
     def forward(
         self, hidden_states: torch.Tensor, position_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, ...]:
-        """Training, tokens that are left out, and attention or MLPs that are read (attention.py) are transformers'
-        business."""
+        """transformers' own forward runs in training, where tokens are left out, and where attention or MLPs are read
+        (attention.py)."""
         attention, kind = self.attention, hidden_states.device.type
         plain = position_mask is None and attention.config._attn_implementation == "sdpa" and not _hooked(self)
         if not plain or attention.proj.weight.requires_grad or self.training:
@@ -112,7 +112,8 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
         return hidden + F.linear(self.mlp.activation(F.linear(x, *kept["fc1"])), *kept["fc2"]).float()
 
     def _weights(self, dtype: torch.dtype) -> dict[str, Weights]:
-        """Weights and biases of the products in `dtype`, made once; queries and keys with channels as `_halves` has."""
+        """Weights and biases of the products in `dtype`, cast once; queries and keys have their channels as in
+        `_halves`."""
         attention = self.attention
         place = dtype, attention.proj.weight.device
         if place not in self.kept:
@@ -134,9 +135,8 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
         return self.kept[place]
 
     def _halves(self, n_tokens: int, like: torch.Tensor, dtype: torch.dtype) -> Pair:
-        """`_cos_sin` in `dtype` for channels in another order, [tokens, 1, channels]: first those that are first of a
-        pair, then those that are second, so that a rotation swaps halves. Products of queries and keys do not change
-        with it."""
+        """`_cos_sin` in `dtype`, [tokens, 1, channels], with channels in another order: first the first of every pair,
+        then the second of every pair. A rotation then swaps halves. Products of queries and keys stay the same."""
 
         def make() -> Pair:
             order = _order(self.attention).to(like.device)

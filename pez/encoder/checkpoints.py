@@ -95,7 +95,7 @@ def reason(error: Exception) -> str:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether it is in torch's format since 1.6, which alone can be mapped; ValueError if in none of torch's."""
+    """Whether a file is in torch's format since 1.6, the only one to map; ValueError if it is in none of torch's."""
     with path.open("rb") as stream:
         start = stream.read(2)
     if start != b"PK" and not start.startswith(pickle.PROTO):
@@ -119,7 +119,7 @@ class Entry:
 
     @property
     def name(self) -> str | None:
-        """What --checkpoint-key calls it; None for a file that is nothing else."""
+        """What --checkpoint-key calls it; None if the file is this network and nothing else."""
         prefix = list(self.prefix)
         while prefix and prefix[-1] in WRAPPERS:
             prefix.pop()
@@ -153,7 +153,7 @@ def entries(content: Any, keys: tuple[str, ...] = ()) -> list[Entry]:
 
 
 def _networks(state: dict[str, Any], keys: tuple[str, ...]) -> Iterator[Entry]:
-    """The networks of one state dict: whatever stands before a patch embedding; else all of it."""
+    """The networks of one state dict: one per prefix of a patch embedding's name; without such a name, all of it."""
     names = [str(name) for name in state]
     prefixes = {
         name[: -len(end)]
@@ -175,7 +175,7 @@ def _bare(name: str) -> str:
 
 
 def entry_called(content: Any, key: str, path: str | Path) -> Entry:
-    """The entry that --checkpoint-key names; UserError with those there are, if none or several are meant."""
+    """The entry that --checkpoint-key names; UserError that lists the entries, if none or several are meant."""
     candidates = entries(content)
     for meant in (
         [entry for entry in candidates if entry.matches(key)],
@@ -189,7 +189,7 @@ def entry_called(content: Any, key: str, path: str | Path) -> Entry:
 
 
 def no_entry(content: Any, key: str, path: str | Path) -> UserError:
-    """The error that says which entries there are."""
+    """The error that lists the entries of a file."""
     candidates = entries(content)
     if not candidates:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
@@ -233,8 +233,8 @@ def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
 def converted(
     tensors: Mapping[str, torch.Tensor], names: Iterable[tuple[str, str]], fused: Mapping[str, Sequence[str]]
 ) -> dict[str, torch.Tensor]:
-    """Tensors under other names (`names` as of `renamed`); one whose new name has a part that is in `fused` is cut into
-    equal tensors, under the names there in place of that part."""
+    """Tensors under other names (`names` as in `renamed`). A tensor whose new name has a part that is a key of `fused`
+    is cut into equal tensors; in their names, the parts that `fused` lists take its place."""
     state = {}
     for name, tensor in tensors.items():
         name = renamed(name, names)

@@ -30,9 +30,9 @@ def compiled(
 ) -> tuple[Encoder, str]:
     """`encoder` with its blocks compiled and "", or `encoder` itself and why not.
 
-    `run` makes the named states of a batch of the size to come. Blocks are compiled one by one, so that forward hooks
-    on them stay outside the graphs, and all share one compilation. What `run` makes with them is compared with what it
-    made without (`MOST_OFF`): other states, or none, are a reason too.
+    `run` computes the named states of a batch of the size to come. Blocks are compiled one by one, so that forward
+    hooks on them stay outside the graphs; all share one compilation. States of the compiled encoder are compared with
+    those of the other (`MOST_OFF`): states that differ, or are missing, are a reason too.
     """
     expected = run(encoder)
     # a shallow copy of the modules around the blocks, of the same weights
@@ -142,9 +142,9 @@ class Speed:
     Seconds of the passes alone are taken on the device (CUDA events: nothing waits for them), seconds of everything
     from the first `start` to `finish`: with decoding, copies and writing.
 
-    What large matrix products reach in `dtype` is measured in turn with the passes (on a GPU, which would have to wait,
-    before and after them): on a machine that others use as well, a rate of another moment says nothing. Without `dtype`
-    there is no `text`.
+    The rate of large matrix products in `dtype` is measured between the passes (on a GPU, which would have to wait,
+    before and after them). On a machine that others use as well, a rate of another moment says nothing. Without
+    `dtype` there is no `text`.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None):

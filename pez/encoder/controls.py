@@ -134,9 +134,10 @@ def _(frames: torch.Tensor) -> torch.Tensor:
 class _FlowTokens(nn.Module):
     """uint8 [B, T, 3, R, R] to the means of FLOW_CHANNELS over each tubelet's patches, [B, T / tubelet * patches, 5].
 
-    Of the flows between the frames of a tubelet the mean; where a tubelet is one frame, the flow that leads to it, and
-    of the first the one that leads on. `speed` is the length of the flow, (`cos`, `sin`) its unit vector times
-    speed^2 / (speed^2 + SLOW_PX^2): a linear probe of u and v alone cannot tell the direction apart from the speed.
+    A tubelet has the mean of the flows between its frames. A tubelet of one frame has the flow from the frame before
+    it, the first tubelet the flow to the next frame. `speed` is the length of the flow, (`cos`, `sin`) its unit vector
+    times speed^2 / (speed^2 + SLOW_PX^2): a linear probe of u and v alone cannot tell the direction apart from the
+    speed.
     """
 
     def __init__(self, layout: TokenLayout):

@@ -42,8 +42,8 @@ def find_device(name: str) -> torch.device:
 
 
 def in_halves(work: Callable[[list[Item]], list[Result]], items: list[Item], mend: str) -> list[Result]:
-    """What `work` makes of each of `items`, in halves where a GPU's memory runs out; UserError `mend` if it does
-    with one."""
+    """Results of `work` for `items`, in halves where a GPU's memory runs out; UserError `mend` if it does with one
+    item."""
     try:
         return work(items)
     except RuntimeError as error:

@@ -34,7 +34,7 @@ class FolderClip:
 
 @dataclass
 class FolderContents:
-    """What a folder holds: clips in natural order, remarks to be told, what is left out as (path, reason)."""
+    """What a folder holds: clips in natural order, remarks to print, what is left out as (path, reason)."""
 
     clips: list[FolderClip] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)  # what, of which clip
@@ -91,7 +91,7 @@ class _Entries:
         self.folders: list[Path] = []
         self.films: list[Path] = []
         self.pictures: list[Path] = []
-        with os.scandir(folder) as scan:  # tells kinds without asking for every file
+        with os.scandir(folder) as scan:  # knows kinds without a call per file
             entries = sorted(scan, key=lambda entry: natural_key(entry.name))
         for entry in entries:
             path = Path(entry.path)
@@ -183,7 +183,7 @@ def _add_clips(folder: Path, class_folder: str, pattern: str | None, contents: F
 
 
 def _series(pictures: list[Path]) -> dict[str, list[Path]]:
-    """Numbered pictures by their name with `#` for numbers, those of which there are several."""
+    """Numbered pictures by their name with `#` for its numbers; only names that several pictures have."""
     shapes = defaultdict(list)
     for picture in pictures:
         shapes[re.sub(r"[0-9]+", "#", picture.stem).casefold()].append(picture)
@@ -191,7 +191,7 @@ def _series(pictures: list[Path]) -> dict[str, list[Path]]:
 
 
 def _one_series(folder: Path, clip_id: str, pictures: list[Path], contents: FolderContents) -> list[Path]:
-    """The pictures that are a clip's frames, in order; UserError where only the user can tell."""
+    """The pictures that are a clip's frames, in order; UserError where only the user can choose."""
     series = _series(pictures)
     if not series:
         return pictures  # names without numbers, or one picture of each name

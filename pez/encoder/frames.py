@@ -40,15 +40,15 @@ FILMS = (
 )
 IMAGE_SUFFIXES, VIDEO_SUFFIXES = tuple(PICTURES.split()), tuple(FILMS.split())
 FAR = 100  # frames that are worth a seek to the next keyframe, rather than decoding them
-MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding tells their frames
+MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding gives their frames
 _Packet = tuple[int | None, bool, bool, bool]  # time; is it a keyframe, not shown, corrupt
 
 
 def read_frames(
     paths: list[Path], n_frames: int, mend: str = "repair or replace it", indices: list[int] | None = None
 ) -> torch.Tensor:
-    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time, or of the
-    film the frames `indices`, in which case nothing is decoded but stretches around them.
+    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time. With
+    `indices` it is those frames of the film, and only stretches around them are decoded.
 
     Raises UserError naming the file that is missing, empty, cut off, damaged or of another size than the rest, with
     `mend` as what to do about it, and PermissionError for one that may not be read.
@@ -155,7 +155,7 @@ class Film:
 
     @property
     def remarks(self) -> list[str]:
-        """What somebody who only knows the file's name should be told, in a few words each."""
+        """What a user who knows only the file's name must know, in a few words each."""
         holds = {
             "variable frame rate, sampled evenly in time": self.is_variable,
             "interlaced, both fields are read as one frame": self.interlaced,
@@ -399,7 +399,7 @@ def _refuse_cut_off(
 def _matroska_size(path: Path) -> int:
     """Bytes that a Matroska file's header and segment say they have together; 0 where they do not say. (RFC 8794)"""
 
-    def number(keep_mark: bool) -> int:  # its length is told by the leading zeros of its first byte
+    def number(keep_mark: bool) -> int:  # the leading zeros of its first byte give its length
         first = file.read(1)[0]
         length = 9 - first.bit_length()
         value = int.from_bytes(bytes([first]) + file.read(length - 1))

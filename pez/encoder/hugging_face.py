@@ -152,7 +152,7 @@ class HuggingFace(Encoder):
 
     @classmethod
     def finished(cls, module: nn.Module) -> nn.Module:
-        """What stands in place of a module as transformers makes it: here itself."""
+        """The module to use in place of transformers' own: here the same."""
         return module
 
     @classmethod
@@ -272,7 +272,7 @@ def plain_config(config: Any) -> dict[str, Any]:
 
 
 def normalisation(weights: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation that a folder's own preprocessing says, or None and None."""
+    """Mean and standard deviation in a folder's own preprocessing files, or None and None."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
         path = Path(weights) / name
         if not path.is_file():

@@ -38,7 +38,7 @@ from pez.records import EncoderConfig
 from pez.records import checked as check_record
 
 CUSTOM = "custom"
-DEFAULT_FAMILY = "vjepa2"  # whose messages a file gets that no family recognises
+DEFAULT_FAMILY = "vjepa2"  # its messages are used for a file that no family recognises
 # entries that come before what they average
 AVERAGES = ("target_encoder", "ema_encoder", "teacher", "ema", "model_ema", "state_dict_ema")
 
@@ -154,8 +154,8 @@ def _changed(spec: ModelSpec, resolution: int | None, positions: str | None) -> 
 def _chosen(content: Any, asked: str | None, registered: str | None, key: str | None, path: Path) -> tuple[Entry, str]:
     """The entry of a file to read, and its family: what was `asked`, else what is recognised, else what is registered.
 
-    Of several, one that averages another comes first; one that its family knows for another network is read only if it
-    is named. Raises UserError with what there is if that leaves none, or several.
+    Of several entries, one that averages another comes first. An entry that its family knows for another network is
+    read only if `key` names it. Raises UserError that lists the entries if none or several remain.
     """
     candidates = entries(content) if key is None else [entry_called(content, key, path)]
     default = asked or registered or DEFAULT_FAMILY
@@ -165,7 +165,7 @@ def _chosen(content: Any, asked: str | None, registered: str | None, key: str | 
     beside = content if isinstance(content, dict) else {}
     guessed = [(entry, _family_of(entry, beside)) for entry in candidates]
     if asked is not None:
-        # V-JEPA 1 has the keys of V-JEPA 2, which a file is taken for whose table is not the formula's
+        # V-JEPA 1 has the keys of V-JEPA 2: its file is taken for V-JEPA 2's if its table is not the formula's
         same = (asked, "vjepa2") if asked == "vjepa1" else (asked,)
         own = [entry for entry, family in guessed if family in same]
         other = next((family for _, family in guessed if family is not None), None)
@@ -310,7 +310,7 @@ def verified(encoder: Encoder) -> Encoder:
     """`encoder`, if its states have as many tokens and channels as it says, and those of a transformers class equal the
     class's own `hidden_states`. Raises UserError naming the state that does not."""
     layout, n_frames, own = encoder.layout, encoder.layout.tubelet, None
-    # on mps, which lacks operations, that is better known now
+    # mps lacks operations: better to know it now
     is_real = isinstance(encoder, HuggingFace) or encoder.device.type == "mps"
     if isinstance(encoder, HuggingFace) and not encoder.architecture.any_length:
         n_frames = encoder.spec.n_frames

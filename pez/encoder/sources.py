@@ -34,8 +34,8 @@ class ClipSource:
     `clips` has one row a clip (`clip_id` and any other columns, copied into the feature store), `frames` the
     ground truth of every frame or None, `paths` the image files of each clip in time order (or one video file),
     `settings` what a store records of the clips: name, fingerprint, settings. `frames_option` is the option that
-    decides `n_frames`, if one does, `mend` what to do about a clip that cannot be read, `remarks` what to tell of the
-    clips, and `left_out` what was not read (columns clip_id, path, reason; no clip_id for what is no clip).
+    decides `n_frames`, if one does, `mend` what to do about a clip that cannot be read, `remarks` lines to print about
+    the clips, and `left_out` what was not read (columns clip_id, path, reason; no clip_id for what is no clip).
     """
 
     name: str
@@ -78,14 +78,14 @@ class Sampling:
             raise UserError(f"--window {self.window} has not --num-frames {n_frames} in it: enlarge it, or read fewer")
 
     def described(self) -> dict[str, float]:
-        """What is not left to its default."""
+        """Options that are not left at their default."""
         given = {"frame_rate": self.rate, "frame_stride": self.stride, "window": self.window}
         if self.window is not None:
             given["window_stride"] = self.window_stride or self.window
         return {name: value for name, value in given.items() if value is not None}
 
     def of(self, path: Path, n_all: int, film: Film | None, n_frames: int) -> list[list[int]]:
-        """Indices of the frames of each clip that a video gives; UserError if it is too short for one."""
+        """Frame indices of each clip that a video of `n_all` frames gives; UserError if it is too short for one."""
 
         def evenly(indices: list[int]) -> list[int]:
             if film is not None:

@@ -11,8 +11,8 @@ MOVIE_DATASETS: dict[str, MovieDataset] = {dataset.name: dataset for dataset in 
 
 
 def dataset_at(root: str | Path) -> MovieDataset:
-    """The benchmark whose movies are under `root`; where none knows the folder, IntPhys, whose reader then says what is
-    wrong with it."""
+    """The benchmark whose movies are under `root`. Where none knows the folder it is IntPhys: its reader says what is
+    wrong."""
     root = Path(root).expanduser()
     return next((dataset for dataset in MOVIE_DATASETS.values() if dataset.is_at(root)), INTPHYS)
 

@@ -53,7 +53,7 @@ class IntPhys(MovieDataset):
     n_frames: int | None = None
 
     def is_at(self, root: Path) -> bool:
-        """Whether blocks O1, O2 or O3 are there (or the stand-in's own file, which alone tells a stand-in)."""
+        """Whether `root` has blocks O1, O2 or O3 and no stand-in's file; of the stand-in, whether it has that file."""
         has_stand_in_file = (root / STAND_IN_FILE).is_file()
         return has_stand_in_file if self.is_stand_in else bool(_blocks(root)) and not has_stand_in_file
 
@@ -64,7 +64,7 @@ class IntPhys(MovieDataset):
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
         """Check the whole tree and return a row a movie, with `clip_id` such as O1_05_3.
 
-        What is wrong is told as `whole_scenes` says; a score needs all four movies of a scene.
+        `whole_scenes` reports what is wrong. A score needs all four movies of a scene.
         """
         blocks = _blocks(root)
         if not blocks:
@@ -172,7 +172,7 @@ def scan(
         movie.frames, wrong_frames, strays, n_jpegs = _frames(movie.directory)
         jpegs += n_jpegs
         passed += strays
-        if movie.frames or not wrong_frames:  # else the folder's one problem is said
+        if movie.frames or not wrong_frames:  # else the folder has its one problem already
             counted.append(movie)
         problems += [Problem(movie.scene_key, *each) for each in (*wrong_status, *wrong_frames)]
     problems += _unbalanced(movies, scenes)
@@ -191,7 +191,7 @@ def scan(
 
 
 def _find_scenes(root: Path, blocks: dict[str, Path]) -> tuple[dict[tuple[str, str], Path], list[Problem], list[Path]]:
-    """Folders of scenes by (block, name), in order; what is wrong; folders that are none.
+    """Folders of scenes by (block, name), in order; what is wrong; folders that are no scene.
 
     Names are numbers with at least two digits, however the folders are padded, so that clips are called as the
     archive calls them.
@@ -354,7 +354,8 @@ def _picture_size(path: Path) -> tuple[tuple[int, int] | None, bool]:
 def _missing_scenes(
     root: Path, blocks: dict[str, Path], keys: set[tuple[str, str]], n_scenes: int | None
 ) -> list[Problem]:
-    """Scenes that a block lacks or has too many: of the archive's 30, or in a stand-in of those it was to have."""
+    """Scenes missing from a block, or beyond the archive's 30 (a stand-in has its own number); `keys`: those in the
+    tree."""
     numbers = defaultdict(set)
     for block, scene in keys:
         numbers[block].add(int(scene))

@@ -64,7 +64,7 @@ class IntPhys2(MovieDataset):
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
         """Check table and videos and return a row per video: `clip_id` is its name, `block` its condition.
 
-        Scenes come in the table's order. What is wrong is told as `whole_scenes` says.
+        Scenes come in the table's order. `whole_scenes` reports what is wrong.
         """
         folder = _split(root)
         table = _read_table(root, folder)
@@ -158,7 +158,7 @@ def video_accuracy(possible: npt.ArrayLike, answer: npt.ArrayLike) -> float:
 def possible_threshold(surprise: npt.ArrayLike, possible: npt.ArrayLike) -> float:
     """The surprise above which a movie is called impossible: the 90 % quantile of the possible movies' [movies].
 
-    The authors take it of each movie's largest surprise, on the very movies that it then judges (absolute accuracy).
+    The authors take it of each movie's largest surprise, of the same movies that it then labels (absolute accuracy).
     """
     return float(np.quantile(np.asarray(surprise)[np.asarray(possible, dtype=bool)], POSSIBLE_QUANTILE))
 

@@ -64,7 +64,7 @@ class Forecaster:
         return (self.spec.resolution // self.spec.patch_size) ** 2
 
     def encode_context(self, frames: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, N, width] of uint8 frames [B, T, 3, R, R], which it must hold nothing after."""
+        """Tokens [B, N, width] of uint8 frames [B, T, 3, R, R]: those of the context alone, no later one."""
         return self.context_encoder(normalise(frames.to(self.device))).last_hidden_state
 
     def encode_target(self, frames: torch.Tensor) -> torch.Tensor:
@@ -132,7 +132,7 @@ def load_forecaster(
         config.pred_mlp_ratio, config.pred_num_mask_tokens = 4.0, 1
         return _finished(encoder, encoder.module, _random_predictor(config, seed), None)
     path = Path(weights) if weights is not None else registered_file(MODELS[model]) if model in MODELS else None
-    if path is None or not path.is_file():  # Hugging Face, or what load_encoder has a line for
+    if path is None or not path.is_file():  # Hugging Face, or a path that load_encoder refuses
         encoder = load_encoder(model, weights, **options)
         predictor = _hugging_face_predictor(str(weights), encoder, mask_token)
         return _finished(encoder, encoder.module, predictor, None)

@@ -85,7 +85,7 @@ class WindowTable:
         return self.kept
 
     def write(self) -> None:
-        """Write what there is."""
+        """Write the windows so far."""
         write_parquet(self.path, self.table())
         self._written = time.monotonic()
 
@@ -102,7 +102,7 @@ def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> Wi
         table.unlink(missing_ok=True)
     if not table.is_file():
         write_json(record, _record(run_name, settings))
-        (directory / f"results_{run_name}.csv").unlink(missing_ok=True)  # of the run that was there
+        (directory / f"results_{run_name}.csv").unlink(missing_ok=True)  # of the earlier run
     else:
         known = read_record(record, MovieRunRecord)
         before = known.get("settings", {})
@@ -115,7 +115,7 @@ def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> Wi
                 f"{table} was made with {name} {before.get(name)!r}, not {settings[name]!r}: choose another "
                 "--run-name, or --overwrite it"
             )
-        write_json(record, {**known, "settings": {**before, **settings}})  # what is there stays a run
+        write_json(record, {**known, "settings": {**before, **settings}})  # which keeps its other fields
     return WindowTable(table)
 
 
@@ -278,10 +278,10 @@ def check_same_movies(probe: Scores, clip_ids: Iterable[str]) -> None:
 def beside(probe: Scores, surprise: Scores, dataset: MovieDataset) -> pd.DataFrame:
     """What each layer reads and what the predictor expects: a row per way, layer and sub-task, each with every score.
 
-    `probe`, `surprise`: of a probe's run and of one of these, with the same movies; of the probe by the protocol to
-    quote. `way` is "probe" (`layer` 0 ...), "predictor" or a baseline, with its `control_seed` (`layer` -1). Of probes
-    KEY_less_predictor (with _low, _high; KEY is the benchmark's score to quote) is the layer's score less the
-    predictor's, over the same resamples.
+    `probe`: scores of a probe's run, by the protocol to quote. `surprise`: scores of a run of this module, with the
+    same movies. `way` is "probe" (`layer` 0 ...), "predictor" or a baseline, with its `control_seed` (`layer` -1).
+    Probes also have KEY_less_predictor (with _low, _high; KEY is the benchmark's score to quote): the layer's score
+    less the predictor's, over the same resamples.
     """
     main, own = probe.main(POSSIBLE), surprise.main(POSSIBLE)
     layers, key = score_rows(main, dataset), main.kind.headline
