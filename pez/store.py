@@ -126,7 +126,7 @@ class FeatureStore:
         store = cls(directory, settings, clips, writer)
         remove_partial(directory / "shards", writer.owner)
         existing = [shard for shard in range(store.n_shards) if store.shard_path(shard).is_file()]
-        store._stale = {shard for shard in existing if not store._is_of_these_clips(shard)}
+        store._stale = {shard for shard in existing if not store._is_current(shard)}
         same = all(_holds_table(directory / name, table) for name, table in tables.items())
         if not same or not _tables_as_recorded(directory, described):
             if store._stale:
@@ -169,7 +169,7 @@ class FeatureStore:
             return None
         if frames is not None and not _holds_table(directory / "frames.parquet", frames):
             return None
-        if not all(map(store._is_of_these_clips, range(store.n_shards))):
+        if not all(map(store._is_current, range(store.n_shards))):
             return None
         _note_earlier_version(directory, recorded)
         return store
@@ -262,7 +262,7 @@ class FeatureStore:
         content = clips["content"].tolist() if "content" in clips else None
         return fingerprint({"settings": self.settings, "clips": clips["clip_id"].tolist(), "content": content})
 
-    def _is_of_these_clips(self, shard: int) -> bool:
+    def _is_current(self, shard: int) -> bool:
         """Whether a shard's header can be read and says that it is of the store's settings and clips."""
         try:
             with _opened(self.shard_path(shard)) as (_, header):

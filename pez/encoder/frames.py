@@ -72,7 +72,7 @@ def _read_picture(path: Path, mend: str) -> np.ndarray:
         raise UserError(f"{path} is a pipe, device or folder, not a picture: {mend}")  # a pipe would never answer
     try:
         with Image.open(path) as image:
-            return _as_it_looks(ImageOps.exif_transpose(image))
+            return _upright_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {mend}") from None
     except PermissionError:
@@ -82,7 +82,7 @@ def _read_picture(path: Path, mend: str) -> np.ndarray:
         raise UserError(f"{path} is damaged or no picture that can be read ({reason}): {mend}") from None
 
 
-def _as_it_looks(image: Image.Image) -> np.ndarray:
+def _upright_rgb(image: Image.Image) -> np.ndarray:
     """uint8 [H, W, 3] of a picture in any mode of Pillow; ValueError for values whose white is not known."""
     if image.mode == "F":
         raise ValueError("decimal numbers, of which white is not known; save it with 8 or 16 bits")

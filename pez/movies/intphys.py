@@ -68,7 +68,7 @@ class IntPhys(MovieDataset):
         """
         blocks = _blocks(root)
         if not blocks:
-            raise UserError(_not_a_tree(root))
+            raise UserError(_no_tree_message(root))
         movies, problems, notes = scan(root, blocks, self.n_scenes, self.n_frames)
         for note in notes:
             print(f"note: {root}: {note}", file=sys.stderr)
@@ -165,7 +165,7 @@ def scan(
         movies += of_scene
         problems += wrong
     if movies and not any((movie.folder / "status.json").is_file() for movie in movies):
-        raise UserError(_without_labels(root, movies))
+        raise UserError(_no_labels_message(root, movies))
     jpegs, counted = 0, []
     for movie in progress(movies, description="checking movies", unit="movie"):
         movie.possible, wrong_status = _status(movie.folder / "status.json")
@@ -207,7 +207,7 @@ def _find_scenes(root: Path, blocks: dict[str, Path]) -> tuple[dict[tuple[str, s
             else:
                 passed.append(folder)
         if not any(name == block for name, _ in numbered):
-            what = "no scenes in this block" + _still_packed(root, block)
+            what = "no scenes in this block" + _archive_note(root, block)
             problems.append(Problem((block, None), root / block, "blocks without scenes", what))
     digits = max([2, *(len(str(number)) for _, number in numbered)])
     scenes = {}
@@ -438,12 +438,12 @@ def _archives(directory: Path) -> list[str]:
     return [path.name for path in _entries(directory) if path.is_file() and _ARCHIVE.fullmatch(path.name)]
 
 
-def _still_packed(root: Path, block: str) -> str:
+def _archive_note(root: Path, block: str) -> str:
     names = [*_archives(root / block), *(name for name in _archives(root) if block in name.upper())]
     return f"; {names[0]} is still packed" if names else ""
 
 
-def _not_a_tree(root: Path) -> str:
+def _no_tree_message(root: Path) -> str:
     """Why there are no blocks in a folder, as far as a look around it tells, and what to do."""
     if root.is_file():
         packed = ", an archive: unpack it and" if _ARCHIVE.fullmatch(root.name) else ":"
@@ -474,7 +474,7 @@ def _not_a_tree(root: Path) -> str:
 # ---------------------------------------------------------------- words
 
 
-def _without_labels(root: Path, movies: list[Movie]) -> str:
+def _no_labels_message(root: Path, movies: list[Movie]) -> str:
     scenes = Counter(block for block, _ in {movie.scene_key for movie in movies})
     counts = ", ".join(f"{scenes[block]} scenes in {block}" for block in sorted(scenes))
     return (

@@ -202,7 +202,7 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
     """metadata.csv, every cell as text; UserError if it is not there, cannot be read or has no labels."""
     path = folder / METADATA
     if not path.is_file():
-        raise UserError(_not_a_split(root))
+        raise UserError(_no_split_message(root))
     try:
         table = read_sheet(path)  # as text: 40_1 is no number, and None is a value
     except UNREADABLE as error:
@@ -313,7 +313,7 @@ def _movies(rows: pd.DataFrame, counts: dict[str, int], folder: Path) -> pd.Data
     )
 
 
-def _not_a_split(root: Path) -> str:
+def _no_split_message(root: Path) -> str:
     """Why there is no split in a folder, as far as a look around it tells, and what to do."""
     if root.is_file():
         return f"{root} is a file: unpack it if it is an archive, and pass the folder of the split as --benchmark-root"

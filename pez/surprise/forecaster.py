@@ -81,7 +81,7 @@ class Forecaster:
         """One of the same sizes with random weights, the same in context and target."""
         encoder = random_encoder(self.model, self.spec, seed, self.device)
         predictor = _random_predictor(self.predictor.config, seed)
-        return _finished(encoder, encoder.module, predictor, None)
+        return _forecaster(encoder, encoder.module, predictor, None)
 
     def description(self) -> dict:
         """What a run records of it."""
@@ -130,22 +130,22 @@ def load_forecaster(
         config = _encoder_config(encoder, model)
         config.pred_hidden_size, config.pred_num_hidden_layers, config.pred_num_attention_heads = 384, 12, 12
         config.pred_mlp_ratio, config.pred_num_mask_tokens = 4.0, 1
-        return _finished(encoder, encoder.module, _random_predictor(config, seed), None)
+        return _forecaster(encoder, encoder.module, _random_predictor(config, seed), None)
     path = Path(weights) if weights is not None else registered_file(MODELS[model]) if model in MODELS else None
     if path is None or not path.is_file():  # Hugging Face, or a path that load_encoder refuses
         encoder = load_encoder(model, weights, **options)
         predictor = _hugging_face_predictor(str(weights), encoder, mask_token)
-        return _finished(encoder, encoder.module, predictor, None)
+        return _forecaster(encoder, encoder.module, predictor, None)
     target = load_encoder(model, weights, checkpoint_key=checkpoint_key, **options)
     content, context = read_checkpoint(path), target
     predictor = _meta_predictor(content, path, _encoder_config(target, path), predictor_heads, mask_token, model)
     if checkpoint_key is None and target.checkpoint_key == "target_encoder" and content.get("encoder"):
         context = load_encoder(model, weights, checkpoint_key="encoder", **options)
     keys = (context.checkpoint_key, target.checkpoint_key)
-    return _finished(target, context.module, predictor, keys)
+    return _forecaster(target, context.module, predictor, keys)
 
 
-def _finished(target: Encoder, context: nn.Module, predictor: nn.Module, keys) -> Forecaster:
+def _forecaster(target: Encoder, context: nn.Module, predictor: nn.Module, keys) -> Forecaster:
     digest = hashlib.sha256(target.weights_sha256.encode())
     for module in (context, predictor):
         for name, tensor in sorted(module.state_dict().items()):
