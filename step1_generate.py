@@ -31,7 +31,7 @@ from constants import DATA_DIR, INTPHYS_MINI_ROOT, RESOLUTION, STIMULUS_GRIDS, S
 from pez.cli import COUNT, PROCESSES, SEED, Number, Parser, run_script
 from pez.errors import UserError
 from pez.machine import available_cores
-from pez.shards import Shard, add_shard_arguments, check_shard, whose
+from pez.shards import Shard, add_shard_arguments, check_shard, shard_options
 from pez.stimuli.backends import BACKENDS, CYCLES_DEVICES, KubricOptions
 from pez.stimuli.clipset import read_clip_set, shards_of
 from pez.stimuli.conditions import SETS, START_POSITIONS
@@ -142,7 +142,7 @@ def make_mini(args, shard: Shard) -> None:
     outcome = write_mini_set(root, settings, args.scenes_per_block, args.workers, args.overwrite, shard)
     print(f"{MINI}: {len(outcome.scenes)} scenes of 4 movies in {root} ({outcome.rendered} rendered now)\n  {NOTICE}")
     if outcome.missing:
-        return print(f"  {len(outcome.missing)} of them are still to come{whose(root, outcome.missing)}")
+        return print(f"  {len(outcome.missing)} of them are still to come{shard_options(root, outcome.missing)}")
     for path in write_mini_previews(root):
         print(f"  look at {path}")
     return None

@@ -28,11 +28,11 @@ from pez.encoder.flops import flops_per_clip
 from pez.encoder.listing import listing
 from pez.encoder.pooling import POOLINGS, PREFIX
 from pez.encoder.protocol import Encoder
-from pez.encoder.sources import ClipSource, Sampling, ball_source, folder_source, told
+from pez.encoder.sources import ClipSource, Sampling, ball_source, folder_source, remark_lines
 from pez.encoder.windows import WINDOW_POOLINGS, pool_windows
 from pez.errors import UserError
 from pez.files import write_csv
-from pez.shards import add_shard_arguments, check_shard, whose
+from pez.shards import add_shard_arguments, check_shard, shard_options
 from pez.store import CAPTURES
 
 RATE = Number(float, above=0, sane=100_000)  # frames a second
@@ -93,7 +93,7 @@ def find_sources(args) -> list[ClipSource]:
         raise UserError("--window-pooling is for --window: give it too, or leave both out")
     if args.clips is not None:
         source = folder_source(args.clips, args.num_frames, args.frame_pattern, args.skip_unreadable, sampling)
-        print(f"{args.clips}: {len(source.clips)} clips", *told(source), sep="\n  ")
+        print(f"{args.clips}: {len(source.clips)} clips", *remark_lines(source), sep="\n  ")
         if (source.left_out["clip_id"] != "").any():
             table = args.output_root / f"{source.name}_left_out.csv"
             if not table.is_file() or table.read_text(encoding="utf-8") != source.left_out.to_csv(index=False):
@@ -161,7 +161,7 @@ def extract(args, source: ClipSource, encoder: Encoder, root: Path, changes: dic
     if speed.clips:
         print(f"  {speed.text(flops_per_clip(encoder, source.n_frames, dtype))}")
     if missing := store.missing_shards():
-        print(f"  {len(missing)} of the shards are still to come{whose(store.directory, missing)}")
+        print(f"  {len(missing)} of the shards are still to come{shard_options(store.directory, missing)}")
     elif args.window_pooling != "none":
         store = pool_windows(store, pooled, args.window_pooling, args.overwrite)
         print(f"{len(store.clips)} videos, {args.window_pooling} of their windows: {store.directory}")

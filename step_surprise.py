@@ -185,26 +185,26 @@ def run(
     for seed in range(1, args.control_seeds + 1):
         control = forecaster.random_like(seed + 1000)  # --weights random is of another seed
         fill(table, control, dataset, movies, windows, **passes, control=RANDOM_WEIGHTS, seed=seed)
-    found = table.table()
-    asked = found[(found["control"] != RANDOM_WEIGHTS) | (found["control_seed"] <= args.control_seeds)]
+    rows = table.table()
+    asked = rows[(rows["control"] != RANDOM_WEIGHTS) | (rows["control_seed"] <= args.control_seeds)]
     results = {"over": args.over, "settings": settings, "forecaster": described, "probe": probe}
     written = write_results(args.results_dir, args.run_name, by_movie(asked, movies), dataset, **results)
     if args.leaderboard is not None:
         clips, task = (held_out, HELD_OUT) if len(held_out) else (movies, MAIN)
-        written.append(leaderboard(args.leaderboard, found, movies, clips["clip_id"].tolist(), task))
+        written.append(leaderboard(args.leaderboard, rows, movies, clips["clip_id"].tolist(), task))
     return written
 
 
 def report(path: Path, over: str) -> None:
     """Print the overall scores."""
     table = pd.read_csv(path).fillna({"control": ""})
-    said = {"relative_accuracy": "relative", "pairwise_accuracy": "pairwise", STRICT: "strict pairs", "auc": "AUC"}
+    labels = {"relative_accuracy": "relative", "pairwise_accuracy": "pairwise", STRICT: "strict pairs", "auc": "AUC"}
     for row in table[(table["subtask"] == OVERALL) & (table["over"] == over)].to_dict("records"):
         name = f"{row['control']} {row['control_seed']}" if row["control"] else "predictor"
         scores = [
             f"{words} {row[metric]:.3f}"
             + (f" [{row[f'{metric}_low']:.3f}, {row[f'{metric}_high']:.3f}]" if pd.notna(row[f"{metric}_low"]) else "")
-            for metric, words in {**said, "clip_accuracy": "clips"}.items()
+            for metric, words in {**labels, "clip_accuracy": "clips"}.items()
         ]
         print(f"{name:18s} {over} over windows: {'   '.join(scores)}")
 

@@ -215,7 +215,7 @@ def _held(directory: Path, kind: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], quietly: bool = False) -> Iterator[None]:
-    """Hold the file `path` for this process, once whoever holds it lets go; unless `quietly`, a wait is told."""
+    """Hold the file `path`, once no other process holds it; prints that it waits, unless `quietly`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as lock:

@@ -253,18 +253,18 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def first_difference(there: dict[str, Any], wanted: dict[str, Any], within: str = "") -> tuple[str, Any, Any] | None:
-    """(name, value there, value wanted) of the first setting in which two files differ; names of nested ones dotted.
+def first_difference(recorded: dict[str, Any], wanted: dict[str, Any], within: str = "") -> tuple[str, Any, Any] | None:
+    """(name, recorded value, wanted value) of the first setting that differs; names of nested settings are dotted.
 
-    A fingerprint says least of what is different, so it comes last.
+    A fingerprint says least about the difference, so it comes last.
     """
-    names = dict.fromkeys([*wanted, *there])
+    names = dict.fromkeys([*wanted, *recorded])
     for name in sorted(names, key=lambda name: name in ("fingerprint", "content")):
-        held, asked = there.get(name), wanted.get(name)
+        held, asked = recorded.get(name), wanted.get(name)
         if isinstance(held, dict) and isinstance(asked, dict):
-            found = first_difference(held, asked, f"{within}{name}.")
-            if found is not None:
-                return found
+            difference = first_difference(held, asked, f"{within}{name}.")
+            if difference is not None:
+                return difference
         elif held != asked:
             return f"{within}{name}", held, asked
     return None

@@ -1,7 +1,7 @@
 """Shards: one step's work split over processes that share nothing but the output folder.
 
 Shard I of N takes items I, I + N, I + 2 N, ... of a list that every process makes the same way, so shards are disjoint
-and cover it without a word between them. They may run in any order, twice, or die: every item is a file (or folder)
+and cover it without any communication. They may run in any order, twice, or die: every item is a file (or folder)
 that appears whole, and is made the same whoever makes it. A shard writes under
 
     <folder>/.lock               held shared by shards, alone by a run of the whole: neither starts beside the other
@@ -98,16 +98,16 @@ def holding(directory: str | Path, shard: Shard = WHOLE) -> Iterator[None]:
 
 
 def describing(directory: str | Path, shard: Shard) -> contextlib.AbstractContextManager[None]:
-    """Hold the right to look at and write what describes a folder as a whole, for a moment, beside other shards."""
+    """Hold, for a moment, the right to read and write the files that describe a whole folder; other shards may run."""
     if shard.is_whole:
         return contextlib.nullcontext()  # it holds the folder anyway
     return locked(Path(directory) / FOLDER / "describing", quietly=True)
 
 
-def whose(directory: str | Path, missing: Sequence[int]) -> str:
-    """Which shards have the items numbered `missing`, in words for an error; empty if the folder was never sharded."""
+def shard_options(directory: str | Path, missing: Sequence[int]) -> str:
+    """Options of the shards that make the items `missing`, for a message; empty if the folder was never sharded."""
     names = [path.name for path in (Path(directory) / FOLDER).glob("*-of-*")]
-    counts = {int(found[1]) for name in names if (found := re.fullmatch(r"\d+-of-(\d+)", name))}
+    counts = {int(match[1]) for name in names if (match := re.fullmatch(r"\d+-of-(\d+)", name))}
     if len(counts) != 1:
         return ""
     (count,) = counts

@@ -48,7 +48,7 @@ from pez.files import (
 )
 from pez.records import FeatureRecord, first_difference, read_record
 from pez.runs import provenance
-from pez.shards import FOLDER, WHOLE, Shard, own_share, whose
+from pez.shards import FOLDER, WHOLE, Shard, own_share, shard_options
 from pez.tables import STORE_CLIPS, STORE_FRAMES, Schema, first_words, read_parquet, unchecked_parquet
 
 CAPTURES = ("resid_pre", "resid_post")
@@ -115,7 +115,7 @@ class FeatureStore:
             store._write_tables(tables)
             return store
         described = read_record(directory / "features.json", FeatureRecord)
-        _tell_of_earlier_version(directory, described["settings"])
+        _note_earlier_version(directory, described["settings"])
         settings = as_recorded(described["settings"], settings)
         if different := first_difference(described["settings"], dict(sorted(settings.items()))):
             name, held, asked = different
@@ -125,8 +125,8 @@ class FeatureStore:
             )
         store = cls(directory, settings, clips, writer)
         remove_partial(directory / "shards", writer.owner)
-        there = [shard for shard in range(store.n_shards) if store.shard_path(shard).is_file()]
-        store._stale = {shard for shard in there if not store._is_of_these_clips(shard)}
+        existing = [shard for shard in range(store.n_shards) if store.shard_path(shard).is_file()]
+        store._stale = {shard for shard in existing if not store._is_current(shard)}
         same = all(_holds_table(directory / name, table) for name, table in tables.items())
         if not same or not _tables_as_recorded(directory, described):
             if store._stale:
@@ -135,11 +135,11 @@ class FeatureStore:
                 store._write_tables(tables)
         own = store._stale.intersection(store.own_shards())
         if own:
-            print(f"{directory}: frames of {len(own)} of {len(there)} shards have changed; they are made again")
+            print(f"{directory}: frames of {len(own)} of {len(existing)} shards have changed; they are made again")
         return store
 
     def _write_tables(self, tables: dict[str, pd.DataFrame]) -> None:
-        """Write the tables, then what says that they are there, with their checksums."""
+        """Write the tables, then features.json with their checksums."""
         for name, table in tables.items():
             if not _holds_table(self.directory / name, table):
                 write_parquet(self.directory / name, table)
@@ -160,18 +160,18 @@ class FeatureStore:
         if not (directory / "features.json").is_file():
             return None
         described = read_record(directory / "features.json", FeatureRecord)
-        there = described["settings"]
-        settings = as_recorded(there, settings)
-        if there != settings or not _tables_as_recorded(directory, described):
+        recorded = described["settings"]
+        settings = as_recorded(recorded, settings)
+        if recorded != settings or not _tables_as_recorded(directory, described):
             return None
         store = cls(directory, settings, clips)
         if store.missing_shards() or not _holds_table(directory / "clips.parquet", clips):
             return None
         if frames is not None and not _holds_table(directory / "frames.parquet", frames):
             return None
-        if not all(map(store._is_of_these_clips, range(store.n_shards))):
+        if not all(map(store._is_current, range(store.n_shards))):
             return None
-        _tell_of_earlier_version(directory, there)
+        _note_earlier_version(directory, recorded)
         return store
 
     @classmethod
@@ -195,7 +195,8 @@ class FeatureStore:
         if missing:
             raise UserError(
                 f"{directory}: {len(missing)} of {store.n_shards} shards are missing (first {missing[0]}): rerun the "
-                f"step2_extract.py command that made it{whose(directory, missing)}; it extracts only what is missing"
+                f"step2_extract.py command that made it{shard_options(directory, missing)}; it extracts only "
+                "what is missing"
             )
         return store
 
@@ -261,14 +262,14 @@ class FeatureStore:
         content = clips["content"].tolist() if "content" in clips else None
         return fingerprint({"settings": self.settings, "clips": clips["clip_id"].tolist(), "content": content})
 
-    def _is_of_these_clips(self, shard: int) -> bool:
+    def _is_current(self, shard: int) -> bool:
         """Whether a shard's header can be read and says that it is of the store's settings and clips."""
         try:
             with _opened(self.shard_path(shard)) as (_, header):
-                found = header.get("fingerprint")
+                recorded = header.get("fingerprint")
         except UserError:
             return False
-        return bool(found == self._fingerprint(shard))
+        return bool(recorded == self._fingerprint(shard))
 
     def write_shard(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write one shard's tensors (see `tensor_name`), atomically.
@@ -288,7 +289,7 @@ class FeatureStore:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         header = {"fingerprint": self._fingerprint(shard), "checksums": _checksums(contiguous)}
         metadata = {"shard": json.dumps(header)}  # one entry: several have no fixed order on disk
-        if self._due:  # what is there was whole until now
+        if self._due:  # until now the old tables and shards were a whole store
             self._write_tables(self._due)
             self._due = {}
         with atomic_path(self.shard_path(shard), self.writer.owner) as temporary:
@@ -301,21 +302,21 @@ class FeatureStore:
     def check(self, capture: str, pooling: str | None = None) -> str:
         """Check that this store has `capture` and `pooling` and return the pooling.
 
-        With `pooling` None the store's only one is meant. Raises UserError naming what there is.
+        With `pooling` None the store's only one is meant. Raises UserError naming what the store has.
         """
         if capture not in self.settings["captures"]:
-            there = ", ".join(self.settings["captures"])
+            captures = ", ".join(self.settings["captures"])
             raise UserError(
-                f"{self.directory} holds capture {there}, not {capture}: extract it with --capture {capture}"
+                f"{self.directory} holds capture {captures}, not {capture}: extract it with --capture {capture}"
             )
-        there = self.settings["poolings"]
-        if pooling is None and len(there) > 1:
-            raise UserError(f"{self.directory} holds several poolings: choose one with --pooling ({', '.join(there)})")
-        if pooling is not None and pooling not in there:
+        names = self.settings["poolings"]
+        if pooling is None and len(names) > 1:
+            raise UserError(f"{self.directory} holds several poolings: choose one with --pooling ({', '.join(names)})")
+        if pooling is not None and pooling not in names:
             raise UserError(
-                f"{self.directory} holds pooling {', '.join(there)}, not {pooling}: extract it with --pooling {pooling}"
+                f"{self.directory} holds pooling {', '.join(names)}, not {pooling}: extract it with --pooling {pooling}"
             )
-        return pooling or there[0]
+        return pooling or names[0]
 
     def layer(self, capture: str, pooling: str, layer: int, clip_ids: Iterable[str] | None = None) -> torch.Tensor:
         """Features of one layer, [clips, width] or [clips, patches, width], in the stored precision.
@@ -377,16 +378,16 @@ def _checksums(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A shard to read, and its header: `fingerprint` and, unless an earlier version wrote it, `checksums` by tensor
-    name; empty if it is not to be understood. UserError for a damaged one."""
+    name; empty if it cannot be understood. UserError for a damaged one."""
     if not path.is_file():  # a pipe would never answer
         raise UserError(f"{path} cannot be read (it is no file): {_AGAIN}")
     try:
         with safe_open(path, framework="pt") as reader:
-            found = reader.metadata() or {}
-            header = {"fingerprint": found.get("fingerprint")}  # of an earlier version
-            if "shard" in found:
+            metadata = reader.metadata() or {}
+            header = {"fingerprint": metadata.get("fingerprint")}  # of an earlier version
+            if "shard" in metadata:
                 try:
-                    header = json.loads(found["shard"])
+                    header = json.loads(metadata["shard"])
                 except ValueError:
                     header = {}
                 if not (isinstance(header, dict) and isinstance(header.get("checksums"), dict)):
@@ -424,10 +425,10 @@ def clear(directory: Path) -> None:
 def open_stores(feature_root: str | os.PathLike[str]) -> dict[str, FeatureStore]:
     """Every clip set's store under a feature root, by set name; UserError if there is none."""
     root = Path(feature_root)
-    found = {path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/features.json"))}
-    if not found:
+    stores = {path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/features.json"))}
+    if not stores:
         raise UserError(f"no features under {root}: make them with `python step2_extract.py --output-root {root} ...`")
-    return found
+    return stores
 
 
 def _disk_error(error: SafetensorError, path: Path) -> Exception:
@@ -438,13 +439,13 @@ def _disk_error(error: SafetensorError, path: Path) -> Exception:
     return error
 
 
-def as_recorded(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """`wanted` without what the version that made a store `there` did not record yet."""
-    return wanted if "encoder" in there else {key: value for key, value in wanted.items() if key != "encoder"}
+def as_recorded(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """`wanted` without the settings that an earlier version, which wrote `recorded`, did not record yet."""
+    return wanted if "encoder" in recorded else {key: value for key, value in wanted.items() if key != "encoder"}
 
 
-def _tell_of_earlier_version(directory: Path, there: dict[str, Any]) -> None:
-    if "encoder" not in there:
+def _note_earlier_version(directory: Path, recorded: dict[str, Any]) -> None:
+    if "encoder" not in recorded:
         print(
             f"{directory}: made by an earlier version, which did not record heads, patch size and the like: they are "
             "taken to be those of now"
@@ -453,8 +454,7 @@ def _tell_of_earlier_version(directory: Path, there: dict[str, Any]) -> None:
 
 def _holds_table(path: Path, table: pd.DataFrame) -> bool:
     try:
-        there: bool = unchecked_parquet(path, "").equals(table)
-        return there
+        return bool(unchecked_parquet(path, "").equals(table))
     except UserError:  # missing or damaged
         return False
 

@@ -13,7 +13,7 @@ from inputs import coded, numbers_in, write_film
 
 from pez.encoder import frames
 from pez.encoder.frames import look_at_film, read_frames
-from pez.encoder.sources import folder_source, told
+from pez.encoder.sources import folder_source, remark_lines
 from pez.errors import UserError
 from pez.sampling import even_indices
 
@@ -128,7 +128,7 @@ def test_a_variable_rate_is_sampled_in_time_and_the_table_tells_it(tmp_path):
     assert [float(second) for second in even["frame_times_s"].split()] == pytest.approx(
         [index / 50 for index in even_indices(32, 16)], abs=1e-4
     )
-    assert told(source) == ["variable frame rate, sampled evenly in time: 1 clip (film)"]
+    assert remark_lines(source) == ["variable frame rate, sampled evenly in time: 1 clip (film)"]
 
 
 SIGNS = (1, -1)
@@ -250,7 +250,7 @@ def test_a_cover_picture_is_not_the_film(tmp_path):
 def test_interlaced_films_are_said(tmp_path):
     write_film(tmp_path / "mine" / "film.mpg", "mpeg2video", options={"flags": "+ildct+ilme"})
     write_film(tmp_path / "mine" / "plain.mpg", "mpeg2video")
-    assert told(folder_source(tmp_path / "mine", 16)) == [
+    assert remark_lines(folder_source(tmp_path / "mine", 16)) == [
         "interlaced, both fields are read as one frame: 1 clip (film)"
     ]
 

@@ -17,7 +17,7 @@ import step2_extract
 from pez.cli import run_script
 from pez.encoder import folders
 from pez.encoder.frames import read_frames
-from pez.encoder.sources import folder_source, told
+from pez.encoder.sources import folder_source, remark_lines
 from pez.errors import UserError
 from pez.sampling import even_indices
 from pez.store import open_stores
@@ -57,7 +57,7 @@ def test_frames_come_in_the_order_in_which_people_count(tmp_path, names):
     write_pictures(tmp_path / "mine" / "clip", {name: number for number, name in shuffled})
     source = folder_source(tmp_path / "mine", 16)
     assert frames_of(source) == {"clip": even_indices(100, 16)}
-    assert told(source) == []
+    assert remark_lines(source) == []
     row = source.clips.iloc[0]
     assert row["frame_indices"] == " ".join(map(str, even_indices(100, 16))) and row["n_frames_there"] == 100
     assert row["frame_times_s"] == "" and np.isnan(row["frames_per_second"])
@@ -75,7 +75,7 @@ def test_gaps_in_the_numbering_are_said(tmp_path):
     write_pictures(tmp_path / "mine" / "tenths", {f"frame_{i}.png": i for i in range(0, 160, 10)})
     source = folder_source(tmp_path / "mine", 16)
     assert frames_of(source)["clip"] == [there[index] for index in even_indices(37, 16)]
-    assert told(source) == ["numbers of frames jump (6 to 9, 29 to 31): 1 clip (clip)"]
+    assert remark_lines(source) == ["numbers of frames jump (6 to 9, 29 to 31): 1 clip (clip)"]
 
 
 def kubric_folder(folder, n_frames: int = 24):
@@ -94,7 +94,7 @@ def test_of_kubric_s_own_output_the_colours_are_read_and_that_is_said(tmp_path):
     kubric_folder(tmp_path / "mine" / "scene_1")
     source = folder_source(tmp_path / "mine", 16)
     assert frames_of(source) == {f"scene_{i}": even_indices(24, 16) for i in range(2)}
-    lines = told(source)
+    lines = remark_lines(source)
     assert lines[0] == "Kubric's output: rgba_* is read, its other layers are not: 2 clips (scene_0, scene_1)"
     assert any(line.startswith("left out, beside a numbered series of pictures: 288 entries") for line in lines)
     assert any(line.startswith("left out, files .json are not read: 2 entries") for line in lines)

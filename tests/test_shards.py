@@ -28,7 +28,7 @@ from pez.errors import UserError
 from pez.files import atomic_path, exclusive, locked
 from pez.machine import available_cores
 from pez.movies import dataset_at
-from pez.shards import WHOLE, Shard, check_shard, holding, own_share, whose
+from pez.shards import WHOLE, Shard, check_shard, holding, own_share, shard_options
 from pez.stimuli.clipset import read_clip_set
 from pez.stimuli.generate import set_settings, write_clip_set
 from pez.stimuli.intphys_mini import mini_settings, write_mini_set
@@ -127,13 +127,13 @@ def test_a_folder_that_another_process_puts_there_meanwhile_is_replaced(tmp_path
 
 
 def test_whose_names_the_shards_of_missing_items(tmp_path):
-    assert whose(tmp_path, [0, 1]) == ""
+    assert shard_options(tmp_path, [0, 1]) == ""
     with holding(tmp_path, Shard(4, 3)):
         pass
-    assert whose(tmp_path, [1, 5, 6]) == " (--num-shards 4: --shard-index 1, 2)"
+    assert shard_options(tmp_path, [1, 5, 6]) == " (--num-shards 4: --shard-index 1, 2)"
     with holding(tmp_path, Shard(3, 0)):  # of which of the two should it be said?
         pass
-    assert whose(tmp_path, [1, 5, 6]) == ""
+    assert shard_options(tmp_path, [1, 5, 6]) == ""
 
 
 def test_cores_are_those_that_a_shard_was_given(monkeypatch):

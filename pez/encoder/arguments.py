@@ -88,7 +88,7 @@ def encoder_from_arguments(args: argparse.Namespace) -> Encoder:
 def pass_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of pez.encoder.extract.extract_features that the options decide.
 
-    Who asks for float32 by name gets it on disk as well; float16 would round patches by up to 5e-4.
+    A user who asks for float32 by name also gets it on disk; float16 would round patches by up to 5e-4.
     """
     names = ("transform", "frame_order", "dtype", "batch_size", "workers")
     store_dtype = args.store_dtype or ("float32" if args.dtype == "float32" else "auto")

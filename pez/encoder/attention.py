@@ -1,9 +1,8 @@
 """The attention inside an encoder's blocks, read or masked while a context lasts.
 
-Blocks of transformers' models look their attention function up by the name in their configuration, on every call. Here
-a function of ours is registered once under a name of its own; inside `attention_plans` the configurations say that
-name, afterwards what they said before. No class is patched, and a block that is only read computes what it always did,
-to the bit.
+Blocks of transformers' models look their attention function up by the name in their configuration, on every call. This
+module registers one function under a name of its own. Inside `attention_plans` the configurations have that name;
+afterwards they have their earlier one. No class is patched. A block that is only read computes the same bits as ever.
 
     with attention_plans(encoder, {8: Plan(receive=collect), 9: Plan(keep=mask, silent=empty)}):
         encoder.forward(frames)
@@ -74,7 +73,7 @@ def _config(module: nn.Module) -> PreTrainedConfig:
 
 def attention_modules(encoder: Encoder) -> list[nn.Module]:
     """Each block's attention; UserError for an encoder whose attention does not go through transformers' interface."""
-    found = []
+    modules = []
     for block in encoder.blocks:
         own = [
             module
@@ -87,8 +86,8 @@ def attention_modules(encoder: Encoder) -> list[nn.Module]:
                 f"the attention of {encoder.title or type(encoder).__name__} is not accessible: it does not go through "
                 "transformers' attention interface (or is set to eager): use a V-JEPA 2 encoder, as it is loaded here"
             )
-        found += own
-    return found
+        modules += own
+    return modules
 
 
 @contextlib.contextmanager
@@ -137,8 +136,8 @@ def run_from(
 ) -> torch.Tensor:
     """Blocks `state`, `state` + 1, ... on h_state [B, tokens, width]; `receive(i, h_i)` of each; returns the last.
 
-    What blocks other than those of V-JEPA 2 need beside the state is not known here; whoever calls checks once that
-    this gives what a whole pass does.
+    Blocks of other families than V-JEPA 2 may need more than the state. The caller checks once that the result equals
+    that of a whole pass.
     """
     for number in range(state, encoder.depth):
         output = encoder.blocks[number](hidden)

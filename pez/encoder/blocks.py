@@ -46,7 +46,7 @@ class OwnPatches(VJEPA2PatchEmbeddings3D):
     """[B, 3, T, H, W] -> [B, tokens, width], as transformers' VJEPA2PatchEmbeddings3D."""
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Frames that are no whole number of patches are transformers' business."""
+        """transformers' own forward takes frames that are no whole number of patches."""
         proj, kind = self.proj, pixel_values_videos.device.type
         sizes = cast(tuple[int, int, int], proj.kernel_size)
         whole = all(length % size == 0 for length, size in zip(pixel_values_videos.shape[2:], sizes))
@@ -68,8 +68,8 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
     def forward(
         self, hidden_states: torch.Tensor, position_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, ...]:
-        """Training, tokens that are left out, and attention or MLPs that are read (attention.py) are transformers'
-        business."""
+        """transformers' own forward runs in training, where tokens are left out, and where attention or MLPs are read
+        (attention.py)."""
         attention, kind = self.attention, hidden_states.device.type
         plain = position_mask is None and attention.config._attn_implementation == "sdpa" and not _hooked(self)
         if not plain or attention.proj.weight.requires_grad or self.training:
@@ -83,7 +83,7 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
     def _exact(self, hidden: torch.Tensor) -> torch.Tensor:
         attention = self.attention
         n_tokens, device = hidden.shape[1], hidden.device
-        cos, sin = self._made(("whole", n_tokens, device), lambda: _cos_sin(attention, n_tokens, device))
+        cos, sin = self._table(("whole", n_tokens, device), lambda: _cos_sin(attention, n_tokens, device))
         x = self.norm1(hidden)
         query, key, value = (
             part(x).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
@@ -112,7 +112,8 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
         return hidden + F.linear(self.mlp.activation(F.linear(x, *kept["fc1"])), *kept["fc2"]).float()
 
     def _weights(self, dtype: torch.dtype) -> dict[str, Weights]:
-        """Weights and biases of the products in `dtype`, made once; queries and keys with channels as `_halves` has."""
+        """Weights and biases of the products in `dtype`, cast once; queries and keys have their channels as in
+        `_halves`."""
         attention = self.attention
         place = dtype, attention.proj.weight.device
         if place not in self.kept:
@@ -124,34 +125,33 @@ class OwnLayer(VJEPA2Layer):  # type: ignore[no-untyped-call]  # transformers gi
                 every = {"qkv": (weight, bias)}
                 for name, module in (("proj", attention.proj), ("fc1", self.mlp.fc1), ("fc2", self.mlp.fc2)):
                     every[name] = (module.weight, module.bias)
-                made = {
+                weights = {
                     name: cast(Weights, tuple(None if own is None else own.detach().to(dtype) for own in pair))
                     for name, pair in every.items()
                 }
-            if isinstance(made["proj"][0], FakeTensor):  # where operations are only counted
-                return made
-            self.kept[place] = made
+            if isinstance(weights["proj"][0], FakeTensor):  # where operations are only counted
+                return weights
+            self.kept[place] = weights
         return self.kept[place]
 
     def _halves(self, n_tokens: int, like: torch.Tensor, dtype: torch.dtype) -> Pair:
-        """`_cos_sin` in `dtype` for channels in another order, [tokens, 1, channels]: first those that are first of a
-        pair, then those that are second, so that a rotation swaps halves. Products of queries and keys do not change
-        with it."""
+        """`_cos_sin` in `dtype`, [tokens, 1, channels], with channels in another order: first the first of every pair,
+        then the second of every pair. A rotation then swaps halves. Products of queries and keys stay the same."""
 
         def make() -> Pair:
             order = _order(self.attention).to(like.device)
             cos, sin = _cos_sin(self.attention, n_tokens, like.device)
             return cos[:, None, order].to(dtype), sin[:, None, order].to(dtype)
 
-        return self._made((dtype, n_tokens, like.device), make)
+        return self._table((dtype, n_tokens, like.device), make)
 
-    def _made(self, place: _Place, make: Callable[[], Pair]) -> Pair:
+    def _table(self, place: _Place, make: Callable[[], Pair]) -> Pair:
         if place not in self.tables:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(place[-1].type, enabled=False):
-                made = make()
-            if isinstance(made[0], FakeTensor):
-                return made
-            self.tables[place] = made
+                table = make()
+            if isinstance(table[0], FakeTensor):
+                return table
+            self.tables[place] = table
         return self.tables[place]
 
 

@@ -70,11 +70,11 @@ def replaced_states(
     def hook(state: int) -> Hook:
         def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            there = layout.grid(hidden, n_tubelets)
-            put = changes[state](there)
-            if put.shape != there.shape:
-                raise ValueError(f"state {state} has shape {list(there.shape)}, its change gives {list(put.shape)}")
-            hidden = layout.with_grid(hidden, put.to(hidden.dtype))
+            patches = layout.grid(hidden, n_tubelets)
+            new = changes[state](patches)
+            if new.shape != patches.shape:
+                raise ValueError(f"state {state} has shape {list(patches.shape)}, its change gives {list(new.shape)}")
+            hidden = layout.with_grid(hidden, new.to(hidden.dtype))
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return replace

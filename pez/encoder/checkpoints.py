@@ -95,7 +95,7 @@ def reason(error: Exception) -> str:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether it is in torch's format since 1.6, which alone can be mapped; ValueError if in none of torch's."""
+    """Whether a file is in torch's format since 1.6, the only one to map; ValueError if it is in none of torch's."""
     with path.open("rb") as stream:
         start = stream.read(2)
     if start != b"PK" and not start.startswith(pickle.PROTO):
@@ -119,7 +119,7 @@ class Entry:
 
     @property
     def name(self) -> str | None:
-        """What --checkpoint-key calls it; None for a file that is nothing else."""
+        """What --checkpoint-key calls it; None if the file is this network and nothing else."""
         prefix = list(self.prefix)
         while prefix and prefix[-1] in WRAPPERS:
             prefix.pop()
@@ -144,27 +144,27 @@ def entries(content: Any, keys: tuple[str, ...] = ()) -> list[Entry]:
         return []
     if any(isinstance(value, torch.Tensor) for value in content.values()):
         return list(_networks(content, keys))
-    found = []
+    networks = []
     if len(keys) < _DEEPEST:
         for key, value in content.items():
             if isinstance(key, str):
-                found += entries(value, (*keys, key))
-    return found
+                networks += entries(value, (*keys, key))
+    return networks
 
 
 def _networks(state: dict[str, Any], keys: tuple[str, ...]) -> Iterator[Entry]:
-    """The networks of one state dict: whatever stands before a patch embedding; else all of it."""
+    """The networks of one state dict: one per prefix of a patch embedding's name; without such a name, all of it."""
     names = [str(name) for name in state]
-    found = {
+    prefixes = {
         name[: -len(end)]
         for name in names
         for end in (_PATCHES_HUGGING_FACE, _PATCHES)
         if name == end or name.endswith(f".{end}")
     }
-    for prefix in sorted(found, key=lambda prefix: next(i for i, name in enumerate(names) if name.startswith(prefix))):
+    for prefix in sorted(prefixes, key=lambda each: next(i for i, name in enumerate(names) if name.startswith(each))):
         tensors = {name[len(prefix) :]: value for name, value in zip(names, state.values()) if name.startswith(prefix)}
         yield Entry(keys, tuple(prefix.split(".")[:-1]), tensors)
-    if not found and len(keys) <= 1:  # what is deeper is an optimizer's
+    if not prefixes and len(keys) <= 1:  # what is deeper is an optimizer's
         yield Entry(keys, (), {_bare(name): value for name, value in zip(names, state.values())})
 
 
@@ -175,29 +175,29 @@ def _bare(name: str) -> str:
 
 
 def entry_called(content: Any, key: str, path: str | Path) -> Entry:
-    """The entry that --checkpoint-key names; UserError with those there are, if none or several are meant."""
-    there = entries(content)
-    for found in (
-        [entry for entry in there if entry.matches(key)],
-        [entry for entry in there if entry.is_called(key)],
+    """The entry that --checkpoint-key names; UserError that lists the entries, if none or several are meant."""
+    candidates = entries(content)
+    for meant in (
+        [entry for entry in candidates if entry.matches(key)],
+        [entry for entry in candidates if entry.is_called(key)],
     ):
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"{path} has several entries {key!r}: choose one with --checkpoint-key, of {names(found)}")
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            raise UserError(f"{path} has several entries {key!r}: choose one with --checkpoint-key, of {names(meant)}")
     raise no_entry(content, key, path)
 
 
 def no_entry(content: Any, key: str, path: str | Path) -> UserError:
-    """The error that says which entries there are."""
-    there = entries(content)
-    if not there:
+    """The error that lists the entries of a file."""
+    candidates = entries(content)
+    if not candidates:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         return UserError(
             f"{path} has no entry {key!r}, only: {held or 'nothing'}; none holds tensors of an encoder: "
             "choose one with --checkpoint-key"
         )
-    return UserError(f"{path} has no entry {key!r}, only: {names(there)}; choose one with --checkpoint-key")
+    return UserError(f"{path} has no entry {key!r}, only: {names(candidates)}; choose one with --checkpoint-key")
 
 
 def names(of: Iterable[Entry]) -> str:
@@ -225,26 +225,26 @@ def checked(entry: Entry, path: str | Path) -> dict[str, torch.Tensor]:
 def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     """A tensor's name with each first part of a pair replaced by the second; a name starts after a dot."""
     name = f".{name}"
-    for there, here in pairs:
-        name = name.replace(there, here)
+    for old, new in pairs:
+        name = name.replace(old, new)
     return name[1:]
 
 
 def converted(
     tensors: Mapping[str, torch.Tensor], names: Iterable[tuple[str, str]], fused: Mapping[str, Sequence[str]]
 ) -> dict[str, torch.Tensor]:
-    """Tensors under other names (`names` as of `renamed`); one whose new name has a part that is in `fused` is cut into
-    equal tensors, under the names there in place of that part."""
-    found = {}
+    """Tensors under other names (`names` as in `renamed`). A tensor whose new name has a part that is a key of `fused`
+    is cut into equal tensors; in their names, the parts that `fused` lists take its place."""
+    state = {}
     for name, tensor in tensors.items():
         name = renamed(name, names)
         whole = next((part for part in fused if part in name), None)
         if whole is None:
-            found[name] = tensor
+            state[name] = tensor
         else:
             for part, chunk in zip(fused[whole], tensor.chunk(len(fused[whole])), strict=True):
-                found[name.replace(whole, part)] = chunk
-    return found
+                state[name.replace(whole, part)] = chunk
+    return state
 
 
 def check_fits(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: str | Path, mend: str) -> None:
@@ -278,7 +278,7 @@ def vit_spec(kind: Any, tensors: dict[str, torch.Tensor], heads: int | None, pat
         width, _, *tubelet, patch, across = tensors[_PATCHES].shape
         mlp = "w3.weight" if "blocks.0.mlp.w3.weight" in tensors else "fc2.weight"
         mlp_width = tensors[f"blocks.0.mlp.{mlp}"].shape[1]
-        depth = 1 + max(int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name)))
+        depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
     except (KeyError, ValueError, IndexError):
         dimensions = "2-D" if kind.title.startswith("DINO") else "3-D"
         raise UserError(

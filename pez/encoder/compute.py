@@ -30,24 +30,24 @@ def compiled(
 ) -> tuple[Encoder, str]:
     """`encoder` with its blocks compiled and "", or `encoder` itself and why not.
 
-    `run` makes the named states of a batch of the size to come. Blocks are compiled one by one, so that forward hooks
-    on them stay outside the graphs, and all share one compilation. What `run` makes with them is compared with what it
-    made without (`MOST_OFF`): other states, or none, are a reason too.
+    `run` computes the named states of a batch of the size to come. Blocks are compiled one by one, so that forward
+    hooks on them stay outside the graphs; all share one compilation. States of the compiled encoder are compared with
+    those of the other (`MOST_OFF`): states that differ, or are missing, are a reason too.
     """
     expected = run(encoder)
     # a shallow copy of the modules around the blocks, of the same weights
     blocks = {block: cast(nn.Module, torch.compile(block, backend=BACKEND)) for block in encoder.blocks}
     fast = dataclasses.replace(encoder, module=_with_modules(encoder.module, blocks))
     try:
-        found = run(fast)
+        states = run(fast)
     except RuntimeError as error:  # of torch._dynamo and its backends: no compiler, no Triton, a graph it cannot make
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return encoder, lines[0] if lines else type(error).__name__
-    off = {name: _share(found[name], expected[name]) for name in expected if name in found}
+    off = {name: _share(states[name], expected[name]) for name in expected if name in states}
     wrong = max(off, key=lambda name: off[name], default=None)
     if wrong is not None and off[wrong] > MOST_OFF[dtype]:
         return encoder, f"compiled, state {wrong} is off by {off[wrong]:.2g} of its size"
-    if set(found) != set(expected):
+    if set(states) != set(expected):
         return encoder, "compiled, the encoder does not call its hooks"
     return fast, ""
 
@@ -63,9 +63,9 @@ def _with_modules(module: nn.Module, others: dict[nn.Module, nn.Module]) -> nn.M
     return module
 
 
-def _share(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _share(state: torch.Tensor, expected: torch.Tensor) -> float:
     """The root mean square difference as a share of what is expected."""
-    off = (found.double() - expected.double()).square().mean() / expected.double().square().mean()
+    off = (state.double() - expected.double()).square().mean() / expected.double().square().mean()
     return float(off.sqrt().nan_to_num(nan=float("inf")))
 
 
@@ -142,9 +142,9 @@ class Speed:
     Seconds of the passes alone are taken on the device (CUDA events: nothing waits for them), seconds of everything
     from the first `start` to `finish`: with decoding, copies and writing.
 
-    What large matrix products reach in `dtype` is measured in turn with the passes (on a GPU, which would have to wait,
-    before and after them): on a machine that others use as well, a rate of another moment says nothing. Without `dtype`
-    there is no `text`.
+    The rate of large matrix products in `dtype` is measured between the passes (on a GPU, which would have to wait,
+    before and after them). On a machine that others use as well, a rate of another moment says nothing. Without
+    `dtype` there is no `text`.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None):

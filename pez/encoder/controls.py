@@ -116,13 +116,13 @@ def dense_flow(frames: torch.Tensor) -> torch.Tensor:
     """
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setFinestScale(0)
-    found = np.empty((len(frames), frames.shape[1] - 1, 2, *frames.shape[3:]), dtype=np.float32)
+    flows = np.empty((len(frames), frames.shape[1] - 1, 2, *frames.shape[3:]), dtype=np.float32)
     for clip, own in enumerate(frames.permute(0, 1, 3, 4, 2).cpu().numpy()):
         grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in own]
         for pair, (before, after) in enumerate(zip(grey, grey[1:])):
             flow = search.calc(before, after, None)  # type: ignore[call-overload]  # its stubs leave out None
-            found[clip, pair] = flow.transpose(2, 0, 1)
-    return torch.from_numpy(found)
+            flows[clip, pair] = flow.transpose(2, 0, 1)
+    return torch.from_numpy(flows)
 
 
 @dense_flow.register_fake
@@ -134,9 +134,10 @@ def _(frames: torch.Tensor) -> torch.Tensor:
 class _FlowTokens(nn.Module):
     """uint8 [B, T, 3, R, R] to the means of FLOW_CHANNELS over each tubelet's patches, [B, T / tubelet * patches, 5].
 
-    Of the flows between the frames of a tubelet the mean; where a tubelet is one frame, the flow that leads to it, and
-    of the first the one that leads on. `speed` is the length of the flow, (`cos`, `sin`) its unit vector times
-    speed^2 / (speed^2 + SLOW_PX^2): a linear probe of u and v alone cannot tell the direction apart from the speed.
+    A tubelet has the mean of the flows between its frames. A tubelet of one frame has the flow from the frame before
+    it, the first tubelet the flow to the next frame. `speed` is the length of the flow, (`cos`, `sin`) its unit vector
+    times speed^2 / (speed^2 + SLOW_PX^2): a linear probe of u and v alone cannot tell the direction apart from the
+    speed.
     """
 
     def __init__(self, layout: TokenLayout):

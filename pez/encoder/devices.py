@@ -8,13 +8,13 @@ import torch
 from pez.errors import UserError
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 def probe_device(name: str) -> str:
     """Where probes run if an encoder runs on device `name`: an Apple GPU (`mps`) has no float64, which they need."""
-    found = find_device(name)
-    return "cpu" if found.type == "mps" else str(found) if name == "auto" else name
+    device = find_device(name)
+    return "cpu" if device.type == "mps" else str(device) if name == "auto" else name
 
 
 def find_device(name: str) -> torch.device:
@@ -41,9 +41,9 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def in_halves(work: Callable[[list[Item]], list[Made]], items: list[Item], mend: str) -> list[Made]:
-    """What `work` makes of each of `items`, in halves where a GPU's memory runs out; UserError `mend` if it does
-    with one."""
+def in_halves(work: Callable[[list[Item]], list[Result]], items: list[Item], mend: str) -> list[Result]:
+    """Results of `work` for `items`, in halves where a GPU's memory runs out; UserError `mend` if it does with one
+    item."""
     try:
         return work(items)
     except RuntimeError as error:

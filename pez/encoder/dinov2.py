@@ -104,10 +104,10 @@ class DINOv2(HuggingFace):
     @classmethod
     def convert(cls, tensors: dict[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
         """transformers' names, the table of positions resampled."""
-        found = converted(_without_chunks(tensors), _NAMES, _FUSED)
-        if (table := found.get(_TABLE)) is not None:
-            found[_TABLE] = resampled(table, spec.resolution // spec.patch_size, has_registers=spec.registers > 0)
-        return {"embeddings.mask_token": torch.zeros(1, spec.width)} | found  # which no pass here reads
+        state = converted(_without_chunks(tensors), _NAMES, _FUSED)
+        if (table := state.get(_TABLE)) is not None:
+            state[_TABLE] = resampled(table, spec.resolution // spec.patch_size, has_registers=spec.registers > 0)
+        return {"embeddings.mask_token": torch.zeros(1, spec.width)} | state  # which no pass here reads
 
 
 class DINOv2WithRegisters(HuggingFace):

@@ -69,13 +69,13 @@ def extract_features(
         batch_size: clips a pass (default 2 on a CPU, 16 on a GPU); halves itself if a GPU's memory runs out.
         workers: decoding processes (default 1 on a CPU, up to 16 on a GPU; 0: decode in this process).
         overwrite: replace what the folder holds.
-        reuse_existing: be content with a complete store that holds these captures and poolings among others.
+        reuse_existing: accept a complete store that holds these captures and poolings among others.
         shard: the share of this process (pez/shards.py).
-        finish: after its own share do the others' in turn, waiting for those that are at work, so that the result is
-            complete.
+        finish: after its own share do the others in turn, so that the result is complete; waits where another process
+            is at work on one.
         compile_blocks: run compiled blocks if that works here, else say why not. The store records it, for the last
             digits of features change with it.
-        speed: is told of every batch; ask it afterwards how fast they went.
+        speed: measures every batch.
 
     Raises:
         UserError: the folder holds other features or another run writes to it; a clip cannot be read.
@@ -111,13 +111,13 @@ def extract_features(
                     _fill(store, encoder, source, batch_size, processes, speed)
                     break
                 except (RuntimeError, EOFError, ConnectionError) as error:
-                    # PyTorch raises the first anywhere in this process, when it notices a worker's end, of several
-                    # workers several times; the others come from a batch of that worker that was on its way
+                    # PyTorch raises a RuntimeError anywhere in this process when it notices that a worker ended, once
+                    # per worker; the other errors come from a batch that the worker was sending
                     if processes == 0 and not isinstance(error, RuntimeError):
                         raise
-                    told = _without_workers(error, store)
+                    warning = _worker_warning(error, store)
                     if processes != 0:
-                        print(told)
+                        print(warning)
         if not store.missing_shards():
             return FeatureStore.open(directory)
     return store
@@ -135,12 +135,12 @@ def _compiled(
     return fast, settings if why_not else {**settings, "compiled": True}
 
 
-def _without_workers(error: Exception, store: FeatureStore) -> str:
-    """What to say of a decoding process that died, if it is right to go on without; else raises."""
+def _worker_warning(error: Exception, store: FeatureStore) -> str:
+    """The line to print of a decoding process that died, if the run may go on without workers; else raises."""
     if not isinstance(error, RuntimeError):
         return "a decoding process died: going on as with --workers 0"
-    told = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause names the signal
-    reason = str(told).split(". ")[0].rstrip(".")
+    original = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause names the signal
+    reason = str(original).split(". ")[0].rstrip(".")
     if not reason.startswith("DataLoader worker"):
         raise error
     if any(signal in reason for signal in ("Segmentation fault", "Aborted", "Illegal instruction", "Floating point")):
@@ -212,19 +212,19 @@ def store_settings(
 
 
 def _holds(directory: Path, wanted: dict[str, Any], clips: pd.DataFrame) -> bool:
-    """Whether a store there was made the same way of the same frames, with the wanted captures, poolings and more."""
+    """Whether `directory` has a store of the same frames and settings, with at least the wanted captures, poolings."""
     if not (directory / "features.json").is_file():
         return False
-    there = read_record(directory / "features.json", FeatureRecord)["settings"]
-    wanted = as_recorded(there, wanted)
-    if there == wanted:
-        return False  # it may be incomplete: whoever plans it goes on with it
+    recorded = read_record(directory / "features.json", FeatureRecord)["settings"]
+    wanted = as_recorded(recorded, wanted)
+    if recorded == wanted:
+        return False  # it may be incomplete: `FeatureStore.plan` goes on with it
     several = ("captures", "poolings")
-    same = all(there.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
+    same = all(recorded.get(key) == value for key, value in wanted.items() if key not in (*several, "shard_clips"))
     columns = ["clip_id", "content"]
     table = read_parquet(directory / "clips.parquet", STORE_CLIPS).reindex(columns=columns)
     same &= set(table.itertuples(index=False, name=None)) == set(clips[columns].itertuples(index=False, name=None))
-    return same and all(set(wanted[key]) <= set(there[key]) for key in several)
+    return same and all(set(wanted[key]) <= set(recorded[key]) for key in several)
 
 
 def _fill(
@@ -316,14 +316,14 @@ def _batches(
             print(f"no decoding processes here ({error.strerror}): going on as with --workers 0")
             return started(0)
 
-    told = False
+    warned = False
     for batch in started(min(workers, len(batches))):  # nothing else refers to it: its workers end with the loop
         if isinstance(batch, Exception):
             raise batch
         if isinstance(batch, np.ndarray):
-            if not told:
+            if not warned:
                 print("shared memory, /dev/shm, is full: batches come through pipes, or try --workers 0")
-            batch, told = torch.from_numpy(batch), True
+            batch, warned = torch.from_numpy(batch), True
         yield batch
 
 

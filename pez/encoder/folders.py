@@ -23,7 +23,7 @@ KUBRIC_FRAMES, KUBRIC_OTHERS = "rgba_#", frozenset(f"{name}_#" for name in KUBRI
 
 
 @dataclass(frozen=True)
-class FoundClip:
+class FolderClip:
     """A clip of a folder: its film, or its pictures in time order; `class_folder` is empty without one."""
 
     clip_id: str
@@ -33,10 +33,10 @@ class FoundClip:
 
 
 @dataclass
-class FoundClips:
-    """What a folder holds: clips in natural order, remarks to be told, what is left out as (path, reason)."""
+class FolderContents:
+    """What a folder holds: clips in natural order, remarks to print, what is left out as (path, reason)."""
 
-    clips: list[FoundClip] = field(default_factory=list)
+    clips: list[FolderClip] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)  # what, of which clip
     left_out: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -52,55 +52,56 @@ def natural_key(name: str) -> tuple[list[int | str], str]:
     return [int(part) if number % 2 else part.casefold() for number, part in enumerate(parts)], name
 
 
-def find_clips(directory: Path, n_frames: int, frame_pattern: str | None = None) -> FoundClips:
+def find_clips(directory: Path, n_frames: int, frame_pattern: str | None = None) -> FolderContents:
     """Clips of a folder, by the rules above; `frame_pattern` is a glob that chooses the pictures of a clip folder.
 
     Raises UserError if two clips have one name, a clip has several series of pictures or several frame folders, or
     `directory` is itself a clip: it has no other, or a numbered series of at least `n_frames` pictures.
     """
-    found = FoundClips()
-    there = _Entries(directory, found)
-    inner = [folder for folder in there.folders if folder.name.casefold() in FRAME_FOLDERS and _pictures(folder)]
-    if inner and any(_pictures(folder) for folder in there.folders if folder not in inner):
-        raise _is_itself_a_clip(directory, f"its pictures are in {inner[0].name}/")
-    for entry in sorted([*there.films, *there.folders], key=lambda path: natural_key(path.name)):
-        if entry in there.films:
-            found.clips.append(FoundClip(as_text(entry.stem), "", entry, [entry]))
+    contents = FolderContents()
+    entries = _Entries(directory, contents)
+    inner = [folder for folder in entries.folders if folder.name.casefold() in FRAME_FOLDERS and _pictures(folder)]
+    if inner and any(_pictures(folder) for folder in entries.folders if folder not in inner):
+        raise _clip_error(directory, f"its pictures are in {inner[0].name}/")
+    for entry in sorted([*entries.films, *entries.folders], key=lambda path: natural_key(path.name)):
+        if entry in entries.films:
+            contents.clips.append(FolderClip(as_text(entry.stem), "", entry, [entry]))
         else:
-            _look_into(entry, "", frame_pattern, found)
-    if there.pictures and (not found.clips or max(map(len, _series(there.pictures).values()), default=0) >= n_frames):
-        raise _is_itself_a_clip(directory, f"it holds {len(there.pictures)} pictures")
-    found.left_out += [(picture, "a picture that is in no clip folder") for picture in there.pictures]
-    entries: dict[str, Path] = {}
-    for clip in found.clips:
+            _add_clips(entry, "", frame_pattern, contents)
+    longest = max(map(len, _series(entries.pictures).values()), default=0)
+    if entries.pictures and (not contents.clips or longest >= n_frames):
+        raise _clip_error(directory, f"it holds {len(entries.pictures)} pictures")
+    contents.left_out += [(picture, "a picture that is in no clip folder") for picture in entries.pictures]
+    entry_by_id: dict[str, Path] = {}
+    for clip in contents.clips:
         if "\N{REPLACEMENT CHARACTER}" in clip.clip_id:
             raise UserError(f"{clip.entry} has a name that is not UTF-8: rename it")
-        if clip.clip_id in entries:
+        if clip.clip_id in entry_by_id:
             raise UserError(
-                f"{entries[clip.clip_id]} and {clip.entry} would both be clip {clip.clip_id!r}: rename one of them"
+                f"{entry_by_id[clip.clip_id]} and {clip.entry} would both be clip {clip.clip_id!r}: rename one of them"
             )
-        entries[clip.clip_id] = clip.entry
-    return found
+        entry_by_id[clip.clip_id] = clip.entry
+    return contents
 
 
 class _Entries:
-    """What a folder holds by kind, each in natural order; the rest goes to `found.left_out`."""
+    """What a folder holds by kind, each in natural order; the rest goes to `contents.left_out`."""
 
-    def __init__(self, folder: Path, found: FoundClips):
+    def __init__(self, folder: Path, contents: FolderContents):
         self.folders: list[Path] = []
         self.films: list[Path] = []
         self.pictures: list[Path] = []
-        with os.scandir(folder) as there:  # tells kinds without asking for every file
-            entries = sorted(there, key=lambda entry: natural_key(entry.name))
+        with os.scandir(folder) as scan:  # knows kinds without a call per file
+            entries = sorted(scan, key=lambda entry: natural_key(entry.name))
         for entry in entries:
             path = Path(entry.path)
             if entry.is_dir() and not _is_hidden(path):
                 if entry.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
-                    found.left_out.append((path, "a link to a folder that it is in"))
+                    contents.left_out.append((path, "a link to a folder that it is in"))
                 else:
                     self.folders.append(path)
-            elif reason := _why_not(entry, path):
-                found.left_out.append((path, reason))
+            elif reason := _reason_left_out(entry, path):
+                contents.left_out.append((path, reason))
             else:
                 (self.films if path.suffix.lower() in VIDEO_SUFFIXES else self.pictures).append(path)
 
@@ -109,7 +110,7 @@ def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name.casefold() in SYSTEM_NAMES
 
 
-def _why_not(entry: os.DirEntry[str], path: Path) -> str:
+def _reason_left_out(entry: os.DirEntry[str], path: Path) -> str:
     """Why a file is neither picture nor film, without opening it (a pipe would never answer); empty if it is one."""
     if _is_hidden(path):
         return "hidden or of the system"
@@ -133,27 +134,27 @@ def _pictures(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(files, key=lambda path: natural_key(str(path.relative_to(folder))))
 
 
-def _look_into(folder: Path, class_folder: str, pattern: str | None, found: FoundClips) -> None:
+def _add_clips(folder: Path, class_folder: str, pattern: str | None, contents: FolderContents) -> None:
     """Add the clip that `folder` is, or the clips of the class that it is."""
     name = as_text(folder.name)
     clip_id = f"{class_folder}/{name}" if class_folder else name
-    there = _Entries(folder, found)
+    entries = _Entries(folder, contents)
 
     def add(files: list[Path], without: list[Path], reason: str) -> None:
-        found.clips.append(FoundClip(clip_id, class_folder, folder, files))
-        found.left_out.extend((path, reason) for path in without)
+        contents.clips.append(FolderClip(clip_id, class_folder, folder, files))
+        contents.left_out.extend((path, reason) for path in without)
 
     if pattern is not None:
         if files := _pictures(folder, pattern):
             chosen = set(files)
-            rest = [path for path in (*there.pictures, *there.films) if path not in chosen]
+            rest = [path for path in (*entries.pictures, *entries.films) if path not in chosen]
             return add(files, rest, "not in --frame-pattern")
-    elif there.pictures and (not there.films or _series(there.pictures)):
-        files = _one_series(folder, clip_id, there.pictures, found)
-        without = [*there.films, *(inner for inner in there.folders if _pictures(inner))]
+    elif entries.pictures and (not entries.films or _series(entries.pictures)):
+        files = _one_series(folder, clip_id, entries.pictures, contents)
+        without = [*entries.films, *(inner for inner in entries.folders if _pictures(inner))]
         return add(files, without, "beside a clip's own pictures")
     else:
-        inner = [path for path in there.folders if path.name.casefold() in FRAME_FOLDERS and _pictures(path)]
+        inner = [path for path in entries.folders if path.name.casefold() in FRAME_FOLDERS and _pictures(path)]
         if len(inner) > 1:
             names = " and ".join(f"{path.name}/" for path in inner)
             raise UserError(
@@ -161,54 +162,54 @@ def _look_into(folder: Path, class_folder: str, pattern: str | None, found: Foun
                 f"--frame-pattern '{inner[0].name}/*'"
             )
         if inner:
-            files = _one_series(inner[0], clip_id, _Entries(inner[0], found).pictures, found)
-            without = [*there.films, *(path for path in there.folders if path != inner[0])]
+            files = _one_series(inner[0], clip_id, _Entries(inner[0], contents).pictures, contents)
+            without = [*entries.films, *(path for path in entries.folders if path != inner[0])]
             return add(files, without, f"beside a clip's {inner[0].name}/")
-    n_before = len(found.clips)
+    n_before = len(contents.clips)
     if not class_folder:
-        for entry in sorted([*there.films, *there.folders], key=lambda path: natural_key(path.name)):
-            if entry in there.films:
-                found.clips.append(FoundClip(f"{name}/{as_text(entry.stem)}", name, entry, [entry]))
+        for entry in sorted([*entries.films, *entries.folders], key=lambda path: natural_key(path.name)):
+            if entry in entries.films:
+                contents.clips.append(FolderClip(f"{name}/{as_text(entry.stem)}", name, entry, [entry]))
             else:
-                _look_into(entry, name, pattern, found)
-    if there.pictures:
+                _add_clips(entry, name, pattern, contents)
+    if entries.pictures:
         reason = "pictures beside films" if pattern is None else "not in --frame-pattern"
-        found.left_out += [(path, reason) for path in there.pictures]
-    elif len(found.clips) == n_before:
-        deep = class_folder and (there.films or there.folders)
+        contents.left_out += [(path, reason) for path in entries.pictures]
+    elif len(contents.clips) == n_before:
+        deep = class_folder and (entries.films or entries.folders)
         reason = "deeper than CLASS/CLIP" if deep else "a folder without pictures or films"
-        found.left_out.append((folder, reason))
+        contents.left_out.append((folder, reason))
     return None
 
 
 def _series(pictures: list[Path]) -> dict[str, list[Path]]:
-    """Numbered pictures by their name with `#` for numbers, those of which there are several."""
+    """Numbered pictures by their name with `#` for its numbers; only names that several pictures have."""
     shapes = defaultdict(list)
     for picture in pictures:
         shapes[re.sub(r"[0-9]+", "#", picture.stem).casefold()].append(picture)
     return {shape: files for shape, files in shapes.items() if "#" in shape and len(files) > 1}
 
 
-def _one_series(folder: Path, clip_id: str, pictures: list[Path], found: FoundClips) -> list[Path]:
-    """The pictures that are a clip's frames, in order; UserError where only the user can tell."""
+def _one_series(folder: Path, clip_id: str, pictures: list[Path], contents: FolderContents) -> list[Path]:
+    """The pictures that are a clip's frames, in order; UserError where only the user can choose."""
     series = _series(pictures)
     if not series:
         return pictures  # names without numbers, or one picture of each name
     if KUBRIC_FRAMES in series and KUBRIC_OTHERS & set(series):
-        found.remarks.append(("Kubric's output: rgba_* is read, its other layers are not", clip_id))
+        contents.remarks.append(("Kubric's output: rgba_* is read, its other layers are not", clip_id))
         series = {KUBRIC_FRAMES: series[KUBRIC_FRAMES]}
     if len(series) > 1:
-        raise _asks_for_pattern(folder, {shape.replace("#", "*"): len(files) for shape, files in series.items()})
+        raise _pattern_error(folder, {shape.replace("#", "*"): len(files) for shape, files in series.items()})
     ((_, files),) = series.items()
     beside = set(pictures) - set(files)
-    found.left_out += [(path, "beside a numbered series of pictures") for path in pictures if path in beside]
+    contents.left_out += [(path, "beside a numbered series of pictures") for path in pictures if path in beside]
     numbers = _last_numbers(folder, files)
     if numbers is not None and len(numbers) > 2:
         steps = [after - before for before, after in zip(numbers, numbers[1:])]
         step = Counter(steps).most_common(1)[0][0]
         if gaps := [f"{before} to {before + size}" for before, size in zip(numbers, steps) if size != step]:
             more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-            found.remarks.append((f"numbers of frames jump ({', '.join(gaps[:3])}{more})", clip_id))
+            contents.remarks.append((f"numbers of frames jump ({', '.join(gaps[:3])}{more})", clip_id))
     return files
 
 
@@ -224,17 +225,17 @@ def _last_numbers(folder: Path, files: list[Path]) -> list[int] | None:
         prefixes[before.casefold()][int(number)].append(file)
     numbers = [number for of_prefix in prefixes.values() for number in of_prefix]
     if len(prefixes) > 1 and len(set(numbers)) < len(numbers):
-        raise _asks_for_pattern(folder, {f"{before}*": len(those) for before, those in prefixes.items()})
+        raise _pattern_error(folder, {f"{before}*": len(those) for before, those in prefixes.items()})
     for of_prefix in prefixes.values():
         if twice := next((those for those in of_prefix.values() if len(those) > 1), None):
             suffixes = Counter(f"*{file.suffix}" for file in files)
             if len(suffixes) > 1:
-                raise _asks_for_pattern(folder, suffixes)
+                raise _pattern_error(folder, suffixes)
             raise UserError(f"{twice[0]} and {twice[1]} have one number: move one of them to another folder")
     return sorted(numbers) if len(prefixes) == 1 else None
 
 
-def _asks_for_pattern(folder: Path, series: dict[str, int]) -> UserError:
+def _pattern_error(folder: Path, series: dict[str, int]) -> UserError:
     names = [f"{pattern} ({count})" for pattern, count in series.items()]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return UserError(
@@ -243,7 +244,7 @@ def _asks_for_pattern(folder: Path, series: dict[str, int]) -> UserError:
     )
 
 
-def _is_itself_a_clip(directory: Path, why: str) -> UserError:
+def _clip_error(directory: Path, why: str) -> UserError:
     return UserError(
         f"{directory} is itself a clip ({why}): give the folder that it is in, --clips {directory.parent}, or one "
         "that holds it alone"

@@ -40,15 +40,15 @@ FILMS = (
 )
 IMAGE_SUFFIXES, VIDEO_SUFFIXES = tuple(PICTURES.split()), tuple(FILMS.split())
 FAR = 100  # frames that are worth a seek to the next keyframe, rather than decoding them
-MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding tells their frames
+MANY_PACKETS_A_FRAME = ("vp8",)  # codecs with packets that are never shown: only decoding gives their frames
 _Packet = tuple[int | None, bool, bool, bool]  # time; is it a keyframe, not shown, corrupt
 
 
 def read_frames(
     paths: list[Path], n_frames: int, mend: str = "repair or replace it", indices: list[int] | None = None
 ) -> torch.Tensor:
-    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time, or of the
-    film the frames `indices`, in which case nothing is decoded but stretches around them.
+    """Decode a clip into uint8 [T, 3, H, W]: picture files in time order, or one film sampled evenly in time. With
+    `indices` it is those frames of the film, and only stretches around them are decoded.
 
     Raises UserError naming the file that is missing, empty, cut off, damaged or of another size than the rest, with
     `mend` as what to do about it, and PermissionError for one that may not be read.
@@ -72,7 +72,7 @@ def _read_picture(path: Path, mend: str) -> np.ndarray:
         raise UserError(f"{path} is a pipe, device or folder, not a picture: {mend}")  # a pipe would never answer
     try:
         with Image.open(path) as image:
-            return _as_it_looks(ImageOps.exif_transpose(image))
+            return _upright_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {mend}") from None
     except PermissionError:
@@ -82,7 +82,7 @@ def _read_picture(path: Path, mend: str) -> np.ndarray:
         raise UserError(f"{path} is damaged or no picture that can be read ({reason}): {mend}") from None
 
 
-def _as_it_looks(image: Image.Image) -> np.ndarray:
+def _upright_rgb(image: Image.Image) -> np.ndarray:
     """uint8 [H, W, 3] of a picture in any mode of Pillow; ValueError for values whose white is not known."""
     if image.mode == "F":
         raise ValueError("decimal numbers, of which white is not known; save it with 8 or 16 bits")
@@ -155,7 +155,7 @@ class Film:
 
     @property
     def remarks(self) -> list[str]:
-        """What somebody who only knows the file's name should be told, in a few words each."""
+        """What a user who knows only the file's name must know, in a few words each."""
         holds = {
             "variable frame rate, sampled evenly in time": self.is_variable,
             "interlaced, both fields are read as one frame": self.interlaced,
@@ -164,7 +164,7 @@ class Film:
             "transparent, laid on black": self.is_transparent,
             "several video streams, the default one is read": self.n_streams > 1,
         }
-        return [remark for remark, said in holds.items() if said]
+        return [remark for remark, applies in holds.items() if applies]
 
 
 def look_at_film(path: Path, mend: str = "repair or replace it") -> Film:
@@ -231,10 +231,10 @@ def _read_film(path: Path, n_frames: int, mend: str, chosen: list[int] | None) -
         film = look_at_film(path, mend)
     else:
         try:
-            found = path.stat()
+            status = path.stat()
         except FileNotFoundError:
             raise UserError(f"{path} is missing: {mend}") from None
-        film = _known_film(path, mend, found.st_size, found.st_mtime_ns)
+        film = _known_film(path, mend, status.st_size, status.st_mtime_ns)
     if film.n_frames < n_frames or (chosen and film.n_frames <= max(chosen)):
         raise UserError(f"{path} has {film.n_frames} frames, {n_frames} are wanted: {mend}, or lower --num-frames")
     indices = film.sampled(n_frames) if chosen is None else chosen
@@ -242,13 +242,13 @@ def _read_film(path: Path, n_frames: int, mend: str, chosen: list[int] | None) -
     with _one_line_errors(path, mend):
         kept = _from_keyframes(path, film, indices, pixel_format, everywhere=chosen is not None)
         if len(kept) < len(set(indices)):
-            wanted, n_there = set(indices), 0
+            wanted, n_decoded = set(indices), 0
             for frame in _decoded(path):  # one at a time: a whole film would not fit in memory
-                if n_there in wanted:
-                    kept[n_there] = frame.to_ndarray(format=pixel_format)
-                n_there += 1
-            if n_there != film.n_frames:
-                raise _Damaged(f"it lists {film.n_frames} frames, of which {n_there} can be decoded")
+                if n_decoded in wanted:
+                    kept[n_decoded] = frame.to_ndarray(format=pixel_format)
+                n_decoded += 1
+            if n_decoded != film.n_frames:
+                raise _Damaged(f"it lists {film.n_frames} frames, of which {n_decoded} can be decoded")
         sizes = {array.shape for array in kept.values()}
         if len(sizes) > 1:
             raise _Damaged("its frames change their size: " + ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)))
@@ -399,7 +399,7 @@ def _refuse_cut_off(
 def _matroska_size(path: Path) -> int:
     """Bytes that a Matroska file's header and segment say they have together; 0 where they do not say. (RFC 8794)"""
 
-    def number(keep_mark: bool) -> int:  # its length is told by the leading zeros of its first byte
+    def number(keep_mark: bool) -> int:  # the leading zeros of its first byte give its length
         first = file.read(1)[0]
         length = 9 - first.bit_length()
         value = int.from_bytes(bytes([first]) + file.read(length - 1))

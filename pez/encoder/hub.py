@@ -45,7 +45,7 @@ HIERARCHICAL = (  # their token grid changes from stage to stage
 
 
 def is_id(weights: str) -> bool:
-    """Whether it is written as ids of the hub are, and no path here."""
+    """Whether `weights` is written as ids of the hub are, and is no path on this machine."""
     looks_like_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) is not None
     files = (".pt", ".pth", ".tar", ".bin", ".safetensors", ".ckpt", ".py")
     return looks_like_id and not Path(weights).exists() and not weights.endswith(files)
@@ -65,7 +65,7 @@ def model_folder(path: Path) -> Path | None:
     if (path / "config.json").is_file():
         return path
     inside = sorted(
-        {found.parent for depth in (1, 2, 3) for found in path.glob("/".join(["*"] * depth + ["config.json"]))}
+        {config.parent for depth in (1, 2, 3) for config in path.glob("/".join(["*"] * depth + ["config.json"]))}
     )
     if len(inside) == 1:
         return inside[0]
@@ -135,7 +135,7 @@ def _unnumbered(name: str) -> str:
 
 
 def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "", **options: Any) -> PreTrainedModel:
-    """A model in fp32 from a folder or hub id: safetensors if there are, else pytorch_model.bin without its pickles.
+    """A model in fp32 from a folder or hub id: safetensors if it has any, else pytorch_model.bin without its pickles.
 
     Raises UserError if it cannot be had, or lacks a tensor whose name starts with `needed`.
     """
@@ -147,7 +147,7 @@ def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "
         formats = [True, False]
     for use_safetensors in formats:
         try:
-            found = model_class.from_pretrained(
+            pair = model_class.from_pretrained(
                 weights,
                 local_files_only=local or not _must_download(weights),
                 use_safetensors=use_safetensors,
@@ -164,7 +164,7 @@ def pretrained(model_class: type[PreTrainedModel], weights: str, needed: str = "
                 f"{weights} cannot be read as {model_class.__name__} in Hugging Face's format ({reason(error)}): "
                 "download it again"
             ) from None
-        loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], found)  # their types know the model alone
+        loaded, report = cast(tuple[PreTrainedModel, dict[str, Any]], pair)  # typed as the model alone
         break
     missing = sorted(name for name in report["missing_keys"] if name.startswith(needed))
     if missing:

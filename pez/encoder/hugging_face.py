@@ -130,11 +130,11 @@ class HuggingFace(Encoder):
 
     def check_frames(self, n_frames: int) -> None:
         """The length that learned positions in time were made for, unless any will do."""
-        made_for = self.spec.n_frames
-        if not self.architecture.any_length and n_frames != made_for:
+        length = self.spec.n_frames
+        if not self.architecture.any_length and n_frames != length:
             raise UserError(
-                f"{self.title} takes clips of {made_for} frames, the length of its table of positions, not {n_frames}: "
-                f"give --num-frames {made_for} (--n-frames-sample {made_for} for movies)"
+                f"{self.title} takes clips of {length} frames, the length of its table of positions, not {n_frames}: "
+                f"give --num-frames {length} (--n-frames-sample {length} for movies)"
             )
 
     @classmethod
@@ -152,7 +152,7 @@ class HuggingFace(Encoder):
 
     @classmethod
     def finished(cls, module: nn.Module) -> nn.Module:
-        """What stands in place of a module as transformers makes it: here itself."""
+        """The module to use in place of transformers' own: here the same."""
         return module
 
     @classmethod
@@ -272,13 +272,13 @@ def plain_config(config: Any) -> dict[str, Any]:
 
 
 def normalisation(weights: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation that a folder's own preprocessing says, or None and None."""
+    """Mean and standard deviation in a folder's own preprocessing files, or None and None."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
         path = Path(weights) / name
         if not path.is_file():
             continue
-        said = read_record(path, Preprocessing)
-        for values in (said, *(said.get(part, {}) for part in ("video_processor", "image_processor"))):
+        record = read_record(path, Preprocessing)
+        for values in (record, *(record.get(part, {}) for part in ("video_processor", "image_processor"))):
             if scaling := _scaling(values):
                 return scaling
     return None, None
@@ -300,12 +300,12 @@ def _scaling(values: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def _class_of(architecture: Architecture) -> type[transformers.PreTrainedModel]:
-    found = getattr(transformers, architecture.model_class, None)
-    if found is None:
+    model_class = getattr(transformers, architecture.model_class, None)
+    if model_class is None:
         raise UserError(
             f"transformers {transformers.__version__} has no {architecture.model_class}: install a later one"
         )
-    return cast(type[transformers.PreTrainedModel], found)
+    return cast(type[transformers.PreTrainedModel], model_class)
 
 
 def _one(value: Any, name: str) -> int:

@@ -38,7 +38,7 @@ from pez.records import EncoderConfig
 from pez.records import checked as check_record
 
 CUSTOM = "custom"
-DEFAULT_FAMILY = "vjepa2"  # whose messages a file gets that no family recognises
+DEFAULT_FAMILY = "vjepa2"  # its messages are used for a file that no family recognises
 # entries that come before what they average
 AVERAGES = ("target_encoder", "ema_encoder", "teacher", "ema", "model_ema", "state_dict_ema")
 
@@ -125,8 +125,8 @@ def load_encoder(
                 f"custom --family {family}"
             )
         tensors = checked(entry, path)
-        found = spec or FAMILIES[family].infer(tensors, num_heads, path)
-        changed = replace(_changed(found, resolution, positions), family=family)
+        own_spec = spec or FAMILIES[family].infer(tensors, num_heads, path)
+        changed = replace(_changed(own_spec, resolution, positions), family=family)
         module = _blank(changed)
         state = FAMILIES[family].convert(tensors, changed)
         mend = f"is this the checkpoint of --model {model}? (any other size: --model custom --num-heads N)"
@@ -151,33 +151,33 @@ def _changed(spec: ModelSpec, resolution: int | None, positions: str | None) -> 
 # ---------------------------------------------------------------- original checkpoints
 
 
-def _chosen(content: Any, said: str | None, registered: str | None, key: str | None, path: Path) -> tuple[Entry, str]:
-    """The entry of a file to read, and its family: what was `said`, else what is recognised, else what is registered.
+def _chosen(content: Any, asked: str | None, registered: str | None, key: str | None, path: Path) -> tuple[Entry, str]:
+    """The entry of a file to read, and its family: what was `asked`, else what is recognised, else what is registered.
 
-    Of several, one that averages another comes first; one that its family knows for another network is read only if it
-    is named. Raises UserError with what there is if that leaves none, or several.
+    Of several entries, one that averages another comes first. An entry that its family knows for another network is
+    read only if `key` names it. Raises UserError that lists the entries if none or several remain.
     """
-    there = entries(content) if key is None else [entry_called(content, key, path)]
-    default = said or registered or DEFAULT_FAMILY
+    candidates = entries(content) if key is None else [entry_called(content, key, path)]
+    default = asked or registered or DEFAULT_FAMILY
     missing = no_entry(content, FAMILIES[default].default_key, path)
-    if not there:
+    if not candidates:
         raise missing
     beside = content if isinstance(content, dict) else {}
-    guessed = [(entry, _family_of(entry, beside)) for entry in there]
-    if said is not None:
-        # V-JEPA 1 has the keys of V-JEPA 2, which a file is taken for whose table is not the formula's
-        same = (said, "vjepa2") if said == "vjepa1" else (said,)
+    guessed = [(entry, _family_of(entry, beside)) for entry in candidates]
+    if asked is not None:
+        # V-JEPA 1 has the keys of V-JEPA 2: its file is taken for V-JEPA 2's if its table is not the formula's
+        same = (asked, "vjepa2") if asked == "vjepa1" else (asked,)
         own = [entry for entry, family in guessed if family in same]
         other = next((family for _, family in guessed if family is not None), None)
         if not own and other is not None:
-            raise UserError(f"{path} is {FAMILIES[other].title}, not --family {said}: leave --family out")
-        guessed = [(entry, said) for entry in own]
-    found = [(entry, family) for entry, family in guessed if family is not None]
-    if not found and len(there) == 1:
-        return there[0], default  # reading it says what is missing
+            raise UserError(f"{path} is {FAMILIES[other].title}, not --family {asked}: leave --family out")
+        guessed = [(entry, asked) for entry in own]
+    known = [(entry, family) for entry, family in guessed if family is not None]
+    if not known and len(candidates) == 1:
+        return candidates[0], default  # reading it says what is missing
     if key is not None:
-        return found[0]
-    usable = [(entry, family) for entry, family in found if (entry.name or "") not in FAMILIES[family].other_keys]
+        return known[0]
+    usable = [(entry, family) for entry, family in known if (entry.name or "") not in FAMILIES[family].other_keys]
     if not usable:
         raise missing
     best = min(_rank(entry) for entry, _ in usable)
@@ -200,15 +200,15 @@ def _rank(entry: Entry) -> int:
 
 def _recognition(encoder: Encoder, content: Any, heads: int | None, resolution: int | None) -> str:
     """What was recognised in a file, and what was assumed beyond it."""
-    spec, there = encoder.spec, entries(content)
-    said = [f"{encoder.weights_label}: {encoder.title}"]
+    spec, candidates = encoder.spec, entries(content)
+    parts = [f"{encoder.weights_label}: {encoder.title}"]
     if encoder.checkpoint_key is not None:
-        said.append(f"entry {encoder.checkpoint_key}" + (f" of {names(there)}" if len(there) > 1 else ""))
+        parts.append(f"entry {encoder.checkpoint_key}" + (f" of {names(candidates)}" if len(candidates) > 1 else ""))
     if heads is None:
-        said.append(f"{spec.heads} heads, as the released one of width {spec.width} with {spec.depth} blocks has")
+        parts.append(f"{spec.heads} heads, as the released one of width {spec.width} with {spec.depth} blocks has")
     if resolution is None:
-        said.append(f"{spec.resolution} pixels a side, or say --model-resolution")
-    return ", ".join(said)
+        parts.append(f"{spec.resolution} pixels a side, or say --model-resolution")
+    return ", ".join(parts)
 
 
 def registered_file(spec: ModelSpec) -> Path:
@@ -251,7 +251,7 @@ def _family_of_type(model_type: str | None) -> str | None:
 
 
 def _from_hugging_face(
-    model: str, spec: ModelSpec | None, weights: str, said: str | None, resolution: int | None, device: torch.device
+    model: str, spec: ModelSpec | None, weights: str, asked: str | None, resolution: int | None, device: torch.device
 ) -> Encoder:
     config = read_config(weights)
     model_type = config.get("model_type")
@@ -266,15 +266,15 @@ def _from_hugging_face(
         raise UserError(
             f"{weights} is a model of type {model_type}, which no family here reads: choose one of type {known}"
         )
-    if said is not None and said != family and {said, family} != {"dinov2", "dinov2_with_registers"}:
-        raise UserError(f"{weights} is of family {family}, not {said}: leave --family out")
+    if asked is not None and asked != family and {asked, family} != {"dinov2", "dinov2_with_registers"}:
+        raise UserError(f"{weights} is of family {family}, not {asked}: leave --family out")
     check_record(f"{weights}, config.json", EncoderConfig, config)
-    module, found = FAMILIES[family].from_hugging_face(weights, resolution)
+    module, own_spec = FAMILIES[family].from_hugging_face(weights, resolution)
     for size in () if spec is None else ("width", "depth", "heads"):
-        if getattr(found, size) != getattr(spec, size):
-            came, expected = getattr(found, size), getattr(spec, size)
+        if getattr(own_spec, size) != getattr(spec, size):
+            came, expected = getattr(own_spec, size), getattr(spec, size)
             raise UserError(f"{weights} has {size} {came}, --model {model} has {expected}: choose the model it is of")
-    encoder = FAMILIES[family].of(module, replace(found, family=family), model, Path(weights).name, None, device)
+    encoder = FAMILIES[family].of(module, replace(own_spec, family=family), model, Path(weights).name, None, device)
     return encoder if spec is not None else replace(encoder, remarks=(f"{weights}: {encoder.title} ({model_type})",))
 
 
@@ -287,15 +287,15 @@ def _from_function(model: str, device: torch.device) -> Encoder:
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"no file {path}: name a function of yours that returns an Encoder as --model FILE.py:FUNCTION")
-    there = importlib.util.spec_from_file_location(path.stem, path)
-    assert there is not None and there.loader is not None  # the name ends with .py
-    module = importlib.util.module_from_spec(there)
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None  # the name ends with .py
+    module = importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickles look there
-    there.loader.exec_module(module)
-    made = getattr(module, function, None)
-    if not callable(made):
+    module_spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
         raise UserError(f"{path} has no function {function}: check the name after the colon in --model {model}")
-    encoder = made()
+    encoder = make()
     if not isinstance(encoder, Encoder):
         raise UserError(
             f"{function} of {path} returns a {type(encoder).__name__}, not an Encoder (docs/encoders.md): make it one"
@@ -310,16 +310,16 @@ def verified(encoder: Encoder) -> Encoder:
     """`encoder`, if its states have as many tokens and channels as it says, and those of a transformers class equal the
     class's own `hidden_states`. Raises UserError naming the state that does not."""
     layout, n_frames, own = encoder.layout, encoder.layout.tubelet, None
-    # on mps, which lacks operations, that is better known now
+    # mps lacks operations: better to know it now
     is_real = isinstance(encoder, HuggingFace) or encoder.device.type == "mps"
     if isinstance(encoder, HuggingFace) and not encoder.architecture.any_length:
         n_frames = encoder.spec.n_frames
     shape = (1, n_frames, 3, *[encoder.resolution] * 2)
-    found: dict[int, torch.Tensor] = {}
+    states: dict[int, torch.Tensor] = {}
     # shapes alone take no time; a class's own states need values
     mode = contextlib.nullcontext() if is_real else FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.inference_mode(), mode, captured_states(encoder, list(range(encoder.depth + 1)), found.__setitem__):
+        with torch.inference_mode(), mode, captured_states(encoder, list(range(encoder.depth + 1)), states.__setitem__):
             frames = torch.full(shape, 100, dtype=torch.uint8, device=encoder.device)
             if isinstance(encoder, HuggingFace):
                 frames[..., ::3, :] = 200
@@ -341,14 +341,14 @@ def verified(encoder: Encoder) -> Encoder:
     tubelets = 1 if layout.per_frame else layout.n_tubelets(n_frames)
     expected = (1, layout.prefix + tubelets * layout.n_patches, encoder.width)
     for state in range(encoder.depth + 1):
-        got = tuple(found[state].shape) if state in found else None
+        got = tuple(states[state].shape) if state in states else None
         if got != expected:
             raise UserError(
                 f"state {state} of {encoder.model} has shape {got}, its layout says {expected}: it cannot be read; "
                 "check its blocks and layout, or its config.json"
             )
         # the last may have been through the final norm
-        if own is not None and state < encoder.depth and not torch.equal(found[state], own[state]):
+        if own is not None and state < encoder.depth and not torch.equal(states[state], own[state]):
             raise UserError(
                 f"{encoder.model}: state {state} read by a hook is not the one of {type(encoder.module).__name__} in "
                 f"transformers {transformers.__version__}: install the version of requirements.txt"

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from pez.controls import frame_orders
-from pez.encoder.folders import FoundClip, as_text, find_clips
+from pez.encoder.folders import FolderClip, as_text, find_clips
 from pez.encoder.frames import READING, VIDEO_SUFFIXES, Film, look_at_film, read_frames
 from pez.encoder.preprocessing import TRANSFORMS
 from pez.errors import UserError
@@ -34,8 +34,8 @@ class ClipSource:
     `clips` has one row a clip (`clip_id` and any other columns, copied into the feature store), `frames` the
     ground truth of every frame or None, `paths` the image files of each clip in time order (or one video file),
     `settings` what a store records of the clips: name, fingerprint, settings. `frames_option` is the option that
-    decides `n_frames`, if one does, `mend` what to do about a clip that cannot be read, `remarks` what to tell of the
-    clips, and `left_out` what was not read (columns clip_id, path, reason; no clip_id for what is no clip).
+    decides `n_frames`, if one does, `mend` what to do about a clip that cannot be read, `remarks` lines to print about
+    the clips, and `left_out` what was not read (columns clip_id, path, reason; no clip_id for what is no clip).
     """
 
     name: str
@@ -78,23 +78,23 @@ class Sampling:
             raise UserError(f"--window {self.window} has not --num-frames {n_frames} in it: enlarge it, or read fewer")
 
     def described(self) -> dict[str, float]:
-        """What is not left to its default."""
-        said = {"frame_rate": self.rate, "frame_stride": self.stride, "window": self.window}
+        """Options that are not left at their default."""
+        given = {"frame_rate": self.rate, "frame_stride": self.stride, "window": self.window}
         if self.window is not None:
-            said["window_stride"] = self.window_stride or self.window
-        return {name: value for name, value in said.items() if value is not None}
+            given["window_stride"] = self.window_stride or self.window
+        return {name: value for name, value in given.items() if value is not None}
 
-    def of(self, path: Path, n_there: int, film: Film | None, n_frames: int) -> list[list[int]]:
-        """Indices of the frames of each clip that a video gives; UserError if it is too short for one."""
+    def of(self, path: Path, n_all: int, film: Film | None, n_frames: int) -> list[list[int]]:
+        """Frame indices of each clip that a video of `n_all` frames gives; UserError if it is too short for one."""
 
-        def evenly(there: list[int]) -> list[int]:
+        def evenly(indices: list[int]) -> list[int]:
             if film is not None:
-                return film.sampled(n_frames, there)
-            return [there[place] for place in even_indices(len(there), n_frames)]
+                return film.sampled(n_frames, indices)
+            return [indices[place] for place in even_indices(len(indices), n_frames)]
 
         if not self.described():
-            return [evenly(list(range(n_there)))]
-        stream = list(range(0, n_there, self.stride or 1)) if self.rate is None else self._at_rate(path, film)
+            return [evenly(list(range(n_all)))]
+        stream = list(range(0, n_all, self.stride or 1)) if self.rate is None else self._at_rate(path, film)
         needed = self.window or n_frames
         if len(stream) < needed:
             raise UserError(
@@ -165,25 +165,25 @@ def folder_source(
         )
     if frame_pattern is not None and any("**" in part and part != "**" for part in Path(frame_pattern).parts):
         raise UserError(f"--frame-pattern {frame_pattern!r}: write ** as a folder's whole name, such as 'images/**/*'")
-    found = find_clips(directory, n_frames, frame_pattern)
+    contents = find_clips(directory, n_frames, frame_pattern)
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        looked = list(pool.map(lambda clip: _look_at(clip, n_frames, skip_unreadable, sampling), found.clips))
-    left_out = [{"clip_id": "", "path": as_text(str(path)), "reason": reason} for path, reason in found.left_out]
+        outcomes = list(pool.map(lambda clip: _look_at(clip, n_frames, skip_unreadable, sampling), contents.clips))
+    left_out = [{"clip_id": "", "path": as_text(str(path)), "reason": reason} for path, reason in contents.left_out]
     rows: list[dict[str, Any]] = []
     paths: dict[str, list[Path]] = {}
     indices: dict[str, list[int]] = {}
     of_remark: dict[str, list[str]] = defaultdict(list)
-    for remark, clip_id in found.remarks:
+    for remark, clip_id in contents.remarks:
         of_remark[remark].append(clip_id)
-    for clip, (looked_at, remarks) in zip(found.clips, looked):
-        if isinstance(looked_at, Exception):
+    for clip, (outcome, remarks) in zip(contents.clips, outcomes):
+        if isinstance(outcome, Exception):
             if not skip_unreadable:
-                raise looked_at
-            reason = as_text(str(looked_at))
+                raise outcome
+            reason = as_text(str(outcome))
             left_out.append({"clip_id": clip.clip_id, "path": as_text(str(clip.entry)), "reason": reason})
             continue
-        for row, files, taken in looked_at:
+        for row, files, taken in outcome:
             rows.append(row)
             paths[row["clip_id"]] = files
             if files == [clip.entry] and sampling.described():
@@ -192,8 +192,8 @@ def folder_source(
             of_remark[remark].append(clip.clip_id)
     table = pd.DataFrame(left_out, columns=["clip_id", "path", "reason"])
     if not rows:
-        what = f"none of its {len(found.clips)} clips can be read" if found.clips else "no clips"
-        examples = table[table["clip_id"] != ""] if found.clips else table
+        what = f"none of its {len(contents.clips)} clips can be read" if contents.clips else "no clips"
+        examples = table[table["clip_id"] != ""] if contents.clips else table
         first = f"; {examples['path'].iloc[0]}: {examples['reason'].iloc[0]}" if len(examples) else ""
         raise UserError(
             f"{directory} has no clip folders with images and no video files that can be used ({what}{first}): give "
@@ -220,7 +220,7 @@ def folder_source(
 
 
 def _look_at(
-    clip: FoundClip, n_frames: int, decode: bool, sampling: Sampling
+    clip: FolderClip, n_frames: int, decode: bool, sampling: Sampling
 ) -> tuple[list[_Row] | UserError | PermissionError, list[str]]:
     """Row, frame files and frames taken of each clip that an entry gives, and remarks; the error if it gives none."""
     try:
@@ -232,27 +232,27 @@ def _look_at(
     return looked_at, remarks
 
 
-def _rows(clip: FoundClip, n_frames: int, sampling: Sampling) -> tuple[list[_Row], list[str]]:
+def _rows(clip: FolderClip, n_frames: int, sampling: Sampling) -> tuple[list[_Row], list[str]]:
     film = look_at_film(clip.entry, SKIP) if clip.files == [clip.entry] else None
-    n_there = len(clip.files) if film is None else film.n_frames
-    if n_there < n_frames:
-        if film is not None and n_there == 1:
+    n_all = len(clip.files) if film is None else film.n_frames
+    if n_all < n_frames:
+        if film is not None and n_all == 1:
             raise UserError(
                 f"{clip.entry} is a film of one frame: if it is one of a clip's frames, save them as PNG or JPEG, "
                 "else leave it out with --skip-unreadable"
             )
         raise UserError(
-            f"{clip.entry} has {n_there} frames, {n_frames} are wanted: lower --num-frames, or leave out what is too "
+            f"{clip.entry} has {n_all} frames, {n_frames} are wanted: lower --num-frames, or leave out what is too "
             "short with --skip-unreadable"
         )
     rows: list[_Row] = []
-    for number, indices in enumerate(sampling.of(clip.entry, n_there, film, n_frames)):
+    for number, indices in enumerate(sampling.of(clip.entry, n_all, film, n_frames)):
         times = [] if film is None else film.seconds(indices)
         row: dict[str, Any] = {
             "clip_id": clip.clip_id if sampling.window is None else f"{clip.clip_id}@{number:05d}",
             "n_frames": n_frames,
             "class_folder": clip.class_folder,
-            "n_frames_there": n_there,
+            "n_frames_there": n_all,
             "frame_indices": " ".join(map(str, indices)),
             "frames_per_second": float("nan") if film is None else film.rate,
             "variable_rate": film is not None and film.is_variable,
@@ -267,7 +267,7 @@ def _rows(clip: FoundClip, n_frames: int, sampling: Sampling) -> tuple[list[_Row
     return rows, [] if film is None else film.remarks
 
 
-def told(source: ClipSource) -> list[str]:
+def remark_lines(source: ClipSource) -> list[str]:
     """Lines that say what is special in a source's clips, and what was left out of them, by reason."""
     lines = list(source.remarks)
     if source.left_out is None or source.left_out.empty:

@@ -48,9 +48,9 @@ class Embeddings(WithTable):
             return self.stored
         if self.spec.positions == "rebuilt":
             return torch.from_numpy(sincos_3d(*size, width))
-        there = torch.unflatten(self.stored, 1, (self.size[0], self.size[1], self.size[1])).movedim(-1, 1)
+        grid = torch.unflatten(self.stored, 1, (self.size[0], self.size[1], self.size[1])).movedim(-1, 1)
         factors = [size[0] / self.size[0], *[size[1] / self.size[1]] * 2]
-        return interpolate(there, scale_factor=factors, mode="trilinear").flatten(2).transpose(1, 2)
+        return interpolate(grid, scale_factor=factors, mode="trilinear").flatten(2).transpose(1, 2)
 
 
 class VJEPA1(VJEPA2):

@@ -64,10 +64,10 @@ class VJEPA2(Encoder):
     @classmethod
     def build(cls, spec: ModelSpec) -> nn.Module:
         """transformers' encoder, initialised as the original is, with this family's embeddings and attention."""
-        return cls._built(spec, encoder_config(spec))
+        return cls._module(spec, encoder_config(spec))
 
     @classmethod
-    def _built(cls, spec: ModelSpec, config: VJEPA2Config) -> nn.Module:
+    def _module(cls, spec: ModelSpec, config: VJEPA2Config) -> nn.Module:
         module: nn.Module = VJEPA2Model(config).encoder
         rescale_blocks(module)
         module.embeddings = cls.with_positions(cast(nn.Module, module.embeddings), spec)
@@ -95,7 +95,7 @@ class VJEPA2(Encoder):
     def _fresh(self) -> nn.Module:
         mine, config = cast(VJEPA2Config, self.module.config), encoder_config(self.spec)
         config.layer_norm_eps, config.hidden_act, config.qkv_bias = mine.layer_norm_eps, mine.hidden_act, mine.qkv_bias
-        return self._built(self.spec, config)
+        return self._module(self.spec, config)
 
     @classmethod
     def recognises(cls, tensors: dict[str, torch.Tensor], beside: Mapping[Any, Any]) -> bool:
@@ -189,7 +189,7 @@ def original_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of an encoder under Meta's names, if they are under transformers' own: the inverse of `convert_keys`."""
     if _HUGGING_FACE not in tensors:
         return tensors
-    back = [(here, there) for there, here in NAMES]
+    back = [(new, old) for old, new in NAMES]
     named = {renamed(name, back): tensor for name, tensor in tensors.items()}
     joined = {}
     for name, tensor in named.items():

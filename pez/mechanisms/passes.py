@@ -27,7 +27,7 @@ from pez.files import read_json, remove_partial, write_json
 from pez.machine import available_cores
 from pez.probes.data.groupings import groups
 from pez.runs import progress
-from pez.shards import Shard, describing, holding, own_share, whose
+from pez.shards import Shard, describing, holding, own_share, shard_options
 
 PART_CLIPS = 16
 
@@ -170,7 +170,7 @@ def in_parts(
                 bar.update(len(numbered[number]))
     lacking = [number for number, path in enumerate(paths) if not path.is_file()]
     if lacking:
-        print(f"{directory}: {len(lacking)} of {len(paths)} parts are still to come{whose(directory, lacking)}")
+        print(f"{directory}: {len(lacking)} of {len(paths)} parts are still to come{shard_options(directory, lacking)}")
         return []
     return paths
 

@@ -11,16 +11,16 @@ MOVIE_DATASETS: dict[str, MovieDataset] = {dataset.name: dataset for dataset in 
 
 
 def dataset_at(root: str | Path) -> MovieDataset:
-    """The benchmark whose movies are under `root`; where none knows the folder, IntPhys, whose reader then says what is
-    wrong with it."""
+    """The benchmark whose movies are under `root`. Where none knows the folder it is IntPhys: its reader says what is
+    wrong."""
     root = Path(root).expanduser()
     return next((dataset for dataset in MOVIE_DATASETS.values() if dataset.is_at(root)), INTPHYS)
 
 
 def dataset_titled(title: str) -> MovieDataset:
     """The benchmark that the column `data` of a table calls `title`; UserError if there is none."""
-    found = next((dataset for dataset in MOVIE_DATASETS.values() if dataset.title == title), None)
-    if found is None:
+    dataset = next((dataset for dataset in MOVIE_DATASETS.values() if dataset.title == title), None)
+    if dataset is None:
         known = ", ".join(dataset.title for dataset in MOVIE_DATASETS.values())
         raise UserError(f"no benchmark is called {title!r} (known: {known}): make the run again with this version")
-    return found
+    return dataset

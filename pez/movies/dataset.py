@@ -28,7 +28,7 @@ PUBLISHED_FILE = REFERENCE_DIR / "published_pez_reproduction_curves.csv"
 
 @dataclass(frozen=True)
 class Subtask:
-    """A row of tables: `name` there, `words` for people, and whose movies it is: those with `value` in `column`.
+    """A row of tables: its `name` in them, its `words` for people, and its movies: those with `value` in `column`.
 
     Without a `column` it is all movies.
     """
@@ -61,7 +61,7 @@ class MovieDataset(ABC):
         pair_column: "pair", the column that numbers the matched pairs of a scene; "" where every possible movie of a
             scene is matched with every impossible one.
         films: each movie is one video file. Otherwise it is a folder of pictures.
-        frame_step: every how manieth frame a predictor of the future is shown: those of the benchmark's authors see
+        frame_step: a predictor of the future sees every `frame_step`-th frame: those of the benchmark's authors see
             about six frames a second.
         licence: what the licence says that a user must agree to before anything is trained on the movies; "" if
             nothing.
@@ -95,7 +95,7 @@ class MovieDataset(ABC):
 
     @abstractmethod
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
-        """Check the folder and return its movies, one row each, as `movies` does but all of them.
+        """Check the folder and return all its movies, one row each, as `movies` does.
 
         UserError for anything that cannot be read, unless `skip_damaged` leaves out whole scenes and says which.
         """
@@ -127,13 +127,13 @@ class MovieDataset(ABC):
 
     def parts(self, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """Rows of `table` by name of sub-task, overall first; sub-tasks without a row are left out."""
-        found = {subtask.name: subtask.of(table) for subtask in self.subtasks}
-        return {name: part for name, part in found.items() if len(part)}
+        parts = {subtask.name: subtask.of(table) for subtask in self.subtasks}
+        return {name: part for name, part in parts.items() if len(part)}
 
     def rows_of_parts(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
-        """The same as row numbers of `table`, [rows of the part], without the overall one."""
-        found = self.parts(table.assign(_row=range(len(table))))
-        return {name: part["_row"].to_numpy() for name, part in found.items() if name != OVERALL}
+        """Row numbers of `table`, [rows of the sub-task], by name of sub-task, without the overall one."""
+        parts = self.parts(table.assign(_row=range(len(table))))
+        return {name: part["_row"].to_numpy() for name, part in parts.items() if name != OVERALL}
 
     def words(self, subtask: str) -> str:
         """A sub-task's name for people."""
@@ -146,10 +146,10 @@ class MovieDataset(ABC):
         return table.loc[rows, ["model", "metric", "layer", "mean", "std"]].reset_index(drop=True)
 
     def check_licence(self, accepted: bool, remember_in: str | Path) -> None:
-        """Let the movies be trained on only once their licence, if one must be agreed to, was accepted on this machine.
+        """Refuse training on the movies until their licence, if there is one to accept, is accepted on this machine.
 
-        `accepted`: --accept-licence was given. `remember_in`: the folder (of artifacts) whose licences.json keeps which
-        licences were, by benchmark and wording, so that each is asked for once. Raises UserError that says the licence.
+        `accepted`: --accept-licence was given. `remember_in`: the folder (of artifacts) whose licences.json keeps the
+        accepted licences, by benchmark and wording, so that each is asked for once. Raises UserError with the licence.
         """
         if not self.licence:
             return

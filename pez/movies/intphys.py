@@ -53,9 +53,9 @@ class IntPhys(MovieDataset):
     n_frames: int | None = None
 
     def is_at(self, root: Path) -> bool:
-        """Whether blocks O1, O2 or O3 are there (or the stand-in's own file, which alone tells a stand-in)."""
-        said = (root / STAND_IN_FILE).is_file()
-        return said if self.is_stand_in else bool(_blocks(root)) and not said
+        """Whether `root` has blocks O1, O2 or O3 and no stand-in's file; of the stand-in, whether it has that file."""
+        has_stand_in_file = (root / STAND_IN_FILE).is_file()
+        return has_stand_in_file if self.is_stand_in else bool(_blocks(root)) and not has_stand_in_file
 
     def frames(self, movie: Any, n_sample: int) -> list[Path]:
         """Files of `n_sample` frames of a movie, evenly from its first to its last; see `MovieDataset.frames`."""
@@ -64,11 +64,11 @@ class IntPhys(MovieDataset):
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
         """Check the whole tree and return a row a movie, with `clip_id` such as O1_05_3.
 
-        What is wrong is told as `whole_scenes` says; a score needs all four movies of a scene.
+        `whole_scenes` reports what is wrong. A score needs all four movies of a scene.
         """
         blocks = _blocks(root)
         if not blocks:
-            raise UserError(_not_a_tree(root))
+            raise UserError(_no_tree_message(root))
         movies, problems, notes = scan(root, blocks, self.n_scenes, self.n_frames)
         for note in notes:
             print(f"note: {root}: {note}", file=sys.stderr)
@@ -161,18 +161,18 @@ def scan(
     scenes, problems, passed = _find_scenes(root, blocks)
     movies = []
     for (block, scene), folder in scenes.items():
-        found, wrong = _find_movies(block, scene, folder)
-        movies += found
+        of_scene, wrong = _find_movies(block, scene, folder)
+        movies += of_scene
         problems += wrong
     if movies and not any((movie.folder / "status.json").is_file() for movie in movies):
-        raise UserError(_without_labels(root, movies))
+        raise UserError(_no_labels_message(root, movies))
     jpegs, counted = 0, []
     for movie in progress(movies, description="checking movies", unit="movie"):
         movie.possible, wrong_status = _status(movie.folder / "status.json")
         movie.frames, wrong_frames, strays, n_jpegs = _frames(movie.directory)
         jpegs += n_jpegs
         passed += strays
-        if movie.frames or not wrong_frames:  # else the folder's one problem is said
+        if movie.frames or not wrong_frames:  # else the folder has its one problem already
             counted.append(movie)
         problems += [Problem(movie.scene_key, *each) for each in (*wrong_status, *wrong_frames)]
     problems += _unbalanced(movies, scenes)
@@ -191,7 +191,7 @@ def scan(
 
 
 def _find_scenes(root: Path, blocks: dict[str, Path]) -> tuple[dict[tuple[str, str], Path], list[Problem], list[Path]]:
-    """Folders of scenes by (block, name), in order; what is wrong; folders that are none.
+    """Folders of scenes by (block, name), in order; what is wrong; folders that are no scene.
 
     Names are numbers with at least two digits, however the folders are padded, so that clips are called as the
     archive calls them.
@@ -207,7 +207,7 @@ def _find_scenes(root: Path, blocks: dict[str, Path]) -> tuple[dict[tuple[str, s
             else:
                 passed.append(folder)
         if not any(name == block for name, _ in numbered):
-            what = "no scenes in this block" + _still_packed(root, block)
+            what = "no scenes in this block" + _archive_note(root, block)
             problems.append(Problem((block, None), root / block, "blocks without scenes", what))
     digits = max([2, *(len(str(number)) for _, number in numbered)])
     scenes = {}
@@ -222,24 +222,24 @@ def _find_scenes(root: Path, blocks: dict[str, Path]) -> tuple[dict[tuple[str, s
 
 def _find_movies(block: str, scene: str, folder: Path) -> tuple[list[Movie], list[Problem]]:
     """The four movies of a scene, numbered 1 to 4 or 0 to 3."""
-    key, there, problems = (block, scene), defaultdict(list), []
+    key, folders, problems = (block, scene), defaultdict(list), []
     for each in _subfolders(folder):
         if each.name.isdecimal():
-            there[int(each.name)].append(each)
-    first = 0 if 0 in there and len(MOVIES) not in there else 1
+            folders[int(each.name)].append(each)
+    first = 0 if 0 in folders and len(MOVIES) not in folders else 1
     numbers = range(first, first + len(MOVIES))
-    for number in sorted(set(there) - set(numbers)):
+    for number in sorted(set(folders) - set(numbers)):
         what = f"unexpected folder; a scene has movies {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
-        problems.append(Problem(key, there[number][0], "unexpected movies", what))
+        problems.append(Problem(key, folders[number][0], "unexpected movies", what))
     movies = []
     for number in numbers:
-        if number not in there:
+        if number not in folders:
             problems.append(Problem(key, folder / str(number), "missing movies", "missing movie"))
             continue
-        if len(there[number]) > 1:
-            names = " and ".join(each.name for each in there[number])
+        if len(folders[number]) > 1:
+            names = " and ".join(each.name for each in folders[number])
             problems.append(Problem(key, folder, "movies that are there twice", f"one movie twice, as {names}"))
-        movie, own = there[number][0], there[number][0] / "scene"
+        movie, own = folders[number][0], folders[number][0] / "scene"
         directory = movie if not own.is_dir() and frame_files(movie) else own
         movies.append(Movie(block, scene, number, movie, directory))
     return movies, problems
@@ -352,11 +352,12 @@ def _picture_size(path: Path) -> tuple[tuple[int, int] | None, bool]:
 
 
 def _missing_scenes(
-    root: Path, blocks: dict[str, Path], there: set[tuple[str, str]], n_scenes: int | None
+    root: Path, blocks: dict[str, Path], keys: set[tuple[str, str]], n_scenes: int | None
 ) -> list[Problem]:
-    """Scenes that a block lacks or has too many: of the archive's 30, or in a stand-in of those it was to have."""
+    """Scenes missing from a block, or beyond the archive's 30 (a stand-in has its own number); `keys`: those in the
+    tree."""
     numbers = defaultdict(set)
-    for block, scene in there:
+    for block, scene in keys:
         numbers[block].add(int(scene))
     known = n_scenes is not None
     count = n_scenes
@@ -365,7 +366,7 @@ def _missing_scenes(
     every = set().union(*numbers.values())
     first = 0 if 0 in every and count not in every else 1
     expected = set(range(first, first + count)) | (set() if known else every)
-    digits = max([2, *(len(scene) for _, scene in there)])
+    digits = max([2, *(len(scene) for _, scene in keys)])
     problems = []
     for block, own in numbers.items():  # an empty block has its line already
         tail = f"; {block} has {len(own)} scenes" + (f" instead of {count}" if known else "")
@@ -398,12 +399,12 @@ def _wrong_counts(movies: list[Movie], right: int | None) -> list[Problem]:
             continue
         expected = set(range(usual, usual + right))
         missing, extra = sorted(expected - movie.frames), sorted(movie.frames - expected)
-        there = f"{len(movie.frames)} frames instead of {right}"
+        count = f"{len(movie.frames)} frames instead of {right}"
         if missing:
-            what = f"{there}: {len(missing)} missing ({_ranges(missing)})"
+            what = f"{count}: {len(missing)} missing ({_ranges(missing)})"
             problems.append(Problem(movie.scene_key, movie.directory, kind, what))
         if extra:
-            what = f"{there}: {len(extra)} extra ({_ranges(extra)})"
+            what = f"{count}: {len(extra)} extra ({_ranges(extra)})"
             problems.append(Problem(movie.scene_key, movie.directory, "movies with too many frames", what))
     return problems
 
@@ -437,12 +438,12 @@ def _archives(directory: Path) -> list[str]:
     return [path.name for path in _entries(directory) if path.is_file() and _ARCHIVE.fullmatch(path.name)]
 
 
-def _still_packed(root: Path, block: str) -> str:
+def _archive_note(root: Path, block: str) -> str:
     names = [*_archives(root / block), *(name for name in _archives(root) if block in name.upper())]
     return f"; {names[0]} is still packed" if names else ""
 
 
-def _not_a_tree(root: Path) -> str:
+def _no_tree_message(root: Path) -> str:
     """Why there are no blocks in a folder, as far as a look around it tells, and what to do."""
     if root.is_file():
         packed = ", an archive: unpack it and" if _ARCHIVE.fullmatch(root.name) else ":"
@@ -473,7 +474,7 @@ def _not_a_tree(root: Path) -> str:
 # ---------------------------------------------------------------- words
 
 
-def _without_labels(root: Path, movies: list[Movie]) -> str:
+def _no_labels_message(root: Path, movies: list[Movie]) -> str:
     scenes = Counter(block for block, _ in {movie.scene_key for movie in movies})
     counts = ", ".join(f"{scenes[block]} scenes in {block}" for block in sorted(scenes))
     return (

@@ -64,7 +64,7 @@ class IntPhys2(MovieDataset):
     def read(self, root: Path, skip_damaged: bool) -> pd.DataFrame:
         """Check table and videos and return a row per video: `clip_id` is its name, `block` its condition.
 
-        Scenes come in the table's order. What is wrong is told as `whole_scenes` says.
+        Scenes come in the table's order. `whole_scenes` reports what is wrong.
         """
         folder = _split(root)
         table = _read_table(root, folder)
@@ -158,7 +158,7 @@ def video_accuracy(possible: npt.ArrayLike, answer: npt.ArrayLike) -> float:
 def possible_threshold(surprise: npt.ArrayLike, possible: npt.ArrayLike) -> float:
     """The surprise above which a movie is called impossible: the 90 % quantile of the possible movies' [movies].
 
-    The authors take it of each movie's largest surprise, on the very movies that it then judges (absolute accuracy).
+    The authors take it of each movie's largest surprise, of the same movies that it then labels (absolute accuracy).
     """
     return float(np.quantile(np.asarray(surprise)[np.asarray(possible, dtype=bool)], POSSIBLE_QUANTILE))
 
@@ -202,7 +202,7 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
     """metadata.csv, every cell as text; UserError if it is not there, cannot be read or has no labels."""
     path = folder / METADATA
     if not path.is_file():
-        raise UserError(_not_a_split(root))
+        raise UserError(_no_split_message(root))
     try:
         table = read_sheet(path)  # as text: 40_1 is no number, and None is a value
     except UNREADABLE as error:
@@ -228,8 +228,8 @@ def _read_table(root: Path, folder: Path) -> pd.DataFrame:
 def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Problem]]:
     """The table with `possible` and `pair`, in which every possible video has its mate; what is wrong otherwise."""
     path, problems = folder / METADATA, []
-    found = [_TYPE.fullmatch(each) for each in table["type"]]
-    for row, match in zip(table.itertuples(), found):
+    matches = [_TYPE.fullmatch(each) for each in table["type"]]
+    for row, match in zip(table.itertuples(), matches):
         key = (row.condition, row.SceneIndex)
         if match is None:
             what = f"type {row.type!r} of {row.name} in scene {row.SceneIndex} is not 1_Possible, 1_Impossible, ..."
@@ -255,8 +255,8 @@ def _labelled(table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, list[Pro
             keys = dict.fromkeys(zip(rows["condition"], rows["SceneIndex"]))
             problems += [Problem(key, path, "scenes that are not of one kind", what) for key in keys]
     rows = table.assign(
-        number=[int(match[1]) if match else -1 for match in found],
-        possible=[match is not None and match[2].lower() == "possible" for match in found],
+        number=[int(match[1]) if match else -1 for match in matches],
+        possible=[match is not None and match[2].lower() == "possible" for match in matches],
     )
     generation = rows.groupby(["SceneIndex", "number", "possible"]).cumcount()
     rows["pair"] = rows["number"] + generation * (rows["number"].max() + 1)
@@ -313,7 +313,7 @@ def _movies(rows: pd.DataFrame, counts: dict[str, int], folder: Path) -> pd.Data
     )
 
 
-def _not_a_split(root: Path) -> str:
+def _no_split_message(root: Path) -> str:
     """Why there is no split in a folder, as far as a look around it tells, and what to do."""
     if root.is_file():
         return f"{root} is a file: unpack it if it is an archive, and pass the folder of the split as --benchmark-root"

@@ -32,7 +32,7 @@ def whole_scenes(
 
     Up to EXAMPLES lines on standard error show what is wrong, every kind of problem among them. Then one UserError
     counts all, or with `skip_damaged` a line says which scenes are left out; UserError as well if none is left to
-    `use`. `mend` repairs the others.
+    `use`. `mend` says how to repair the others.
     """
     _print(root, problems)
     damaged = {problem.scene for problem in problems}

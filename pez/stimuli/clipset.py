@@ -43,7 +43,7 @@ import pandas as pd
 from pez.errors import UserError
 from pez.files import fingerprint, fingerprint_of_files
 from pez.records import ClipSetRecord, read_record
-from pez.shards import whose
+from pez.shards import shard_options
 from pez.tables import CLIPS, FRAMES, read_parquet
 
 FORMAT = 1
@@ -141,4 +141,4 @@ def missing_clips(directory: Path, clips: pd.DataFrame) -> list[str]:
 
 def shards_of(directory: Path, clips: pd.DataFrame, wanted: list[str]) -> str:
     """Words that name the shards of the clips `wanted`; empty if one process renders the set."""
-    return whose(directory, clips.index[clips["clip_id"].isin(wanted)].tolist())
+    return shard_options(directory, clips.index[clips["clip_id"].isin(wanted)].tolist())

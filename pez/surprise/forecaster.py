@@ -64,7 +64,7 @@ class Forecaster:
         return (self.spec.resolution // self.spec.patch_size) ** 2
 
     def encode_context(self, frames: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, N, width] of uint8 frames [B, T, 3, R, R], which it must hold nothing after."""
+        """Tokens [B, N, width] of uint8 frames [B, T, 3, R, R]: those of the context alone, no later one."""
         return self.context_encoder(normalise(frames.to(self.device))).last_hidden_state
 
     def encode_target(self, frames: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ class Forecaster:
         """One of the same sizes with random weights, the same in context and target."""
         encoder = random_encoder(self.model, self.spec, seed, self.device)
         predictor = _random_predictor(self.predictor.config, seed)
-        return _finished(encoder, encoder.module, predictor, None)
+        return _forecaster(encoder, encoder.module, predictor, None)
 
     def description(self) -> dict:
         """What a run records of it."""
@@ -130,22 +130,22 @@ def load_forecaster(
         config = _encoder_config(encoder, model)
         config.pred_hidden_size, config.pred_num_hidden_layers, config.pred_num_attention_heads = 384, 12, 12
         config.pred_mlp_ratio, config.pred_num_mask_tokens = 4.0, 1
-        return _finished(encoder, encoder.module, _random_predictor(config, seed), None)
+        return _forecaster(encoder, encoder.module, _random_predictor(config, seed), None)
     path = Path(weights) if weights is not None else registered_file(MODELS[model]) if model in MODELS else None
-    if path is None or not path.is_file():  # Hugging Face, or what load_encoder has a line for
+    if path is None or not path.is_file():  # Hugging Face, or a path that load_encoder refuses
         encoder = load_encoder(model, weights, **options)
         predictor = _hugging_face_predictor(str(weights), encoder, mask_token)
-        return _finished(encoder, encoder.module, predictor, None)
+        return _forecaster(encoder, encoder.module, predictor, None)
     target = load_encoder(model, weights, checkpoint_key=checkpoint_key, **options)
     content, context = read_checkpoint(path), target
     predictor = _meta_predictor(content, path, _encoder_config(target, path), predictor_heads, mask_token, model)
     if checkpoint_key is None and target.checkpoint_key == "target_encoder" and content.get("encoder"):
         context = load_encoder(model, weights, checkpoint_key="encoder", **options)
     keys = (context.checkpoint_key, target.checkpoint_key)
-    return _finished(target, context.module, predictor, keys)
+    return _forecaster(target, context.module, predictor, keys)
 
 
-def _finished(target: Encoder, context: nn.Module, predictor: nn.Module, keys) -> Forecaster:
+def _forecaster(target: Encoder, context: nn.Module, predictor: nn.Module, keys) -> Forecaster:
     digest = hashlib.sha256(target.weights_sha256.encode())
     for module in (context, predictor):
         for name, tensor in sorted(module.state_dict().items()):
@@ -174,8 +174,8 @@ def _meta_predictor(content: dict, path: Path, config, heads: int, mask_token: i
     bare.pop("predictor_pos_embed", None)  # left over from training with absolute positions; it uses RoPE
     state, tokens = converted(bare, _NAMES, FUSED), {}
     for name in list(state):
-        if found := re.fullmatch(r"mask_tokens\.(\d+)", name):
-            tokens[int(found[1])] = state.pop(name)
+        if match := re.fullmatch(r"mask_tokens\.(\d+)", name):
+            tokens[int(match[1])] = state.pop(name)
     embed, mlp = state.get("embeddings.predictor_embeddings.weight"), state.get("layer.0.mlp.fc1.weight")
     if embed is None or mlp is None or not tokens:
         lacking = "mask_tokens" if embed is not None and mlp is not None else "predictor_embed or predictor_blocks"

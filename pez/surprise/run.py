@@ -85,7 +85,7 @@ class WindowTable:
         return self.kept
 
     def write(self) -> None:
-        """Write what there is."""
+        """Write the windows so far."""
         write_parquet(self.path, self.table())
         self._written = time.monotonic()
 
@@ -102,7 +102,7 @@ def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> Wi
         table.unlink(missing_ok=True)
     if not table.is_file():
         write_json(record, _record(run_name, settings))
-        (directory / f"results_{run_name}.csv").unlink(missing_ok=True)  # of the run that was there
+        (directory / f"results_{run_name}.csv").unlink(missing_ok=True)  # of the earlier run
     else:
         known = read_record(record, MovieRunRecord)
         before = known.get("settings", {})
@@ -115,7 +115,7 @@ def begin(directory: Path, run_name: str, settings: dict, overwrite: bool) -> Wi
                 f"{table} was made with {name} {before.get(name)!r}, not {settings[name]!r}: choose another "
                 "--run-name, or --overwrite it"
             )
-        write_json(record, {**known, "settings": {**before, **settings}})  # what is there stays a run
+        write_json(record, {**known, "settings": {**before, **settings}})  # which keeps its other fields
     return WindowTable(table)
 
 
@@ -151,11 +151,11 @@ def fill(
     try:
         with bar:
             for movie, frames in _read_ahead(forecaster, dataset, missing, windows, transform):
-                found = movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
-                rows = [(movie.clip_id, control, seed, start, context, own) for start, context, own, _ in found]
+                surprises = movie_surprises(forecaster, frames, windows, dtype=dtype, batch_size=batch_size)
+                rows = [(movie.clip_id, control, seed, start, context, own) for start, context, own, _ in surprises]
                 if not control:
                     rows += [
-                        (movie.clip_id, COPY_LAST, 0, start, context, copied) for start, context, _, copied in found
+                        (movie.clip_id, COPY_LAST, 0, start, context, copied) for start, context, _, copied in surprises
                     ]
                 table.add(rows)
                 bar.update(1)
@@ -278,10 +278,10 @@ def check_same_movies(probe: Scores, clip_ids: Iterable[str]) -> None:
 def beside(probe: Scores, surprise: Scores, dataset: MovieDataset) -> pd.DataFrame:
     """What each layer reads and what the predictor expects: a row per way, layer and sub-task, each with every score.
 
-    `probe`, `surprise`: of a probe's run and of one of these, with the same movies; of the probe by the protocol to
-    quote. `way` is "probe" (`layer` 0 ...), "predictor" or a baseline, with its `control_seed` (`layer` -1). Of probes
-    KEY_less_predictor (with _low, _high; KEY is the benchmark's score to quote) is the layer's score less the
-    predictor's, over the same resamples.
+    `probe`: scores of a probe's run, by the protocol to quote. `surprise`: scores of a run of this module, with the
+    same movies. `way` is "probe" (`layer` 0 ...), "predictor" or a baseline, with its `control_seed` (`layer` -1).
+    Probes also have KEY_less_predictor (with _low, _high; KEY is the benchmark's score to quote): the layer's score
+    less the predictor's, over the same resamples.
     """
     main, own = probe.main(POSSIBLE), surprise.main(POSSIBLE)
     layers, key = score_rows(main, dataset), main.kind.headline
@@ -297,9 +297,9 @@ def beside(probe: Scores, surprise: Scores, dataset: MovieDataset) -> pd.DataFra
         of = curve.predictions
         rows = score_rows(curve, dataset).assign(layer=-1, way=of.control or "predictor", control_seed=of.control_seed)
         tables.append(rows)
-    found = pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
     first = ["way", "control_seed", "layer", "subtask"]
-    return found[[*first, *(name for name in found if name not in first)]]
+    return table[[*first, *(name for name in table if name not in first)]]
 
 
 def write_results(

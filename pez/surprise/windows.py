@@ -104,7 +104,7 @@ def movie_surprises(
 
     `frames` uint8 [T, 3, R, R], the frames that are seen. `first frame` counts all frames of the movie.
     """
-    tubelet, found = forecaster.spec.tubelet_size, []
+    tubelet, surprises = forecaster.spec.tubelet_size, []
     every = windows.of(len(frames) * windows.frame_step, tubelet)
     batches = [[every[0]], *(every[first : first + batch_size] for first in range(1, len(every), batch_size))]
     lower = dtype != "float32"
@@ -119,10 +119,10 @@ def movie_surprises(
                 copied = last.repeat(1, (windows.window - context) // tubelet, 1)
                 wanted = target[:, known.shape[1] :]
                 errors = [(guess - wanted).abs().mean((1, 2)).tolist() for guess in (predicted, copied)]
-                found += [
+                surprises += [
                     (start * windows.frame_step, context, *own) for (start, _), *own in zip(batch, *errors, strict=True)
                 ]
-    return found
+    return surprises
 
 
 def _normalised(tokens: torch.Tensor) -> torch.Tensor:
