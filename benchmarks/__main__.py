@@ -20,7 +20,7 @@ from pez.cli import Parser, run_script
 from pez.errors import UserError
 from pez.files import read_json, write_json
 from pez.machine import available_cores
-from pez.runs import progress
+from pez.progress import progress
 
 
 def make_parser() -> Parser:

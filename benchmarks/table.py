@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.measure import Measured
 from benchmarks.page import table
-from pez.runs import provenance
+from pez.provenance import provenance
 
 GROWTH = 4
 

@@ -46,8 +46,8 @@ from pez.files import (
     write_json,
     write_parquet,
 )
+from pez.provenance import provenance
 from pez.records import FeatureRecord, first_difference, read_record
-from pez.runs import provenance
 from pez.shards import FOLDER, WHOLE, Shard, own_share, shard_options
 from pez.tables import STORE_CLIPS, STORE_FRAMES, Schema, first_words, read_parquet, unchecked_parquet
 

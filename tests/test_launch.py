@@ -20,7 +20,7 @@ from pez.launch.local import Place, last_words, places, run_shards, visible_gpus
 from pez.launch.slurm import minutes, sbatch_options
 from pez.launch.slurm_status import ShardStatus, summary
 from pez.launch.steps import Step, find_step, gpu_options
-from pez.runs import progress
+from pez.progress import progress
 from pez.stimuli.clipset import read_clip_set
 
 # A step that writes down where and when it ran, and fails as often as it is told to.
@@ -140,7 +140,7 @@ def test_reports_are_added_up_by_kind_of_work():
 
 
 def test_a_bar_reports_when_it_is_told_where(tmp_path, monkeypatch):
-    monkeypatch.setattr("pez.reports._bars", [])
+    monkeypatch.setattr("pez.progress._bars", [])
     monkeypatch.setenv("PEZ_REPORT", str(tmp_path / "a" / "report.json"))
     with progress(total=5, description="velocity: rendering", unit="clip", initial=2) as bar:
         assert json.loads((tmp_path / "a" / "report.json").read_text()) == [["velocity: rendering", 2, 5, "clip"]]

@@ -23,8 +23,8 @@ from pez.encoder.sources import ClipDataset, ClipOrError, ClipSource, stack_clip
 from pez.errors import UserError, check_choice
 from pez.files import fingerprints_of_files, remove_dead_partial
 from pez.machine import available_cores
+from pez.progress import progress
 from pez.records import FeatureRecord, read_record
-from pez.runs import progress
 from pez.shards import WHOLE, Shard, describing, holding, refuse_with_shards
 from pez.store import SHARD_CLIPS, FeatureStore, as_recorded, clear, states_of, tensor_name
 from pez.tables import STORE_CLIPS, read_parquet

@@ -1,4 +1,4 @@
-"""One display for all shards of a launch: their reports (pez/reports.py), added up."""
+"""One display for all shards of a launch: their reports (pez/progress.py), added up."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from pez.runs import progress
+from pez.progress import progress
 
 
 def report_path(folder: Path, index: int) -> Path:

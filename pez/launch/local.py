@@ -14,7 +14,7 @@ from typing import Self
 from pez.errors import UserError
 from pez.launch.display import Display, report_path
 from pez.launch.steps import Step, gpu_options, share_of_cores
-from pez.reports import VARIABLE as REPORT
+from pez.progress import REPORT
 from pez.shards import Shard
 
 TRIES = 2

@@ -2,7 +2,7 @@
 
     <launch folder>/launch.json     the job's id, step, arguments, number of shards
     <launch folder>/slurm/          the job script, and ID_INDEX_0_log.out and .err of each shard; a requeue appends
-    <launch folder>/states/, reports/   how each shard ended (task.py), how far it is (pez/reports.py)
+    <launch folder>/states/, reports/   how each shard ended (task.py), how far it is (pez/progress.py)
 
 SLURM requeues a shard that is preempted or whose node fails. submitit requeues one that reaches its time limit. The job
 script requeues one that is killed (out of memory, say). A shard goes on where it stopped: it loses only what was in

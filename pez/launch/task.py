@@ -16,8 +16,8 @@ from pez.files import write_json
 from pez.launch.display import report_path
 from pez.launch.local import POLL_SECONDS, end
 from pez.launch.steps import thread_limits
+from pez.progress import REPORT
 from pez.records import ShardState, read_record
-from pez.reports import VARIABLE as REPORT
 
 if TYPE_CHECKING:  # only a task that SLURM started has use for it
     from submitit.helpers import DelayedSubmission

@@ -72,7 +72,7 @@ from pez.probes.folds import Folds, grouped_folds
 from pez.probes.scores.bootstrap import BootstrapCurve, bootstrap_accuracy, bootstrap_r2, group_resamples
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate
-from pez.runs import progress
+from pez.progress import progress
 from pez.shards import add_shard_arguments, check_shard, holding
 from pez.store import SHARD_CLIPS, FeatureStore, tensor_name
 from pez.tables import read_csv

@@ -26,7 +26,7 @@ from pez.errors import UserError
 from pez.files import read_json, remove_partial, write_json
 from pez.machine import available_cores
 from pez.probes.data.groupings import groups
-from pez.runs import progress
+from pez.progress import progress
 from pez.shards import Shard, describing, holding, own_share, shard_options
 
 PART_CLIPS = 16

@@ -50,7 +50,7 @@ from pez.probes.scores.r2 import r2
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.solvers.ridge import STRENGTHS, ridge_at
 from pez.probes.validation.cross_validate import cross_validate, probe_name
-from pez.runs import progress
+from pez.progress import progress
 
 CHUNK = 32  # places solved at once
 HALVES = {

@@ -44,8 +44,8 @@ from pez.probes.folds import Folds, make_folds, scene_folds
 from pez.probes.scores.bootstrap import BootstrapCurve
 from pez.probes.solvers.regression import NORM_MODES
 from pez.probes.solvers.sweep import blas_threads
+from pez.provenance import provenance
 from pez.records import MechanismRecord, read_record
-from pez.runs import provenance
 from pez.store import CAPTURES, FeatureStore, open_stores
 
 ZONE = (0.2, 0.4)  # layer / (depth - 1) of what the paper calls the Physics Emergence Zone without listing its layers

@@ -71,7 +71,7 @@ from pez.probes.solvers.linear import linear_solver
 from pez.probes.solvers.regression import row_regression
 from pez.probes.solvers.ridge import ridge_at
 from pez.probes.validation.cross_validate import cross_validate
-from pez.runs import progress
+from pez.progress import progress
 from pez.store import FeatureStore, open_stores, state_index, tensor_name
 
 PROBES = ("ridge", "adam")

@@ -80,8 +80,8 @@ from pez.probes.folds import Folds, grouped_folds
 from pez.probes.scores.bootstrap import bootstrap_mean, group_resamples
 from pez.probes.scores.circular import angular_error
 from pez.probes.solvers.ridge import STRENGTHS, ridge_at
+from pez.progress import progress
 from pez.records import MechanismRecord, read_record
-from pez.runs import progress
 from pez.store import state_index
 from pez.tables import unchecked_parquet
 

@@ -62,7 +62,7 @@ from pez.probes.scores.bootstrap import (
 )
 from pez.probes.solvers.linear import linear_solver
 from pez.probes.validation.cross_validate import cross_validate
-from pez.runs import progress
+from pez.progress import progress
 from pez.store import FeatureStore
 
 READ = ("shuffled", SPEED, DIRECTION)  # from stored features

@@ -49,7 +49,7 @@ from pez.mechanisms.runs import add_run_arguments, check_encoder, curve_name, fo
 from pez.probes.data.permutations import shuffled_variables
 from pez.probes.data.probe_data import Variable, check_layers
 from pez.probes.folds import grouped_folds
-from pez.runs import progress
+from pez.progress import progress
 from pez.shards import add_shard_arguments, check_shard, own_share
 
 ALPHA, BINS, BUMP = 1e-3, 24, 0.6

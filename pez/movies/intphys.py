@@ -27,8 +27,8 @@ from constants import INTPHYS_MINI_ROOT, INTPHYS_ROOT
 from pez.errors import UserError
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask, sample_frames
 from pez.movies.problems import Problem, whole_scenes
+from pez.progress import progress
 from pez.records import StandInRecord, read_record
-from pez.runs import progress
 
 SUBTASKS = {"O1": "object_permanence", "O2": "shape_constancy", "O3": "spatiotemporal_continuity"}
 MOVIES = ("1", "2", "3", "4")

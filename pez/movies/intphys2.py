@@ -32,7 +32,7 @@ from pez.errors import UserError
 from pez.files import write_text
 from pez.movies.dataset import ALL_MOVIES, MovieDataset, Subtask
 from pez.movies.problems import Problem, whole_scenes
-from pez.runs import progress
+from pez.progress import progress
 from pez.tables import UNREADABLE, first_words, read_sheet
 
 METADATA = "metadata.csv"

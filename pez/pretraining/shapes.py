@@ -28,7 +28,7 @@ from pez.probes.folds import Folds
 from pez.probes.predictions import Predictions
 from pez.probes.scores.score import N_RESAMPLES, Scored
 from pez.probes.solvers.ridge import STRENGTHS
-from pez.runs import progress
+from pez.progress import progress
 from pez.store import tensor_name
 
 SEED = 2**40  # training draws from seed * 1,000,003 + step, far below

@@ -21,7 +21,7 @@ from pez.pretraining.network import run_block
 from pez.pretraining.objective import JEPA, PredictorSize
 from pez.pretraining.schedule import Schedule
 from pez.pretraining.video import MixSettings, VideoSettings, mixed_clips
-from pez.runs import provenance
+from pez.provenance import provenance
 
 STATE, LOG, LINES, SETTINGS = "state.pt", "log.csv", "log.jsonl", "settings.json"
 DIAGNOSED_TOKENS = 2048

@@ -44,8 +44,8 @@ from pez.probes.scores.bootstrap import N_RESAMPLES
 from pez.probes.scores.possibility import OVERALL
 from pez.probes.scores.score import Scored, Scores, ends_of, score
 from pez.probes.validation.convergence import converged
+from pez.provenance import provenance
 from pez.records import BallRunRecord, MovieRunRecord, read_record
-from pez.runs import provenance
 from pez.tables import RESULTS, checked, read_csv
 
 BALL, MOVIES = "ball", "movies"

@@ -49,7 +49,7 @@ from pez.probes.solvers.mlp import MLP
 from pez.probes.solvers.solver import Solver
 from pez.probes.validation.convergence import RIDGE, beside_ridge, unconverged_layers
 from pez.probes.validation.cross_validate import count_steps, cross_validate
-from pez.runs import progress
+from pez.progress import progress
 from pez.store import FeatureStore, open_stores
 
 ANGLE_NOTE = (

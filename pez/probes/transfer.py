@@ -29,7 +29,7 @@ from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.score import score
 from pez.probes.solvers.linear import LINEAR
 from pez.probes.validation.cross_validate import count_steps, cross_validate, probe_name
-from pez.runs import progress
+from pez.progress import progress
 
 ALIGNMENTS = ("spread", "none")
 

@@ -13,8 +13,9 @@ import pandas as pd
 from constants import N_FRAMES
 from pez.errors import UserError
 from pez.files import fingerprint, remove_dead_partial, remove_partial, write_json, write_parquet
+from pez.progress import progress
+from pez.provenance import provenance
 from pez.records import ClipSetRecord, first_difference, read_record
-from pez.runs import progress, provenance
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import KubricOptions, check_resolution, render_settings, resolve
 from pez.stimuli.clipset import (

@@ -18,8 +18,9 @@ from typing import Any, cast
 from pez.errors import UserError
 from pez.files import fingerprint, remove_dead_partial, remove_partial, write_json, write_text
 from pez.movies.intphys import MOVIES, SUBTASKS
+from pez.progress import progress
+from pez.provenance import provenance
 from pez.records import StandInRecord, read_record
-from pez.runs import progress, provenance
 from pez.shards import FOLDER, WHOLE, Shard, describing, holding, own_share, refuse_with_shards
 from pez.stimuli.backends import resolve
 from pez.stimuli.generate import make_folder, png_is_whole, refuse_difference

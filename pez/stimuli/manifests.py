@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pez.runs import progress
+from pez.progress import progress
 from pez.stimuli.camera import OVERHEAD, Camera, motion_to_pixels, velocity_to_pixels
 from pez.stimuli.motions import motion_of, prefixes, wrapped
 from pez.stimuli.physics import DEFAULT_PHYSICS, Trajectory, simulate

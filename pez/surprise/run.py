@@ -42,8 +42,9 @@ from pez.probes.recipes import OURS
 from pez.probes.results import MOVIES, SURPRISE, Tables, movie_controls, movie_results, write_tables
 from pez.probes.scores.bootstrap import bootstrap_mean
 from pez.probes.scores.score import Scored, Scores, ends_of, score
+from pez.progress import progress
+from pez.provenance import provenance
 from pez.records import MovieRunRecord, read_record
-from pez.runs import progress, provenance
 from pez.surprise.forecaster import Forecaster
 from pez.surprise.windows import Windows, movie_frames, movie_surprises
 from pez.tables import WINDOWS, read_parquet

@@ -36,7 +36,8 @@ from pez.probes.scores.onset import AT_FIRST, NO_ONSET, RULES, BendFit, crossing
 from pez.probes.solvers.linear import LinearSolver
 from pez.probes.solvers.ridge import STRENGTHS, ridge_settings
 from pez.probes.validation.cross_validate import outcomes
-from pez.runs import progress, provenance
+from pez.progress import progress
+from pez.provenance import provenance
 
 N_LAYERS, N_GROUPS, GROUP_SIZE, WIDTH, N_FOLDS = 24, 64, 6, 32, 5
 N_SHUFFLES = 3  # permutations of the control, as step 3 has by default

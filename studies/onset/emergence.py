@@ -25,7 +25,7 @@ from pez.cli import Parser, run_script
 from pez.files import write_json
 from pez.probes.results import BALL, read_runs
 from pez.probes.scores.onset import Emergence, above_control, emergence
-from pez.runs import provenance
+from pez.provenance import provenance
 from studies.onset.calibration import LAYERS, N_LAYERS, SCENARIOS, Scenario, curves_of
 
 

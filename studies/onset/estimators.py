@@ -27,7 +27,7 @@ from scipy.stats import norm
 from pez.cli import Parser, run_script
 from pez.probes.scores.bootstrap import LEVEL, BootstrapCurve, Resamples, group_resamples
 from pez.probes.scores.onset import crossing, plateau, rise_over_chance
-from pez.runs import progress
+from pez.progress import progress
 from studies.onset.calibration import LAYERS, N_FOLDS, SCENARIOS, OutOfFold, out_of_fold, population_of, unwidened
 
 COMPARED = ("emerges at 8", "steps up at 8", "rises until 8", "weak, at 8")

@@ -20,7 +20,7 @@ import torch
 
 from pez.cli import Parser, run_script
 from pez.probes.scores.onset import BendFit
-from pez.runs import progress
+from pez.progress import progress
 from studies.onset.calibration import LAYERS, SCENARIOS, Scenario, curves_of, population_of
 
 OTHERS, N_OTHERS = 5 * 10**5, 400  # first seed and number of the other data sets

@@ -33,7 +33,7 @@ from pez.probes.scores.bootstrap import bootstrap_r2, group_resamples
 from pez.probes.solvers.linear import LinearSolver
 from pez.probes.solvers.ridge import ridge_settings
 from pez.probes.validation.cross_validate import outcomes
-from pez.runs import provenance
+from pez.provenance import provenance
 
 N_LAYERS, WIDTH, N_FOLDS, N_DIRECTIONS = 12, 48, 5, 8
 CARRIED, SHARED = 0.9, 0.5  # of the noise: correlation with the next layer's, and share of its variance in an orbit

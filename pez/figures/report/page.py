@@ -22,7 +22,7 @@ from pez.figures.report import notes, tables
 from pez.figures.report.gather import Report, gather
 from pez.figures.verdicts.statements import FAILS, HOLDS, UNDECIDED
 from pez.files import write_text
-from pez.runs import provenance
+from pez.provenance import provenance
 
 FILE = "report.html"
 MOST_PICTURE_BYTES = 5_500_000  # base64 makes them 7.4 MB

@@ -27,8 +27,8 @@ from pez.probes.predictions import DamagedPredictions, Predictions, from_table, 
 from pez.probes.solvers.attentive import AttentiveSolver
 from pez.probes.solvers.solver import Step
 from pez.probes.validation.cross_validate import count_steps, outcomes
+from pez.progress import progress
 from pez.records import PieceRecord, first_difference, read_record
-from pez.runs import progress
 from pez.shards import WHOLE, Shard, describing, holding, own_share
 from pez.tables import PIECE, read_parquet
 

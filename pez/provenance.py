@@ -1,21 +1,14 @@
-"""How a result was made: code version, library versions, settings; and the progress bar."""
+"""How a result was made: code version, library versions, machine, time."""
 
 import functools
 import importlib.metadata
-import os
 import platform
 import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import pez
-from pez.reports import VARIABLE as REPORT
-from pez.reports import ReportingBar
 
 _LIBRARIES = ("numpy", "torch", "transformers", "pandas", "pybullet")
 
@@ -47,29 +40,3 @@ def provenance() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def progress(
-    iterable: Iterable[Any] | None = None,
-    *,
-    total: int | None = None,
-    description: str = "",
-    unit: str = "it",
-    initial: int = 0,
-) -> tqdm:
-    """A tqdm bar on standard error; in a log file it prints a line every ten seconds instead of redrawing.
-
-    In a shard that launch.py started it also reports to it.
-    """
-    interactive = sys.stderr.isatty()
-    bar = ReportingBar if os.environ.get(REPORT) else tqdm
-    return bar(
-        iterable,
-        total=total,
-        desc=description,
-        unit=unit,
-        initial=initial,
-        mininterval=0.2 if interactive else 10.0,
-        dynamic_ncols=interactive,
-        ncols=None if interactive else 100,
-    )
