@@ -133,6 +133,7 @@ def _their_prediction(predictor, full, context, target, kind):
         tokens.data.copy_(kept)
 
 
+@pytest.mark.slow  # half a minute of compiling
 def test_the_compiled_block_gives_the_same_loss_and_gradients(jepa, clips):
     tokens, drawn_masks = jepa.tokens(clips), masks(2)
     found = []

@@ -77,7 +77,7 @@ class MLPSolver(TrainedTogether):
         for number, variable in enumerate(data.variables):
             chosen = self.settings if fit.choices is None else (self.settings[fit.choices[number].setting],)
             stop = self.epochs if fit.choices is None else fit.choices[number].epochs
-            targets = torch.from_numpy(variable.targets).float().to(self.device)
+            targets = torch.tensor(variable.targets, dtype=torch.float32, device=self.device)
             loss = KINDS[variable.kind].loss
             shift, spread = _scaling(targets[train], "zscore") if loss == "mse" else (0.0, 1.0)
             targets = (targets - shift) / spread
