@@ -110,6 +110,13 @@ def test_the_command_writes_a_matrix_and_its_picture(layers, tmp_path, capsys):
     assert (tmp_path / "transfer_x.png").stat().st_size > 10_000
     assert run("transfer", *arguments, "--control", "position") == 2
     assert "leave out --control, --unique, --solver mlp" in capsys.readouterr().err
+    for words, mend in (
+        (["--protocol", "paper"], "leave --protocol paper out"),
+        (["--folds", "2"], "give --folds of at least 3"),
+        (["--solver", "trainable", "--recipe", "published", "--grouping", "direction"], "leave --recipe published out"),
+    ):
+        assert run("transfer", *arguments, *words) == 2
+        assert f"the refits of the nested protocol: {mend}" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- read controls

@@ -24,6 +24,7 @@ from pez.encoder.pooling import is_per_patch
 from pez.errors import UserError
 from pez.files import run_lock, write_csv
 from pez.probes.options import SOLVERS, BallOptions, from_arguments, option
+from pez.probes.recipes import OURS
 from pez.probes.runs import Curve, notes, plan
 from pez.probes.scores.kinds import KINDS
 from pez.probes.scores.score import score
@@ -54,7 +55,9 @@ def run_transfer(args: argparse.Namespace) -> pd.DataFrame:
     curves = plan(options)
     for curve in curves:
         if "nested" not in curve.protocols:
-            raise UserError("transfer reads the refits of the nested protocol: give --folds of at least 3")
+            mend = "leave --protocol paper out" if options.protocol == "paper" else "give --folds of at least 3"
+            mend = mend if options.recipe == OURS else f"leave --recipe {options.recipe} out"
+            raise UserError(f"transfer reads the refits of the nested protocol: {mend}")
         print("\n".join(notes(options, curve)))
     with run_lock(options.results_dir, f"transfer_{options.run_name}"):
         table = pd.concat([transfer(options, curve) for curve in curves], ignore_index=True)
