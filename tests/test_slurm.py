@@ -90,6 +90,7 @@ def runs_again(slurm, *tasks: str) -> None:
     until(lambda: all(map(has_begun, tasks)), f"{tasks} run again")
 
 
+@pytest.mark.slow  # half a minute, most of it waiting
 def test_killed_and_preempted_tasks_are_requeued_and_the_results_are_undisturbed(slurm, tmp_path, capsys):
     clips = [*CLIPS, "--output-root", str(tmp_path / "data")]
     features = [*FEATURES, "--data-root", str(tmp_path / "data"), "--output-root", str(tmp_path / "features")]
