@@ -60,7 +60,6 @@ from pez.mechanisms.runs import (
     movie_data,
     of_variable,
     scored,
-    tabled,
     write_results,
     zone_layers,
 )
@@ -420,7 +419,7 @@ def main(args: argparse.Namespace) -> list[Path]:
         zone = f"{min(chosen['zone'])}-{max(chosen['zone'])}"
         named_by = {"zone": zone, "semantics": args.semantics, "heads": args.heads, "empty_rows": args.empty_rows}
         sizes = len(sources[0][1]), len(set(clip_groups(source.clips[source.clips["clip_id"].isin(sources[0][1])])))
-        table = tabled(pd.DataFrame(rows).assign(**named_by), args, "nested", *sizes)
+        table = pd.DataFrame(rows).assign(**named_by)
         ours = table4(table)
         text = table4_text(ours, encoder.description(), args)
         tables = {"ablation.csv": table, "table4_ablation.csv": ours, "table4_ablation.md": text}

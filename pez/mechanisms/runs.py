@@ -82,7 +82,7 @@ def add_feature_arguments(parser: argparse.ArgumentParser, pooling: str, control
         "--grouping", default="direction_spatial_sector", choices=GROUPINGS, help="clips kept together"
     )
     features.add_argument("--folds", type=Number(int, least=2), default=N_FOLDS, help="of the grouped cross-validation")
-    parser.set_defaults(split=None)
+    parser.set_defaults(split=None)  # of experiments without `add_split_argument`
     features.add_argument("--control", nargs="+", default=[], choices=controls, help="do the same with these")
     features.add_argument("--control-seeds", type=COUNT, default=3, help="draws of seeded controls")
 
@@ -104,6 +104,11 @@ def paper_folds(n_clips: int, split: str, seed: int) -> Folds:
     fold = np.zeros(n_clips, dtype=np.int64)
     fold[order[n_held:]] = 1 + np.arange(n_clips - n_held) % 4
     return Folds(np.array([f"clip {number}" for number in range(n_clips)]), fold)
+
+
+def n_scored(folds: Folds, split: str | None) -> int:
+    """How many folds are scored: all of them, of a `split` the first alone."""
+    return folds.n_folds if split is None else 1
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,9 @@ from pez.mechanisms.runs import (
     check_encoder,
     curve_name,
     movie_data,
+    n_scored,
     named,
     of_variable,
-    tabled,
     threads_for,
     write_results,
     zone_layers,
@@ -319,17 +319,17 @@ def scaling_of(norm: str) -> str:
 
 def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, device: str = "cpu") -> Prepared:
     """Features of every layer of `data`, with one variable, for training on rows `train` and reading on `held`."""
-    problems = []
+    regressions = []
     for layer in data.layers:
         features = data.features(layer).double().to(device)
         if features.ndim != 2:
             raise UserError(f"{data.name}: patches are kept apart: choose a --pooling with one vector a clip")
         normalise = scaling_of(norm)
-        problems.append(
+        regressions.append(
             row_regression(features, data.targets, train, held, normalise=normalise, gram=False, dtype=torch.float64)
         )
-    x, kept = (torch.stack([getattr(each, name) for each in problems]) for name in ("rows", "evaluation"))
-    first = problems[0]
+    x, kept = (torch.stack([getattr(each, name) for each in regressions]) for name in ("rows", "evaluation"))
+    first = regressions[0]
     if norm == "whiten":
         _, values, vectors = torch.linalg.svd(x, full_matrices=False)
         used = values > 1e-6 * values.amax(-1, keepdim=True)
@@ -339,7 +339,7 @@ def prepared(data: ProbeData, train: np.ndarray, held: np.ndarray, norm: str, de
         turn = shear(x.shape[-1]).to(x.device)
         x, kept = x @ turn, kept @ turn
     mean, scale = (
-        torch.stack([getattr(each, name) for each in problems]) for name in ("feature_mean", "feature_scale")
+        torch.stack([getattr(each, name) for each in regressions]) for name in ("feature_mean", "feature_scale")
     )
     return Prepared(x, kept, first.y.T.double(), first.target_mean, first.target_scale, mean, scale, (train, held))
 
@@ -615,7 +615,7 @@ def main(args: argparse.Namespace) -> list[Path]:
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"), threads_for(balls.store):
         rows, tensors = run_sequences(args, jobs)
         null = _null(args, balls, zone)
-        rounds = tabled(rows, args, "nested", *balls.sizes)
+        rounds = pd.DataFrame(rows)
         tables = {"sequence.csv": rounds}
         tables |= {"sequence_dims.csv": dims_table(rounds), "sequence_sawtooth.csv": sawtooth_table(rounds)}
         tables |= {"sequence_null.csv": null} if len(null) else {}
@@ -631,16 +631,16 @@ def run_sequences(args, jobs) -> tuple[list[dict], dict[str, torch.Tensor]]:
     rows: list[dict] = []
     tensors: dict[str, torch.Tensor] = {}
     kinds = [(probe, norm) for probe in args.probe for norm in args.norms]
-    n_scored = [folds.n_folds if args.split is None else 1 for _, folds, _ in jobs]
-    total = sum(n_scored) * len(kinds)
+    total = sum(n_scored(folds, args.split) for _, folds, _ in jobs) * len(kinds)
     with progress(total=total, description="probe sequences", unit="fold") as bar:
-        for (data, folds, beside), n_own in zip(jobs, n_scored):
+        for data, folds, beside in jobs:
             curve = curve_name(data.control, data.control_seed)
             of_curve = named(data, n_clips=len(data.clips), n_groups=folds.n_groups)
             for probe, norm in kinds:
                 own = dataclasses.replace(data, norm_mode=norm)
                 strengths = ridge_strengths(own, folds)
-                for fold, (train, held) in enumerate(itertools.islice(folds.splits(), n_own)):
+                scored_folds = itertools.islice(folds.splits(), n_scored(folds, args.split))
+                for fold, (train, held) in enumerate(scored_folds):
                     options = {"probe": probe, "norm": norm, "max_rounds": args.max_rounds, "seed": args.seed}
                     sequenced = sequence_fold(
                         own, fold, train, held, strengths, beside=beside, device=args.device, **options

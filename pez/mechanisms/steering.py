@@ -66,10 +66,10 @@ from pez.mechanisms.runs import (
     ball_data,
     check_encoder,
     check_same,
+    n_scored,
     named,
     of_variable,
     record_path,
-    tabled,
     threads_for,
     write_results,
     zone_layers,
@@ -439,11 +439,10 @@ def main(args: argparse.Namespace) -> list[Path]:
         check_same(encoder.description(), balls.store.settings)
     with run_lock(args.results_dir, f"mechanisms_{args.run_name}"):
         rows, nulls, splits = [], [], []
-        n_scored = balls.folds.n_folds if args.split is None else 1
-        total = len(balls.all) * n_scored
+        total = len(balls.all) * n_scored(balls.folds, args.split)
         with progress(total=total, description="steering", unit="fold") as bar, threads_for(balls.store):
             for data in balls.all:
-                edits, drawn = _steer(args, data, balls, layer, n_scored, splits, bar)
+                edits, drawn = _steer(args, data, balls, layer, splits, bar)
                 table = _summary(edits, balls.main.group, args)
                 rows.append(pd.DataFrame(named(data, layer=layer), index=table.index).join(table))
                 if not data.control:
@@ -462,12 +461,12 @@ def main(args: argparse.Namespace) -> list[Path]:
         return write_results(args, "steer", tables, {"layer": layer, **balls.about}, "nested", *balls.sizes)
 
 
-def _steer(args, data: ProbeData, balls, layer: int, n_scored: int, splits: list, bar) -> tuple[pd.DataFrame, dict]:
+def _steer(args, data: ProbeData, balls, layer: int, splits: list, bar) -> tuple[pd.DataFrame, dict]:
     own = dataclasses.replace(of_variable(data, DIRECTION), layers=(layer,), norm_mode="zscore")
     clips = _labelled(data, balls)
     strengths = ridge_strengths(own, balls.folds)
     edits, drawn = [], {}
-    for fold in range(n_scored):
+    for fold in range(n_scored(balls.folds, args.split)):
         split = split_clips(own, clips, balls.folds, fold, strengths[layer, fold], args.split is None)
         most = min(max(N_PROBES), split.basis.shape[1] // 2, (len(split.basis) - 1) // 2)
         probes = probes_of(split.basis, split.y, split.strength, most)
@@ -584,7 +583,7 @@ def downstream(args, encoder, source, balls, layer: int, prepared_split) -> pd.D
     start = at_edit.loc[list(zip(table["arm"], table["n_probes"]))].to_numpy()
     table["retained"] = np.where(np.abs(start) > 5, table["effect"] / np.where(start == 0, 1, start), np.nan)
     table.insert(0, "edit_layer", layer)
-    return tabled(table, args, "nested", len(ids), len(set(balls.main.group[split.rows[2][chosen]])))
+    return table.assign(n_clips=len(ids), n_groups=len(set(balls.main.group[split.rows[2][chosen]])))
 
 
 def _judge_of_state(balls, split: Split, state: int):

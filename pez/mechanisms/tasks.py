@@ -30,10 +30,10 @@ from PIL import Image
 from pez.cli import Number
 from pez.controls import frame_orders
 from pez.encoder.arguments import add_encoder_arguments, encoder_from_arguments, pass_options
-from pez.encoder.controls import controls
 from pez.encoder.extract import extract_features
 from pez.encoder.sources import ClipSource
 from pez.files import atomic_path, fingerprint, run_lock
+from pez.mechanisms.passes import encoder_passes
 from pez.mechanisms.runs import (
     DIRECTION,
     SPEED,
@@ -178,19 +178,17 @@ def drawn_jobs(args: argparse.Namespace, balls) -> list[tuple[str, ProbeData, Fo
         return []
     encoder, jobs = encoder_from_arguments(args), []
     check_same(encoder.description(), balls.store.settings)
-    encoders = [("", 0, encoder)]
-    for each in controls(encoder, args.control, args.frame_order, args.control_seeds):
-        encoders.append((each.kind, each.seed, each.encoder))
+    encoders = list(encoder_passes(args, encoder))
     folder, n_frames = folder_of(args, "tasks"), balls.store.settings["n_tubelets"] * encoder.layout.tubelet
     for task in tasks:
         source = drawn_source(task, folder / "pictures", args.task_clips, n_frames, encoder.resolution, args.seed)
-        for control, seed, own in encoders:
-            place = folder / curve_name(control, seed) / source.settings["name"]
+        for each in encoders:
+            place = folder / curve_name(each.kind, each.seed) / source.settings["name"]
             store = extract_features(
-                own, source, place, captures=[balls.capture], poolings=[balls.pooling], **pass_options(args)
+                each.encoder, source, place, captures=[balls.capture], poolings=[balls.pooling], **pass_options(args)
             )
             data, folds = classes(store, balls.capture, balls.pooling, balls.main.layers, args.folds, args.seed)
-            jobs.append((task, dataclasses.replace(data, control=control, control_seed=seed), folds))
+            jobs.append((task, dataclasses.replace(data, control=each.kind, control_seed=each.seed), folds))
     return jobs
 
 
