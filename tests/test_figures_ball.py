@@ -15,6 +15,7 @@ from pez.cli import run_script
 from pez.figures.build import ball_runs, controls_of, newest_of_each, published_curves
 from pez.figures.plots.curves import compare_figure, curve_figure, shown
 from pez.figures.plots.style import LINE_STYLES, drawing_style, label_ends, spread_out, titled
+from pez.weights import caveats
 
 
 def curve(run: str, probe_set: str, variable: str, offset: float = 0.0, weights="target_encoder of vitl.pt", depth=24):
@@ -111,10 +112,15 @@ def test_random_weights_are_in_the_title():
     plt.close(figure)
 
 
-def test_a_long_run_name_fits_the_figure():
+@pytest.mark.parametrize("weights", ["random weights (seed 0)", "vjepa2_tiny_shapes.pt"])
+@pytest.mark.parametrize("with_controls", [False, True])
+def test_a_long_title_fits_the_figure(weights, with_controls):
     name = "fig2b_iter23_velocity_residpost_tlastpatch_magsector_center"
-    figure = curve_figure(curve(name, "fig2b", "velocity_xy", weights="random weights (seed 0)"), name)
+    controls = made_controls("velocity_xy") if with_controls else None
+    figure = curve_figure(curve(name, "fig2b", "velocity_xy", weights=weights), name, controls=controls)
     figure.canvas.draw()
+    shown = figure.axes[0].get_title(loc="left").replace("\n", " ")
+    assert all(remark in shown for remark in caveats([weights]))
     boxes = [text.get_window_extent() for text in figure.axes[0].texts] + [figure.axes[0].title.get_window_extent()]
     boxes.append(figure.axes[0]._left_title.get_window_extent())
     assert all(box.x1 <= figure.bbox.x1 and box.x0 >= 0 for box in boxes)

@@ -150,11 +150,12 @@ def curve_figure(
                 lines.append((curves[name], line_style(names.index(name)), label, published))
             grey = controls[controls["variable"] == own[0]] if len(controls) else controls
             ends.append(_draw_panel(ax, lines, grey, spoken(own[0]) if len(controls) else "", bool(len(controls))))
-        heading = f"{title}\n{titled(made_from(results), results['weights'].unique())}"
-        if len(panels) == 1:
-            figure.axes[0].set_title(heading)
+        heading = [title, titled(made_from(results), results["weights"].unique())]
+        if len(panels) == 1:  # too narrow for either line whole
+            wrapped = [textwrap.fill(line, int(9 * figure.get_figwidth())) for line in heading]
+            figure.axes[0].set_title("\n".join(wrapped))
         else:
-            figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
+            figure.suptitle("\n".join(heading), x=0.01, ha="left", fontsize=10)
         _finish(figure, grid, _notes(curves, reference, controls, note), ends, 7.5 if len(controls) else 8.5)
     return figure
 
